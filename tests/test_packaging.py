@@ -1,0 +1,90 @@
+"""What a user's installer and a NumPy code base see: names, dependencies, and what an import loads."""
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import fastrl
+import fastrl.kernels
+
+
+def run_python(code, cwd, **env):
+    """Standard output of `code` in a fresh interpreter, outside the source tree."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("module", ["fastrl", "fastrl.kernels", "fastrl.replay"])
+def test_import_loads_neither_torch_nor_numba(module, tmp_path):
+    code = f"import sys, {module}; print(*[m for m in ('torch', 'numba', 'gymnasium') if m in sys.modules])"
+    assert run_python(code, tmp_path).strip() == ""
+
+
+def test_numpy_is_the_only_core_dependency():
+    core = [line for line in metadata.requires("fastrl-kernels") if "extra ==" not in line]
+    assert [line.partition(">")[0].strip() for line in core] == ["numpy"]
+
+
+def test_version_is_that_of_the_distribution():
+    assert fastrl.__version__ == metadata.version("fastrl-kernels")
+
+
+def test_extras():
+    extras = set(metadata.metadata("fastrl-kernels").get_all("Provides-Extra"))
+    assert extras == {"agents", "atari", "bench", "box2d", "dev", "mujoco", "numba", "test"}
+
+
+def test_console_script():
+    (script,) = [e for e in metadata.distribution("fastrl-kernels").entry_points if e.group == "console_scripts"]
+    assert (script.name, script.value) == ("fastrl", "fastrl.cli:main")
+
+
+def test_the_package_is_typed_and_has_its_stubs():
+    package = Path(fastrl.__file__).parent
+    assert (package / "py.typed").is_file()
+    assert {path.name for path in package.glob("*.pyi")} == {"_C.pyi", "_C_cuda.pyi"}
+
+
+@pytest.mark.parametrize("module", [fastrl, fastrl.kernels], ids=["fastrl", "fastrl.kernels"])
+def test_all_names_exist_once_and_sorted(module):
+    assert list(module.__all__) == sorted(set(module.__all__))
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_required_extension_is_an_error_when_it_is_missing(tmp_path):
+    # A stand-in for an install without a compiler: the extension's name leads to a module that cannot be imported.
+    code = "import sys; sys.modules['fastrl._C'] = None; import fastrl"
+    with pytest.raises(AssertionError, match="FASTRL_REQUIRE_EXT is set, but fastrl._C is missing"):
+        run_python(code, tmp_path, FASTRL_REQUIRE_EXT="1", FASTRL_BACKEND="")
+
+
+def test_without_extension_and_numba_one_warning_names_the_remedy(tmp_path):
+    code = (
+        "import sys, warnings; sys.modules['fastrl._C'] = None; sys.modules['numba'] = None\n"
+        "import importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'numba' else real(name, *a)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import fastrl, fastrl.kernels, fastrl.replay\n"
+        "    fastrl.SumTree(4)\n"
+        "print(len(caught), caught[0].message)"
+    )
+    out = run_python(code, tmp_path, FASTRL_REQUIRE_EXT="", FASTRL_BACKEND="")
+    assert out.startswith("1 ")
+    assert 'pip install "fastrl-kernels[numba]"' in out
+
+
+def test_info_runs_and_names_the_backend(tmp_path):
+    script = Path(sys.executable).with_name("fastrl.exe" if os.name == "nt" else "fastrl")
+    result = subprocess.run([script, "info"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert fastrl.__version__ in result.stdout
+    for word in ("sum_tree", "gather_rows", "numpy", "threads"):
+        assert word in result.stdout.lower()
