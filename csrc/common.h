@@ -1,0 +1,47 @@
+// What every kernel needs: host/device marks, function multi-versioning, and the result of a value check.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define FASTRL_HD __host__ __device__
+#else
+#define FASTRL_HD
+#endif
+
+// One build for SSE2 to AVX-512: GCC compiles the function once per level and picks at load time. Sanitizer builds turn
+// it off (TSan crashes in the resolvers).
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) && !defined(FASTRL_NO_CLONES)
+#define FASTRL_X86_LEVELS 1
+#define FASTRL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FASTRL_X86_LEVELS 0
+#define FASTRL_CLONES
+#endif
+
+#if defined(__GNUC__)
+#define FASTRL_INLINE inline __attribute__((always_inline))
+#else
+#define FASTRL_INLINE inline
+#endif
+
+namespace fastrl {
+
+// The first item that failed a value check; position < 0 when all passed.
+struct BadItem {
+  int64_t position = -1;
+  enum Kind { none, index, not_finite_or_negative, too_large } kind = none;
+};
+
+#if FASTRL_X86_LEVELS
+// 4, 3 or 1: the x86-64 level whose code runs here.
+inline int x86_level() {
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return 4;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") ? 3 : 1;
+}
+#endif
+
+}  // namespace fastrl

@@ -1,0 +1,73 @@
+// Elementary functions that vectorise inside a plain loop at every instruction level: no branch, no table, no call.
+// Float64 only so far. Measured against long double over 4e6 arguments: log 0.9 ulp, exp 0.9 ulp (tests/kernels).
+#pragma once
+
+#include <cstring>
+#include <limits>
+
+#include "common.h"
+
+namespace fastrl {
+
+FASTRL_INLINE uint64_t bits_of(double x) {
+  uint64_t b;
+  std::memcpy(&b, &x, sizeof b);
+  return b;
+}
+
+FASTRL_INLINE double double_of(uint64_t b) {
+  double x;
+  std::memcpy(&x, &b, sizeof x);
+  return x;
+}
+
+// Natural logarithm of a positive finite x, subnormals included.
+// x = 2^k m with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh(s), s = (m - 1) / (m + 1), by its Taylor series.
+FASTRL_INLINE double log_positive(double x) {
+  const bool tiny = x < 0x1p-1022;
+  const uint64_t b = bits_of(tiny ? x * 0x1p54 : x) + (0x3FF0000000000000u - 0x3FE6A09E667F3BCDu);
+  // Unsigned to double by the exponent trick: SSE2 and AVX2 have no 64-bit conversion.
+  const double k = double_of((b >> 52) | 0x4330000000000000u) - (0x1p52 + 1023.0) - (tiny ? 54.0 : 0.0);
+  const double m = double_of((b & 0x000FFFFFFFFFFFFFu) + 0x3FE6A09E667F3BCDu);
+  const double f = m - 1.0, s = f / (2.0 + f), z = s * s;
+  double r = 1.0 / 23;
+  r = r * z + 1.0 / 21;
+  r = r * z + 1.0 / 19;
+  r = r * z + 1.0 / 17;
+  r = r * z + 1.0 / 15;
+  r = r * z + 1.0 / 13;
+  r = r * z + 1.0 / 11;
+  r = r * z + 1.0 / 9;
+  r = r * z + 1.0 / 7;
+  r = r * z + 1.0 / 5;
+  r = r * z + 1.0 / 3;
+  // log m = 2 s + 2 s z r, and 2 s = f - s f exactly up to one rounding.
+  const double log_m = f - s * (f - 2.0 * z * r);
+  return k * 0x1.62e42fee00000p-1 + (k * 0x1.a39ef35793c76p-33 + log_m);
+}
+
+// e^x; 0 below the smallest normal number, inf above e^709.
+FASTRL_INLINE double exp_bounded(double x) {
+  const double low = x < -708.0 ? -708.0 : x, y = low > 709.0 ? 709.0 : low;
+  const double shifted = y * 0x1.71547652b82fep+0 + 0x1.8p52;  // the low bits hold round(y / log 2)
+  const double k = shifted - 0x1.8p52;
+  const double r = (y - k * 0x1.62e42fee00000p-1) - k * 0x1.a39ef35793c76p-33;
+  double p = 1.0 / 6227020800;
+  p = p * r + 1.0 / 479001600;
+  p = p * r + 1.0 / 39916800;
+  p = p * r + 1.0 / 3628800;
+  p = p * r + 1.0 / 362880;
+  p = p * r + 1.0 / 40320;
+  p = p * r + 1.0 / 5040;
+  p = p * r + 1.0 / 720;
+  p = p * r + 1.0 / 120;
+  p = p * r + 1.0 / 24;
+  p = p * r + 1.0 / 6;
+  p = p * r + 0.5;
+  p = (p * r) * r + r;
+  const double scale = double_of((bits_of(shifted) << 52) + 0x3FF0000000000000u);
+  const double e = (p + 1.0) * scale;
+  return x < -708.0 ? 0.0 : x > 709.0 ? std::numeric_limits<double>::infinity() : e;
+}
+
+}  // namespace fastrl

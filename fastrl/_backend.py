@@ -1,0 +1,133 @@
+"""Which compiled backend serves the kernels, decided once at import.
+
+``CPU_BACKEND`` is ``"cpp"`` (the extension ``fastrl._C``), ``"numba"`` or ``"reference"`` (NumPy); ``CUDA_BACKEND`` is
+``"cuda"`` (the extension ``fastrl._C_cuda``) or ``"reference"`` (PyTorch on the GPU).  Environment variables:
+
+``FASTRL_BACKEND``
+    ``cpp``, ``numba`` or ``reference``: use this one for CPU arrays, or fail.
+``FASTRL_REQUIRE_EXT``
+    ``1``: a missing ``fastrl._C`` is an ImportError instead of a fallback.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from typing import Any
+
+_INSTALL_HINT = 'reinstall with a C++ compiler present, or `pip install "fastrl-kernels[numba]"`'
+
+
+def _try_import(name: str) -> tuple[Any, str]:
+    """The extension module and "", or None and why it cannot be imported."""
+    try:
+        return importlib.import_module(f"fastrl.{name}"), ""
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == f"fastrl.{name}"
+        return None, "not built in this install" if missing else str(error)
+
+
+def _choose_cpu_backend() -> str:
+    wanted = os.environ.get("FASTRL_BACKEND", "")
+    available = {"cpp": _C is not None, "numba": HAVE_NUMBA, "reference": True}
+    if wanted:
+        if wanted not in available:
+            raise RuntimeError(f"FASTRL_BACKEND must be one of {', '.join(available)}, got {wanted!r}")
+        if not available[wanted]:
+            raise RuntimeError(f"FASTRL_BACKEND={wanted}, but that backend is not installed: {_INSTALL_HINT}")
+        return wanted
+    if _C is not None:
+        return "cpp"
+    if os.environ.get("FASTRL_REQUIRE_EXT", "0") not in ("", "0"):
+        raise ImportError(f"FASTRL_REQUIRE_EXT is set, but fastrl._C is missing ({C_ERROR}): {_INSTALL_HINT}")
+    if HAVE_NUMBA:
+        return "numba"
+    warnings.warn(
+        f"fastrl runs its slow NumPy reference kernels, because neither fastrl._C ({C_ERROR}) nor Numba is here; "
+        + _INSTALL_HINT,
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return "reference"
+
+
+_C, C_ERROR = _try_import("_C")
+# find_spec instead of import: a NumPy code base should not pay for Numba before a kernel needs it.
+HAVE_NUMBA = importlib.util.find_spec("numba") is not None
+CPU_BACKEND = _choose_cpu_backend()
+
+_C_cuda, C_CUDA_ERROR = _try_import("_C_cuda")
+CUDA_BACKEND = "cuda" if _C_cuda is not None else "reference"
+
+_python_num_threads = 0  # what set_num_threads stored when there is no extension to store it in
+
+
+def set_num_threads(n: int) -> None:
+    """Let the kernels use `n` threads (``FASTRL_NUM_THREADS`` at start-up does the same); 0 goes back to the default.
+
+    The default is PyTorch's setting when torch is loaded, else the number of cores this process may use.  Only calls
+    above about 200 us of work leave the calling thread.  Results do not depend on it.
+    """
+    global _python_num_threads
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"set_num_threads: n must be an int, got {type(n).__name__}")
+    if not 0 <= n <= 1024:
+        raise ValueError(f"set_num_threads: n must be in [0, 1024], got {n}")
+    _python_num_threads = n
+    if _C is not None:
+        _C.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """The number of threads that a large kernel call may use now."""
+    if _C is not None:
+        return int(_C.get_num_threads())
+    if _python_num_threads:
+        return _python_num_threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def info() -> dict[str, Any]:
+    """Versions, backends per op and why, threads, SIMD level, CUDA devices: what `fastrl info` prints.
+
+    Imports torch and numba if they are installed, to report their versions.
+    """
+    import platform
+    from importlib import metadata
+
+    import fastrl
+
+    versions: dict[str, str] = {"fastrl": fastrl.__version__, "python": platform.python_version()}
+    for name in ("numpy", "numba", "torch", "gymnasium", "jax"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    forced = " (forced by FASTRL_BACKEND)" if os.environ.get("FASTRL_BACKEND") else ""
+    why = {
+        "cpp": "compiled extension fastrl._C",
+        "numba": f"fastrl._C: {C_ERROR}; Numba serves",
+        "reference": f"fastrl._C: {C_ERROR}; Numba: {'installed' if HAVE_NUMBA else 'not installed'}; NumPy serves",
+    }[CPU_BACKEND]
+    if forced:
+        why = f"{CPU_BACKEND}{forced}"
+    # gather_rows has no Numba version: NumPy's own take is compiled already.
+    take = why if CPU_BACKEND == "cpp" else f"{why}: NumPy take"
+    cuda_why = "compiled extension fastrl._C_cuda" if _C_cuda is not None else f"fastrl._C_cuda: {C_CUDA_ERROR}"
+    devices: list[str] = []
+    if _C_cuda is not None:
+        devices = list(_C_cuda.devices())
+    return {
+        "versions": versions,
+        "ops": {
+            "sum_tree": {"cpu": (CPU_BACKEND, why), "cuda": (CUDA_BACKEND, cuda_why)},
+            "gather_rows": {
+                "cpu": ("cpp" if CPU_BACKEND == "cpp" else "reference", take),
+                "cuda": ("reference", "torch.index_select on the GPU"),
+            },
+        },
+        "threads": get_num_threads(),
+        "simd": str(_C.simd_level()) if _C is not None else "none (no compiled extension)",
+        "cuda_devices": devices,
+    }

@@ -1,0 +1,70 @@
+"""The Python twin of csrc/arrays.h: how the backends written in Python take arrays in, with the same error texts."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+
+_MAX_DIMS = 16
+
+
+def load(obj: Any, where: str, dtypes: tuple[str, ...] = (), shape: tuple[int, ...] | None = None) -> Any:
+    """`obj` as a NumPy view of the same memory; `where` is "<op>: <argument>" for the error texts.
+
+    NumPy arrays, torch CPU tensors and DLPack producers are taken.  `dtypes` are the names allowed (all if empty);
+    `shape` the shape wanted, with -1 for any length.
+    """
+    torch = sys.modules.get("torch")
+    if isinstance(obj, np.ndarray):
+        array = np.asarray(obj)
+        name = str(array.dtype)
+    elif torch is not None and isinstance(obj, torch.Tensor):
+        if obj.device.type not in ("cpu", "meta"):
+            raise ValueError(f"{where} must be on cpu, got {obj.device}")
+        if obj.is_neg() or obj.is_conj():
+            raise ValueError(f"{where} must not be a lazily negated or conjugated view: call resolve_neg() / resolve_conj()")
+        name = str(obj.dtype).removeprefix("torch.")
+        plain = obj.layout == torch.strided and not (obj.is_meta or obj.is_nested or obj.is_quantized)
+        if not plain or type(obj).__name__ == "FakeTensor":
+            raise ValueError(f"{where} has no data (a fake, meta or sparse tensor?)")
+        data = obj.detach()
+        # NumPy has no bfloat16: its bits as int16, which `like` turns back.
+        array = data.view(torch.int16).numpy() if obj.dtype == torch.bfloat16 else data.numpy()
+    elif hasattr(type(obj), "__dlpack__"):
+        try:
+            device_type, device_id = obj.__dlpack_device__()
+            if device_type == 1:
+                array = np.from_dlpack(obj)
+        except Exception:
+            raise ValueError(f"{where} could not be read through DLPack ({type(obj).__name__})") from None
+        if device_type != 1:
+            raise ValueError(f"{where} must be on cpu, got DLPack device {int(device_type)}:{int(device_id)}")
+        name = str(array.dtype)
+    else:
+        raise TypeError(f"{where} must be an array, got {type(obj).__name__}")
+    if array.ndim > _MAX_DIMS:
+        raise ValueError(f"{where} must have at most {_MAX_DIMS} dimensions, got {array.ndim}")
+    if dtypes and name not in dtypes:
+        raise ValueError(f"{where} must have dtype {' or '.join(dtypes)}, got {name}")
+    if shape is not None and (
+        array.ndim != len(shape) or any(s not in (-1, n) for s, n in zip(shape, array.shape, strict=True))
+    ):
+        wanted = "[" + ", ".join("B" if s == -1 else str(s) for s in shape) + "]"
+        raise ValueError(f"{where} must have shape {wanted}, got {tuple(array.shape)}")
+    return array
+
+
+def like(result: Any, obj: Any) -> Any:
+    """The NumPy array `result` as the kind of array that `obj` is, without a copy."""
+    if isinstance(obj, np.ndarray):
+        return result
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(obj, torch.Tensor):
+        tensor = torch.from_numpy(result)
+        return tensor.view(torch.bfloat16) if obj.dtype == torch.bfloat16 and tensor.dtype == torch.int16 else tensor
+    if hasattr(obj, "__array_namespace__"):
+        return obj.__array_namespace__().from_dlpack(result)
+    return result

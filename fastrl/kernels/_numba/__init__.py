@@ -1,0 +1,1 @@
+"""Numba versions of the kernels, imported only when no compiled extension is there."""

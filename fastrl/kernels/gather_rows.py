@@ -1,0 +1,105 @@
+"""Gather rows of several arrays by one list of indices, in one threaded call: what a replay buffer's sample is made of."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from fastrl import _backend
+from fastrl.kernels import _arrays
+
+
+def gather_rows(arrays: Any, indices: Any, *, out: Any = None) -> Any:
+    """out[a][b] = arrays[a][indices[b]] for every array a and b = 0 .. B-1.
+
+    Args:
+        arrays: one array [N, ...] or a list / tuple of them, of any dtype, any strides and each with its own N >= the
+            largest index + 1: NumPy (memory-mapped ones too), torch CPU tensors or DLPack producers.  One CUDA tensor,
+            or several, are gathered on their GPU by torch.
+        indices: int64 / int32 array [B], each in [0, N).
+        out: None, or array(s) of the shapes [B, ...] and the dtypes of `arrays`, of any of these kinds, written in place.
+
+    Returns:
+        `out`, or new arrays of the same kinds as `arrays`: one, or a list of them.
+
+    Raises:
+        IndexError: naming the first index out of range; nothing is written then.
+        ValueError, TypeError: a wrong dtype, shape or kind of array.
+    """
+    return _gather_rows(arrays, indices, out)
+
+
+def gather_rows_reference(arrays: Any, indices: Any, *, out: Any = None) -> Any:
+    """`gather_rows` by NumPy's take (or torch's index_select for CUDA tensors), on one thread."""
+    return _gather_python(arrays, indices, out)
+
+
+def _gather_python(arrays: Any, indices: Any, out: Any) -> Any:
+    single = not isinstance(arrays, (list, tuple))
+    sources = [arrays] if single else list(arrays)
+    if out is None:
+        outs = None
+    elif single:
+        outs = [out]
+    elif isinstance(out, (list, tuple)) and len(out) == len(sources):
+        outs = list(out)
+    else:
+        what = f"{len(out)} arrays" if isinstance(out, (list, tuple)) else type(out).__name__
+        raise ValueError(f"gather_rows: out must be {len(sources)} arrays like arrays, got {what}")
+    torch = sys.modules.get("torch")
+    if torch is not None and sources and all(isinstance(s, torch.Tensor) and s.is_cuda for s in sources):
+        found = [torch.index_select(s, 0, indices.to(s.device)) for s in sources]
+        if outs is not None:
+            for target, value in zip(outs, found, strict=True):
+                target.copy_(value)
+            return out
+        return found[0] if single else found
+    index = _arrays.load(indices, "gather_rows: indices", ("int64", "int32"), (-1,))
+    views = []
+    for a, source in enumerate(sources):
+        name = "arrays" if single else f"arrays[{a}]"
+        view = _arrays.load(source, f"gather_rows: {name}")
+        if view.ndim == 0:
+            raise ValueError(f"gather_rows: {name} must have shape [N, ...], got ()")
+        if view.dtype.hasobject:
+            raise ValueError(f"gather_rows: {name} must have a dtype without Python objects, got {view.dtype}")
+        views.append(view)
+    targets = []
+    if outs is not None:
+        for a, (target, view) in enumerate(zip(outs, views, strict=True)):
+            name = "out" if single else f"out[{a}]"
+            loaded = _arrays.load(target, f"gather_rows: {name}")
+            shape = (len(index), *view.shape[1:])
+            if loaded.dtype != view.dtype:
+                raise ValueError(f"gather_rows: {name} must have dtype {view.dtype} like its array, got {loaded.dtype}")
+            if loaded.shape != shape:
+                raise ValueError(f"gather_rows: {name} must have shape {shape}, got {loaded.shape}")
+            if not loaded.flags.c_contiguous or not loaded.flags.writeable:
+                raise ValueError(f"gather_rows: {name} must be C-contiguous and writable")
+            if any(np.may_share_memory(loaded, view) for view in views):
+                raise ValueError(f"gather_rows: {name} must not share memory with arrays")
+            targets.append(loaded)
+    rows = min((len(view) for view in views), default=0)
+    bad = (index < 0) | (index >= rows)
+    if views and bad.any():
+        i = int(np.nonzero(bad)[0][0])
+        raise IndexError(f"gather_rows: indices[{i}] is {int(index[i])}, outside [0, {rows})")
+    if outs is None:
+        found = [_arrays.like(view.take(index, axis=0), s) for view, s in zip(views, sources, strict=True)]
+        return found[0] if single else found
+    for view, target in zip(views, targets, strict=True):
+        target[...] = view.take(index, axis=0)
+    return out
+
+
+def _gather_cpp(arrays: Any, indices: Any, out: Any) -> Any:
+    first = arrays[0] if isinstance(arrays, (list, tuple)) and arrays else arrays
+    if getattr(first, "is_cuda", False):
+        return _gather_python(arrays, indices, out)
+    return _backend._C.gather_rows(arrays, indices, out)
+
+
+# Without the extension NumPy's own compiled take serves, also where Numba is installed: a Numba loop does not beat it.
+_gather_rows = _gather_cpp if _backend.CPU_BACKEND == "cpp" else _gather_python

@@ -1,0 +1,149 @@
+"""Counter-based random numbers: the same seed gives the same numbers on every backend and at every thread count."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_MASK32 = 0xFFFFFFFF
+_MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+def philox4x32_reference(counter: Any, key: tuple[int, int]) -> Any:
+    """Philox 4x32-10 of `counter` [n, 4] under `key`; 32-bit words held in int64 (NumPy array or torch tensor).
+
+    One round, with M0 = 0xD2511F53, M1 = 0xCD9E8D57 and mulhi / mullo the halves of the 64-bit product::
+
+        c0, c1, c2, c3 = mulhi(M1, c2) ^ c1 ^ k0, mullo(M1, c2), mulhi(M0, c0) ^ c3 ^ k1, mullo(M0, c0)
+
+    then k0 += 0x9E3779B9, k1 += 0xBB67AE85; ten rounds.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+    """
+    c0, c1, c2, c3 = (counter[:, i] for i in range(4))
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap, but their 64 bits are the same as the unsigned product's.
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK32) ^ c1 ^ k0,
+            p1 & _MASK32,
+            ((p0 >> 32) & _MASK32) ^ c3 ^ k1,
+            p0 & _MASK32,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
+    words = counter * 0
+    for i, c in enumerate((c0, c1, c2, c3)):
+        words[:, i] = c
+    return words
+
+
+def uniform_reference(seed: int, counter: int, n: int) -> Any:
+    """`n` float64 uniforms in [0, 1): element i is made of the first 53 bits of the Philox block at counter + i."""
+    block = np.uint64(counter) + np.arange(n, dtype=np.uint64)  # wraps at 2^64, as the counter does
+    words = np.zeros((n, 4), np.int64)
+    words[:, 0] = (block & np.uint64(_MASK32)).astype(np.int64)
+    words[:, 1] = (block >> np.uint64(32)).astype(np.int64)
+    words = philox4x32_reference(words, (seed & _MASK32, seed >> 32))
+    return ((words[:, 1] << 21) | (words[:, 0] >> 11)) * 2.0**-53
+
+
+class Generator:
+    """A counter-based random stream: Philox 4x32-10 with state (seed, counter).
+
+    A kernel that draws n elements uses the blocks counter .. counter + n - 1 and advances the counter by n, so the
+    numbers depend on neither the backend nor the number of threads.  Safe to share between threads and objects.
+
+    Args:
+        seed: int in [0, 2^64); None takes one from the operating system.
+        device: "cpu", or a CUDA device: then the state lives in device memory (int64 tensor [2]), the kernels advance
+            it there, and a captured CUDA graph draws anew at every replay.  Reading it back waits for the device.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+    """
+
+    def __init__(self, seed: int | None = None, device: Any = "cpu") -> None:
+        self.device = str(device)
+        self.state: Any
+        if self.device == "cpu":
+            self.state = np.zeros(2, np.uint64)
+        else:
+            import torch
+
+            self.state = torch.zeros(2, dtype=torch.int64, device=device)
+        self.manual_seed(secrets.randbits(64) if seed is None else seed)
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start the stream of `seed` from its beginning; returns self."""
+        self._set(_uint64(seed, "Generator: seed"), 0)
+        return self
+
+    @property
+    def seed(self) -> int:
+        return int(self.state[0]) & _MASK64
+
+    @property
+    def counter(self) -> int:
+        return int(self.state[1]) & _MASK64
+
+    def state_dict(self) -> dict[str, int]:
+        """{"seed", "counter"}: all that decides the numbers to come."""
+        return {"seed": self.seed, "counter": self.counter}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue where `state_dict` was taken.  Raises ValueError or TypeError and changes nothing if it is not one."""
+        if not isinstance(state, Mapping) or set(state) != {"seed", "counter"}:
+            raise ValueError(f"Generator: state must have exactly the keys seed and counter, got {state!r}")
+        self._set(_uint64(state["seed"], "Generator: seed"), _uint64(state["counter"], "Generator: counter"))
+
+    def _set(self, seed: int, counter: int) -> None:
+        if self.device == "cpu":
+            self.state[:] = (seed, counter)
+        else:  # torch has no full uint64 support: the same 64 bits as int64
+            for i, word in enumerate((seed, counter)):
+                self.state[i] = word - (1 << 64) if word >> 63 else word
+
+    def __repr__(self) -> str:
+        return f"fastrl.Generator(seed={self.seed}, counter={self.counter}, device={self.device!r})"
+
+
+def _uint64(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not 0 <= int(value) <= _MASK64:
+        raise ValueError(f"{name} must be in [0, 2**64), got {value}")
+    return int(value)
+
+
+_advance_lock = threading.Lock()
+
+
+def advance(state: Any, n: int) -> tuple[int, int]:
+    """(seed, first block) of the next `n` elements; used by the backends written in Python."""
+    with _advance_lock:
+        seed, counter = int(state[0]) & _MASK64, int(state[1]) & _MASK64
+        after = (counter + n) & _MASK64
+        state[1] = after if isinstance(state, np.ndarray) else after - (1 << 64) if after >> 63 else after
+    return seed, counter
+
+
+_default: dict[str, Generator] = {}
+
+
+def default_generator(device: Any = "cpu") -> Generator:
+    """The generator that is used when neither a seed nor a generator is given."""
+    return _default.setdefault(str(device), Generator(device=device)) if str(device) not in _default else _default[
+        str(device)
+    ]
+
+
+def manual_seed(seed: int) -> None:
+    """Seed the default generators of all devices."""
+    _uint64(seed, "manual_seed: seed")
+    default_generator("cpu")
+    for generator in _default.values():
+        generator.manual_seed(seed)
