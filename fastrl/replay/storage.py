@@ -1,0 +1,107 @@
+"""The file of a replay buffer: a JSON header and raw arrays, each behind a SHA-256, written as a whole or not at all.
+
+Layout: magic (8 bytes) | length of the header (8, little-endian) | header (UTF-8 JSON) | SHA-256 of all so far (32) |
+the bytes of the arrays, one after another | SHA-256 of all so far (32).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAGIC = b"\x93fastrl\x01"  # the last byte is the version of the format; the first is not ASCII, so no text begins so
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends, and is gone again if the block raises.
+
+    It is written next to `path`, flushed to the disk and renamed, so that `path` is always the old file or the new one,
+    also when the process is killed or the power fails.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the rename itself must reach the disk; Windows cannot open a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> None:
+    """Write `header` (JSON types) and C-contiguous `arrays` to `path`, atomically."""
+    text = json.dumps(header).encode()
+    sha = hashlib.sha256()
+    with atomic_write(path) as file:
+        start = MAGIC + len(text).to_bytes(8, "little") + text
+        sha.update(start)
+        file.write(start + sha.digest())
+        sha.update(sha.digest())
+        for chunk in _chunks(arrays):
+            sha.update(chunk)
+            file.write(chunk)
+        file.write(sha.digest())
+
+
+class Reader:
+    """A file of `write`, opened: `header` is there at once, `read_into` then reads the arrays.
+
+    Raises ValueError for a file that `write` did not make, or that was cut or changed since.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        start = file.read(16)
+        if start[:7] != MAGIC[:7]:
+            raise ValueError("not a file of a fastrl replay buffer")
+        if start[7:8] != MAGIC[7:]:
+            raise ValueError(f"of format version {start[7] if len(start) > 7 else None}, this fastrl reads {MAGIC[7]}")
+        length = int.from_bytes(start[8:], "little")
+        if len(start) < 16 or length > self._size - 16 - 2 * 32:
+            raise ValueError("damaged: it is cut off, or its header is")
+        text = file.read(length)
+        self._sha = hashlib.sha256(start + text)
+        if file.read(32) != self._sha.digest():
+            raise ValueError("damaged: the checksum of its header does not fit")
+        self._sha.update(self._sha.digest())
+        self.header: dict[str, Any] = json.loads(text)
+
+    def read_into(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Fill C-contiguous `arrays` with those that were given to `write`."""
+        wanted = self._file.tell() + sum(array.nbytes for array in arrays) + 32
+        if wanted != self._size:
+            raise ValueError(f"damaged: it has {self._size} bytes instead of {wanted}")
+        for chunk in _chunks(arrays):
+            if self._file.readinto(chunk) != len(chunk):  # type: ignore[attr-defined]
+                raise ValueError("damaged: it was cut off while it was read")
+            self._sha.update(chunk)
+        if self._file.read(32) != self._sha.digest():
+            raise ValueError("damaged: the checksum of its data does not fit")
+
+
+def _chunks(arrays: Sequence[NDArray[Any]]) -> Iterator[Any]:
+    # Small pieces are hashed while they are still in the cache.
+    for array in arrays:
+        data = array.reshape(-1).view(np.uint8)
+        for i in range(0, data.size, _CHUNK):
+            yield data[i : i + _CHUNK]
