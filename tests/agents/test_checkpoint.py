@@ -1,0 +1,186 @@
+"""Checkpoints: exact resume in a new process, whole or not at all, and damage noticed."""
+
+import json
+import pickletools
+import subprocess
+import sys
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from fastrl.agents import DQN, checkpoint
+from fastrl.agents.config import InputError
+
+SMALL = {
+    "hidden": (16,),
+    "learning_starts": 100,
+    "train_every": 4,
+    "updates": 1,
+    "batch_size": 16,
+    "buffer_size": 500,
+    "epsilon_steps": 700,
+    "target_every": 10,
+}
+ALL = {"double": True, "dueling": True, "prioritized": True, "num_envs": 2}
+
+
+def tensors(agent):
+    return {
+        **agent.online.state_dict(),
+        **{f"t.{k}": v for k, v in agent.target.state_dict().items()},
+        **checkpoint.optimizer_tensors(agent.optimizer),
+    }
+
+
+def assert_same(a, b):
+    x, y = tensors(a), tensors(b)
+    assert x.keys() == y.keys()
+    assert all(torch.equal(x[k], y[k]) for k in x)
+    assert a.rng.bit_generator.state == b.rng.bit_generator.state
+    assert a.envs.obs.tobytes() == b.envs.obs.tobytes()
+    assert (a.steps, a.n_updates, a.envs.episodes) == (b.steps, b.n_updates, b.envs.episodes)
+    assert a.envs.recent == b.envs.recent
+    assert a.metrics() == b.metrics()
+    x, y = a.buffer.sample(64), b.buffer.sample(64)
+    assert all(torch.equal(x[i], y[i]) for i in range(len(x)))
+
+
+@pytest.mark.parametrize("switches", [{}, ALL, {"exploration": "boltzmann", "tau": 0.01}], ids=["plain", "all", "soft"])
+def test_resume_in_a_new_process_is_exact(switches, tmp_path):
+    straight = DQN("CartPole-v1", **SMALL, **switches).learn(900, progress=False)
+    DQN("CartPole-v1", **SMALL, **switches).learn(600, progress=False).save(tmp_path / "a")
+    code = (
+        "import sys; from fastrl.agents import DQN; DQN.load(sys.argv[1]).learn(900, progress=False).save(sys.argv[2])"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a", tmp_path / "b"], check=True)
+    assert_same(straight, DQN.load(tmp_path / "b"))
+
+
+def test_save_does_not_disturb_training(tmp_path):
+    agent = DQN("CartPole-v1", **SMALL, **ALL).learn(300, progress=False)
+    agent.save(tmp_path / "a")
+    agent.learn(600, progress=False)
+    assert_same(agent, DQN("CartPole-v1", **SMALL, **ALL).learn(600, progress=False))
+
+
+def test_files_and_no_pickle(tmp_path):
+    DQN("CartPole-v1", **SMALL).learn(200, progress=False).save(tmp_path / "a")
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"config.json", "model.safetensors", "state.json", "replay", "manifest.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    for path in (tmp_path / "a").iterdir():
+        with pytest.raises(ValueError):
+            list(pickletools.genops(path.read_bytes()))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    agent = DQN("CartPole-v1", **SMALL).learn(200, progress=False)
+    agent.save(tmp_path / "a")
+    return tmp_path / "a"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "state.json", "replay", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damage_is_one_clear_error(saved, name, damage):
+    data = bytearray((saved / name).read_bytes())
+    if damage == "remove":
+        (saved / name).unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        (saved / name).write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    with pytest.raises(InputError) as error:
+        DQN.load(saved)
+    assert "\n" not in str(error.value) and str(saved) in str(error.value)
+
+
+def test_a_crash_while_saving_keeps_the_earlier_checkpoint(saved, monkeypatch):
+    agent = DQN.load(saved).learn(400, progress=False)
+    for name in ("save_file", "_write_json", "_sha256", "_fsync"):
+        with monkeypatch.context() as patch:
+
+            def crash(*_, **__):
+                raise KeyboardInterrupt
+
+            patch.setattr(checkpoint, name, crash)
+            with pytest.raises(KeyboardInterrupt):
+                agent.save(saved)
+        assert DQN.load(saved).steps == 200, name
+    # Between the two renames: the earlier one has stepped aside and is still found.
+    rename, calls = type(saved).rename, []
+
+    def second_fails(self, to):
+        calls.append(to)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(saved), "rename", second_fails)
+        with pytest.raises(KeyboardInterrupt):
+            agent.save(saved)
+    assert not saved.exists() and DQN.load(saved).steps == 200
+    agent.save(saved)
+    assert DQN.load(saved).steps == 400
+    assert [path.name for path in saved.parent.iterdir()] == ["a"]
+
+
+def test_full_disk_is_an_input_error_and_keeps_the_earlier_checkpoint(saved, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    agent = DQN.load(saved)
+    monkeypatch.setattr(checkpoint, "_fsync", full)
+    with pytest.raises(InputError, match=r"cannot write checkpoint .*: No space left on device"):
+        agent.save(saved)
+    assert DQN.load(saved).steps == 200
+
+
+def test_foreign_folder_is_left_alone(saved, tmp_path):
+    agent = DQN.load(saved)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match="is not a checkpoint"):
+        agent.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    with pytest.raises(InputError, match="no checkpoint here"):
+        DQN.load(tmp_path / "mine")
+
+
+def test_other_environment_algorithm_and_setting_are_refused(saved):
+    with pytest.raises(InputError, match="is of CartPole-v1, not Acrobot-v1"):
+        DQN.load(saved, env="Acrobot-v1")
+
+    def edit(change):
+        config = json.loads((saved / "config.json").read_text())
+        change(config)
+        (saved / "config.json").write_text(json.dumps(config))
+        manifest = json.loads((saved / "manifest.json").read_text())
+        manifest["files"]["config.json"] = checkpoint._sha256(saved / "config.json")
+        (saved / "manifest.json").write_text(json.dumps(manifest))
+
+    edit(lambda c: c["config"].update(hidden=[32]))
+    with pytest.raises(InputError, match="does not fit"):
+        DQN.load(saved)
+    edit(lambda c: c.update(algorithm="sac"))
+    with pytest.raises(InputError, match="is of algorithm 'sac', not 'dqn'"):
+        DQN.load(saved)
+
+
+def test_environment_object_starts_new_episodes_and_says_so(tmp_path):
+    def make():
+        return gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
+
+    DQN(make(), **SMALL).learn(300, progress=False).save(tmp_path / "a")
+    with pytest.warns(UserWarning, match="new episodes begin"):
+        agent = DQN.load(tmp_path / "a", env=make())
+    agent.learn(600, progress=False)
+    assert agent.steps == 600 and np.isfinite(agent.metrics()["loss"])
+    # An environment of known kind is brought back.
+    DQN(gym.make("CartPole-v1"), **SMALL).learn(310, progress=False).save(tmp_path / "b")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DQN.load(tmp_path / "b")

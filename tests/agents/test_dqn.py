@@ -1,0 +1,300 @@
+"""The update rule, exploration and target updates of DQN against hand computation."""
+
+import random
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from fastrl.agents import DQN, DQNConfig
+from fastrl.agents.config import InputError
+from fastrl.replay import Batch
+
+B, GAMMA = 6, 0.9
+SWITCHES = [
+    {},
+    {"double": True},
+    {"dueling": True},
+    {"prioritized": True},
+    {"double": True, "dueling": True, "prioritized": True},
+]
+IDS = ["plain", "double", "dueling", "prioritized", "all"]
+
+
+def make_agent(**overrides):
+    settings = {"hidden": (8, 8), "batch_size": B, "gamma": GAMMA, "max_grad_norm": None, "seed": 3, **overrides}
+    agent = DQN("CartPole-v1", DQNConfig(), **settings)
+    with torch.no_grad():  # a target network of its own
+        for p in agent.target.parameters():
+            p += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    return agent
+
+
+def make_batch():
+    rng = np.random.default_rng(0)
+    terminated = np.array([True, False, False, True, False, False])
+    truncated = np.array([False, True, False, True, False, False])
+    return Batch(
+        obs=torch.from_numpy(rng.normal(size=(B, 4)).astype(np.float32)),
+        action=torch.from_numpy(rng.integers(2, size=B)),
+        reward=torch.from_numpy(rng.normal(size=B).astype(np.float32)),
+        next_obs=torch.from_numpy(rng.normal(size=(B, 4)).astype(np.float32)),
+        terminated=torch.from_numpy(terminated),
+        truncated=torch.from_numpy(truncated),
+        indices=torch.arange(B),
+        weights=torch.from_numpy(rng.uniform(0.2, 1, size=B).astype(np.float32)),
+    )
+
+
+def layers(net):
+    """(weight, bias) of every Linear in float64, in the order of the module."""
+    return [
+        (m.weight.detach().double().numpy(), m.bias.detach().double().numpy())
+        for m in net.modules()
+        if isinstance(m, torch.nn.Linear)
+    ]
+
+
+def forward(net, x, dueling):
+    """Q values by the formulas, in float64."""
+    x, relu = x.double().numpy(), lambda v: np.maximum(v, 0)
+    if not dueling:
+        (w1, b1), (w2, b2), (w3, b3) = layers(net)
+        return relu(relu(x @ w1.T + b1) @ w2.T + b2) @ w3.T + b3
+    (w1, b1), (wv1, bv1), (wv2, bv2), (wa1, ba1), (wa2, ba2) = layers(net)
+    x = relu(x @ w1.T + b1)
+    value, advantage = relu(x @ wv1.T + bv1) @ wv2.T + bv2, relu(x @ wa1.T + ba1) @ wa2.T + ba2
+    return value + advantage - advantage.mean(1, keepdims=True)
+
+
+def targets(agent, batch, dueling, double):
+    """y_i one transition at a time: bootstrapped through truncation, not through termination."""
+    next_target, next_online = (forward(net, batch.next_obs, dueling) for net in (agent.target, agent.online))
+    y = np.zeros(B)
+    for i in range(B):
+        best = next_online[i].argmax() if double else next_target[i].argmax()
+        y[i] = batch.reward[i].item() + (0.0 if batch.terminated[i] else GAMMA * next_target[i, best])
+    return y
+
+
+@pytest.mark.parametrize("loss", ["huber", "mse"])
+@pytest.mark.parametrize("switches", SWITCHES, ids=IDS)
+def test_update_against_hand_computation(switches, loss, monkeypatch):
+    agent, batch, seen = make_agent(loss=loss, **switches), make_batch(), {}
+    monkeypatch.setattr(agent.buffer, "sample", lambda n: batch)
+    if agent.config.prioritized:
+        monkeypatch.setattr(agent.buffer, "update_priorities", lambda i, td: seen.update(indices=i, td=td))
+    dueling = agent.config.dueling
+    y = targets(agent, batch, dueling, agent.config.double)
+    td = forward(agent.online, batch.obs, dueling)[np.arange(B), batch.action] - y
+    per_item = np.where(abs(td) < 1, td**2 / 2, abs(td) - 0.5) if loss == "huber" else td**2
+    weights = batch.weights.double().numpy() if agent.config.prioritized else np.ones(B)
+    expected_loss = (weights * per_item).mean()
+
+    # The gradient with y a constant, by central differences on one weight of every parameter tensor.
+    def loss_now():
+        d = forward(agent.online, batch.obs, dueling)[np.arange(B), batch.action] - y
+        return (weights * (np.where(abs(d) < 1, d**2 / 2, abs(d) - 0.5) if loss == "huber" else d**2)).mean()
+
+    numeric, eps = [], 2.0**-12
+    for p in agent.online.parameters():
+        at, was = (0,) * p.ndim, p.data[(0,) * p.ndim].item()
+        p.data[at] = was + eps
+        high = loss_now()
+        p.data[at] = was - eps
+        low = loss_now()
+        p.data[at] = was
+        numeric.append((high - low) / (2 * eps))
+    target_before = [p.clone() for p in agent.target.parameters()]
+    agent._update()
+
+    assert agent._loss.item() == pytest.approx(expected_loss, rel=1e-5)
+    analytic = [p.grad[(0,) * p.ndim].item() for p in agent.online.parameters()]
+    np.testing.assert_allclose(analytic, numeric, rtol=1e-3, atol=1e-4)
+    assert all(p.grad is None for p in agent.target.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(target_before, agent.target.parameters(), strict=True))
+    if agent.config.prioritized:
+        assert torch.equal(seen["indices"], batch.indices)
+        np.testing.assert_allclose(seen["td"].numpy(), abs(td), rtol=1e-4, atol=1e-5)
+
+
+def test_double_differs_from_plain():
+    """The test above means something: on its batch the two choose different actions."""
+    agent, batch = make_agent(), make_batch()
+    assert not np.allclose(targets(agent, batch, False, True), targets(agent, batch, False, False))
+
+
+def test_gradient_clipping(monkeypatch):
+    agent, batch = make_agent(max_grad_norm=1e-3), make_batch()
+    monkeypatch.setattr(agent.buffer, "sample", lambda n: batch)
+    agent._update()
+    norm = torch.sqrt(sum((p.grad**2).sum() for p in agent.online.parameters()))
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_hard_target_update_every_c_updates(monkeypatch):
+    agent, batch = make_agent(target_every=3), make_batch()
+    monkeypatch.setattr(agent.buffer, "sample", lambda n: batch)
+    equal = []
+    for _ in range(6):
+        agent._update()
+        equal.append(all(map(torch.equal, agent.online.parameters(), agent.target.parameters())))
+    assert equal == [False, False, True, False, False, True]
+
+
+def test_polyak_target_update(monkeypatch):
+    agent, batch = make_agent(target_every=1, tau=0.1), make_batch()
+    monkeypatch.setattr(agent.buffer, "sample", lambda n: batch)
+    before = [p.clone() for p in agent.target.parameters()]
+    agent._update()
+    for old, online, new in zip(before, agent.online.parameters(), agent.target.parameters(), strict=True):
+        torch.testing.assert_close(new.data, 0.1 * online.data + 0.9 * old)
+
+
+def test_epsilon_schedule_and_frequency():
+    agent = make_agent(epsilon_start=0.8, epsilon_end=0.2, epsilon_steps=1000)
+    assert agent.epsilon == 0.8
+    agent.steps = 500
+    assert agent.epsilon == pytest.approx(0.5)
+    agent.steps = 10_000
+    assert agent.epsilon == pytest.approx(0.2)
+    obs = np.zeros((40_000, 4), np.float32)
+    actions = agent._act(obs, np.random.default_rng(0))
+    other = (actions != agent.predict(obs)).mean()  # half of the random actions are the greedy one
+    assert other == pytest.approx(0.1, abs=0.006)  # 4 standard deviations
+
+
+def test_boltzmann_exploration_frequency():
+    agent = make_agent(exploration="boltzmann", temperature=0.5)
+    obs = np.tile(np.array([[0.1, -0.4, 0.2, 0.3]], np.float32), (40_000, 1))
+    q = agent._q_values(obs[:1])[0].astype(np.float64) / 0.5
+    expected = np.exp(q[1]) / np.exp(q).sum()
+    assert 0.02 < expected < 0.98
+    assert agent._act(obs, np.random.default_rng(0)).mean() == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_numpy_forward_is_the_torch_network_and_follows_it(dueling, tolerance):
+    agent = make_agent(dueling=dueling)
+    obs = np.random.default_rng(0).normal(size=(19, 4)).astype(np.float32)
+    for _ in range(2):
+        with torch.no_grad():
+            expected = agent.online(torch.from_numpy(obs)).numpy()
+        np.testing.assert_allclose(agent._q_values(obs), expected, **tolerance("float32"))
+        with torch.no_grad():
+            for p in agent.online.parameters():
+                p += 0.1
+
+
+def test_predict_shapes():
+    agent = make_agent()
+    obs = np.zeros((5, 4), np.float32)
+    assert isinstance(agent.predict(obs[0]), int)
+    assert agent.predict(obs).shape == (5,) and agent.predict(obs).dtype == np.int64
+    with pytest.raises(ValueError, match=r"obs must have shape \(4,\) or \(B, \*\(4,\)\), got \(3,\)"):
+        agent.predict(np.zeros(3))
+
+
+def test_same_seed_same_training_other_seed_other_and_global_generators_untouched():
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+
+    def weights(seed):
+        agent = make_agent(seed=seed, learning_starts=50, train_every=4, updates=1)
+        agent.learn(300, progress=False)
+        agent.predict(np.zeros(4), deterministic=False)
+        return torch.cat([p.detach().flatten() for p in agent.online.parameters()])
+
+    first = weights(0)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert torch.equal(first, weights(0))
+    assert not torch.equal(first, weights(1))
+
+
+def test_evaluation_and_prediction_do_not_disturb_training():
+    def train(evaluate):
+        agent = make_agent(learning_starts=50, train_every=4, updates=1)
+        agent.learn(200, progress=False)
+        if evaluate:
+            assert (agent.evaluate(3, seed=7) == agent.evaluate(3, seed=7)).all()
+            agent.predict(np.zeros(4), deterministic=False)
+        agent.learn(400, progress=False)
+        return torch.cat([p.detach().flatten() for p in agent.online.parameters()])
+
+    assert torch.equal(train(False), train(True))
+
+
+def test_total_steps_counts_from_the_start():
+    agent = make_agent(learning_starts=50)
+    assert agent.learn(100, progress=False) is agent and agent.steps == 100
+    for total in (100, 40, 0, -5):
+        with pytest.raises(InputError, match=r"total_steps must be > 100.*100 are behind this agent"):
+            agent.learn(total, progress=False)
+
+
+def test_updates_per_round_and_vector_environments():
+    agent = make_agent(num_envs=3, learning_starts=60, train_every=20, updates=5)
+    agent.learn(200, progress=False)
+    assert agent.steps == 201  # whole steps of all environments
+    assert agent.n_updates == 5 * (200 // 20 - 60 // 20)
+    assert len(agent.buffer) == 201
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gamma": 1.5},
+        {"batch_size": 0},
+        {"tau": 0.0},
+        {"hidden": ()},
+        {"hidden": (0,)},
+        {"learning_rate": float("nan")},
+        {"loss": "l1"},
+        {"exploration": "greedy"},
+        {"double": 1},
+        {"seed": -1},
+        {"batch_size": 2.5},
+        {"nonsense": 1},
+        {"device": "tpu"},
+        {"temperature": 0.0},
+    ],
+    ids=lambda s: next(iter(s)),
+)
+def test_bad_hyperparameters_are_named(settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
+        DQN("CartPole-v1", **settings)
+
+
+def test_unsuitable_environments():
+    with pytest.raises(InputError, match=r"DQN needs discrete actions.*Pendulum-v1"):
+        DQN("Pendulum-v1")
+    with pytest.raises(InputError, match=r"DQN needs Box observations.*FrozenLake"):
+        DQN("FrozenLake-v1")
+    with pytest.raises(InputError, match="cannot make environment 'NoSuchEnv-v0'"):
+        DQN("NoSuchEnv-v0")
+
+
+def test_environment_object_and_image_observations():
+    class Images(gym.Env):
+        observation_space = gym.spaces.Box(0, 255, (4, 4, 1), np.uint8)
+        action_space = gym.spaces.Discrete(3)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.t = 0
+            return self.observation_space.sample() * 0, {}
+
+        def step(self, action):
+            self.t += 1
+            obs = self.np_random.integers(0, 256, (4, 4, 1), np.uint8)
+            return obs, float(action), False, self.t == 7, {}
+
+    agent = DQN(Images(), hidden=(8,), learning_starts=20, train_every=5, updates=1, batch_size=8, dueling=True)
+    agent.learn(60, progress=False)
+    assert agent.n_updates == 8
+    with pytest.raises(InputError, match="give it `env`"):
+        agent.evaluate(2)
+    assert agent.evaluate(2, env=Images()).shape == (2,)

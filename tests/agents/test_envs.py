@@ -1,0 +1,102 @@
+"""Vector environments in the three autoreset modes: what is a transition, and what comes back after a load."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from fastrl.agents import DQN
+from fastrl.agents.envs import Envs
+
+LENGTHS = (3, 5)
+
+
+class Counter(gym.Env):
+    """Observation = (episode number, step in it); ends after `length` steps, odd episodes by truncation."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, length):
+        self.length, self.episode = length, -1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return np.array([self.episode, 0], np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        end, odd = self.t == self.length, self.episode % 2 == 1
+        return np.array([self.episode, self.t], np.float32), 1.0, end and not odd, end and odd, {}
+
+
+def make_vec(mode):
+    return SyncVectorEnv([lambda n=n: Counter(n) for n in LENGTHS], autoreset_mode=mode)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_transitions_are_the_same_in_every_autoreset_mode(mode):
+    envs, transitions = Envs(make_vec(mode), 2, seed=0), [[], []]
+    for _ in range(40):
+        obs, action = envs.obs, np.zeros(2, np.int64)
+        t = envs.step(action)
+        for i in range(2):
+            if t.mask is None or t.mask[i]:
+                transitions[i].append((obs[i].tolist(), t.next_obs[i].tolist(), t.terminated[i], t.truncated[i]))
+    for i, length in enumerate(LENGTHS):
+        first = transitions[i][0][0][0]
+        for k, (obs, next_obs, terminated, truncated) in enumerate(transitions[i]):
+            episode, step = first + k // length, k % length
+            assert obs == [episode, step] and next_obs == [episode, step + 1]  # never the reset's observation
+            assert terminated == (step + 1 == length and episode % 2 == 0)
+            assert truncated == (step + 1 == length and episode % 2 == 1)
+    assert set(envs.recent) == {(3.0, 3), (5.0, 5)}
+    assert envs.episodes == sum(t[2] or t[3] for i in range(2) for t in transitions[i])
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_dqn_never_stores_a_reset(mode):
+    agent = DQN(make_vec(mode), hidden=(4,), learning_starts=30, train_every=10, updates=1, batch_size=4)
+    agent.learn(160, progress=False)
+    ends = sum(80 // (n + 1) for n in LENGTHS) if mode == AutoresetMode.NEXT_STEP else 0  # dummy steps
+    assert len(agent.buffer) == 160 - ends
+    batch = agent.buffer.sample(500)
+    assert (batch.obs[:, 0] == batch.next_obs[:, 0]).all()  # a reset would change the episode number
+    assert (batch.obs[:, 1] + 1 == batch.next_obs[:, 1]).all()
+
+
+def drive(envs, actions):
+    return [(envs.step(a).next_obs.tobytes(), envs.obs.tobytes()) for a in actions]
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1"])
+def test_state_comes_back(env_id):
+    rng = np.random.default_rng(0)
+    envs = Envs(env_id, 3, seed=4)
+    sample = (
+        (lambda n: rng.uniform(-2, 2, (n, 3, 1)).astype(np.float32))
+        if env_id == "Pendulum-v1"
+        else (lambda n: rng.integers(2, size=(n, 3)))
+    )
+    drive(envs, sample(333))
+    state, obs = envs.state_dict(), envs.obs
+    later = sample(333)
+    expected = drive(envs, later)
+    other = Envs(env_id, 3, seed=77)
+    assert other.load_state_dict(state, obs)
+    assert drive(other, later) == expected
+    assert other.recent == envs.recent and other.episodes == envs.episodes
+
+
+def test_environment_that_does_not_repeat_itself_begins_anew():
+    class Noisy(Counter):
+        def step(self, action):
+            obs, *rest = super().step(action)
+            return obs + np.float32(np.random.default_rng().random()), *rest
+
+    envs = Envs(Noisy(9), 1, seed=0)
+    drive(envs, np.zeros((4, 1), np.int64))
+    other = Envs(Noisy(9), 1, seed=0)
+    assert not other.load_state_dict(envs.state_dict(), envs.obs)
+    assert other.obs[0, 1] == 0  # a new episode

@@ -1,0 +1,79 @@
+"""Logs, progress, Ctrl-C, and one short run that must learn."""
+
+import csv
+import os
+import signal
+
+import pytest
+
+from fastrl.agents import DQN
+from fastrl.agents.config import InputError
+
+SMALL = {"hidden": (16,), "learning_starts": 100, "train_every": 10, "updates": 1, "batch_size": 16}
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_logs_and_checkpoint_in_the_run_folder(tmp_path):
+    DQN("CartPole-v1", **SMALL).learn(2500, folder=tmp_path / "run", progress=False)
+    rows = read(tmp_path / "run" / "progress.csv")
+    assert [int(row["step"]) for row in rows] == [1000, 2000, 2500]
+    assert float(rows[-1]["episode_return"]) > 5 and float(rows[-1]["steps_per_s"]) > 0
+    assert float(rows[-1]["loss"]) > 0
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+    # A resumed run goes on in the same table; what a crash left behind the checkpoint is dropped.
+    with (tmp_path / "run" / "progress.csv").open("a") as file:
+        file.write(",".join(["9000"] + [""] * (len(rows[0]) - 1)) + "\n")
+    DQN.load(tmp_path / "run").learn(4000, folder=tmp_path / "run", progress=False)
+    assert [int(row["step"]) for row in read(tmp_path / "run" / "progress.csv")] == [1000, 2000, 2500, 3000, 4000]
+    assert DQN.load(tmp_path / "run").steps == 4000
+
+
+def test_periodic_checkpoints(tmp_path, monkeypatch):
+    agent, saved = DQN("CartPole-v1", **SMALL), []
+    monkeypatch.setattr(agent, "save", lambda folder: saved.append(agent.steps))
+    agent.learn(1000, folder=tmp_path, save_every=300, progress=False)
+    assert saved == [300, 600, 900, 1000]
+
+
+def test_lines_now_and_then_without_a_terminal(capsys):
+    DQN("CartPole-v1", **SMALL).learn(20_000, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith("step 2000/20000") and "steps/s" in lines[0] and "loss" in lines[0]
+    DQN("CartPole-v1", **SMALL).learn(500, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_ctrl_c_saves_after_the_step(tmp_path, monkeypatch):
+    agent = DQN("CartPole-v1", **SMALL)
+    step = agent.envs.step
+
+    def interrupted(action):
+        if agent.steps == 700:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(action)
+
+    monkeypatch.setattr(agent.envs, "step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="checkpoint saved"):
+        agent.learn(5000, folder=tmp_path / "run", progress=False)
+    assert signal.getsignal(signal.SIGINT) is handler
+    resumed = DQN.load(tmp_path / "run").learn(1000, progress=False)
+    straight = DQN("CartPole-v1", **SMALL).learn(1000, progress=False)
+    assert resumed.metrics() == straight.metrics() and resumed.steps == 1000
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write to .*file"):
+        DQN("CartPole-v1", **SMALL).learn(100, folder=tmp_path / "file" / "run", progress=False)
+
+
+def test_learns_cartpole():
+    """One fast seed with all switches; `bench/learning.py` has the five of each."""
+    agent = DQN("CartPole-v1", double=True, dueling=True, prioritized=True, seed=0).learn(20_000, progress=False)
+    assert agent.evaluate(20).mean() >= 195

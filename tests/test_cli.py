@@ -1,0 +1,258 @@
+"""The `fastrl` command: what works, and every wrong input as one line on stderr and exit code 2."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import fastrl
+from fastrl import cli
+
+SMALL = ["--hidden", "16", "--learning-starts", "100", "--train-every", "10", "--updates", "1", "--batch-size", "16"]
+
+
+def tree(folder):
+    """Every file below `folder` with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    argv = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "1500", "--seed", "3", "--prioritized", *SMALL]
+    assert cli.main([*argv, "--out", str(out)]) == 0
+    return out
+
+
+def fails(argv, pattern, capsys, code=2):
+    assert cli.main([str(arg) for arg in argv]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fastrl: ") and err.count("\n") == 1, err
+    assert re.search(pattern, err), err
+
+
+def test_train_eval_and_resume(run_folder, capsys, tmp_path):
+    assert {"progress.csv", "checkpoint"} <= {path.name for path in run_folder.iterdir()}
+    assert cli.main(["eval", str(run_folder), "--episodes", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "DQN (prioritized) on CartPole-v1" in out and "1,500 environment steps" in out
+    # On to 2000 steps in another folder, and the same without a break.
+    argv = ["--total-steps", "2000", "--out"]
+    assert cli.main(["train", "dqn", "--resume", str(run_folder), *argv, str(tmp_path / "a")]) == 0
+    out = capsys.readouterr().out
+    assert "return, greedy, 20 episodes" in out and "2,000" in out and "steps/s" in out
+    straight = [
+        "train",
+        "dqn",
+        "--env",
+        "CartPole-v1",
+        "--seed",
+        "3",
+        "--prioritized",
+        *SMALL,
+        *argv,
+        str(tmp_path / "b"),
+    ]
+    assert cli.main(straight) == 0
+    a, b = (tmp_path / name / "checkpoint" for name in "ab")
+    for name in ("config.json", "model.safetensors", "replay"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+
+
+def test_default_run_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "dqn", "--env", "CartPole-v1", "--total-steps", "200", *SMALL]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"CartPole-v1-dqn-seed0-\d{8}-\d{6}", run.name)
+    assert run.name[:20] in capsys.readouterr().out.replace("\n", "")
+
+
+def test_config_file_and_flags_over_it(tmp_path, capsys):
+    (tmp_path / "c.json").write_text(json.dumps({"gamma": 0.5, "hidden": [8], "double": True, "max_grad_norm": None}))
+    argv = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "50", "--config", str(tmp_path / "c.json")]
+    assert cli.main([*argv, "--gamma", "0.6", "--out", str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "checkpoint" / "config.json").read_text())["config"]
+    assert (config["gamma"], config["hidden"], config["double"]) == (0.6, [8], True)
+    assert config["max_grad_norm"] is None and config["batch_size"] == 64
+
+
+TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "pattern"),
+    [
+        (["train", "dqn", "--env", "Pendulum-v1"], "needs discrete actions.*Pendulum-v1 has action space Box"),
+        (["train", "dqn", "--env", "NoSuchEnv-v3"], "cannot make environment 'NoSuchEnv-v3'"),
+        (["train", "dqn", "--env", "nosuchmodule:Env-v3"], "cannot make environment 'nosuchmodule:Env-v3'"),
+        (["train", "dqn"], "--env ENV is missing"),
+        (["train", "sarsa", "--env", "CartPole-v1"], "unknown algorithm 'sarsa'; known are dqn"),
+        (["play"], "unknown command 'play'; known are train, eval, info"),
+        ([*TRAIN[:4], "--total-steps", "0"], "total_steps must be > 0"),
+        ([*TRAIN[:4], "--total-steps", "-5"], "total_steps must be > 0"),
+        ([*TRAIN[:4], "--total-steps", "many"], "total-steps.*many"),
+        ([*TRAIN, "--no-such-flag", "1"], "no-such-flag"),
+        ([*TRAIN, "--gamma", "1.5"], r"gamma must be in \[0, 1\], got 1.5"),
+        ([*TRAIN, "--loss", "l1"], "l1.*--loss"),
+        ([*TRAIN, "--save-every", "0"], "save_every must be >= 1"),
+        ([*TRAIN, "--device", "tpu"], "device must be cpu, cuda or auto, got 'tpu'"),
+        ([*TRAIN, "--config", "no/such.json"], "no/such.json: No such file"),
+        (["eval", "no/such/run"], "no/such/run: no checkpoint here"),
+        (["eval"], "(?i)run"),
+        (["train", "dqn", "--resume", "no/such/run"], "no/such/run: no checkpoint here"),
+    ],
+    ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else "",
+)
+def test_wrong_input(argv, pattern, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fails(argv, pattern, capsys)
+    assert not any(tmp_path.rglob("*.csv")) and not any(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ('{"gama": 0.9}', "unknown setting 'gama'; known are .*gamma"),
+        ('{"gamma": "0.9"}', "gamma must be float, got '0.9'"),
+        ('{"double": 1}', "double must be bool, got 1"),
+        ('{"hidden": 64}', r"hidden must be tuple\[int, ...\], got 64"),
+        ('{"batch_size": 2.5}', "batch_size must be int, got 2.5"),
+        ('{"loss": "l1"}', "loss must be .*huber.*got 'l1'"),
+        ("[1]", "must hold a JSON object"),
+        ('{"gamma": ', "is not JSON"),
+    ],
+)
+def test_wrong_config_file(text, pattern, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.json").write_text(text)
+    fails([*TRAIN, "--config", "c.json"], pattern, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.json"]
+
+
+def test_missing_package_of_an_environment(capsys, tmp_path):
+    try:
+        import Box2D  # noqa: F401
+    except ImportError:
+        fails(
+            ["train", "dqn", "--env", "LunarLander-v3", "--out", tmp_path / "x"], "LunarLander-v3.*[Bb]ox2[Dd]", capsys
+        )
+        assert not (tmp_path / "x").exists()
+    else:
+        pytest.skip("Box2D is installed")
+
+
+def test_missing_cuda(capsys, tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    fails([*TRAIN, "--device", "cuda", "--out", tmp_path / "x"], "finds no CUDA device", capsys)
+    assert not (tmp_path / "x").exists()
+
+
+def test_output_folder_that_is_in_use(run_folder, capsys, tmp_path):
+    before = tree(run_folder)
+    fails([*TRAIN, "--out", run_folder], "exists and is not an empty folder; nothing is overwritten", capsys)
+    fails(
+        ["train", "dqn", "--resume", run_folder, "--total-steps", "9000", "--out", run_folder], "exists and is", capsys
+    )
+    assert tree(run_folder) == before
+    (tmp_path / "file").write_text("keep")
+    fails([*TRAIN, "--out", tmp_path / "file"], "exists and is not an empty folder", capsys)
+    assert (tmp_path / "file").read_text() == "keep"
+
+
+@pytest.mark.parametrize("where", ["file/run", "/proc/fastrl/run", "/dev/null/run"])
+def test_output_folder_that_cannot_be_made(where, capsys, tmp_path, monkeypatch):
+    if where.startswith("/") and not os.path.exists(where.rsplit("/", 2)[0]):
+        pytest.skip("a Linux path")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("keep")
+    fails([*TRAIN, "--out", where], f"cannot write to {where}: ", capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_output_folder(capsys, tmp_path):
+    tmp_path.chmod(0o555)
+    fails([*TRAIN, "--out", tmp_path / "run"], "cannot write to .*: Permission denied", capsys)
+
+
+def test_resume_of_something_else(run_folder, capsys):
+    before, resume = tree(run_folder), ["train", "dqn", "--resume", run_folder]
+    fails([*resume, "--env", "Acrobot-v1"], "is of CartPole-v1, not Acrobot-v1", capsys)
+    fails([*resume, "--total-steps", "1500"], "total_steps must be > 1500.*1500 are behind", capsys)
+    fails(resume, "total_steps must be > 1500", capsys)  # the run is complete
+    fails([*resume, "--total-steps", "9000", "--gamma", "0.5", "--double"], "double, gamma cannot be changed", capsys)
+    assert tree(run_folder) == before
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "state.json", "model.safetensors", "replay"])
+def test_corrupt_checkpoint(run_folder, name, capsys, tmp_path):
+    copy = tmp_path / "run"
+    for path, data in tree(run_folder).items():
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        (copy / path).write_bytes(data[:-7] if path == f"checkpoint/{name}" else data)
+    before = tree(copy)
+    fails(["eval", copy], "damaged", capsys)
+    fails(["train", "dqn", "--resume", copy, "--total-steps", "9000"], "damaged", capsys)
+    assert tree(copy) == before
+
+
+def test_version_info_and_usage(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastrl {fastrl.__version__}\n"
+    assert cli.main(["info"]) == 0
+    assert "sum_tree" in capsys.readouterr().out
+    assert cli.main(["--help"]) == 0 and cli.main([]) == 2
+    assert "fastrl train ALGORITHM" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "dqn", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--prioritized" in text and "--total-steps" in text and "--hyperparameters" not in text
+
+
+BLOCK = """
+import sys
+for name in ("torch", "tyro", "rich", "gymnasium", "safetensors", "tensorboard"):
+    sys.modules[name] = None
+from fastrl.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_the_agents_extra():
+    def run(*argv):
+        return subprocess.run([sys.executable, "-c", BLOCK, *argv], capture_output=True, text=True)
+
+    done = run("train", "dqn", "--env", "CartPole-v1")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("fastrl: ") and 'pip install "fastrl-kernels[agents]"' in done.stderr
+    done = run("info")
+    assert done.returncode == 0 and "ops sum_tree cpu: " in done.stdout
+    assert run("--version").stdout == f"fastrl {fastrl.__version__}\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c(tmp_path):
+    command = [sys.executable, "-m", "fastrl", "train", "dqn", "--env", "CartPole-v1", "--total-steps", "10000000"]
+    process = subprocess.Popen([*command, *SMALL, "--out", tmp_path / "run"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (
+        (csv := tmp_path / "run" / "progress.csv").exists() and csv.read_text().count("\n") > 1
+    ):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    last = err.splitlines()[-1]
+    assert last.startswith("fastrl: interrupted at step ") and "checkpoint saved" in last and "--resume" in last
+    assert "Traceback" not in err
+    assert cli.main(["eval", str(tmp_path / "run"), "--episodes", "1"]) == 0
