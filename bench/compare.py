@@ -1,0 +1,142 @@
+"""Time all contenders of the benchmark files, interleaved in one run, and report ratios.
+
+    python bench/compare.py                       every file; writes bench/results/<file>.json and .md
+    python bench/compare.py sum_tree replay       these files only
+    python bench/compare.py sum_tree --case update --size capacity=1000000 --no-write
+
+The threads of all contenders: FASTRL_NUM_THREADS (1).  Run it on a quiet machine, with the peers that the `bench` extra
+installs; a peer that is missing is left out and named.
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from _harness import THREADS, NotApplicable, interleave, size_label
+
+FILES = ("sum_tree", "gather_rows", "replay", "loader")
+PACKAGES = ("numpy", "numba", "torch", "torchrl", "tianshou", "stable-baselines3", "cpprb", "flashbax", "jax")
+OURS = "fastrl"  # ratios are time / time of this contender
+RESULTS = Path(__file__).parent / "results"
+
+
+def run_size(case, size, args):
+    calls, skipped = {}, {}
+    for name, factory in case.contenders.items():
+        if args.only and not any(text in name for text in (OURS, *args.only)):
+            continue
+        try:
+            calls[name] = factory(**size)
+        except (ImportError, NotApplicable) as reason:
+            skipped[name] = str(reason).splitlines()[0]
+    times = interleave(calls, args.rounds, args.block_ms)
+    results = {}
+    for name, t in times.items():
+        low, median, high = np.percentile(t, (25, 50, 75))
+        results[name] = {"us": round(median, 3), "us_25": round(low, 3), "us_75": round(high, 3)}
+        if OURS in times:
+            results[name]["ratio"] = round(float(np.median(t / times[OURS])), 3)
+    del calls
+    gc.collect()
+    return {"case": case.name, "size": dict(size), "results": results, "skipped": skipped}
+
+
+def print_record(record):
+    print(f"\n{record['case']} {size_label(record['size'])}")
+    for name, r in sorted(record["results"].items(), key=lambda item: item[1]["us"]):
+        print(f"  {name:42s} {r['us']:11.2f} us   x {r.get('ratio', float('nan')):8.2f}")
+    for name, why in record["skipped"].items():
+        print(f"  {name:42s} left out: {why}", flush=True)
+
+
+def machine():
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    versions = {"python": platform.python_version()}
+    for name in ("fastrl-kernels", *PACKAGES):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    from fastrl import _backend
+
+    info = _backend.info()
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": int(THREADS),
+        "simd": info.get("simd"),
+        "cpu_backend": _backend.CPU_BACKEND,
+        "versions": versions,
+    }
+
+
+def markdown(file, report, command):
+    m = report["machine"]
+    lines = [
+        f"# {file}",
+        "",
+        f"`{command}` with {m['threads']} thread(s) on {m['cpu']} ({m['cores']} cores, {m['system']}); "
+        f"backend {m['cpu_backend']}, {m['simd']}.",
+        "Median microseconds a call and, in brackets, the median over interleaved rounds of time / time of `fastrl`.",
+        "Versions: " + ", ".join(f"{k} {v}" for k, v in m["versions"].items()) + ".",
+    ]
+    cases = list(dict.fromkeys(r["case"] for r in report["records"]))
+    for case in cases:
+        records = [r for r in report["records"] if r["case"] == case]
+        names = list(dict.fromkeys(n for r in records for n in r["results"]))
+        lines += ["", f"## {case}", "", "| size | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for r in records:
+            cells = [
+                f"{r['results'][n]['us']:.1f} ({r['results'][n].get('ratio', float('nan')):.2f})"
+                if n in r["results"]
+                else "-"
+                for n in names
+            ]
+            lines.append(f"| {size_label(r['size'])} | " + " | ".join(cells) + " |")
+        skipped = {n: why for r in records for n, why in r["skipped"].items()}
+        if skipped:
+            lines += ["", "Left out: " + "; ".join(f"{n} ({why})" for n, why in skipped.items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", metavar="file", help=f"of {', '.join(FILES)}; all when none is given")
+    parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--size", action="append", default=[], metavar="KEY=VALUE", help="only these sizes; repeatable")
+    parser.add_argument("--only", action="append", help="fastrl and contenders whose name contains this")
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--block-ms", type=float, default=4.0, help="how long a contender is timed a round")
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    args = parser.parse_args()
+    unknown = set(args.files) - set(FILES)
+    if unknown:
+        parser.error(f"no such file: {', '.join(sorted(unknown))}; there are {', '.join(FILES)}")
+    wanted = [text.split("=", 1) for text in args.size]
+
+    for file in args.files or FILES:
+        records = []
+        for case in importlib.import_module(f"bench_{file}").CASES:
+            for size in case.sizes:
+                if args.case in case.name and all(str(size.get(key, value)) == value for key, value in wanted):
+                    records.append(run_size(case, size, args))
+                    print_record(records[-1])
+        if records and not args.no_write:
+            report = {"machine": machine(), "rounds": args.rounds, "block_ms": args.block_ms, "records": records}
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{file}.json").write_text(json.dumps(report, indent=1) + "\n")
+            (RESULTS / f"{file}.md").write_text(markdown(file, report, f"python bench/compare.py {file}"))
+
+
+if __name__ == "__main__":
+    main()
