@@ -132,8 +132,8 @@ class SumTreeCore {
         scalar ? Array() : std::move(i), indices);
   }
 
-  double update_from_td_errors(py::handle indices, py::handle td_errors, py::handle alpha_object,
-                               py::handle eps_object, bool keep_zeros) {
+  double update_from_td_errors(py::handle indices, py::handle td_errors, py::handle alpha_object, py::handle eps_object,
+                               bool keep_zeros) {
     static const std::string op = "sum_tree.update_from_td_errors";
     const double alpha = check_not_negative(alpha_object, op + ": alpha");
     const double eps = check_not_negative(eps_object, op + ": eps");
@@ -204,8 +204,8 @@ class SumTreeCore {
     SumTree::Status status;
     {
       ReleaseGil release;
-      status = replacement ? tree_->sample(state_, stratified, n, i, p, threads)
-                           : tree_->sample_distinct(state_, n, i, p);
+      status =
+          replacement ? tree_->sample(state_, stratified, n, i, p, threads) : tree_->sample_distinct(state_, n, i, p);
     }
     if (status == SumTree::Status::too_few) {
       const std::string count = std::to_string(tree_->count_positive());
@@ -230,8 +230,8 @@ class SumTreeCore {
     SumTree::Status status;
     {
       ReleaseGil release;
-      status = tree_->sample_weighted(state_, stratified, beta, whole_tree, n,
-                                      reinterpret_cast<int64_t*>(indices.data), weights.data, threads);
+      status = tree_->sample_weighted(state_, stratified, beta, whole_tree, n, reinterpret_cast<int64_t*>(indices.data),
+                                      weights.data, threads);
     }
     raise_if_empty(status, "sample_weighted");
     return py::make_tuple(hand_back(std::move(indices), like_), hand_back(std::move(weights), like_));
@@ -282,12 +282,13 @@ class SumTreeCore {
   }
 
   [[noreturn]] void raise_index(const std::string& where, int64_t position, int64_t value) const {
-    throw py::index_error(where + ": indices[" + std::to_string(position) + "] is " +
-                          std::to_string(value) + ", outside [0, " + std::to_string(capacity_) + ")");
+    throw py::index_error(where + ": indices[" + std::to_string(position) + "] is " + std::to_string(value) +
+                          ", outside [0, " + std::to_string(capacity_) + ")");
   }
 
   std::string limit_text() const {
-    return std::string(leaf_ == DType::f32 ? "3.4028234663852886e+38" : "2**960") + " in a " + dtype_name(leaf_) + " tree";
+    return std::string(leaf_ == DType::f32 ? "3.4028234663852886e+38" : "2**960") + " in a " + dtype_name(leaf_) +
+           " tree";
   }
 
   static void check_same_length(const Array& a, const std::string& where, int64_t n) {
@@ -395,8 +396,7 @@ py::object gather_rows_binding(py::handle arrays, py::handle indices, py::handle
       check_cpu(s, where.c_str());
       check_has_data(s, where.c_str());
       if (s.ndim == 0) raise_value(where + " must have shape [N, ...], got ()");
-      if (s.has_objects)
-        raise_value(where + " must have a dtype without Python objects, got " + dtype_text(s));
+      if (s.has_objects) raise_value(where + " must have a dtype without Python objects, got " + dtype_text(s));
     }
     rows = std::min(rows, s.shape[0]);
   }
@@ -423,8 +423,7 @@ py::object gather_rows_binding(py::handle arrays, py::handle indices, py::handle
     Array t = load(outputs[a].ptr(), where.c_str());
     check_cpu(t, where.c_str());
     check_has_data(t, where.c_str());
-    if (t.dtype != s.dtype || t.itemsize != s.itemsize ||
-        (s.dtype == DType::other && dtype_text(t) != dtype_text(s)))
+    if (t.dtype != s.dtype || t.itemsize != s.itemsize || (s.dtype == DType::other && dtype_text(t) != dtype_text(s)))
       raise_value(where + " must have dtype " + dtype_text(s) + " like its array, got " + dtype_text(t));
     std::array<int64_t, kMaxDims> shape = s.shape;
     shape[0] = n;
@@ -440,8 +439,8 @@ py::object gather_rows_binding(py::handle arrays, py::handle indices, py::handle
   if (count > 0)
     for (int64_t i = 0; i < n; ++i)
       if (index.data()[i] < 0 || index.data()[i] >= rows)
-        throw py::index_error("gather_rows: indices[" + std::to_string(i) + "] is " +
-                              std::to_string(index.data()[i]) + ", outside [0, " + std::to_string(rows) + ")");
+        throw py::index_error("gather_rows: indices[" + std::to_string(i) + "] is " + std::to_string(index.data()[i]) +
+                              ", outside [0, " + std::to_string(rows) + ")");
 
   std::vector<Result> results;
   if (outputs.empty())
@@ -478,7 +477,8 @@ py::object gather_rows_binding(py::handle arrays, py::handle indices, py::handle
 }
 
 // ---------------------------------------------------------------- what the loader costs
-// Four float32 inputs of one shape, two results of the first one's kind: all that a call of a scan costs but its kernel.
+// Four float32 inputs of one shape, two results of the first one's kind: all that a call of a scan costs but its
+// kernel.
 py::tuple probe(py::handle a, py::handle b, py::handle c, py::handle d) {
   const Array x = load_cpu(a.ptr(), "probe: a", {DType::f32});
   const Array y = load_cpu(b.ptr(), "probe: b", {DType::f32});

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 
 #if defined(__CUDACC__)
 #define FASTRL_HD __host__ __device__
@@ -34,13 +35,16 @@ struct BadItem {
 };
 
 #if FASTRL_X86_LEVELS
-// 4, 3 or 1: the x86-64 level whose code runs here.
+// 4, 3 or 1: the x86-64 level whose code runs here. FASTRL_SIMD_LEVEL lowers it, to test the code of lesser processors.
 inline int x86_level() {
+  const char* wanted = std::getenv("FASTRL_SIMD_LEVEL");
+  const int limit = wanted ? std::atoi(wanted) : 4;
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+  if (limit >= 4 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return 4;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") ? 3 : 1;
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  return limit >= 3 && v3 ? 3 : 1;
 }
 #endif
 

@@ -10,8 +10,7 @@ constexpr int64_t kAhead = 8;
 
 template <int64_t kBytes>
 void gather_fixed(const RowSource& s, const int64_t* indices, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i)
-    std::memcpy(s.out + i * kBytes, s.data + indices[i] * s.row_stride, kBytes);
+  for (int64_t i = begin; i < end; ++i) std::memcpy(s.out + i * kBytes, s.data + indices[i] * s.row_stride, kBytes);
 }
 
 void gather_long(const RowSource& s, const int64_t* indices, int64_t begin, int64_t end) {
@@ -28,7 +27,8 @@ void gather_long(const RowSource& s, const int64_t* indices, int64_t begin, int6
   }
 }
 
-char* copy_strided(const char* from, char* to, int ndim, const int64_t* shape, const int64_t* strides, int64_t itemsize) {
+char* copy_strided(const char* from, char* to, int ndim, const int64_t* shape, const int64_t* strides,
+                   int64_t itemsize) {
   if (ndim == 0) {
     std::memcpy(to, from, static_cast<size_t>(itemsize));
     return to + itemsize;
@@ -48,12 +48,18 @@ void gather_rows(const RowSource& s, const int64_t* indices, int64_t begin, int6
     return;
   }
   switch (s.row_bytes) {
-    case 1: return gather_fixed<1>(s, indices, begin, end);
-    case 2: return gather_fixed<2>(s, indices, begin, end);
-    case 4: return gather_fixed<4>(s, indices, begin, end);
-    case 8: return gather_fixed<8>(s, indices, begin, end);
-    case 16: return gather_fixed<16>(s, indices, begin, end);
-    default: return gather_long(s, indices, begin, end);
+    case 1:
+      return gather_fixed<1>(s, indices, begin, end);
+    case 2:
+      return gather_fixed<2>(s, indices, begin, end);
+    case 4:
+      return gather_fixed<4>(s, indices, begin, end);
+    case 8:
+      return gather_fixed<8>(s, indices, begin, end);
+    case 16:
+      return gather_fixed<16>(s, indices, begin, end);
+    default:
+      return gather_long(s, indices, begin, end);
   }
 }
 

@@ -8,8 +8,8 @@ namespace fastrl {
 
 using Task = void (*)(void* context, int64_t begin, int64_t end);
 
-// Calls task over [0, n) cut into at most `threads` pieces. Runs in the calling thread alone when threads <= 1, when the
-// pool is busy with another call, or when called from inside a task.
+// Calls task over [0, n) cut into at most `threads` pieces. Runs in the calling thread alone when threads <= 1, when
+// the pool is busy with another call, or when called from inside a task.
 void run_parallel(int64_t n, int threads, Task task, void* context);
 
 template <class F>

@@ -1,5 +1,6 @@
 // Elementary functions that vectorise inside a plain loop at every instruction level: no branch, no table, no call.
-// Float64 only so far. Measured against long double over 4e6 arguments: log 0.9 ulp, exp 0.9 ulp (tests/kernels).
+// Float64 only so far. Largest error over 8e6 arguments against long double: log 1.3 ulp, exp 1.0 ulp; log 1 and e^0
+// exact.
 #pragma once
 
 #include <cstring>
@@ -9,13 +10,13 @@
 
 namespace fastrl {
 
-FASTRL_INLINE uint64_t bits_of(double x) {
+FASTRL_HD FASTRL_INLINE uint64_t bits_of(double x) {
   uint64_t b;
   std::memcpy(&b, &x, sizeof b);
   return b;
 }
 
-FASTRL_INLINE double double_of(uint64_t b) {
+FASTRL_HD FASTRL_INLINE double double_of(uint64_t b) {
   double x;
   std::memcpy(&x, &b, sizeof x);
   return x;
@@ -23,7 +24,7 @@ FASTRL_INLINE double double_of(uint64_t b) {
 
 // Natural logarithm of a positive finite x, subnormals included.
 // x = 2^k m with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh(s), s = (m - 1) / (m + 1), by its Taylor series.
-FASTRL_INLINE double log_positive(double x) {
+FASTRL_HD FASTRL_INLINE double log_positive(double x) {
   const bool tiny = x < 0x1p-1022;
   const uint64_t b = bits_of(tiny ? x * 0x1p54 : x) + (0x3FF0000000000000u - 0x3FE6A09E667F3BCDu);
   // Unsigned to double by the exponent trick: SSE2 and AVX2 have no 64-bit conversion.
@@ -46,8 +47,10 @@ FASTRL_INLINE double log_positive(double x) {
   return k * 0x1.62e42fee00000p-1 + (k * 0x1.a39ef35793c76p-33 + log_m);
 }
 
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
 // e^x; 0 below the smallest normal number, inf above e^709.
-FASTRL_INLINE double exp_bounded(double x) {
+FASTRL_HD FASTRL_INLINE double exp_bounded(double x) {
   const double low = x < -708.0 ? -708.0 : x, y = low > 709.0 ? 709.0 : low;
   const double shifted = y * 0x1.71547652b82fep+0 + 0x1.8p52;  // the low bits hold round(y / log 2)
   const double k = shifted - 0x1.8p52;
@@ -67,7 +70,7 @@ FASTRL_INLINE double exp_bounded(double x) {
   p = (p * r) * r + r;
   const double scale = double_of((bits_of(shifted) << 52) + 0x3FF0000000000000u);
   const double e = (p + 1.0) * scale;
-  return x < -708.0 ? 0.0 : x > 709.0 ? std::numeric_limits<double>::infinity() : e;
+  return x < -708.0 ? 0.0 : x > 709.0 ? kInf : e;
 }
 
 }  // namespace fastrl

@@ -1,13 +1,15 @@
-// Sum tree with 16 children a node: float32 or float64 leaves, float64 sums, smallest positive and largest value of each
-// node. Parents are recomputed from their children, never changed by a difference, so nothing drifts.
+// Sum tree with 16 children a node: float32 or float64 leaves, float64 sums, smallest positive and largest value of
+// each node. Parents are recomputed from their children, never changed by a difference, so nothing drifts.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <limits>
 #include <shared_mutex>
 #include <vector>
 
 #include "common.h"
+#include "simd_math.h"
 
 namespace fastrl {
 
@@ -24,6 +26,19 @@ FASTRL_HD inline void prefix_sums(double* x) {
 // The largest priority of a float64 tree: sums of 2^31 - 1 of them stay finite.
 constexpr double kMaxFloat64Priority = 0x1p960;
 
+// (|td| + eps)^alpha; if |td| + eps is positive, within [low, high].
+FASTRL_HD FASTRL_INLINE double td_priority(double td, double alpha, double eps, double low, double high) {
+  const double x = std::fabs(td) + eps;
+  double p = exp_bounded(alpha * log_positive(x > 0 ? x : 1.0));
+  p = p < low ? low : p > high ? high : p;
+  return x > 0 || alpha == 0 ? p : 0.0;
+}
+
+// (p_min / p)^beta
+FASTRL_HD FASTRL_INLINE double importance_weight(double p, double beta, double log_p_min) {
+  return exp_bounded(beta * (log_p_min - log_positive(p)));
+}
+
 struct SamplePlan {
   uint64_t seed, counter;  // element i draws from block counter + i
   bool stratified;
@@ -35,8 +50,8 @@ class SumTree {
   virtual ~SumTree() = default;
   virtual BadItem update(const int64_t* indices, const double* priorities, int64_t n) = 0;
   virtual BadItem update(const int64_t* indices, const float* priorities, int64_t n) = 0;
-  // p = (|td| + eps)^alpha, written over `td`, and if positive kept in the normal range of the leaf type; a leaf of 0 stays
-  // 0 where keep_zeros. `largest`: the largest p written.
+  // p = (|td| + eps)^alpha, written over `td`, and if positive kept in the normal range of the leaf type; a leaf of 0
+  // stays 0 where keep_zeros. `largest`: the largest p written.
   virtual BadItem update_from_td(const int64_t* indices, double* td, int64_t n, double alpha, double eps,
                                  bool keep_zeros, double* largest) = 0;
   virtual BadItem get(const int64_t* indices, void* out, int64_t n) const = 0;  // out in the leaf type

@@ -57,7 +57,7 @@ def save_checkpoint(
         new.mkdir(parents=True)
         _write_json(new / "config.json", config)
         _write_json(new / "state.json", state)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, new / "model.safetensors")
+        save_file({k: v.detach().cpu().clone() for k, v in tensors.items()}, new / "model.safetensors")
         if save_replay is not None:
             save_replay(new / "replay")
         files = {path.name: _sha256(path) for path in sorted(new.iterdir())}

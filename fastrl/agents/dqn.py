@@ -23,7 +23,7 @@ from torch import Tensor
 from fastrl.agents.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from fastrl.agents.config import InputError, as_dict, check_range, make_config, resolve_device
 from fastrl.agents.envs import Envs, make_env
-from fastrl.agents.networks import numpy_forward, q_network
+from fastrl.agents.networks import flatten_parameters, numpy_forward, q_network
 from fastrl.agents.training import Training, evaluate
 from fastrl.replay import PrioritizedReplay, ReplayBuffer
 
@@ -129,10 +129,8 @@ class DQN:
             self.online = q_network(n_obs, self.n_actions, c.hidden, c.dueling).to(self.device)
             self.target = q_network(n_obs, self.n_actions, c.hidden, c.dueling).to(self.device)
         self.target.load_state_dict(self.online.state_dict())
-        self._online_params: list[Tensor]
-        self._target_params: list[Tensor]
-        self._online_params, self._target_params = [*self.online.parameters()], [*self.target.parameters()]
-        self.optimizer = torch.optim.Adam(self._online_params, lr=c.learning_rate, fused=True)
+        self._online_vector, self._target_vector = flatten_parameters(self.online), flatten_parameters(self.target)
+        self.optimizer = torch.optim.Adam([self._online_vector], lr=c.learning_rate, fused=True)
         self._numpy_q = numpy_forward(self.online) if self.device.type == "cpu" else None
 
         space = (c.buffer_size, observation_space, action_space, c.num_envs)
@@ -212,21 +210,17 @@ class DQN:
             mean_loss = (batch.weights * loss(q, y, reduction="none")).mean()
         else:
             mean_loss = loss(q, y)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._online_vector.grad.zero_()
         mean_loss.backward()
         if c.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._online_params, c.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self._online_vector, c.max_grad_norm)
         self.optimizer.step()
         self.n_updates += 1
         self._loss, self._mean_q = mean_loss.detach(), q.detach().mean()
         if isinstance(self.buffer, PrioritizedReplay):
             self.buffer.update_priorities(batch.indices, (q.detach() - y).abs())
         if self.n_updates % c.target_every == 0:
-            with torch.no_grad():
-                if c.tau == 1.0:
-                    torch._foreach_copy_(self._target_params, self._online_params)
-                else:
-                    torch._foreach_lerp_(self._target_params, self._online_params, c.tau)
+            self._target_vector.data.lerp_(self._online_vector.data, c.tau)  # tau = 1 copies exactly
 
     def _q_values(self, obs: NDArray[Any]) -> NDArray[np.float32]:
         """Q(s, .) of the online network for observations ``[B, ...]``, as NumPy ``[B, A]``."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -46,6 +47,21 @@ def q_network(n_obs: int, n_actions: int, hidden: Sequence[int], dueling: bool) 
     trunk = [*mlp((n_obs, *shared)), nn.ReLU()] if shared else []
     streams = Dueling(mlp((n_features, last, 1)), mlp((n_features, last, n_actions)))
     return nn.Sequential(nn.Flatten(), *trunk, streams)
+
+
+def flatten_parameters(module: nn.Module) -> nn.Parameter:
+    """Make the parameters of `module` (and their gradients) views of one vector (and its gradient), and return it.
+
+    Optimizer, gradient clipping, zeroing and target update then take one call each instead of one a layer, which for
+    small networks is what they cost.  Do it after the module has been moved to its device.
+    """
+    parameters = list(module.parameters())
+    vector = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
+    vector.grad = torch.zeros_like(vector)
+    sizes = [p.numel() for p in parameters]
+    for p, values, grad in zip(parameters, vector.data.split(sizes), vector.grad.split(sizes), strict=True):
+        p.data, p.grad = values.view_as(p), grad.view_as(p)
+    return vector
 
 
 def numpy_forward(module: nn.Module) -> Policy:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-
 _MAX_DIMS = 16
 
 
@@ -25,7 +24,9 @@ def load(obj: Any, where: str, dtypes: tuple[str, ...] = (), shape: tuple[int, .
         if obj.device.type not in ("cpu", "meta"):
             raise ValueError(f"{where} must be on cpu, got {obj.device}")
         if obj.is_neg() or obj.is_conj():
-            raise ValueError(f"{where} must not be a lazily negated or conjugated view: call resolve_neg() / resolve_conj()")
+            raise ValueError(
+                f"{where} must not be a lazily negated or conjugated view: call resolve_neg() / resolve_conj()"
+            )
         name = str(obj.dtype).removeprefix("torch.")
         plain = obj.layout == torch.strided and not (obj.is_meta or obj.is_nested or obj.is_quantized)
         if not plain or type(obj).__name__ == "FakeTensor":

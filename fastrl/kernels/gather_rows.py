@@ -1,4 +1,4 @@
-"""Gather rows of several arrays by one list of indices, in one threaded call: what a replay buffer's sample is made of."""
+"""Gather rows of several arrays by one list of indices, in one threaded call: the copying of a replay buffer's sample."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def gather_rows(arrays: Any, indices: Any, *, out: Any = None) -> Any:
             largest index + 1: NumPy (memory-mapped ones too), torch CPU tensors or DLPack producers.  One CUDA tensor,
             or several, are gathered on their GPU by torch.
         indices: int64 / int32 array [B], each in [0, N).
-        out: None, or array(s) of the shapes [B, ...] and the dtypes of `arrays`, of any of these kinds, written in place.
+        out: None, or C-contiguous array(s) of the shapes [B, ...] and the dtypes of `arrays`, of any of these kinds,
+            written in place.  They must not share memory with `arrays`.
 
     Returns:
         `out`, or new arrays of the same kinds as `arrays`: one, or a list of them.

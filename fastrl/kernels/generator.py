@@ -95,7 +95,7 @@ class Generator:
         return {"seed": self.seed, "counter": self.counter}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue where `state_dict` was taken.  Raises ValueError or TypeError and changes nothing if it is not one."""
+        """Continue where `state_dict` was taken.  Raises ValueError or TypeError, and changes nothing, for anything else."""
         if not isinstance(state, Mapping) or set(state) != {"seed", "counter"}:
             raise ValueError(f"Generator: state must have exactly the keys seed and counter, got {state!r}")
         self._set(_uint64(state["seed"], "Generator: seed"), _uint64(state["counter"], "Generator: counter"))
@@ -136,9 +136,10 @@ _default: dict[str, Generator] = {}
 
 def default_generator(device: Any = "cpu") -> Generator:
     """The generator that is used when neither a seed nor a generator is given."""
-    return _default.setdefault(str(device), Generator(device=device)) if str(device) not in _default else _default[
-        str(device)
-    ]
+    name = str(device)
+    if name not in _default:
+        _default.setdefault(name, Generator(device=device))  # of two threads the first wins
+    return _default[name]
 
 
 def manual_seed(seed: int) -> None:

@@ -29,7 +29,10 @@ _MAX_CAPACITY = 2**31 - 1
 _INDEX_DTYPES = ("int64", "int32")
 _FLOAT_DTYPES = ("float32", "float64")
 # The largest priority, and how the error texts write it: sums of 2^31 - 1 of them must stay finite in float64.
-_MAX_PRIORITY = {"float32": (float(np.finfo(np.float32).max), "3.4028234663852886e+38"), "float64": (2.0**960, "2**960")}
+_MAX_PRIORITY = {
+    "float32": (float(np.finfo(np.float32).max), "3.4028234663852886e+38"),
+    "float64": (2.0**960, "2**960"),
+}
 # What a positive priority made from a TD error is raised to, so that its item is not lost: the smallest normal number.
 _MIN_PRIORITY = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
@@ -50,8 +53,8 @@ def prefix_reference(children: Any) -> Any:
 class ReferenceCore:
     """The tree in plain NumPy, and what the cores written in Python share (`xp` is NumPy, or torch on a GPU).
 
-    `_levels[0]` holds the leaves; `_levels[k]`, `_mins[k]`, `_maxs[k]` the sums, smallest positive and largest values of
-    the level's nodes; each level is padded to a multiple of 16 with zeros (min: inf) and the last has one node.
+    `_levels[0]` holds the leaves; `_levels[k]`, `_mins[k]`, `_maxs[k]` the sums, smallest positive and largest values
+    of the level's nodes; each level is padded to a multiple of 16 with zeros (min: inf) and the last has one node.
     """
 
     xp: Any = np
@@ -278,9 +281,7 @@ class ReferenceCore:
             # A Python int may exceed int64: clipped, it is outside the tree all the same.
             index = self._full(1, max(-(2**63), min(int(indices), 2**63 - 1)), self.xp.int64)
         else:
-            index = self.xp.asarray(
-                self._load(indices, f"{where}: indices", _INDEX_DTYPES), dtype=self.xp.int64
-            )
+            index = self.xp.asarray(self._load(indices, f"{where}: indices", _INDEX_DTYPES), dtype=self.xp.int64)
         if check:
             self._check_indices(index, where)
         return index, scalar
@@ -453,8 +454,8 @@ class SumTree:
     ) -> float:
         """p[indices[b]] = (|td_errors[b]| + eps)^alpha: the update of prioritized replay, power included, in one pass.
 
-        A positive |td_error| + eps gives a priority in the normal range of the tree's dtype (and at most 2^960): none is
-        lost by rounding to 0 or refused.
+        A positive |td_error| + eps gives a priority in the normal range of the tree's dtype (and at most 2^960): none
+        is lost by rounding to 0 or refused.
 
         Args:
             indices: int64 / int32 array [B], each in [0, capacity); of equal ones the last wins.

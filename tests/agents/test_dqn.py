@@ -112,7 +112,7 @@ def test_update_against_hand_computation(switches, loss, monkeypatch):
     assert agent._loss.item() == pytest.approx(expected_loss, rel=1e-5)
     analytic = [p.grad[(0,) * p.ndim].item() for p in agent.online.parameters()]
     np.testing.assert_allclose(analytic, numeric, rtol=1e-3, atol=1e-4)
-    assert all(p.grad is None for p in agent.target.parameters())
+    assert not any(p.grad.any() for p in agent.target.parameters())
     assert all(torch.equal(a, b) for a, b in zip(target_before, agent.target.parameters(), strict=True))
     if agent.config.prioritized:
         assert torch.equal(seen["indices"], batch.indices)

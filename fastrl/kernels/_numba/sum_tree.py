@@ -132,7 +132,8 @@ class NumbaCore(ReferenceCore):
 
     def _update(self, index: Any, values: Any) -> None:
         self._store(index, values)
-        _repair(self._levels[0], *self._flat, self._start, self._marks, index.copy())
+        sums, mins, maxs = self._flat
+        _repair(self._levels[0], sums, mins, maxs, self._start, self._marks, index.copy())
 
     def _find(self, u: Any) -> Any:
         index = np.empty(len(u), np.int64)
@@ -147,5 +148,6 @@ class NumbaCore(ReferenceCore):
 
     def _draw_successively(self, r: Any) -> Any:
         index, taken = np.empty(len(r), np.int64), np.empty(len(r), self._levels[0].dtype)
-        _draw_distinct(self._levels[0], *self._flat, self._start, self._marks, r, index, taken)
+        sums, mins, maxs = self._flat
+        _draw_distinct(self._levels[0], sums, mins, maxs, self._start, self._marks, r, index, taken)
         return index
