@@ -134,13 +134,13 @@ class SumTreeCore {
 
   double update_from_td_errors(py::handle indices, py::handle td_errors, py::handle alpha_object, py::handle eps_object,
                                bool keep_zeros) {
-    static const std::string op = "sum_tree.update_from_td_errors";
-    const double alpha = check_not_negative(alpha_object, op + ": alpha");
-    const double eps = check_not_negative(eps_object, op + ": eps");
-    const Array i = load_indices(indices, (op + ": indices").c_str());
-    const Array td = load_cpu(td_errors.ptr(), (op + ": td_errors").c_str(), {DType::f32, DType::f64});
-    check_ndim_1(td, (op + ": td_errors").c_str());
-    check_same_length(td, op + ": td_errors", i.shape[0]);
+    static const char where_td[] = "sum_tree.update_from_td_errors: td_errors";
+    const double alpha = check_not_negative(alpha_object, "sum_tree.update_from_td_errors: alpha");
+    const double eps = check_not_negative(eps_object, "sum_tree.update_from_td_errors: eps");
+    const Array i = load_indices(indices, "sum_tree.update_from_td_errors: indices");
+    const Array td = load_cpu(td_errors.ptr(), where_td, {DType::f32, DType::f64});
+    check_ndim_1(td, where_td);
+    check_same_length(td, where_td, i.shape[0]);
     const Contiguous<int64_t> index(i);
     std::vector<double> p(td.shape[0]);  // overwritten by the priorities
     const Contiguous<double> errors(td);
@@ -151,10 +151,11 @@ class SumTreeCore {
       ReleaseGil release;
       bad = tree_->update_from_td(index.data(), p.data(), index.size(), alpha, eps, keep_zeros, &largest);
     }
-    if (bad.kind == BadItem::index) raise_index(op, bad.position, index.data()[bad.position]);
+    if (bad.kind == BadItem::index)
+      raise_index("sum_tree.update_from_td_errors", bad.position, index.data()[bad.position]);
     if (bad.kind != BadItem::none)
-      raise_value(op + ": td_errors[" + std::to_string(bad.position) + "] is " + repr(errors.data()[bad.position]) +
-                  ", must be finite");
+      raise_value(std::string(where_td) + "[" + std::to_string(bad.position) + "] is " +
+                  repr(errors.data()[bad.position]) + ", must be finite");
     return largest;
   }
 
@@ -291,17 +292,17 @@ class SumTreeCore {
            " tree";
   }
 
-  static void check_same_length(const Array& a, const std::string& where, int64_t n) {
+  static void check_same_length(const Array& a, const char* where, int64_t n) {
     if (a.shape[0] != n)
-      raise_value(where + " must have shape (" + std::to_string(n) + ",) like indices, got " +
+      raise_value(std::string(where) + " must have shape (" + std::to_string(n) + ",) like indices, got " +
                   shape_text(a.shape, a.ndim));
   }
 
-  static double check_not_negative(py::handle o, const std::string& where) {
-    if (!is_real(o.ptr())) raise_type(where + " must be a float, got " + type_name(o.ptr()));
+  static double check_not_negative(py::handle o, const char* where) {
+    if (!is_real(o.ptr())) raise_type(std::string(where) + " must be a float, got " + type_name(o.ptr()));
     const double x = to_double(o.ptr());
     if (!(x >= 0 && x <= std::numeric_limits<double>::max()))
-      raise_value(where + " must be finite and >= 0, got " + repr(x));
+      raise_value(std::string(where) + " must be finite and >= 0, got " + repr(x));
     return x;
   }
 

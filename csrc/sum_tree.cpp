@@ -13,8 +13,8 @@
 #endif
 
 #include "parallel.h"
+#include "powers.h"
 #include "random.h"
-#include "simd_math.h"
 
 namespace fastrl {
 namespace {
@@ -163,8 +163,9 @@ struct Levels {
   double* prefix[kMaxLevels];  // of the sums, within each group of 16 siblings; [0] and [top] unused
   T* mins[kMaxLevels];
   T* maxs[kMaxLevels];
-  uint64_t* marks[kMaxLevels];  // a bit a node: already on the list of nodes to recompute
-  uint64_t* stale;              // a bit a node of level 1: its mins and maxs, and those above it, are out of date
+  uint8_t*
+      marks[kMaxLevels];  // a byte a node: on the list of nodes to recompute (bits would wait for each other's stores)
+  uint64_t* stale;        // a bit a node of level 1: its mins and maxs, and those above it, are out of date
 };
 
 // ---------------------------------------------------------------- search, one version an instruction set
@@ -225,7 +226,7 @@ using baseline::uniforms;
 // The parents of the nodes in `list`, in place. Each once where they are likely to meet: below, finding the doubles
 // costs more than recomputing them (update of 256 in 1e6 leaves: 3.5 us with, 2.7 without). `marks` is all 0 before and
 // after.
-FASTRL_INLINE int64_t parents(int64_t* list, int64_t n, int64_t level_nodes, uint64_t* marks) {
+FASTRL_INLINE int64_t parents(int64_t* list, int64_t n, int64_t level_nodes, uint8_t* marks) {
   if (n * 4 < level_nodes) {
     for (int64_t i = 0; i < n; ++i) list[i] /= kFanout;
     return n;
@@ -233,12 +234,11 @@ FASTRL_INLINE int64_t parents(int64_t* list, int64_t n, int64_t level_nodes, uin
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t node = list[i] / kFanout;
-    const uint64_t bit = uint64_t{1} << (node & 63), word = marks[node >> 6];
     list[count] = node;
-    count += !(word & bit);
-    marks[node >> 6] = word | bit;
+    count += 1 - marks[node];
+    marks[node] = 1;
   }
-  for (int64_t i = 0; i < count; ++i) marks[list[i] >> 6] = 0;
+  for (int64_t i = 0; i < count; ++i) marks[list[i]] = 0;
   return count;
 }
 
@@ -249,6 +249,7 @@ FASTRL_INLINE void repair_sums(const Levels<T>& tree, int64_t* list, int64_t n) 
   for (int64_t i = 0; i < n; ++i) {
     tree.sums[1][list[i]] = sum_children(tree.leaves + list[i] * kFanout);
     tree.stale[list[i] >> 6] |= uint64_t{1} << (list[i] & 63);
+    prefetch(tree.prefix[1] + list[i]);
   }
   for (int level = 2; level <= tree.top; ++level) {
     n = parents(list, n, tree.width[level], tree.marks[level]);
@@ -275,20 +276,24 @@ FASTRL_INLINE void repair_extremes(const Levels<T>& tree, int64_t* list, int64_t
 }
 
 // target_clones does not apply to templates: one plain function a leaf type.
-#define FASTRL_INSTANTIATE(T)                                                                                     \
-  FASTRL_CLONES void repair(const Levels<T>& tree, int64_t* list, int64_t n) { repair_sums(tree, list, n); }      \
-  FASTRL_CLONES void refresh(const Levels<T>& tree, int64_t* list, int64_t n) { repair_extremes(tree, list, n); } \
-  FASTRL_CLONES void priorities_to_weights(T* p, int64_t n, double beta, double log_min) {                        \
-    for (int64_t i = 0; i < n; ++i)                                                                               \
-      p[i] = static_cast<T>(importance_weight(static_cast<double>(p[i]), beta, log_min));                         \
-  }
+#define FASTRL_INSTANTIATE(T)                                                                                \
+  FASTRL_CLONES void repair(const Levels<T>& tree, int64_t* list, int64_t n) { repair_sums(tree, list, n); } \
+  FASTRL_CLONES void refresh(const Levels<T>& tree, int64_t* list, int64_t n) { repair_extremes(tree, list, n); }
 FASTRL_INSTANTIATE(float)
 FASTRL_INSTANTIATE(double)
 #undef FASTRL_INSTANTIATE
 
-FASTRL_CLONES void td_to_priorities(double* td, int64_t n, double alpha, double eps, double low, double high) {
-  for (int64_t i = 0; i < n; ++i) td[i] = td_priority(td[i], alpha, eps, low, high);
-}
+// Whether all indices are inside the tree and all values in [low, high]; NaN is not.
+#define FASTRL_ALL_GOOD(P)                                                                                       \
+  FASTRL_CLONES bool all_good(const int64_t* indices, int64_t capacity, const P* p, P low, P high, int64_t n) {  \
+    int64_t bad = 0;                                                                                             \
+    for (int64_t i = 0; i < n; ++i) bad |= static_cast<uint64_t>(indices[i]) >= static_cast<uint64_t>(capacity); \
+    for (int64_t i = 0; i < n; ++i) bad |= !(p[i] >= low) | !(p[i] <= high);                                     \
+    return !bad;                                                                                                 \
+  }
+FASTRL_ALL_GOOD(float)
+FASTRL_ALL_GOOD(double)
+#undef FASTRL_ALL_GOOD
 
 uint64_t fetch_add(uint64_t* counter, uint64_t n) {
 #if defined(__GNUC__)
@@ -317,8 +322,8 @@ class SumTreeOf final : public SumTree {
     tree_.top = top;
     size_t bytes = aligned(widths[0] * sizeof(T)) + aligned(widths[1] / 8 + 8);
     for (int l = 1; l <= top; ++l)
-      bytes += 2 * aligned(widths[l] * sizeof(double)) + kAlign + 2 * aligned(widths[l] * sizeof(T)) +
-               aligned(widths[l] / 8 + 8);
+      bytes +=
+          2 * aligned(widths[l] * sizeof(double)) + kAlign + 2 * aligned(widths[l] * sizeof(T)) + aligned(widths[l]);
     memory_.reset(static_cast<char*>(::operator new(bytes, std::align_val_t{kAlign})));
     bytes_ = bytes;
     char* at = memory_.get();
@@ -334,7 +339,7 @@ class SumTreeOf final : public SumTree {
       tree_.prefix[l] = reinterpret_cast<double*>(take(widths[l] * sizeof(double)));
       tree_.mins[l] = reinterpret_cast<T*>(take(widths[l] * sizeof(T)));
       tree_.maxs[l] = reinterpret_cast<T*>(take(widths[l] * sizeof(T)));
-      tree_.marks[l] = reinterpret_cast<uint64_t*>(take(widths[l] / 8 + 8));
+      tree_.marks[l] = reinterpret_cast<uint8_t*>(take(widths[l]));
     }
     tree_.stale = reinterpret_cast<uint64_t*>(take(widths[1] / 8 + 8));
     reset();
@@ -349,14 +354,13 @@ class SumTreeOf final : public SumTree {
 
   BadItem update_from_td(const int64_t* indices, double* td, int64_t n, double alpha, double eps, bool keep_zeros,
                          double* largest) override {
-    bool good = true;
-    for (int64_t i = 0; i < n; ++i) good &= inside(indices[i]) & (std::fabs(td[i]) <= kMaxFloat64);
-    for (int64_t i = 0; !good && i < n; ++i)
-      if (!inside(indices[i])) return {i, BadItem::index};
-    for (int64_t i = 0; !good; ++i)
-      if (!(std::fabs(td[i]) <= kMaxFloat64)) return {i, BadItem::not_finite_or_negative};
+    List list(indices, n);
+    const double max = std::numeric_limits<double>::max();
+    const BadItem bad = check(list.data(), td, -max, max, n);
+    if (bad.kind != BadItem::none) return bad;
     td_to_priorities(td, n, alpha, eps, std::numeric_limits<T>::min(), kMaxPriority);
-    return update_from(indices, td, n, keep_zeros, largest);
+    *largest = write(list.data(), td, n, keep_zeros);
+    return {};
   }
 
   BadItem get(const int64_t* indices, void* out, int64_t n) const override {
@@ -419,9 +423,9 @@ class SumTreeOf final : public SumTree {
       if (!(tree_.sums[tree_.top][0] > 0)) return Status::total_is_zero;
       draw(state, stratified, n, indices, threads, [&](int64_t i) { w[i] = tree_.leaves[indices[i]]; });
       const T smallest = whole_tree ? tree_.mins[tree_.top][0] : *std::min_element(w, w + n);
-      const double log_min = log_positive(static_cast<double>(smallest));
-      parallel_for(n, n >= kParallelFrom ? threads : 1,
-                   [&](int64_t begin, int64_t end) { priorities_to_weights(w + begin, end - begin, beta, log_min); });
+      parallel_for(n, n >= kParallelFrom ? threads : 1, [&](int64_t begin, int64_t end) {
+        priorities_to_weights(w + begin, end - begin, beta, static_cast<double>(smallest));
+      });
       return Status::ok;
     };
     return whole_tree ? extremes(run) : locked(run);
@@ -455,7 +459,6 @@ class SumTreeOf final : public SumTree {
 
  private:
   static constexpr int64_t kParallelFrom = 8192;  // below, waking the pool costs more than it saves
-  static constexpr double kMaxFloat64 = std::numeric_limits<double>::max();
   static constexpr double kMaxPriority =
       std::is_same<T, float>::value ? double{std::numeric_limits<float>::max()} : kMaxFloat64Priority;
 
@@ -521,47 +524,58 @@ class SumTreeOf final : public SumTree {
     });
   }
 
+  // The indices are copied before they are checked: another thread may write to the caller's array meanwhile.
+  class List {
+   public:
+    List(const int64_t* indices, int64_t n) : many_(n > kChunk ? new int64_t[n] : nullptr) {
+      std::copy(indices, indices + n, data());
+    }
+    int64_t* data() { return many_ ? many_.get() : few_; }
+
+   private:
+    std::unique_ptr<int64_t[]> many_;
+    int64_t few_[kChunk];
+  };
+
   template <class P>
-  BadItem check(const int64_t* indices, const P* priorities, int64_t n) const {
-    bool good = true;
-    for (int64_t i = 0; i < n; ++i)
-      good &= inside(indices[i]) & (priorities[i] >= 0) & (static_cast<double>(priorities[i]) <= kMaxPriority);
-    if (good) return {};
+  BadItem check(const int64_t* indices, const P* values, P low, P high, int64_t n) const {
+    if (all_good(indices, capacity_, values, low, high, n)) return {};
     for (int64_t i = 0; i < n; ++i)
       if (!inside(indices[i])) return {i, BadItem::index};
     for (int64_t i = 0; i < n; ++i)
-      if (!(priorities[i] >= 0 && priorities[i] <= std::numeric_limits<P>::max()))
+      if (!(values[i] >= low && values[i] <= std::numeric_limits<P>::max()))
         return {i, BadItem::not_finite_or_negative};
     for (int64_t i = 0;; ++i)
-      if (static_cast<double>(priorities[i]) > kMaxPriority) return {i, BadItem::too_large};
+      if (values[i] > high) return {i, BadItem::too_large};
   }
 
   template <class P>
-  BadItem update_from(const int64_t* indices, const P* priorities, int64_t n, bool keep_zeros = false,
-                      double* largest = nullptr) {
-    // The indices are copied before they are checked: another thread may write to the caller's array meanwhile.
-    int64_t few[kChunk];
-    std::unique_ptr<int64_t[]> many(n > kChunk ? new int64_t[n] : nullptr);
-    int64_t* list = many ? many.get() : few;
-    std::copy(indices, indices + n, list);
-    const BadItem bad = check(list, priorities, n);
-    if (bad.kind != BadItem::none || n == 0) return bad;
+  BadItem update_from(const int64_t* indices, const P* priorities, int64_t n) {
+    List list(indices, n);
+    const P high = static_cast<P>(std::min(kMaxPriority, static_cast<double>(std::numeric_limits<P>::max())));
+    const BadItem bad = check(list.data(), priorities, P(0), high, n);
+    if (bad.kind == BadItem::none) write(list.data(), priorities, n, false);
+    return bad;
+  }
+
+  // Checked items; the largest priority written.
+  template <class P>
+  double write(int64_t* list, const P* priorities, int64_t n, bool keep_zeros) {
     for (int64_t i = 0; i < n; ++i) prefetch(tree_.leaves + list[i]);
     std::unique_lock<std::shared_mutex> lock(mutex_);
     int64_t positive = positive_;
-    double high = 0;
+    double largest = 0;
     for (int64_t i = 0; i < n; ++i) {
       T& leaf = tree_.leaves[list[i]];
       const T value = keep_zeros && !(leaf > 0) ? T(0) : static_cast<T>(priorities[i]) + T(0);  // + 0: -0 becomes 0
       positive += (value > 0) - (leaf > 0);
-      high = value > high ? value : high;
+      largest = value > largest ? value : largest;
       leaf = value;
     }
     positive_ = positive;
-    if (largest) *largest = high;
     any_stale_ = true;
     repair(tree_, list, n);
-    return {};
+    return largest;
   }
 
   struct Free {

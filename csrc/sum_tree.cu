@@ -2,10 +2,12 @@
 // prefix_sums (sum_tree.h) and nothing is fused into a multiply-add (CMakeLists.txt), so that indices, probabilities and
 // sums are those of the CPU tree, bit for bit. The warp functions below name all 32 lanes: whole warps call them, and a
 // half that has nothing to do goes along and writes nothing.
+#include <cmath>
 #include <limits>
 #include <type_traits>
 
 #include "random.h"
+#include "simd_math.h"
 #include "sum_tree_cuda.h"
 
 namespace fastrl {
@@ -107,6 +109,14 @@ __device__ void recompute(const Tree<T>& tree, int level, int64_t node, bool wri
 }
 
 // ---------------------------------------------------------------- update
+// (|td| + eps)^alpha, in [low, high] where |td| + eps > 0.
+__device__ double td_priority(double td, double alpha, double eps, double low, double high) {
+  const double x = std::fabs(td) + eps;
+  if (!(x > 0)) return alpha == 0 ? 1.0 : 0.0;
+  const double p = exp_bounded(alpha * log_positive(x));
+  return p < low ? low : p > high ? high : p;
+}
+
 template <class T>
 __device__ T new_leaf(const CudaUpdate& items, int64_t i, T old) {
   if (items.keep_zeros && !(old > 0)) return 0;
@@ -232,12 +242,14 @@ __global__ void draw(Tree<T> tree, bool stratified, int64_t n, int64_t* indices,
     atomicMin(reinterpret_cast<unsigned long long*>(tree.smallest), static_cast<unsigned long long>(bits_of(low)));
 }
 
+// weights holds the priorities p; w = (p_min / p)^beta.
 template <class T>
 __global__ void weigh(Tree<T> tree, double beta, bool whole_tree, int64_t n, T* weights) {
   const int64_t i = thread_index();
   if (i >= n || !(tree.total() > 0)) return;
   const double p_min = whole_tree ? static_cast<double>(*tree.min(tree.start[tree.top])) : double_of(*tree.smallest);
-  weights[i] = static_cast<T>(importance_weight(static_cast<double>(weights[i]), beta, log_positive(p_min)));
+  const double p = static_cast<double>(weights[i]);
+  weights[i] = static_cast<T>(exp_bounded(beta * (log_positive(p_min) - log_positive(p))));
 }
 
 // After the draws: the generator goes on, and the batch's minimum is reset.

@@ -2,14 +2,12 @@
 // each node. Parents are recomputed from their children, never changed by a difference, so nothing drifts.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <limits>
 #include <shared_mutex>
 #include <vector>
 
 #include "common.h"
-#include "simd_math.h"
 
 namespace fastrl {
 
@@ -25,19 +23,6 @@ FASTRL_HD inline void prefix_sums(double* x) {
 
 // The largest priority of a float64 tree: sums of 2^31 - 1 of them stay finite.
 constexpr double kMaxFloat64Priority = 0x1p960;
-
-// (|td| + eps)^alpha; if |td| + eps is positive, within [low, high].
-FASTRL_HD FASTRL_INLINE double td_priority(double td, double alpha, double eps, double low, double high) {
-  const double x = std::fabs(td) + eps;
-  double p = exp_bounded(alpha * log_positive(x > 0 ? x : 1.0));
-  p = p < low ? low : p > high ? high : p;
-  return x > 0 || alpha == 0 ? p : 0.0;
-}
-
-// (p_min / p)^beta
-FASTRL_HD FASTRL_INLINE double importance_weight(double p, double beta, double log_p_min) {
-  return exp_bounded(beta * (log_p_min - log_positive(p)));
-}
 
 struct SamplePlan {
   uint64_t seed, counter;  // element i draws from block counter + i

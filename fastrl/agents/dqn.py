@@ -129,7 +129,8 @@ class DQN:
             self.online = q_network(n_obs, self.n_actions, c.hidden, c.dueling).to(self.device)
             self.target = q_network(n_obs, self.n_actions, c.hidden, c.dueling).to(self.device)
         self.target.load_state_dict(self.online.state_dict())
-        self._online_vector, self._target_vector = flatten_parameters(self.online), flatten_parameters(self.target)
+        self._online_vector, self._gradient = flatten_parameters(self.online)
+        self._target_vector, _ = flatten_parameters(self.target)
         self.optimizer = torch.optim.Adam([self._online_vector], lr=c.learning_rate, fused=True)
         self._numpy_q = numpy_forward(self.online) if self.device.type == "cpu" else None
 
@@ -210,7 +211,7 @@ class DQN:
             mean_loss = (batch.weights * loss(q, y, reduction="none")).mean()
         else:
             mean_loss = loss(q, y)
-        self._online_vector.grad.zero_()
+        self._gradient.zero_()
         mean_loss.backward()
         if c.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._online_vector, c.max_grad_norm)

@@ -49,19 +49,21 @@ def q_network(n_obs: int, n_actions: int, hidden: Sequence[int], dueling: bool) 
     return nn.Sequential(nn.Flatten(), *trunk, streams)
 
 
-def flatten_parameters(module: nn.Module) -> nn.Parameter:
-    """Make the parameters of `module` (and their gradients) views of one vector (and its gradient), and return it.
+def flatten_parameters(module: nn.Module) -> tuple[nn.Parameter, Tensor]:
+    """Make the parameters of `module` and their gradients views of one vector each, and return the two.
 
     Optimizer, gradient clipping, zeroing and target update then take one call each instead of one a layer, which for
     small networks is what they cost.  Do it after the module has been moved to its device.
     """
     parameters = list(module.parameters())
     vector = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
-    vector.grad = torch.zeros_like(vector)
-    sizes = [p.numel() for p in parameters]
-    for p, values, grad in zip(parameters, vector.data.split(sizes), vector.grad.split(sizes), strict=True):
-        p.data, p.grad = values.view_as(p), grad.view_as(p)
-    return vector
+    gradient = vector.grad = torch.zeros_like(vector)
+    start = 0
+    for p in parameters:
+        part = slice(start, start + p.numel())
+        p.data, p.grad = vector.data[part].view_as(p), gradient[part].view_as(p)
+        start += p.numel()
+    return vector, gradient
 
 
 def numpy_forward(module: nn.Module) -> Policy:
