@@ -2,7 +2,7 @@
 
     python bench/compare.py                       every file; writes bench/results/<file>.json and .md
     python bench/compare.py sum_tree replay       these files only
-    python bench/compare.py sum_tree --case update --size capacity=1000000 --no-write
+    python bench/compare.py sum_tree --case update --size capacity=1000000    a part: printed only
 
 The threads of all contenders: FASTRL_NUM_THREADS (1).  Run it on a quiet machine, with the peers that the `bench` extra
 installs; a peer that is missing is left out and named.
@@ -74,10 +74,17 @@ def machine():
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "threads": int(THREADS),
-        "simd": info.get("simd"),
+        "simd": info.get("SIMD"),
         "cpu_backend": _backend.CPU_BACKEND,
         "versions": versions,
     }
+
+
+def cell(name, result):
+    if result is None:
+        return "-"
+    us = f"{result['us']:.3g}" if result["us"] < 100 else f"{result['us']:.0f}"
+    return us if name == OURS or "ratio" not in result else f"{us} ({result['ratio']:.1f}x)"
 
 
 def markdown(file, report, command):
@@ -87,8 +94,8 @@ def markdown(file, report, command):
         "",
         f"`{command}` with {m['threads']} thread(s) on {m['cpu']} ({m['cores']} cores, {m['system']}); "
         f"backend {m['cpu_backend']}, {m['simd']}.",
-        "Median microseconds a call and, in brackets, the median over interleaved rounds of time / time of `fastrl`.",
-        "Versions: " + ", ".join(f"{k} {v}" for k, v in m["versions"].items()) + ".",
+        "Median microseconds a call; in brackets the median, over interleaved rounds, of time / time of `fastrl`.",
+        "Versions: " + ", ".join(f"{k} {v}" for k, v in m["versions"].items()) + "." + f" {report['note']}".rstrip(),
     ]
     cases = list(dict.fromkeys(r["case"] for r in report["records"]))
     for case in cases:
@@ -96,12 +103,7 @@ def markdown(file, report, command):
         names = list(dict.fromkeys(n for r in records for n in r["results"]))
         lines += ["", f"## {case}", "", "| size | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         for r in records:
-            cells = [
-                f"{r['results'][n]['us']:.1f} ({r['results'][n].get('ratio', float('nan')):.2f})"
-                if n in r["results"]
-                else "-"
-                for n in names
-            ]
+            cells = [cell(name, r["results"].get(name)) for name in names]
             lines.append(f"| {size_label(r['size'])} | " + " | ".join(cells) + " |")
         skipped = {n: why for r in records for n, why in r["skipped"].items()}
         if skipped:
@@ -117,7 +119,7 @@ def main():
     parser.add_argument("--only", action="append", help="fastrl and contenders whose name contains this")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--block-ms", type=float, default=4.0, help="how long a contender is timed a round")
-    parser.add_argument("--no-write", action="store_true", help="print only")
+    parser.add_argument("--note", default="", help="a remark to keep with the results")
     args = parser.parse_args()
     unknown = set(args.files) - set(FILES)
     if unknown:
@@ -131,8 +133,9 @@ def main():
                 if args.case in case.name and all(str(size.get(key, value)) == value for key, value in wanted):
                     records.append(run_size(case, size, args))
                     print_record(records[-1])
-        if records and not args.no_write:
-            report = {"machine": machine(), "rounds": args.rounds, "block_ms": args.block_ms, "records": records}
+        if records and not (args.case or args.size or args.only):
+            how = {"note": args.note, "rounds": args.rounds, "block_ms": args.block_ms}
+            report = {"machine": machine(), **how, "records": records}
             RESULTS.mkdir(exist_ok=True)
             (RESULTS / f"{file}.json").write_text(json.dumps(report, indent=1) + "\n")
             (RESULTS / f"{file}.md").write_text(markdown(file, report, f"python bench/compare.py {file}"))

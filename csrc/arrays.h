@@ -430,8 +430,8 @@ inline void check_cpu(const Array& a, const char* where) {
 // `device` is the tree's; a CUDA kernel's arguments are never copied to it.
 inline void check_cuda_device(const Array& a, const char* where, DLDevice device) {
   if (a.device.device_type != device.device_type || a.device.device_id != device.device_id)
-    raise_value(std::string(where) + " must be on cuda:" + std::to_string(device.device_id) +
-                " like the tree, got " + device_text(a));
+    raise_value(std::string(where) + " must be on cuda:" + std::to_string(device.device_id) + " like the tree, got " +
+                device_text(a));
 }
 
 inline void check_dtype(const Array& a, const char* where, std::initializer_list<DType> allowed) {

@@ -47,7 +47,8 @@ class DeviceGuard {
   int before_ = -1;
 };
 
-// Works on buffers that Python allocated (fastrl/kernels/_cuda/sum_tree.py), which also checks the numbers it passes on.
+// Works on buffers that Python allocated (fastrl/kernels/_cuda/sum_tree.py), which also checks the numbers it passes
+// on.
 class SumTreeCore {
  public:
   SumTreeCore(int64_t capacity, const std::vector<int64_t>& widths, py::object leaves, py::object sums, py::object mins,
@@ -75,17 +76,21 @@ class SumTreeCore {
   }
 
   void update(py::handle indices, py::handle priorities) {
-    static const char op[] = "sum_tree.update";
     CudaUpdate items;
     items.n = -1;
-    items.indices = load_indices(indices, "sum_tree.update: indices", items.n);
-    items.values = load_floats(priorities, "sum_tree.update: priorities", items.n);
-    run(op, [&](cudaStream_t stream) { return cuda_update(tree_, items, stream); });
+    if (PyLong_CheckExact(indices.ptr()))
+      items.n = 1, items.indices = {nullptr, 0, false, py::cast<int64_t>(indices)};
+    else
+      items.indices = load_indices(indices, "sum_tree.update: indices", items.n);
+    if (PyFloat_CheckExact(priorities.ptr()))
+      items.values = {nullptr, 0, false, py::cast<double>(priorities)};
+    else
+      items.values = load_floats(priorities, "sum_tree.update: priorities", items.n);
+    run("sum_tree.update", [&](cudaStream_t stream) { return cuda_update(tree_, items, stream); });
   }
 
   py::object update_from_td_errors(py::handle indices, py::handle td_errors, double alpha, double eps,
                                    bool keep_zeros) {
-    static const char op[] = "sum_tree.update_from_td_errors";
     CudaUpdate items;
     items.n = -1;
     items.indices = load_indices(indices, "sum_tree.update_from_td_errors: indices", items.n);
@@ -93,7 +98,7 @@ class SumTreeCore {
     items.from_td = true, items.keep_zeros = keep_zeros, items.alpha = alpha, items.eps = eps;
     Result largest = allocate(DType::f64, 0, 0);
     items.largest = reinterpret_cast<double*>(largest.data);
-    run(op, [&](cudaStream_t stream) { return cuda_update(tree_, items, stream); });
+    run("sum_tree.update_from_td_errors", [&](cudaStream_t stream) { return cuda_update(tree_, items, stream); });
     return std::move(largest.object);
   }
 
@@ -172,16 +177,11 @@ class SumTreeCore {
   }
 
   CudaIndices load_indices(py::handle indices, const char* where, int64_t& n) const {
-    if (PyLong_CheckExact(indices.ptr())) {
-      n = 1;
-      return {nullptr, 0, false, py::cast<int64_t>(indices)};
-    }
     const Array a = load_argument(indices, where, {DType::i64, DType::i32}, n);
     return {a.data, a.strides[0], a.dtype == DType::i32, 0};
   }
 
   CudaFloats load_floats(py::handle values, const char* where, int64_t& n) const {
-    if (PyFloat_CheckExact(values.ptr())) return {nullptr, 0, false, py::cast<double>(values)};
     const Array a = load_argument(values, where, {DType::f32, DType::f64}, n);
     return {a.data, a.strides[0], a.dtype == DType::f32, 0};
   }
@@ -196,8 +196,7 @@ class SumTreeCore {
   template <class F>
   void run(const char* op, F launches) {
     void* stream = nullptr;
-    if (api_->current_work_stream(device_.device_type, device_.device_id, &stream) != 0)
-      throw py::error_already_set();
+    if (api_->current_work_stream(device_.device_type, device_.device_id, &stream) != 0) throw py::error_already_set();
     cudaError_t status;
     {
       ReleaseGil release;
@@ -226,8 +225,8 @@ PYBIND11_MODULE(_C_cuda, m) {
   py::class_<SumTreeCore>(m, "SumTreeCore")
       .def(py::init<int64_t, const std::vector<int64_t>&, py::object, py::object, py::object, py::object, py::object,
                     py::object, py::object, py::object>(),
-           py::arg("capacity"), py::arg("widths"), py::arg("leaves"), py::arg("sums"), py::arg("mins"),
-           py::arg("maxs"), py::arg("winner"), py::arg("flag"), py::arg("smallest"), py::arg("state"))
+           py::arg("capacity"), py::arg("widths"), py::arg("leaves"), py::arg("sums"), py::arg("mins"), py::arg("maxs"),
+           py::arg("winner"), py::arg("flag"), py::arg("smallest"), py::arg("state"))
       .def("update", &SumTreeCore::update, py::arg("indices"), py::arg("priorities"))
       .def("update_from_td_errors", &SumTreeCore::update_from_td_errors, py::arg("indices"), py::arg("td_errors"),
            py::arg("alpha"), py::arg("eps"), py::arg("keep_zeros"))

@@ -168,6 +168,53 @@ struct Levels {
   uint64_t* stale;        // a bit a node of level 1: its mins and maxs, and those above it, are out of date
 };
 
+// ---------------------------------------------------------------- lists of nodes
+// Which byte of a word, in memory order, is its first that is not 0. Each is 0 or 1.
+FASTRL_INLINE int lowest_byte(uint64_t word) {
+#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  return __builtin_ctzll(word) / 8;
+#else
+  uint8_t bytes[8];
+  std::memcpy(bytes, &word, 8);
+  int byte = 0;
+  while (!bytes[byte]) ++byte;
+  return byte;
+#endif
+}
+
+// The parents of the nodes in `list`, in place; `sorted` says whether the list is, and the parents then come once each.
+// Few nodes of a wide level hardly meet, and recomputing twice costs less than finding the doubles. Else each parent is
+// marked by a byte (a bit would wait for its neighbour's store), and the marks, all 0 before and after, are read off in
+// order: this sorts the list.
+FASTRL_INLINE int64_t parents(int64_t* list, int64_t n, int64_t width, uint8_t* marks, bool& sorted) {
+  constexpr int kShift = 4;
+  static_assert(1 << kShift == kFanout, "a node's parent is node >> kShift");
+  int64_t count = 0;
+  if (sorted) {
+    int64_t last = -1;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t node = list[i] >> kShift;
+      count += node != last;
+      list[count - 1] = last = node;
+    }
+    return count;
+  }
+  if (n * 4 < width) {
+    for (int64_t i = 0; i < n; ++i) list[i] >>= kShift;
+    return n;
+  }
+  for (int64_t i = 0; i < n; ++i) marks[list[i] >> kShift] = 1;
+  for (int64_t base = 0; base < width; base += 8) {
+    uint64_t word;
+    std::memcpy(&word, marks + base, 8);
+    if (!word) continue;
+    std::memset(marks + base, 0, 8);
+    for (; word; word &= word - 1) list[count++] = base + lowest_byte(word);
+  }
+  sorted = true;
+  return count;
+}
+
 // ---------------------------------------------------------------- search, one version an instruction set
 FASTRL_INLINE void prefetch(const void* p) {
 #if defined(__GNUC__)
@@ -199,20 +246,24 @@ namespace v4 {
 #pragma GCC pop_options
 #endif
 
+// The version for this processor, chosen once.
 template <class T>
-using FindAll = void (*)(const Levels<T>&, double*, int64_t, int64_t*);
+struct Search {
+  void (*find_all)(const Levels<T>& tree, double* u, int64_t n, int64_t* out);
+  void (*repair)(const Levels<T>& tree, int64_t* list, int64_t n);
+};
 
 template <class T>
-FindAll<T> choose_find_all() {
+Search<T> choose_search() {
 #if FASTRL_X86_LEVELS
-  if (x86_level() == 4) return v4::find_all;
-  if (x86_level() == 3) return v3::find_all;
+  if (x86_level() == 4) return {v4::find_all, v4::repair};
+  if (x86_level() == 3) return {v3::find_all, v3::repair};
 #endif
-  return baseline::find_all;
+  return {baseline::find_all, baseline::repair};
 }
 
 template <class T>
-const FindAll<T> find_all = choose_find_all<T>();
+const Search<T> search = choose_search<T>();
 
 #if FASTRL_X86_LEVELS
 void (*const uniforms)(uint64_t, uint64_t, int64_t, double*) = x86_level() == 4   ? v4::uniforms
@@ -223,51 +274,16 @@ using baseline::uniforms;
 #endif
 
 // ---------------------------------------------------------------- recomputing parents
-// The parents of the nodes in `list`, in place. Each once where they are likely to meet: below, finding the doubles
-// costs more than recomputing them (update of 256 in 1e6 leaves: 3.5 us with, 2.7 without). `marks` is all 0 before and
-// after.
-FASTRL_INLINE int64_t parents(int64_t* list, int64_t n, int64_t level_nodes, uint8_t* marks) {
-  if (n * 4 < level_nodes) {
-    for (int64_t i = 0; i < n; ++i) list[i] /= kFanout;
-    return n;
-  }
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t node = list[i] / kFanout;
-    list[count] = node;
-    count += 1 - marks[node];
-    marks[node] = 1;
-  }
-  for (int64_t i = 0; i < count; ++i) marks[list[i]] = 0;
-  return count;
-}
-
-// Recomputes the sums of all ancestors of the leaves in `list`, which is its work space too.
-template <class T>
-FASTRL_INLINE void repair_sums(const Levels<T>& tree, int64_t* list, int64_t n) {
-  n = parents(list, n, tree.width[1], tree.marks[1]);
-  for (int64_t i = 0; i < n; ++i) {
-    tree.sums[1][list[i]] = sum_children(tree.leaves + list[i] * kFanout);
-    tree.stale[list[i] >> 6] |= uint64_t{1} << (list[i] & 63);
-    prefetch(tree.prefix[1] + list[i]);
-  }
-  for (int level = 2; level <= tree.top; ++level) {
-    n = parents(list, n, tree.width[level], tree.marks[level]);
-    for (int64_t i = 0; i < n; ++i)
-      tree.sums[level][list[i]] =
-          scan_children(tree.sums[level - 1] + list[i] * kFanout, tree.prefix[level - 1] + list[i] * kFanout);
-  }
-}
-
-// The same for the smallest positive and largest values, from the nodes of level 1 in `list`.
+// The smallest positive and largest values of the nodes of level 1 in `list`, which is sorted, and of their ancestors.
 template <class T>
 FASTRL_INLINE void repair_extremes(const Levels<T>& tree, int64_t* list, int64_t n) {
+  bool sorted = true;
   for (int64_t i = 0; i < n; ++i) {
     tree.mins[1][list[i]] = min_children(tree.leaves + list[i] * kFanout, true);
     tree.maxs[1][list[i]] = max_children(tree.leaves + list[i] * kFanout);
   }
   for (int level = 2; level <= tree.top; ++level) {
-    n = parents(list, n, tree.width[level], tree.marks[level]);
+    n = parents(list, n, tree.width[level], tree.marks[level], sorted);
     for (int64_t i = 0; i < n; ++i) {
       tree.mins[level][list[i]] = min_children(tree.mins[level - 1] + list[i] * kFanout, false);
       tree.maxs[level][list[i]] = max_children(tree.maxs[level - 1] + list[i] * kFanout);
@@ -276,12 +292,11 @@ FASTRL_INLINE void repair_extremes(const Levels<T>& tree, int64_t* list, int64_t
 }
 
 // target_clones does not apply to templates: one plain function a leaf type.
-#define FASTRL_INSTANTIATE(T)                                                                                \
-  FASTRL_CLONES void repair(const Levels<T>& tree, int64_t* list, int64_t n) { repair_sums(tree, list, n); } \
+#define FASTRL_REFRESH(T) \
   FASTRL_CLONES void refresh(const Levels<T>& tree, int64_t* list, int64_t n) { repair_extremes(tree, list, n); }
-FASTRL_INSTANTIATE(float)
-FASTRL_INSTANTIATE(double)
-#undef FASTRL_INSTANTIATE
+FASTRL_REFRESH(float)
+FASTRL_REFRESH(double)
+#undef FASTRL_REFRESH
 
 // Whether all indices are inside the tree and all values in [low, high]; NaN is not.
 #define FASTRL_ALL_GOOD(P)                                                                                       \
@@ -355,6 +370,7 @@ class SumTreeOf final : public SumTree {
   BadItem update_from_td(const int64_t* indices, double* td, int64_t n, double alpha, double eps, bool keep_zeros,
                          double* largest) override {
     List list(indices, n);
+    prefetch_leaves(list.data(), n);
     const double max = std::numeric_limits<double>::max();
     const BadItem bad = check(list.data(), td, -max, max, n);
     if (bad.kind != BadItem::none) return bad;
@@ -401,7 +417,7 @@ class SumTreeOf final : public SumTree {
       if (!(u[i] >= 0 && u[i] <= total)) return i;
     for_chunks(n, threads, [&](int64_t begin, int64_t m, double* scratch) {
       std::memcpy(scratch, u + begin, m * sizeof(double));
-      find_all<T>(tree_, scratch, m, out + begin);
+      search<T>.find_all(tree_, scratch, m, out + begin);
     });
     return -1;
   }
@@ -441,19 +457,19 @@ class SumTreeOf final : public SumTree {
     const uint64_t seed = state[0], counter = fetch_add(state + 1, static_cast<uint64_t>(n));
     for (int64_t i = 0; i < n; ++i) {
       double u = uniform(philox(seed, counter + static_cast<uint64_t>(i))) * tree_.sums[tree_.top][0];
-      find_all<T>(tree_, &u, 1, indices + i);
+      search<T>.find_all(tree_, &u, 1, indices + i);
       T& leaf = tree_.leaves[indices[i]];
       taken[i] = leaf;
       leaf = 0;
       list[0] = indices[i];
-      repair(tree_, list.data(), 1);
+      search<T>.repair(tree_, list.data(), 1);
     }
     for (int64_t i = 0; i < n; ++i) {
       tree_.leaves[indices[i]] = taken[i];
       list[i] = indices[i];
       probabilities[i] = static_cast<double>(taken[i]) / total;
     }
-    repair(tree_, list.data(), n);
+    search<T>.repair(tree_, list.data(), n);
     return Status::ok;
   }
 
@@ -519,7 +535,7 @@ class SumTreeOf final : public SumTree {
         for (int64_t i = 0; i < m; ++i) u[i] = (static_cast<double>(begin + i) + u[i]) * slice;
       else
         for (int64_t i = 0; i < m; ++i) u[i] *= total;
-      find_all<T>(tree_, u, m, indices + begin);
+      search<T>.find_all(tree_, u, m, indices + begin);
       for (int64_t i = begin; i < begin + m; ++i) each(i);
     });
   }
@@ -537,6 +553,13 @@ class SumTreeOf final : public SumTree {
     int64_t few_[kChunk];
   };
 
+  // Before the checks, so that the leaves are here when those are done: as numbers, for an index may be any.
+  void prefetch_leaves(const int64_t* list, int64_t n) const {
+    const uintptr_t base = reinterpret_cast<uintptr_t>(tree_.leaves);
+    for (int64_t i = 0; i < n; ++i)
+      prefetch(reinterpret_cast<const void*>(base + static_cast<uintptr_t>(list[i]) * sizeof(T)));
+  }
+
   template <class P>
   BadItem check(const int64_t* indices, const P* values, P low, P high, int64_t n) const {
     if (all_good(indices, capacity_, values, low, high, n)) return {};
@@ -552,6 +575,7 @@ class SumTreeOf final : public SumTree {
   template <class P>
   BadItem update_from(const int64_t* indices, const P* priorities, int64_t n) {
     List list(indices, n);
+    prefetch_leaves(list.data(), n);
     const P high = static_cast<P>(std::min(kMaxPriority, static_cast<double>(std::numeric_limits<P>::max())));
     const BadItem bad = check(list.data(), priorities, P(0), high, n);
     if (bad.kind == BadItem::none) write(list.data(), priorities, n, false);
@@ -561,7 +585,6 @@ class SumTreeOf final : public SumTree {
   // Checked items; the largest priority written.
   template <class P>
   double write(int64_t* list, const P* priorities, int64_t n, bool keep_zeros) {
-    for (int64_t i = 0; i < n; ++i) prefetch(tree_.leaves + list[i]);
     std::unique_lock<std::shared_mutex> lock(mutex_);
     int64_t positive = positive_;
     double largest = 0;
@@ -574,7 +597,7 @@ class SumTreeOf final : public SumTree {
     }
     positive_ = positive;
     any_stale_ = true;
-    repair(tree_, list, n);
+    search<T>.repair(tree_, list, n);
     return largest;
   }
 

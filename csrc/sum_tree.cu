@@ -1,7 +1,7 @@
 // The sum tree on a GPU. 16 lanes, half a warp, share a node: each holds one child. Every sum is added in the order of
-// prefix_sums (sum_tree.h) and nothing is fused into a multiply-add (CMakeLists.txt), so that indices, probabilities and
-// sums are those of the CPU tree, bit for bit. The warp functions below name all 32 lanes: whole warps call them, and a
-// half that has nothing to do goes along and writes nothing.
+// prefix_sums (sum_tree.h) and nothing is fused into a multiply-add (CMakeLists.txt), so that indices, probabilities
+// and sums are those of the CPU tree, bit for bit. The warp functions below name all 32 lanes: whole warps call them,
+// and a half that has nothing to do goes along and writes nothing.
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -176,7 +176,8 @@ __global__ void write(Tree<T> tree, CudaUpdate items) {
 }
 
 // Recomputes the items' ancestors at the levels first .. last; several levels only in one block. Items that share an
-// ancestor write the same numbers to it; where the level has no more nodes than there are items, all its nodes are done.
+// ancestor write the same numbers to it; where the level has no more nodes than there are items, all its nodes are
+// done.
 template <class T>
 __global__ void repair(Tree<T> tree, CudaUpdate items, int first, int last) {
   const int64_t i = thread_index() / kFanout;
@@ -380,8 +381,7 @@ cudaError_t cuda_find(const CudaTree& tree, const CudaFloats& u, int64_t n, int6
 
 cudaError_t cuda_sample(const CudaTree& tree, bool stratified, int64_t n, int64_t* indices, double* probabilities,
                         cudaStream_t stream) {
-  return typed(tree,
-               [&](auto typed_tree, auto) { sample(typed_tree, stratified, n, indices, probabilities, stream); });
+  return typed(tree, [&](auto typed_tree, auto) { sample(typed_tree, stratified, n, indices, probabilities, stream); });
 }
 
 cudaError_t cuda_sample_distinct(const CudaTree& tree, int64_t n, int64_t* indices, double* probabilities,

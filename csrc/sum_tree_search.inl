@@ -1,6 +1,7 @@
-// Searching the tree, and its random numbers, for one instruction set: included once for each FASTRL_LEVEL (1: any; 3,
-// 4: x86-64-v3, -v4), inside a namespace of its own. Every level gives the same bits: prefix sums in the order of
-// prefix_sums (sum_tree.h), then the first child that ends beyond u, then u less the sum of the children before it.
+// Searching and repairing the tree, and random numbers, for one instruction set: included once for each FASTRL_LEVEL
+// (1: any; 3, 4: x86-64-v3, -v4), inside a namespace of its own. Every level gives the same bits: prefix sums in the
+// order of prefix_sums (sum_tree.h), then the first child that ends beyond u, then u less the sum of the children
+// before it.
 
 #if FASTRL_LEVEL == 4
 
@@ -35,6 +36,23 @@ FASTRL_INLINE int find_leaf(__m512d left, __m512d right, double u) {
 }
 
 #define FASTRL_FIND_LEAF(p, u) find_leaf(load8(p), load8((p) + 8), u)
+
+FASTRL_INLINE double sum16(__m512d a, __m512d b) {
+  __m512d x = _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));  // a01 b01 a23 b23 a45 b45 a67 b67
+  x = _mm512_add_pd(x, _mm512_permutex_pd(x, 0x4E));                              // a0123 b0123 .. .. a4567 b4567
+  const __m128d y = _mm_add_pd(_mm512_castpd512_pd128(x), _mm512_extractf64x2_pd(x, 2));
+  return _mm_cvtsd_f64(_mm_add_sd(y, _mm_unpackhi_pd(y, y)));
+}
+FASTRL_INLINE double scan16(const double* in, double* out) {
+  const __m512d a = scan8(load8(in));
+  const __m512d b = _mm512_add_pd(scan8(load8(in + 8)), _mm512_permutexvar_pd(_mm512_set1_epi64(7), a));
+  _mm512_store_pd(out, a);
+  _mm512_store_pd(out + 8, b);
+  return _mm512_cvtsd_f64(_mm512_permutexvar_pd(_mm512_set1_epi64(7), b));
+}
+
+#define FASTRL_SUM(p) sum16(load8(p), load8((p) + 8))
+#define FASTRL_SCAN(in, out) scan16(in, out)
 
 #elif FASTRL_LEVEL == 3
 
@@ -150,6 +168,30 @@ FASTRL_INLINE int find_child(const double* prefix, double& u) {
   return k;
 }
 
+#ifndef FASTRL_SUM
+#define FASTRL_SUM(p) sum_children(p)
+#define FASTRL_SCAN(in, out) scan_children(in, out)
+#endif
+
+// Recomputes the sums of all ancestors of the leaves in `list`, which is its work space too.
+#define FASTRL_REPAIR(T)                                                                               \
+  void repair(const Levels<T>& tree, int64_t* list, int64_t n) {                                       \
+    bool sorted = false;                                                                               \
+    n = parents(list, n, tree.width[1], tree.marks[1], sorted);                                        \
+    for (int64_t i = 0; i < n; ++i) {                                                                  \
+      tree.sums[1][list[i]] = FASTRL_SUM(tree.leaves + list[i] * kFanout);                             \
+      tree.stale[list[i] >> 6] |= uint64_t{1} << (list[i] & 63);                                       \
+      prefetch(tree.prefix[1] + list[i]);                                                              \
+    }                                                                                                  \
+    for (int level = 2; level <= tree.top; ++level) {                                                  \
+      n = parents(list, n, tree.width[level], tree.marks[level], sorted);                              \
+      const double* sums = tree.sums[level - 1];                                                       \
+      double* prefix = tree.prefix[level - 1];                                                         \
+      for (int64_t i = 0; i < n; ++i)                                                                  \
+        tree.sums[level][list[i]] = FASTRL_SCAN(sums + list[i] * kFanout, prefix + list[i] * kFanout); \
+    }                                                                                                  \
+  }
+
 // Draws go down kInterleave together, level by level, so that their cache misses overlap. Not templates: those are
 // instantiated at the end of the file, where the instruction set is the default one again.
 #define FASTRL_FIND_ALL(T)                                                                           \
@@ -175,7 +217,12 @@ FASTRL_INLINE int find_child(const double* prefix, double& u) {
 
 FASTRL_FIND_ALL(float)
 FASTRL_FIND_ALL(double)
+FASTRL_REPAIR(float)
+FASTRL_REPAIR(double)
 
 #undef FASTRL_FIND_ALL
 #undef FASTRL_FIND_LEAF
+#undef FASTRL_REPAIR
+#undef FASTRL_SUM
+#undef FASTRL_SCAN
 #undef FASTRL_LEVEL

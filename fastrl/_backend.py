@@ -1,7 +1,7 @@
 """Which compiled backend serves the kernels, decided once at import.
 
-``CPU_BACKEND`` is ``"cpp"`` (the extension ``fastrl._C``), ``"numba"`` or ``"reference"`` (NumPy); ``CUDA_BACKEND`` is
-``"cuda"`` (the extension ``fastrl._C_cuda``) or ``"reference"`` (PyTorch on the GPU).  Environment variables:
+``CPU_BACKEND`` is ``"cpp"`` (the extension ``fastrl._C``), ``"numba"`` or ``"reference"`` (NumPy).  CUDA
+tensors are served by the extension ``fastrl._C_cuda`` or, without it, by PyTorch on the GPU.  Environment variables:
 
 ``FASTRL_BACKEND``
     ``cpp``, ``numba`` or ``reference``: use this one for CPU arrays, or fail.
@@ -58,7 +58,20 @@ HAVE_NUMBA = importlib.util.find_spec("numba") is not None
 CPU_BACKEND = _choose_cpu_backend()
 
 _C_cuda, C_CUDA_ERROR = _try_import("_C_cuda")
-CUDA_BACKEND = "cuda" if _C_cuda is not None else "reference"
+
+
+def cuda_backend() -> tuple[str, str]:
+    """What serves CUDA tensors, and why: "cuda" (the extension) or "reference" (torch on the GPU).  Imports torch."""
+    if _C_cuda is None:
+        return "reference", f"fastrl._C_cuda: {C_CUDA_ERROR}; torch operations serve"
+    try:
+        import torch
+    except ImportError:
+        return "cuda", "compiled extension fastrl._C_cuda (but torch is not installed)"
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        return "reference", f"fastrl._C_cuda needs torch 2.9, this is {torch.__version__}; torch operations serve"
+    return "cuda", "compiled extension fastrl._C_cuda"
+
 
 _python_num_threads = 0  # what set_num_threads stored when there is no extension to store it in
 
@@ -114,20 +127,19 @@ def info() -> dict[str, Any]:
         why = f"{CPU_BACKEND}{forced}"
     # gather_rows has no Numba version: NumPy's own take is compiled already.
     take = why if CPU_BACKEND == "cpp" else f"{why}: NumPy take"
-    cuda_why = "compiled extension fastrl._C_cuda" if _C_cuda is not None else f"fastrl._C_cuda: {C_CUDA_ERROR}"
     devices: list[str] = []
     if _C_cuda is not None:
         devices = list(_C_cuda.devices())
     return {
-        "versions": versions,
-        "ops": {
-            "sum_tree": {"cpu": (CPU_BACKEND, why), "cuda": (CUDA_BACKEND, cuda_why)},
+        "version": versions,
+        "op": {
+            "sum_tree": {"cpu": (CPU_BACKEND, why), "cuda": cuda_backend()},
             "gather_rows": {
                 "cpu": ("cpp" if CPU_BACKEND == "cpp" else "reference", take),
                 "cuda": ("reference", "torch.index_select on the GPU"),
             },
         },
         "threads": get_num_threads(),
-        "simd": str(_C.simd_level()) if _C is not None else "none (no compiled extension)",
-        "cuda_devices": devices,
+        "SIMD": str(_C.simd_level()) if _C is not None else "none (no compiled extension)",
+        "CUDA devices": devices,
     }

@@ -1,0 +1,34 @@
+"""The Python examples of README and docs run as they stand, and so do the doctests of the docstrings."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Names that an example takes as given.
+GIVEN = {
+    "buffer_obs": np.zeros((1_000_000, 17), np.float32),
+    "buffer_reward": np.zeros(1_000_000, np.float32),
+    "preallocated": np.empty((256, 17), np.float32),
+}
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/kernels.md", "docs/replay.md"])
+def test_examples_run(name):
+    pytest.importorskip("gymnasium")
+    pytest.importorskip("torch")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    assert blocks
+    namespace = dict(GIVEN)
+    for block in blocks:
+        exec(compile(block, name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", ["fastrl.kernels.sum_tree", "fastrl.replay.buffer"])
+def test_doctests(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0 and result.failed == 0
