@@ -375,15 +375,17 @@ class SumTreeOf final : public SumTree {
     const BadItem bad = check(list.data(), td, -max, max, n);
     if (bad.kind != BadItem::none) return bad;
     td_to_priorities(td, n, alpha, eps, std::numeric_limits<T>::min(), kMaxPriority);
-    *largest = write(list.data(), td, n, keep_zeros);
+    *largest = write(list.data(), td, n, keep_zeros ? td : nullptr);
     return {};
   }
 
   BadItem get(const int64_t* indices, void* out, int64_t n) const override {
-    for (int64_t i = 0; i < n; ++i)
-      if (!inside(indices[i])) return {i, BadItem::index};
     std::shared_lock<std::shared_mutex> lock(mutex_);
-    for (int64_t i = 0; i < n; ++i) static_cast<T*>(out)[i] = tree_.leaves[indices[i]];
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t index = indices[i];  // read once: another thread may write to the caller's array meanwhile
+      if (!inside(index)) return {i, BadItem::index};
+      static_cast<T*>(out)[i] = tree_.leaves[index];
+    }
     return {};
   }
 
@@ -578,19 +580,22 @@ class SumTreeOf final : public SumTree {
     prefetch_leaves(list.data(), n);
     const P high = static_cast<P>(std::min(kMaxPriority, static_cast<double>(std::numeric_limits<P>::max())));
     const BadItem bad = check(list.data(), priorities, P(0), high, n);
-    if (bad.kind == BadItem::none) write(list.data(), priorities, n, false);
+    if (bad.kind == BadItem::none) write(list.data(), priorities, n);
     return bad;
   }
 
-  // Checked items; the largest priority written.
+  // Checked items; the largest priority written. `dead`: the same priorities, to be set to 0 where the leaf is 0 now.
   template <class P>
-  double write(int64_t* list, const P* priorities, int64_t n, bool keep_zeros) {
+  double write(int64_t* list, const P* priorities, int64_t n, double* dead = nullptr) {
     std::unique_lock<std::shared_mutex> lock(mutex_);
+    if (dead)
+      for (int64_t i = 0; i < n; ++i)
+        if (!(tree_.leaves[list[i]] > 0)) dead[i] = 0;
     int64_t positive = positive_;
     double largest = 0;
     for (int64_t i = 0; i < n; ++i) {
       T& leaf = tree_.leaves[list[i]];
-      const T value = keep_zeros && !(leaf > 0) ? T(0) : static_cast<T>(priorities[i]) + T(0);  // + 0: -0 becomes 0
+      const T value = static_cast<T>(priorities[i]) + T(0);  // + 0: -0 becomes 0
       positive += (value > 0) - (leaf > 0);
       largest = value > largest ? value : largest;
       leaf = value;

@@ -32,9 +32,13 @@ INF = float("inf")
 
 @dataclass(frozen=True)
 class DQNConfig:
-    """Hyperparameters.  All schedules count environment steps from the start of training, so none depends on how
-    long training will go on."""
+    """Hyperparameters.  The sources: [M] Mnih et al. 2015, [Z] the tuned CartPole-v1 settings of rl-baselines3-zoo,
+    [S] Schaul et al. 2016, [T] tuned here on CartPole-v1 (`bench/learning.py` shows what they reach).
 
+    All schedules count environment steps from the start of training, so none depends on how long training will go on.
+    """
+
+    # Each line under a setting is its help on the command line.
     double: bool = False
     """The online network chooses the next action, the target network values it."""
     dueling: bool = False
@@ -43,48 +47,64 @@ class DQNConfig:
     """Replay in proportion to |TD error|^alpha, corrected by importance weights."""
     num_envs: int = 1
     """Environments stepped together."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[int, ...] = (128, 128)  # [T]
     """Sizes of the hidden layers."""
-    learning_rate: float = 2.3e-3
-    gamma: float = 0.99
+    learning_rate: float = 2e-3  # [Z] 2.3e-3
+    """Of Adam, at the start."""
+    learning_rate_end: float = 1e-4  # [T] a constant rate forgets what it has learned
+    """Of Adam, from learning_rate_steps on."""
+    learning_rate_steps: int = 50_000  # [T]
+    """Environment steps over which the learning rate falls linearly."""
+    gamma: float = 0.99  # [M] [Z]
     """Discount."""
-    buffer_size: int = 100_000
+    buffer_size: int = 100_000  # [Z]
     """Transitions kept for replay."""
-    batch_size: int = 64
-    learning_starts: int = 1000
+    batch_size: int = 64  # [Z]
+    """Transitions in an update."""
+    learning_starts: int = 1000  # [Z]
     """Environment steps before the first update."""
-    train_every: int = 256
+    train_every: int = 1  # [T]
     """Environment steps from one round of updates to the next."""
-    updates: int = 128
+    updates: int = 1
     """Updates in a round."""
-    target_every: int = 128
+    target_every: int = 1
     """Updates from one update of the target network to the next."""
-    tau: float = 1.0
+    tau: float = 0.04  # [T]
     """Target <- tau online + (1 - tau) target: 1 copies, less is Polyak averaging."""
-    loss: Literal["huber", "mse"] = "huber"
-    max_grad_norm: float | None = 10.0
-    """Gradients are scaled down to this norm; none: left alone."""
-    exploration: Literal["epsilon-greedy", "boltzmann"] = "epsilon-greedy"
-    epsilon_start: float = 1.0
-    epsilon_end: float = 0.04
-    epsilon_steps: int = 8000
+    loss: Literal["huber", "mse"] = "mse"  # [T] Huber's bounded gradient is slow to learn that an episode ends
+    """Of the TD error."""
+    max_grad_norm: float | None = 10.0  # [Z]
+    """Gradients are scaled down to this norm; None leaves them alone."""
+    exploration: Literal["epsilon-greedy", "boltzmann"] = "epsilon-greedy"  # [M]
+    """How actions are chosen in training."""
+    epsilon_start: float = 1.0  # [M]
+    """Probability of a random action at the start."""
+    epsilon_end: float = 0.04  # [Z]
+    """Probability of a random action from epsilon_steps on."""
+    epsilon_steps: int = 8000  # [Z]
     """Environment steps over which epsilon falls linearly."""
     temperature: float = 1.0
     """Of Boltzmann exploration: the probability of an action is proportional to exp(Q / temperature)."""
-    per_alpha: float = 0.6
-    per_beta: float = 0.4
-    per_beta_end: float = 1.0
-    per_beta_steps: int = 50_000
+    per_alpha: float = 0.6  # [S]
+    """Exponent of the priorities: 0 is uniform replay."""
+    per_beta: float = 0.4  # [S]
+    """Exponent of the importance weights at the start."""
+    per_beta_end: float = 1.0  # [S]
+    """Exponent of the importance weights from per_beta_steps on."""
+    per_beta_steps: int = 50_000  # [S] the end of training
+    """Environment steps over which beta rises linearly."""
     per_eps: float = 1e-6
+    """Added to |TD error|, so that no priority is 0."""
     seed: int = 0
     """Of everything random: environments, initial weights, exploration, replay."""
     device: str = "cpu"
-    """cpu, cuda or auto."""
+    """cpu, cuda or auto; small networks are faster on the CPU."""
 
     def __post_init__(self) -> None:
         check_range(self, 1, INF, "num_envs", "hidden", "buffer_size", "batch_size", "train_every", "updates")
-        check_range(self, 1, INF, "target_every", "epsilon_steps", "per_beta_steps")
-        check_range(self, 0, INF, "learning_starts", "per_alpha", "per_beta", "per_beta_end", "seed")
+        check_range(self, 1, INF, "target_every", "learning_rate_steps", "epsilon_steps", "per_beta_steps")
+        check_range(self, 0, INF, "learning_starts", "per_alpha", "per_beta", "per_beta_end", "learning_rate_end")
+        check_range(self, 0, 2**63 - 1, "seed")
         check_range(self, 0, 1, "gamma", "epsilon_start", "epsilon_end")
         check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps")
         check_range(self, 1e-12, 1, "tau")
@@ -160,7 +180,13 @@ class DQN:
     def epsilon(self) -> float:
         """The probability of a random action now: linear from epsilon_start to epsilon_end."""
         c = self.config
-        return c.epsilon_start + (c.epsilon_end - c.epsilon_start) * min(1.0, self.steps / c.epsilon_steps)
+        return _linear(c.epsilon_start, c.epsilon_end, self.steps / c.epsilon_steps)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the optimizer now: linear from learning_rate to learning_rate_end."""
+        c = self.config
+        return _linear(c.learning_rate, c.learning_rate_end, self.steps / c.learning_rate_steps)
 
     def learn(
         self,
@@ -185,6 +211,7 @@ class DQN:
                 self.buffer.add(obs, action, t.reward, t.next_obs, t.terminated, t.truncated, t.mask)
                 before, self.steps = self.steps, self.steps + c.num_envs
                 if self.steps > c.learning_starts and self.steps // c.train_every > before // c.train_every:
+                    self.optimizer.param_groups[0]["lr"] = self.learning_rate
                     for _ in range(c.updates):
                         self._update()
         return self
@@ -342,3 +369,7 @@ class DQN:
         if not agent.envs.load_state_dict(state["envs"], tensors["obs"].numpy()):
             warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=2)
         return agent
+
+
+def _linear(start: float, end: float, fraction: float) -> float:
+    return start + (end - start) * min(1.0, fraction)

@@ -1,4 +1,4 @@
-"""Gather rows of several arrays by one list of indices, in one threaded call: the copying of a replay buffer's sample."""
+"""Gather rows of several arrays by one list of indices, in one threaded call: what a replay buffer samples with."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Generator:
         return {"seed": self.seed, "counter": self.counter}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue where `state_dict` was taken.  Raises ValueError or TypeError, and changes nothing, for anything else."""
+        """Continue where `state_dict` was taken; ValueError or TypeError, and no change, for anything else."""
         if not isinstance(state, Mapping) or set(state) != {"seed", "counter"}:
             raise ValueError(f"Generator: state must have exactly the keys seed and counter, got {state!r}")
         self._set(_uint64(state["seed"], "Generator: seed"), _uint64(state["counter"], "Generator: counter"))
@@ -132,19 +132,20 @@ def advance(state: Any, n: int) -> tuple[int, int]:
 
 
 _default: dict[str, Generator] = {}
+_default_seed: int | None = None  # of default generators still to be made
 
 
 def default_generator(device: Any = "cpu") -> Generator:
     """The generator that is used when neither a seed nor a generator is given."""
     name = str(device)
     if name not in _default:
-        _default.setdefault(name, Generator(device=device))  # of two threads the first wins
+        _default.setdefault(name, Generator(_default_seed, device))  # of two threads the first wins
     return _default[name]
 
 
 def manual_seed(seed: int) -> None:
-    """Seed the default generators of all devices."""
-    _uint64(seed, "manual_seed: seed")
-    default_generator("cpu")
+    """Seed the default generators of all devices, those made later too."""
+    global _default_seed
+    _default_seed = _uint64(seed, "manual_seed: seed")
     for generator in _default.values():
         generator.manual_seed(seed)

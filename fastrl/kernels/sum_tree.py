@@ -87,6 +87,9 @@ class ReferenceCore:
     def _out(self, array: Any, like: Any) -> Any:
         return _arrays.like(array, like)
 
+    def _number(self, value: Any) -> Any:
+        return float(value)
+
     def _store(self, indices: Any, priorities: Any) -> None:
         self._levels[0][indices] = priorities  # NumPy's assignment lets the last of duplicates win
 
@@ -141,7 +144,7 @@ class ReferenceCore:
         with self._lock:
             self._update(index, self.xp.asarray(values + 0.0, dtype=getattr(self.xp, self.dtype)))  # + 0: -0 becomes 0
 
-    def update_from_td_errors(self, indices: Any, td_errors: Any, alpha: Any, eps: Any, keep_zeros: bool) -> float:
+    def update_from_td_errors(self, indices: Any, td_errors: Any, alpha: Any, eps: Any, keep_zeros: bool) -> Any:
         where = "sum_tree.update_from_td_errors"
         alpha, eps = check_not_negative(alpha, f"{where}: alpha"), check_not_negative(eps, f"{where}: eps")
         index = self.xp.asarray(self._load(indices, f"{where}: indices", _INDEX_DTYPES), dtype=self.xp.int64)
@@ -155,7 +158,7 @@ class ReferenceCore:
             i = self._first(bad)
             raise ValueError(f"{where}: td_errors[{i}] is {float(errors[i])!r}, must be finite")
         if len(index) == 0:
-            return 0.0
+            return self._number(0.0)
         x = abs(errors) + eps
         with np.errstate(over="ignore", under="ignore"):
             values = (x**alpha).clip(_MIN_PRIORITY[self.dtype], _MAX_PRIORITY[self.dtype][0])
@@ -165,7 +168,7 @@ class ReferenceCore:
             if keep_zeros:
                 values = self.xp.where(self._levels[0][index] > 0, values, 0.0 * values)
             self._update(index, values)
-        return float(values.max())
+        return self._number(values.max())
 
     def load(self, priorities: Any) -> None:
         """All leaves at once."""
@@ -242,7 +245,8 @@ class ReferenceCore:
     def _draw(self, n: int, stratified: bool) -> Any:
         r = self._uniform(n)
         if stratified:
-            return self._find((self.xp.arange(n) + r) * (self.total / n))
+            i = self.xp.cumsum(self.xp.ones_like(r), 0) - 1.0
+            return self._find((i + r) * (self.total / n))
         return self._find(r * self.total)
 
     def _find(self, u: Any) -> Any:
@@ -356,7 +360,7 @@ def _cpu_core() -> Any:
 def _cuda_core() -> Any:
     from fastrl.kernels._cuda import sum_tree as cuda
 
-    return cuda.CudaCore if _backend.CUDA_BACKEND == "cuda" else cuda.TorchCore
+    return cuda.CudaCore if _backend.cuda_backend()[0] == "cuda" else cuda.TorchCore
 
 
 class SumTree:
@@ -451,7 +455,7 @@ class SumTree:
 
     def update_from_td_errors(
         self, indices: Any, td_errors: Any, alpha: float, eps: float, *, keep_zeros: bool = False
-    ) -> float:
+    ) -> Any:
         """p[indices[b]] = (|td_errors[b]| + eps)^alpha: the update of prioritized replay, power included, in one pass.
 
         A positive |td_error| + eps gives a priority in the normal range of the tree's dtype (and at most 2^960): none
@@ -465,12 +469,13 @@ class SumTree:
             keep_zeros: leave leaves of priority 0 as they are: items that have left the buffer stay out of it.
 
         Returns:
-            The largest priority written; 0.0 if none was.
+            The largest priority written, 0.0 if none was: a float; of a CUDA tree a float64 tensor [] on its device,
+            which nothing has waited for.
 
         Raises:
             IndexError, ValueError, TypeError: as `update`, and for a NaN or infinite error; the tree is unchanged.
         """
-        return float(self._core.update_from_td_errors(indices, td_errors, alpha, eps, bool(keep_zeros)))
+        return self._core.update_from_td_errors(indices, td_errors, alpha, eps, bool(keep_zeros))
 
     def __getitem__(self, indices: Any) -> Any:
         """p[indices]: a float for an int; else an array [B] of the tree's dtype, of the same kind as `indices`."""

@@ -310,6 +310,34 @@ BAD_CALLS = {
     "priority too long": (VE, "priorities", lambda t: t.update(i64(1, 2), f32(1, 2, 3))),
     "priorities but no indices": (VE, "priorities", lambda t: t.update(i64(), f32(1))),
     "update without priorities": (TE, "", lambda t: t.update(i64(1))),
+    # update_from_td_errors
+    "td index": (IE, "indices[1] is 16, outside [0, 16)", lambda t: td(t, i64(0, 16), f32(1, 1))),
+    "td index negative": (IE, "indices[0] is -1, outside [0, 16)", lambda t: td(t, i64(-1, 99), f32(1, 1))),
+    "td index and nan": (IE, "indices[0] is 99", lambda t: td(t, i64(99, 1), f32(1, np.nan))),
+    "td index list": (TE, "indices", lambda t: td(t, [1], f32(1))),
+    "td index scalar": (TE, "indices", lambda t: td(t, 1, f32(1))),
+    "td index dtype": (VE, "indices", lambda t: td(t, f32(1), f32(1))),
+    "td index rank": (VE, "indices", lambda t: td(t, i64([1]), f32(1))),
+    "td nan": (VE, "td_errors[1] is nan, must be finite", lambda t: td(t, i64(2, 1, 0), f32(1, np.nan, np.inf))),
+    "td inf": (VE, "td_errors[0] is inf, must be finite", lambda t: td(t, i64(2, 1), f32(np.inf, 1))),
+    "td -inf": (VE, "td_errors[0] is -inf, must be finite", lambda t: td(t, i64(2, 1), np.array([-np.inf, 1]))),
+    "td nan, overwritten": (VE, "td_errors[0] is nan", lambda t: td(t, i64(2, 2), f32(np.nan, 1))),
+    "td list": (TE, "td_errors", lambda t: td(t, i64(1), [1.0])),
+    "td None": (TE, "td_errors", lambda t: td(t, i64(1), None)),
+    "td dtype int": (VE, "td_errors", lambda t: td(t, i64(1), i64(1))),
+    "td dtype half": (VE, "td_errors", lambda t: td(t, i64(1), np.ones(1, np.float16))),
+    "td rank": (VE, "td_errors", lambda t: td(t, i64(1), f32([1]))),
+    "td too long": (VE, "td_errors", lambda t: td(t, i64(1), f32(1, 2))),
+    "alpha nan": (VE, "alpha", lambda t: td(t, i64(1), f32(1), float("nan"))),
+    "alpha inf": (VE, "alpha", lambda t: td(t, i64(1), f32(1), float("inf"))),
+    "alpha negative": (VE, "alpha", lambda t: td(t, i64(1), f32(1), -0.5)),
+    "alpha str": (TE, "alpha", lambda t: td(t, i64(1), f32(1), "0.6")),
+    "alpha None": (TE, "alpha", lambda t: td(t, i64(1), f32(1), None)),
+    "alpha array": (TE, "alpha", lambda t: td(t, i64(1), f32(1), f32(1))),
+    "eps nan": (VE, "eps", lambda t: td(t, i64(1), f32(1), 0.6, float("nan"))),
+    "eps negative": (VE, "eps", lambda t: td(t, i64(1), f32(1), 0.6, -1e-6)),
+    "eps str": (TE, "eps", lambda t: td(t, i64(1), f32(1), 0.6, "0")),
+    "td without alpha": (TE, "", lambda t: t.update_from_td_errors(i64(1), f32(1))),
     # find
     "find above total": (VE, "prefix_sums[1] is", lambda t: t.find(np.r_[0.0, np.nextafter(t.total, np.inf)])),
     "find negative": (VE, "prefix_sums[0] is -1.0", lambda t: t.find(np.array([-1.0, 0.0]))),
@@ -356,6 +384,10 @@ BAD_CALLS = {
     "normalize None": (TE, "normalize", lambda t: t.sample_weighted(4, 0.4, None)),
     "normalize int": (TE, "normalize", lambda t: t.sample_weighted(4, 0.4, 1)),
 }  # fmt: skip
+
+
+def td(tree, indices, errors, alpha=0.6, eps=1e-6):
+    return tree.update_from_td_errors(indices, errors, alpha, eps)
 
 
 BAD_CONSTRUCTIONS = {
@@ -441,6 +473,14 @@ ODD_CALLS = {
     "stratified None": lambda t: t.sample(4, stratified=None),
     "replacement str": lambda t: t.sample(4, replacement="no"),
     "stratified without replacement": lambda t: t.sample(4, stratified=False, replacement=False),
+    "td empty": lambda t: td(t, i64(), f32()),
+    "td alpha int": lambda t: td(t, i64(3), f32(1), 1, 0),
+    "td alpha 0": lambda t: td(t, i64(3, 4), f32(0, 5), 0.0, 0.0),
+    "td alpha True": lambda t: td(t, i64(3), f32(1), True, 0.0),
+    "td eps huge int": lambda t: td(t, i64(3), f32(1), 0.0, 10**400),
+    "td zero": lambda t: td(t, i64(3), f32(0), 1.0, 0.0),
+    "td unaligned": lambda t: td(t, _unaligned(i64(3, 4)), _unaligned(f32(1, 2)), 1.0, 0.0),
+    "td keep_zeros int": lambda t: t.update_from_td_errors(i64(3), f32(1), 1.0, 0.0, keep_zeros=1),
     "getitem empty": lambda t: t[i64()],
     "update empty": lambda t: t.update(i64(), f32()),
     "update empty with a bad scalar": lambda t: t.update(i64(), float("nan")),

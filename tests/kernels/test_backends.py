@@ -11,8 +11,8 @@ import fastrl
 from fastrl.kernels import Generator, gather_rows, gather_rows_reference
 
 PUBLIC = [
-    "update", "find", "sample", "sample_weighted", "clear", "state_dict", "load_state_dict", "total", "min", "max",
-    "capacity", "dtype", "device", "generator",
+    "update", "update_from_td_errors", "find", "sample", "sample_weighted", "clear", "state_dict", "load_state_dict",
+    "total", "min", "max", "capacity", "dtype", "device", "generator",
 ]  # fmt: skip
 
 
@@ -40,7 +40,10 @@ def core_parameters(core, name):
     return [name for name in names if name != "self"]
 
 
-@pytest.mark.parametrize("name", ["update", "get", "find", "sample", "sample_weighted", "load", "priorities", "clear"])
+@pytest.mark.parametrize(
+    "name",
+    ["update", "get", "find", "sample", "sample_weighted", "load", "priorities", "clear", "update_from_td_errors"],
+)
 def test_cores_share_argument_names(other, reference, name):
     ours, theirs = (core_parameters(backend.SumTree._core_class, name) for backend in (other, reference))
     assert ours == theirs
@@ -172,6 +175,19 @@ def test_thread_count_changes_no_bit(other, reference, threads):
         assert trees[0].total == trees[1].total
     finally:
         fastrl.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_update_from_td_errors_agrees(other, reference, tolerance, dtype):
+    """To the tolerance of the power; the power's last bit is the one thing that may differ between backends."""
+    rng = np.random.default_rng(0)
+    trees = [backend.SumTree(3000, dtype=dtype, seed=0) for backend in (other, reference)]
+    for n in (1, 7, 256, 5000):
+        indices, errors = rng.integers(0, 3000, n), rng.normal(size=n) * 10.0 ** rng.uniform(-9, 9, n)
+        largest = [tree.update_from_td_errors(indices, errors, 0.6, 1e-6, keep_zeros=n == 256) for tree in trees]
+        rtol = tolerance(np.dtype(dtype))["rtol"]
+        assert largest[0] == pytest.approx(largest[1], rel=rtol, abs=0)
+        np.testing.assert_allclose(trees[0][np.arange(3000)], trees[1][np.arange(3000)], rtol=rtol, atol=0)
 
 
 def test_state_moves_between_backends(other, reference, oracle):

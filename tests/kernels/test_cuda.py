@@ -22,8 +22,8 @@ def tree_class(request):
     from fastrl.kernels._cuda import sum_tree as cuda
 
     if request.param == "cuda kernels":
-        if _backend._C_cuda is None:
-            pytest.skip(f"fastrl._C_cuda is not here: {_backend.C_CUDA_ERROR}")
+        if _backend.cuda_backend()[0] != "cuda":
+            pytest.skip(_backend.cuda_backend()[1])
         return type("SumTree", (SumTree,), {"_core_class": cuda.CudaCore})
     return type("SumTree", (SumTree,), {"_core_class": cuda.TorchCore})
 
@@ -32,8 +32,8 @@ def tree_class(request):
 def compiled():
     from fastrl import _backend
 
-    if _backend._C_cuda is None:
-        pytest.skip(f"fastrl._C_cuda is not here: {_backend.C_CUDA_ERROR}")
+    if _backend.cuda_backend()[0] != "cuda":
+        pytest.skip(_backend.cuda_backend()[1])
 
 
 def pair(tree_class, priorities, seed=0):
@@ -147,6 +147,35 @@ def test_other_streams_and_strides(tree_class):
     same(drawn, theirs.sample(50)[0])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_update_from_td_errors(tree_class, tolerance, dtype):
+    """Powers may differ in the last bits between backends, so within the tolerance; the result stays on the device."""
+    rng = np.random.default_rng(0)
+    close = tolerance(np.dtype(dtype))
+    for keep_zeros in (False, True):
+        priorities = np.ones(300, dtype)
+        priorities[::2] = 0
+        ours, theirs = pair(tree_class, priorities)
+        for n in (0, 1, 99, 5000):
+            indices = rng.integers(0, 300, n)
+            errors = rng.normal(size=n).astype(np.float32)
+            got = ours.update_from_td_errors(
+                torch.from_numpy(indices).cuda(), torch.from_numpy(errors).cuda(), 0.6, 1e-6, keep_zeros=keep_zeros
+            )
+            want = theirs.update_from_td_errors(indices, errors, 0.6, 1e-6, keep_zeros=keep_zeros)
+            assert got.is_cuda and got.shape == () and got.dtype == torch.float64
+            np.testing.assert_allclose(float(got), want, **close)
+            np.testing.assert_allclose(
+                ours[torch.arange(300, device="cuda")].cpu().numpy(), theirs[np.arange(300)], **close
+            )
+            assert len(ours) == len(theirs)
+        extreme = torch.tensor([0.0, 1e-300, -1e300], device="cuda", dtype=torch.float64)
+        ours.update_from_td_errors(cuda(1, 3, 5), extreme, 1.0, 0.0)
+        info = np.finfo(dtype)
+        limit = float(info.max) if dtype == np.float32 else 2.0**960
+        np.testing.assert_allclose([ours[1], ours[3], ours[5]], [0, max(float(info.tiny), 1e-300), limit], rtol=1e-12)
+
+
 # ---- errors -----------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +205,57 @@ def test_invalid_items_are_flagged_and_skipped(tree_class):
                 read(tree)
             tree.check()  # raised once
             assert tree.total in (1, 3), "nothing but valid items was written"
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_flag_names_the_first_bad_position():
+    tree = SumTree(16, dtype=torch.float32, device="cuda", seed=0)
+    tree.update(torch.arange(16, device="cuda"), torch.ones(16, device="cuda"))
+    ones = torch.ones(5000, device="cuda")
+    bad = torch.zeros(5000, device="cuda", dtype=torch.int64)
+    bad[[71, 4000]] = 16
+    nan = ones.clone()
+    nan[[33, 34]] = torch.nan
+    above = torch.zeros(5000, device="cuda")
+    above[7] = 17.0
+    for error, text, call in (
+        (IndexError, "sum_tree.update: indices[71] is outside [0, 16)", lambda: tree.update(bad, ones)),
+        (ValueError, "sum_tree.update: priorities[33] must be finite", lambda: tree.update(0 * bad, nan)),
+        (ValueError, "td_errors[33] must be finite", lambda: tree.update_from_td_errors(0 * bad, nan, 0.5, 0.1)),
+        (IndexError, "td_errors: indices[71]", lambda: tree.update_from_td_errors(bad, ones, 0.5, 0.1)),
+        (IndexError, "sum_tree.get: indices[71]", lambda: tree[bad]),
+        (ValueError, "sum_tree.find: prefix_sums[7] must be in [0, total]", lambda: tree.find(above)),
+    ):
+        call()
+        with pytest.raises(error) as caught:
+            tree.check()
+        assert text in str(caught.value)
+        tree.check()
+    found = tree.find(above)
+    assert int(found[7]) == 15, "clamped to the total"
+    with pytest.raises(ValueError, match="prefix_sums"):
+        tree.check()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_nothing_to_sample_is_flagged():
+    """The results are zeros, and the generator has not moved."""
+    tree = SumTree(16, dtype=torch.float32, device="cuda", seed=0)
+    for text, call in (
+        ("sum_tree.sample: the total priority is 0", lambda: tree.sample(3)),
+        ("sum_tree.sample: the total priority is 0", lambda: tree.sample(3, replacement=False)),
+        ("sum_tree.sample_weighted: the total priority is 0", lambda: tree.sample_weighted(3, 0.4)),
+    ):
+        for result in call():
+            assert result.tolist() == [0, 0, 0]
+        with pytest.raises(ValueError, match=text):
+            tree.check()
+    tree.update(cuda(3, 5), 1.0)
+    indices, probabilities = tree.sample(4, replacement=False)
+    with pytest.raises(ValueError, match="batch_size must be at most the number of positive priorities"):
+        tree.check()
+    assert sorted(indices[:2].tolist()) == [3, 5] and probabilities.tolist() == [0.5, 0.5, 0, 0]
+    assert (tree.total, len(tree), tree.generator.counter) == (2.0, 2, 0)
 
 
 def test_cpu_tensors_are_refused(tree_class):
@@ -307,8 +387,52 @@ def test_nothing_waits_for_the_device():
             tree.sample_weighted(256, 0.4)
             tree.find(u)
             tree.update(drawn, tree[drawn])
+            tree.sample(4, replacement=False)
+            tree.update_from_td_errors(drawn, priorities, 0.6, 1e-6)
+            tree.clear()
+            tree.update(indices, 1.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_captured_sample_without_replacement(oracle):
+    """Distinct draws, whose leaves are then updated."""
+    priorities = oracle.random_priorities(np.random.default_rng(5), 700, np.float64)
+    ours, theirs = pair(SumTree, priorities, seed=3)
+    before = theirs.state_dict()
+    values = torch.rand(32, device="cuda", dtype=torch.float64)
+
+    def step():
+        indices, _ = ours.sample(32, replacement=False)
+        ours.update(indices, values)
+        return indices
+
+    graph, indices = captured(step)
+    ours.load_state_dict(before)
+    for _ in range(5):
+        graph.replay()
+        wanted, _ = theirs.sample(32, replacement=False)
+        same(indices, wanted)
+        theirs.update(wanted, values.cpu().numpy())
+    assert oracle.snapshot(ours) == oracle.snapshot(theirs)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_second_device(tree_class):
+    """The tree's device, not the current one, runs the kernels."""
+    assert torch.cuda.current_device() == 0
+    tree = tree_class(100, dtype=torch.float32, device="cuda:1", seed=0)
+    every = torch.arange(100, device="cuda:1")
+    tree.update(every, torch.ones(100, device="cuda:1"))
+    assert tree.total == 100 and torch.cuda.current_device() == 0
+    indices, _ = tree.sample(50)
+    assert indices.device == torch.device("cuda:1")
+    theirs = SumTreeReference(100, seed=0)
+    theirs.update(np.arange(100), 1.0)
+    same(indices, theirs.sample(50)[0])
+    with pytest.raises(ValueError, match="must be on cuda:1 like the tree, got cuda:0"):
+        tree.update(every.to("cuda:0"), 1.0)
 
 
 # ---- the rest ---------------------------------------------------------------------------------------------------

@@ -238,6 +238,91 @@ def test_no_level_too_many(kernels, capacity):
     assert len(core._levels) == 1 + round(math.log(capacity, 16))
 
 
+# ---- update_from_td_errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("given_as", DTYPES)
+@pytest.mark.parametrize(
+    ("alpha", "eps"), [(0.6, 1e-6), (0, 0.0), (0.4, 0), (1, 1e-6), (1.0, 0.0), (2.5, 0.5), (0.6, 1e6)]
+)
+def test_update_from_td_errors(kernels, tolerance, dtype, given_as, alpha, eps):
+    """p = (|td| + eps)^alpha, once, kept in the normal range of the dtype where |td| + eps > 0."""
+    rng = np.random.default_rng(1)
+    errors = (rng.choice([-1, 1], 1001) * 10.0 ** rng.uniform(-30, 30, 1001)).astype(given_as)
+    errors[:6] = 0, -0.0, 1, -1, np.finfo(given_as).smallest_subnormal, -np.finfo(given_as).max
+    low, high = float(np.finfo(dtype).tiny), min(float(np.finfo(dtype).max), 2.0**960)
+    wanted = []
+    for error in np.abs(errors.astype(np.float64)).tolist():
+        x = error + eps
+        try:
+            wanted.append(min(max(x**alpha, low), high) if x > 0 or alpha == 0 else 0.0)
+        except OverflowError:
+            wanted.append(high)
+    tree = kernels.SumTree(1500, dtype=dtype, seed=0)
+    tree.update(np.arange(1500), 2.0)
+    kept = errors.copy()
+    largest = tree.update_from_td_errors(np.arange(1001), errors, alpha, eps)
+    np.testing.assert_array_equal(errors, kept)
+    leaves = tree[np.arange(1001)]
+    np.testing.assert_allclose(leaves.astype(np.float64), wanted, rtol=tolerance(np.dtype(dtype))["rtol"], atol=0)
+    assert type(largest) is float and largest == leaves.max()
+    assert (tree[np.arange(1001, 1500)] == 2).all()
+    if alpha == 0:
+        assert (leaves == 1).all()
+    fresh = filled(kernels, tree[np.arange(1500)])
+    assert (fresh.total, fresh.min, fresh.max, len(fresh)) == (tree.total, tree.min, tree.max, len(tree))
+    u = np.linspace(0, tree.total, 99)
+    np.testing.assert_array_equal(tree.find(u), fresh.find(u))
+
+
+def test_update_from_td_errors_keeps_zeros(kernels):
+    """A leaf of priority 0 stays 0 where asked; and what counts is the priority before the call."""
+    priorities = np.random.default_rng(0).integers(0, 2, 300).astype(np.float32)
+    errors = np.random.default_rng(1).normal(size=300).astype(np.float32)
+    tree = filled(kernels, priorities)
+    largest = tree.update_from_td_errors(np.arange(300), errors, 1.0, 0.0, keep_zeros=True)
+    np.testing.assert_allclose(tree[np.arange(300)], np.abs(errors) * (priorities > 0), rtol=1e-5)
+    assert largest == tree.max and len(tree) == priorities.sum()
+    assert tree.update_from_td_errors(np.arange(300), errors, 1.0, 0.0) == np.abs(errors).max()
+    assert len(tree) == 300
+    # Only zeros: nothing is written, and 0.0 says so.
+    tree = filled(kernels, np.array([0, 0, 1], np.float32))
+    assert tree.update_from_td_errors(np.array([0, 1, 1]), np.ones(3), 0.6, 0.0, keep_zeros=True) == 0.0
+    assert (tree.total, len(tree)) == (1.0, 1)
+    # Duplicates of a zero and of a positive leaf: the last wins, and the zero stays.
+    largest = tree.update_from_td_errors(np.array([0, 2, 2, 0]), np.array([5, 7.0, 3, 9]), 1.0, 0.0, keep_zeros=True)
+    assert tree[np.arange(3)].tolist() == [0, 0, 3] and largest in (3.0, 7.0)
+
+
+def test_update_from_td_errors_duplicates(kernels):
+    n = 50_000
+    indices = np.random.default_rng(0).integers(0, 40, n)
+    tree = kernels.SumTree(40, seed=0)
+    tree.update_from_td_errors(indices, -np.arange(1.0, n + 1), 1.0, 0.0)
+    last = np.zeros(40)
+    last[indices] = np.arange(1, n + 1)
+    np.testing.assert_allclose(tree[np.arange(40)], last, rtol=1e-5)
+
+
+def test_update_from_td_errors_layouts(kernels):
+    wide = np.arange(40.0).reshape(20, 2)
+    tree, plain = (kernels.SumTree(64, seed=0) for _ in range(2))
+    plain.update_from_td_errors(np.arange(0, 40, 2), np.ascontiguousarray(wide[:, 1]), 0.6, 1e-6)
+    tree.update_from_td_errors(np.arange(40, dtype=np.int32)[::2], wide[:, 1], 0.6, 1e-6)
+    np.testing.assert_array_equal(tree[np.arange(64)], plain[np.arange(64)])
+    assert tree.update_from_td_errors(np.zeros(0, np.int64), np.zeros(0), 0.6, 1e-6) == 0.0
+
+
+def test_update_from_td_errors_torch(kernels, torch):
+    tree, plain = kernels.SumTree(64, dtype=torch.float32, seed=0), kernels.SumTree(64, seed=0)
+    errors = torch.randn(64, requires_grad=True)
+    indices = torch.randperm(64)
+    largest = tree.update_from_td_errors(indices, errors.detach(), 0.6, 1e-6)
+    assert largest == plain.update_from_td_errors(indices.numpy(), errors.detach().numpy(), 0.6, 1e-6)
+    np.testing.assert_array_equal(tree[indices].numpy(), plain[indices.numpy()])
+
+
 # ---- no drift ---------------------------------------------------------------------------------------------------
 
 

@@ -77,6 +77,7 @@ def test_sampling_while_updating(kernels, capacity):
         priorities = rng.random(100).astype(np.float32) + 0.5
         priorities[(rng.random(100) < 0.3) & (indices > 4)] = 0
         tree.update(indices, priorities)
+        tree.update_from_td_errors(indices, priorities - 2, 0.0, 0.0, keep_zeros=True)
         counts["update"] += 1
 
     run_together(sample, search, update)
@@ -197,7 +198,9 @@ def progress_of_another_thread(call):
 
 
 @pytest.mark.skipif(not getattr(sys, "_is_gil_enabled", lambda: True)(), reason="this Python has no GIL")
-@pytest.mark.parametrize("op", ["sample", "iid", "distinct", "weighted", "find", "update", "get", "gather_rows"])
+@pytest.mark.parametrize(
+    "op", ["sample", "iid", "distinct", "weighted", "find", "update", "td_errors", "get", "gather_rows"]
+)
 def test_gil_is_released(other, op):
     """While a kernel works, Python threads run; while pure C code that holds the GIL works, none does."""
     if op == "gather_rows" and other.gather_rows is None:
@@ -217,6 +220,7 @@ def test_gil_is_released(other, op):
         "weighted": lambda: tree.sample_weighted(n, 0.4),
         "find": lambda: tree.find(u),
         "update": lambda: tree.update(indices, priorities),
+        "td_errors": lambda: tree.update_from_td_errors(indices, priorities, 0.6, 1e-6),
         "get": lambda: tree[indices],
         "gather_rows": lambda: other.gather_rows(table, indices),
     }[op]

@@ -1,0 +1,1 @@
+"""The cores of CUDA tensors, imported only when one is used."""

@@ -1,0 +1,210 @@
+"""The sum tree in GPU memory: on the compiled kernels (`CudaCore`), or on torch operations (`TorchCore`)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+from typing import Any
+
+import torch
+
+from fastrl import _backend
+from fastrl.kernels import sum_tree
+from fastrl.kernels.generator import philox4x32_reference
+from fastrl.kernels.sum_tree import ReferenceCore
+
+_MASK32 = 0xFFFFFFFF
+
+
+class TorchCore(ReferenceCore):
+    """`ReferenceCore` on torch tensors, on the device of `state` (the generator's int64 tensor [2]).
+
+    It reads values back to check them, so it raises as a CPU tree does, and cannot be captured in a CUDA graph.
+    """
+
+    xp = torch
+
+    def __init__(self, capacity: int, dtype: str, state: torch.Tensor, tensor_type: Any = None) -> None:
+        self.device = state.device  # before the buffers are made
+        super().__init__(capacity, dtype, state, tensor_type)
+
+    def check(self) -> None:
+        """Nothing waits to be raised."""
+
+    def _full(self, n: int, value: float, dtype: Any) -> torch.Tensor:
+        return torch.full((n,), value, dtype=dtype, device=self.device)
+
+    def _load(self, obj: Any, where: str, dtypes: tuple[str, ...]) -> torch.Tensor:
+        if not isinstance(obj, torch.Tensor):
+            raise TypeError(f"{where} must be a torch tensor on {self.device}, got {type(obj).__name__}")
+        if obj.device != self.device:
+            raise ValueError(f"{where} must be on {self.device} like the tree, got {obj.device}")
+        if obj.layout != torch.strided or type(obj).__name__ == "FakeTensor":
+            raise ValueError(f"{where} has no data (a fake, meta or sparse tensor?)")
+        name = str(obj.dtype).removeprefix("torch.")
+        if name not in dtypes:
+            raise ValueError(f"{where} must have dtype {' or '.join(dtypes)}, got {name}")
+        if obj.ndim != 1:
+            raise ValueError(f"{where} must have shape [B], got {tuple(obj.shape)}")
+        return obj.detach()
+
+    def _out(self, array: Any, like: Any) -> Any:
+        return array
+
+    def _number(self, value: Any) -> torch.Tensor:
+        return torch.as_tensor(value, dtype=torch.float64, device=self.device)
+
+    def _store(self, indices: torch.Tensor, priorities: torch.Tensor) -> None:
+        # torch writes duplicates in no fixed order, so each is given the value of its last one.
+        ascending, order = torch.sort(indices, stable=True)
+        last = order[torch.searchsorted(ascending, indices, right=True) - 1]
+        self._levels[0][indices] = priorities[last]
+
+    def _uniform(self, n: int) -> Any:
+        """`uniform_reference` with seed and counter on the device."""
+        seed, counter = self._state.clone()
+        block = counter + torch.arange(n, device=self.device)
+        self._state[1] += n
+        words = torch.zeros((n, 4), dtype=torch.int64, device=self.device)
+        words[:, 0], words[:, 1] = block & _MASK32, (block >> 32) & _MASK32
+        key: Any = (seed & _MASK32, (seed >> 32) & _MASK32)
+        words = philox4x32_reference(words, key)  # in float64 below: torch would make float32 of an int64 times a float
+        return ((words[:, 1] << 21) | (words[:, 0] >> 11)).to(torch.float64) * 2.0**-53
+
+    def priorities(self) -> Any:
+        with self._lock:
+            return self._levels[0][: self.capacity].cpu().numpy().copy()
+
+    def load(self, priorities: Any) -> None:
+        values = torch.from_numpy(priorities).to(self.device)
+        self._check_values(values)
+        with self._lock:
+            self._update(torch.arange(self.capacity, device=self.device), values + 0.0)
+
+
+# By CudaFlag (csrc/sum_tree_cuda.h).
+_FLAGS: list[tuple[type[Exception], str]] = [
+    (IndexError, "sum_tree.update: indices[{i}] is outside [0, {capacity})"),
+    (ValueError, "sum_tree.update: priorities[{i}] must be finite and >= 0"),
+    (ValueError, "sum_tree.update: priorities[{i}] must be at most {limit} in a {dtype} tree"),
+    (IndexError, "sum_tree.update_from_td_errors: indices[{i}] is outside [0, {capacity})"),
+    (ValueError, "sum_tree.update_from_td_errors: td_errors[{i}] must be finite"),
+    (IndexError, "sum_tree.get: indices[{i}] is outside [0, {capacity})"),
+    (ValueError, "sum_tree.find: prefix_sums[{i}] must be in [0, total]"),
+    (ValueError, "sum_tree.find: the total priority is 0: nothing to sample"),
+    (ValueError, "sum_tree.sample: the total priority is 0: nothing to sample"),
+    (ValueError, "sum_tree.sample: batch_size must be at most the number of positive priorities, without replacement"),
+    (ValueError, "sum_tree.sample_weighted: the total priority is 0: nothing to sample"),
+]
+
+
+class CudaCore(TorchCore):
+    """The kernels of csrc/sum_tree.cu on buffers that torch owns; what the host asks for is read from them by torch."""
+
+    def __init__(self, capacity: int, dtype: str, state: torch.Tensor, tensor_type: Any = None) -> None:
+        super().__init__(capacity, dtype, state, tensor_type)
+        # All levels of a kind in one buffer; the lists hold views of it.
+        widths = [len(level) for level in self._levels]
+        flat = []
+        for levels in (self._levels, self._mins, self._maxs):
+            flat.append(torch.cat(levels[1:]))
+            ends = itertools.accumulate(widths[1:])
+            levels[1:] = [flat[-1][end - width : end] for end, width in zip(ends, widths[1:], strict=True)]
+        self._flag = self._full(1, -1, torch.int64)
+        winner, smallest = self._full(widths[0], -1, torch.int32), self._full(1, -1, torch.int64)
+        self._kernels = _backend._C_cuda.SumTreeCore(
+            capacity, widths, self._levels[0], *flat, winner, self._flag, smallest, state
+        )
+
+    def check(self) -> None:
+        """Wait for the device, and raise the first bad item of the calls since the last check."""
+        flag = int(self._flag)
+        if flag == -1:
+            return
+        self._flag.fill_(-1)
+        error, text = _FLAGS[flag & 15]
+        limit = sum_tree._MAX_PRIORITY[self.dtype][1]
+        raise error(text.format(i=flag >> 4, capacity=self.capacity, limit=limit, dtype=self.dtype))
+
+    @property
+    def total(self) -> float:
+        self.check()
+        return super().total
+
+    @property
+    def min(self) -> float:
+        self.check()
+        return super().min
+
+    @property
+    def max(self) -> float:
+        self.check()
+        return super().max
+
+    def __len__(self) -> int:
+        self.check()
+        return super().__len__()
+
+    def priorities(self) -> Any:
+        self.check()
+        return super().priorities()
+
+    def get(self, indices: Any) -> Any:
+        if not sum_tree._is_number(indices, numbers.Integral):
+            return self._kernels.get(indices)
+        self.check()
+        return super().get(indices)
+
+    def find(self, prefix_sums: Any) -> Any:
+        if not sum_tree._is_number(prefix_sums, numbers.Real):
+            return self._kernels.find(prefix_sums)
+        self.check()
+        return super().find(prefix_sums)
+
+    def update(self, indices: Any, priorities: Any) -> None:
+        # Python numbers are checked here and now.
+        if sum_tree._is_number(indices, numbers.Integral):
+            indices = max(-(2**63), min(int(indices), 2**63 - 1))
+            if not 0 <= indices < self.capacity:
+                raise IndexError(f"sum_tree.update: indices[0] is {indices}, outside [0, {self.capacity})")
+        if sum_tree._is_number(priorities, numbers.Real):
+            priorities = sum_tree._to_float(priorities)
+            limit, text = sum_tree._MAX_PRIORITY[self.dtype]
+            if not 0 <= priorities < math.inf:
+                raise ValueError(f"sum_tree.update: priorities[0] is {priorities!r}, must be finite and >= 0")
+            if priorities > limit:
+                raise ValueError(
+                    f"sum_tree.update: priorities[0] is {priorities!r}, must be at most {text} in a {self.dtype} tree"
+                )
+        self._kernels.update(indices, priorities)
+
+    def update_from_td_errors(
+        self, indices: Any, td_errors: Any, alpha: Any, eps: Any, keep_zeros: bool
+    ) -> torch.Tensor:
+        where = "sum_tree.update_from_td_errors"
+        alpha = sum_tree.check_not_negative(alpha, f"{where}: alpha")
+        eps = sum_tree.check_not_negative(eps, f"{where}: eps")
+        largest: torch.Tensor = self._kernels.update_from_td_errors(indices, td_errors, alpha, eps, keep_zeros)
+        return largest
+
+    def sample(self, batch_size: Any, stratified: bool, replacement: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        n = sum_tree.check_batch_size(batch_size, "sample")
+        if not replacement and n > self.capacity:
+            raise ValueError(
+                f"sum_tree.sample: batch_size must be at most {self.capacity}, the capacity, without replacement, "
+                f"got {n}"
+            )
+        drawn: tuple[torch.Tensor, torch.Tensor] = self._kernels.sample(n, stratified, replacement)
+        return drawn
+
+    def sample_weighted(
+        self, batch_size: Any, beta: Any, normalize: Any, stratified: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        n = sum_tree.check_batch_size(batch_size, "sample_weighted")
+        beta = sum_tree.check_not_negative(beta, "sum_tree.sample_weighted: beta")
+        sum_tree.check_normalize(normalize)
+        drawn: tuple[torch.Tensor, torch.Tensor] = self._kernels.sample_weighted(
+            n, beta, normalize == "tree", stratified
+        )
+        return drawn
