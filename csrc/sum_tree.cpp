@@ -591,15 +591,19 @@ class SumTreeOf final : public SumTree {
     if (dead)
       for (int64_t i = 0; i < n; ++i)
         if (!(tree_.leaves[list[i]] > 0)) dead[i] = 0;
+    // The largest by its bits, which order as numbers >= 0 do: as a number GCC keeps it in memory, 11 cycles an item.
+    typename std::conditional<sizeof(T) == 4, uint32_t, uint64_t>::type bits, largest_bits = 0;
     int64_t positive = positive_;
-    double largest = 0;
     for (int64_t i = 0; i < n; ++i) {
       T& leaf = tree_.leaves[list[i]];
       const T value = static_cast<T>(priorities[i]) + T(0);  // + 0: -0 becomes 0
-      positive += (value > 0) - (leaf > 0);
-      largest = value > largest ? value : largest;
+      std::memcpy(&bits, &value, sizeof bits);
+      positive += (bits != 0) - (leaf > 0);
+      largest_bits = bits > largest_bits ? bits : largest_bits;
       leaf = value;
     }
+    T largest;
+    std::memcpy(&largest, &largest_bits, sizeof largest);
     positive_ = positive;
     any_stale_ = true;
     search<T>.repair(tree_, list, n);
