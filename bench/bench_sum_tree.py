@@ -234,8 +234,6 @@ class TorchMultinomial(NumpyChoice):
 
 LIBRARIES = {
     "fastrl": Fastrl,
-    "fastrl, power by NumPy": FastrlPlainUpdate,
-    "fastrl, normalize=tree": FastrlTreeMinimum,
     "fastrl, torch tensors": FastrlTorch,
     "fastrl, float64 leaves": FastrlFloat64,
     "fastrl, Numba backend": FastrlNumba,
@@ -330,10 +328,19 @@ def sample_update(library_class):
     return build
 
 
+# What differs in one of the cases only.
+TREE = {"fastrl, normalize=tree": FastrlTreeMinimum}
+POWER = {"fastrl, power by NumPy": FastrlPlainUpdate}
+
+
+def case(name, make, libraries):
+    return Case(f"sum_tree.{name}", SIZES, {library: make(class_) for library, class_ in libraries.items()})
+
+
 CASES = [
-    Case("sum_tree.sample_weighted", SIZES, {name: sample(lib) for name, lib in LIBRARIES.items()}),
-    Case("sum_tree.update", SIZES, {name: update(lib) for name, lib in LIBRARIES.items()}),
-    Case("sum_tree.sample_then_update", SIZES, {name: sample_update(lib) for name, lib in LIBRARIES.items()}),
+    case("sample_weighted", sample, LIBRARIES | TREE),
+    case("update", update, LIBRARIES | POWER),
+    case("sample_then_update", sample_update, LIBRARIES | TREE),
 ]
 
 

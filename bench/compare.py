@@ -117,7 +117,7 @@ def main():
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--size", action="append", default=[], metavar="KEY=VALUE", help="only these sizes; repeatable")
     parser.add_argument("--only", action="append", help="fastrl and contenders whose name contains this")
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--block-ms", type=float, default=4.0, help="how long a contender is timed a round")
     parser.add_argument("--note", default="", help="a remark to keep with the results")
     args = parser.parse_args()

@@ -6,12 +6,14 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstring>
 #include <initializer_list>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -118,6 +120,13 @@ class ReleaseGil {
  private:
   PyThreadState* state_;
 };
+
+// f() without the GIL: for what may wait for a lock that another thread holds for long.
+template <class F>
+auto without_gil(F f) {
+  ReleaseGil release;
+  return f();
+}
 
 // ---------------------------------------------------------------- errors
 [[noreturn]] inline void raise_type(const std::string& text) { throw py::type_error(text); }
@@ -334,9 +343,10 @@ inline const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
   }
   PyErr_Clear();
   Entry& e = cache[next++ % 4];
-  Py_XDECREF(e.type);
+  PyTypeObject* old = e.type;
   Py_INCREF(type);
   e = {type, api};
+  Py_XDECREF(old);  // last: it may run any code
   return api;
 }
 

@@ -28,10 +28,12 @@
 
 namespace fastrl {
 
-// The first item that failed a value check; position < 0 when all passed.
+// The first item that failed a value check, and the value that did: the caller's array may have changed since.
 struct BadItem {
-  int64_t position = -1;
   enum Kind { none, index, not_finite_or_negative, too_large } kind = none;
+  int64_t position = -1;
+  int64_t index_value = 0;
+  double value = 0;
 };
 
 #if FASTRL_X86_LEVELS

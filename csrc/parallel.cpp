@@ -3,6 +3,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -23,7 +24,11 @@ class Pool {
   void run(int64_t n, int pieces, Task task, void* context) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      while (static_cast<int>(threads_.size()) < pieces - 1) threads_.emplace_back([this] { work(); });
+      try {
+        while (static_cast<int>(threads_.size()) < pieces - 1) threads_.emplace_back([this] { work(); });
+      } catch (const std::system_error&) {
+        // No more threads to be had: those that are there, the caller at least, take all the pieces.
+      }
       n_ = n, pieces_ = pieces, task_ = task, context_ = context;
       next_ = 0, unfinished_ = pieces;
       ++generation_;

@@ -369,7 +369,7 @@ class SumTreeOf final : public SumTree {
 
   BadItem update_from_td(const int64_t* indices, double* td, int64_t n, double alpha, double eps, bool keep_zeros,
                          double* largest) override {
-    List list(indices, n);
+    Copy<int64_t> list(indices, n);
     prefetch_leaves(list.data(), n);
     const double max = std::numeric_limits<double>::max();
     const BadItem bad = check(list.data(), td, -max, max, n);
@@ -383,7 +383,7 @@ class SumTreeOf final : public SumTree {
     std::shared_lock<std::shared_mutex> lock(mutex_);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t index = indices[i];  // read once: another thread may write to the caller's array meanwhile
-      if (!inside(index)) return {i, BadItem::index};
+      if (!inside(index)) return {BadItem::index, i, index, 0};
       static_cast<T*>(out)[i] = tree_.leaves[index];
     }
     return {};
@@ -412,16 +412,19 @@ class SumTreeOf final : public SumTree {
     return locked([this] { return positive_; });
   }
 
-  int64_t find(const double* u, int64_t n, int64_t* out, int threads) const override {
+  Status find(const double* u, int64_t n, int64_t* out, int threads, double* total, int64_t* bad) const override {
     std::shared_lock<std::shared_mutex> lock(mutex_);
-    const double total = tree_.sums[tree_.top][0];
-    for (int64_t i = 0; i < n; ++i)
-      if (!(u[i] >= 0 && u[i] <= total)) return i;
-    for_chunks(n, threads, [&](int64_t begin, int64_t m, double* scratch) {
-      std::memcpy(scratch, u + begin, m * sizeof(double));
-      search<T>.find_all(tree_, scratch, m, out + begin);
-    });
-    return -1;
+    *total = tree_.sums[tree_.top][0];
+    *bad = -1;
+    if (!(*total > 0)) return Status::total_is_zero;
+    for (int64_t i = 0; i < n && *bad < 0; ++i)
+      if (!(u[i] >= 0 && u[i] <= *total)) *bad = i;
+    if (*bad < 0)
+      for_chunks(n, threads, [&](int64_t begin, int64_t m, double* scratch) {
+        std::memcpy(scratch, u + begin, m * sizeof(double));
+        search<T>.find_all(tree_, scratch, m, out + begin);
+      });
+    return Status::ok;
   }
 
   Status sample(uint64_t* state, bool stratified, int64_t n, int64_t* indices, double* probabilities,
@@ -542,17 +545,16 @@ class SumTreeOf final : public SumTree {
     });
   }
 
-  // The indices are copied before they are checked: another thread may write to the caller's array meanwhile.
-  class List {
+  // Inputs are copied before they are checked: another thread may write to the caller's array meanwhile.
+  template <class V>
+  class Copy {
    public:
-    List(const int64_t* indices, int64_t n) : many_(n > kChunk ? new int64_t[n] : nullptr) {
-      std::copy(indices, indices + n, data());
-    }
-    int64_t* data() { return many_ ? many_.get() : few_; }
+    Copy(const V* values, int64_t n) : many_(n > kChunk ? new V[n] : nullptr) { std::copy(values, values + n, data()); }
+    V* data() { return many_ ? many_.get() : few_; }
 
    private:
-    std::unique_ptr<int64_t[]> many_;
-    int64_t few_[kChunk];
+    std::unique_ptr<V[]> many_;
+    V few_[kChunk];
   };
 
   // Before the checks, so that the leaves are here when those are done: as numbers, for an index may be any.
@@ -566,21 +568,23 @@ class SumTreeOf final : public SumTree {
   BadItem check(const int64_t* indices, const P* values, P low, P high, int64_t n) const {
     if (all_good(indices, capacity_, values, low, high, n)) return {};
     for (int64_t i = 0; i < n; ++i)
-      if (!inside(indices[i])) return {i, BadItem::index};
+      if (!inside(indices[i])) return {BadItem::index, i, indices[i], 0};
     for (int64_t i = 0; i < n; ++i)
       if (!(values[i] >= low && values[i] <= std::numeric_limits<P>::max()))
-        return {i, BadItem::not_finite_or_negative};
-    for (int64_t i = 0;; ++i)
-      if (values[i] > high) return {i, BadItem::too_large};
+        return {BadItem::not_finite_or_negative, i, 0, static_cast<double>(values[i])};
+    for (int64_t i = 0; i < n; ++i)
+      if (values[i] > high) return {BadItem::too_large, i, 0, static_cast<double>(values[i])};
+    return {};
   }
 
   template <class P>
   BadItem update_from(const int64_t* indices, const P* priorities, int64_t n) {
-    List list(indices, n);
+    Copy<int64_t> list(indices, n);
     prefetch_leaves(list.data(), n);
+    Copy<P> values(priorities, n);
     const P high = static_cast<P>(std::min(kMaxPriority, static_cast<double>(std::numeric_limits<P>::max())));
-    const BadItem bad = check(list.data(), priorities, P(0), high, n);
-    if (bad.kind == BadItem::none) write(list.data(), priorities, n);
+    const BadItem bad = check(list.data(), values.data(), P(0), high, n);
+    if (bad.kind == BadItem::none) write(list.data(), values.data(), n);
     return bad;
   }
 
@@ -628,8 +632,6 @@ SumTree* make_sum_tree(int64_t capacity, bool float64) {
   if (float64) return new SumTreeOf<double>(capacity);
   return new SumTreeOf<float>(capacity);
 }
-
-void fill_uniform(uint64_t seed, uint64_t counter, int64_t n, double* out) { uniforms(seed, counter, n, out); }
 
 const char* simd_level() {
 #if FASTRL_X86_LEVELS

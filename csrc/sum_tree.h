@@ -24,11 +24,6 @@ FASTRL_HD inline void prefix_sums(double* x) {
 // The largest priority of a float64 tree: sums of 2^31 - 1 of them stay finite.
 constexpr double kMaxFloat64Priority = 0x1p960;
 
-struct SamplePlan {
-  uint64_t seed, counter;  // element i draws from block counter + i
-  bool stratified;
-};
-
 // The caller checks shapes and sizes; values are checked here, before anything is written.
 class SumTree {
  public:
@@ -48,11 +43,12 @@ class SumTree {
   virtual double max() = 0;
   virtual int64_t count_positive() const = 0;
 
-  // position of the first u outside [0, total], or -1
-  virtual int64_t find(const double* u, int64_t n, int64_t* out, int threads) const = 0;
+  enum class Status { ok, total_is_zero, too_few };
+
+  // `bad`: the position of the first u outside [0, total], or -1. No other thread may write to u meanwhile.
+  virtual Status find(const double* u, int64_t n, int64_t* out, int threads, double* total, int64_t* bad) const = 0;
 
   // `state` is {seed, counter}; the counter is advanced by n once the draw is known to succeed.
-  enum class Status { ok, total_is_zero, too_few };
   virtual Status sample(uint64_t* state, bool stratified, int64_t n, int64_t* indices, double* probabilities,
                         int threads) const = 0;
   virtual Status sample_distinct(uint64_t* state, int64_t n, int64_t* indices, double* probabilities) = 0;
@@ -62,9 +58,6 @@ class SumTree {
 };
 
 SumTree* make_sum_tree(int64_t capacity, bool float64);
-
-// n uniforms of the blocks counter ..; exposed for the tests.
-void fill_uniform(uint64_t seed, uint64_t counter, int64_t n, double* out);
 
 const char* simd_level();
 

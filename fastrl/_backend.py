@@ -7,15 +7,19 @@ tensors are served by the extension ``fastrl._C_cuda`` or, without it, by PyTorc
     ``cpp``, ``numba`` or ``reference``: use this one for CPU arrays, or fail.
 ``FASTRL_REQUIRE_EXT``
     ``1``: a missing ``fastrl._C`` is an ImportError instead of a fallback.
+``FASTRL_NUM_THREADS``
+    What `set_num_threads` starts with.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import warnings
 from typing import Any
 
+_NOT_BUILT = "not built in this install"
 _INSTALL_HINT = 'reinstall with a C++ compiler present, or `pip install "fastrl-kernels[numba]"`'
 
 
@@ -25,7 +29,7 @@ def _try_import(name: str) -> tuple[Any, str]:
         return importlib.import_module(f"fastrl.{name}"), ""
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == f"fastrl.{name}"
-        return None, "not built in this install" if missing else str(error)
+        return None, _NOT_BUILT if missing else str(error)
 
 
 def _choose_cpu_backend() -> str:
@@ -39,6 +43,8 @@ def _choose_cpu_backend() -> str:
         return wanted
     if _C is not None:
         return "cpp"
+    if C_ERROR != _NOT_BUILT:
+        warnings.warn(f"fastrl._C is there but cannot be loaded: {C_ERROR}", RuntimeWarning, stacklevel=2)
     if os.environ.get("FASTRL_REQUIRE_EXT", "0") not in ("", "0"):
         raise ImportError(f"FASTRL_REQUIRE_EXT is set, but fastrl._C is missing ({C_ERROR}): {_INSTALL_HINT}")
     if HAVE_NUMBA:
@@ -98,7 +104,21 @@ def get_num_threads() -> int:
         return int(_C.get_num_threads())
     if _python_num_threads:
         return _python_num_threads
+    if "torch" in sys.modules:
+        return int(sys.modules["torch"].get_num_threads())
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_num_threads() -> None:
+    text = os.environ.get("FASTRL_NUM_THREADS", "")
+    if not text:
+        return
+    if not text.isdecimal() or int(text) > 1024:
+        raise RuntimeError(f"FASTRL_NUM_THREADS must be a number in [0, 1024], got {text!r}")
+    set_num_threads(int(text))
+
+
+_read_num_threads()
 
 
 def info() -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Train(Generic[C]):
     resume: Path | None = None
     """Run folder to go on with, exactly where it stopped."""
     config: Path | None = None
-    """JSON file of hyperparameters; flags go before it."""
+    """JSON file of hyperparameters, or a checkpoint's config.json; flags go before it."""
     save_every: int = 10_000
     """Environment steps from one checkpoint to the next."""
 
@@ -91,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except MemoryError as error:
         return _fail(f"not enough memory: {error}")
+    except RuntimeError as error:  # how torch says it
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        return _fail(f"not enough memory: {str(error).splitlines()[0]}")
     except KeyboardInterrupt as error:
         print(f"fastrl: interrupted{error}", file=sys.stderr)
         return 130
@@ -98,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(args: list[str]) -> int:
     from fastrl.agents import ALGORITHMS
-    from fastrl.agents.config import InputError, make_config
+    from fastrl.agents.config import InputError
 
     known = ", ".join(ALGORITHMS)
     if not args or args[0] in ("-h", "--help"):
@@ -113,7 +117,7 @@ def _train(args: list[str]) -> int:
 
     options = _parse(command, flags, f"fastrl train {name}", Train(config_class()))
     if options.config is not None:
-        from_file = make_config(config_class, _read_config(options.config), str(options.config))
+        from_file = _hyperparameters(algorithm, _read_config(options.config), f"--config {options.config}")
         options = _parse(command, flags, f"fastrl train {name}", Train(from_file))
     if options.resume is not None:
         return _resume(algorithm, command, flags, options)
@@ -130,18 +134,18 @@ def _train(args: list[str]) -> int:
 
 
 def _resume(algorithm: type[DQN], command: type[Train[Any]], flags: list[str], options: Train[Any]) -> int:
+    from fastrl.agents.checkpoint import load_checkpoint
     from fastrl.agents.config import InputError
 
     assert options.resume is not None
-    agent = algorithm.load(options.resume, env=options.env, device=None)
+    saved = _hyperparameters(algorithm, load_checkpoint(options.resume).config, str(options.resume))
     # The same flags over the saved hyperparameters: whatever then differs was asked for anew.
-    wanted = _parse(command, flags, "fastrl train", Train(agent.config)).hyperparameters
-    changed = [f.name for f in dataclasses.fields(wanted) if getattr(wanted, f.name) != getattr(agent.config, f.name)]
+    wanted = _parse(command, flags, "fastrl train", Train(saved)).hyperparameters
+    changed = [f.name for f in dataclasses.fields(wanted) if getattr(wanted, f.name) != getattr(saved, f.name)]
     if options.config is not None or set(changed) - {"device"}:
         what = "--config" if options.config is not None else ", ".join(changed)
         raise InputError(f"--resume takes the hyperparameters of the run; {what} cannot be changed")
-    if changed:
-        agent = algorithm.load(options.resume, env=options.env, device=wanted.device)
+    agent = algorithm.load(options.resume, env=options.env, device=wanted.device)
     if options.out is not None:
         _check_new(options.out)
     out = options.out or (options.resume.parent if options.resume.name == "checkpoint" else options.resume)
@@ -258,6 +262,19 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"--config {path} must hold a JSON object of hyperparameters, got {type(values).__name__}")
     return values
+
+
+def _hyperparameters(algorithm: type[DQN], values: dict[str, Any], where: str) -> Any:
+    """The config in `values`: the settings themselves, or a checkpoint's config.json, which wraps them."""
+    from fastrl.agents.config import InputError, make_config
+
+    if "algorithm" in values:
+        if values["algorithm"] != algorithm.algorithm:
+            raise InputError(f"{where} is of algorithm {values['algorithm']!r}, not {algorithm.algorithm!r}")
+        values = values.get("config")  # type: ignore[assignment]
+        if not isinstance(values, dict):
+            raise InputError(f"{where}: config must be an object of hyperparameters, got {values!r}")
+    return make_config(algorithm.config_class, values, where)
 
 
 def _check_new(out: Path) -> None:

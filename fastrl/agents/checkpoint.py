@@ -70,8 +70,10 @@ def save_checkpoint(
         new.rename(folder)
         _fsync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"cannot write checkpoint {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"cannot write checkpoint {folder}: {reason}") from error
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import types
 import typing
 from collections.abc import Mapping
@@ -55,12 +54,12 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
 
 
 def check_range(config: Any, low: float, high: float, *names: str) -> None:
-    """Raise InputError unless every named setting (or every item of it) is in [low, high]; None is let through."""
+    """Raise InputError unless every named setting (or item of it) is finite and in [low, high]; None is let through."""
     for name in names:
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) else (value,):
-            if item is not None and not low <= item <= high:
-                bounds = f">= {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
+            if item is not None and (not low <= item <= high or item == float("inf")):
+                bounds = f"finite and >= {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
                 raise InputError(f"{type(config).__name__}: {name} must be {bounds}, got {item!r}")
 
 
@@ -79,8 +78,3 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
     return device
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """The config as JSON types, in the order of its definition."""
-    return dataclasses.asdict(config)

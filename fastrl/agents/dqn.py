@@ -7,9 +7,11 @@ prioritized  Schaul et al. 2016, arXiv:1511.05952
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -21,10 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.agents.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
-from fastrl.agents.config import InputError, as_dict, check_range, make_config, resolve_device
+from fastrl.agents.config import InputError, check_range, make_config, resolve_device
 from fastrl.agents.envs import Envs, make_env
 from fastrl.agents.networks import flatten_parameters, numpy_forward, q_network
-from fastrl.agents.training import Training, evaluate
+from fastrl.agents.training import Training, check_loss, evaluate
 from fastrl.replay import PrioritizedReplay, ReplayBuffer
 
 INF = float("inf")
@@ -32,13 +34,11 @@ INF = float("inf")
 
 @dataclass(frozen=True)
 class DQNConfig:
-    """Hyperparameters.  The sources: [M] Mnih et al. 2015, [Z] the tuned CartPole-v1 settings of rl-baselines3-zoo,
-    [S] Schaul et al. 2016, [T] tuned here on CartPole-v1 (`bench/learning.py` shows what they reach).
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
 
-    All schedules count environment steps from the start of training, so none depends on how long training will go on.
-    """
-
-    # Each line under a setting is its help on the command line.
+    # Sources: [M] Mnih et al. 2015, [S] Schaul et al. 2016, [Z] rl-baselines3-zoo's tuned settings for CartPole-v1,
+    # [T] tuned here on CartPole-v1; `bench/learning.py` shows what they reach.
+    # The string under a setting is its help on the command line.
     double: bool = False
     """The online network chooses the next action, the target network values it."""
     dueling: bool = False
@@ -47,11 +47,11 @@ class DQNConfig:
     """Replay in proportion to |TD error|^alpha, corrected by importance weights."""
     num_envs: int = 1
     """Environments stepped together."""
-    hidden: tuple[int, ...] = (128, 128)  # [T]
+    hidden: tuple[int, ...] = (64, 64)  # [T]
     """Sizes of the hidden layers."""
-    learning_rate: float = 2e-3  # [Z] 2.3e-3
+    learning_rate: float = 1e-3  # [T]
     """Of Adam, at the start."""
-    learning_rate_end: float = 1e-4  # [T] a constant rate forgets what it has learned
+    learning_rate_end: float = 2e-4  # [T] a policy learned at a constant rate is lost again now and then
     """Of Adam, from learning_rate_steps on."""
     learning_rate_steps: int = 50_000  # [T]
     """Environment steps over which the learning rate falls linearly."""
@@ -69,11 +69,11 @@ class DQNConfig:
     """Updates in a round."""
     target_every: int = 1
     """Updates from one update of the target network to the next."""
-    tau: float = 0.04  # [T]
+    tau: float = 0.01  # [T]
     """Target <- tau online + (1 - tau) target: 1 copies, less is Polyak averaging."""
     loss: Literal["huber", "mse"] = "mse"  # [T] Huber's bounded gradient is slow to learn that an episode ends
     """Of the TD error."""
-    max_grad_norm: float | None = 10.0  # [Z]
+    max_grad_norm: float | None = 1.0  # [T]
     """Gradients are scaled down to this norm; None leaves them alone."""
     exploration: Literal["epsilon-greedy", "boltzmann"] = "epsilon-greedy"  # [M]
     """How actions are chosen in training."""
@@ -101,9 +101,11 @@ class DQNConfig:
     """cpu, cuda or auto; small networks are faster on the CPU."""
 
     def __post_init__(self) -> None:
-        check_range(self, 1, INF, "num_envs", "hidden", "buffer_size", "batch_size", "train_every", "updates")
+        check_range(self, 1, 2**16, "num_envs", "hidden")
+        check_range(self, 1, 10**9, "buffer_size", "batch_size")
+        check_range(self, 1, INF, "train_every", "updates")
         check_range(self, 1, INF, "target_every", "learning_rate_steps", "epsilon_steps", "per_beta_steps")
-        check_range(self, 0, INF, "learning_starts", "per_alpha", "per_beta", "per_beta_end", "learning_rate_end")
+        check_range(self, 0, INF, "learning_starts", "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
         check_range(self, 0, 2**63 - 1, "seed")
         check_range(self, 0, 1, "gamma", "epsilon_start", "epsilon_end")
         check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps")
@@ -131,7 +133,7 @@ class DQN:
         config: DQNConfig | None = None,
         **overrides: Any,
     ) -> None:
-        c = make_config(DQNConfig, {**(as_dict(config) if config else {}), **overrides}, "DQN")
+        c = make_config(DQNConfig, {**(asdict(config) if config else {}), **overrides}, "DQN")
         self.device = resolve_device(c.device)
         self.envs = Envs(env, c.num_envs, c.seed)
         self.config = c = replace(c, num_envs=self.envs.num_envs)
@@ -145,10 +147,9 @@ class DQN:
         n_obs = int(np.prod(observation_space.shape))
 
         with torch.random.fork_rng(devices=[]):  # the layers draw from torch's global generator: leave it as it was
-            torch.manual_seed(c.seed)
+            torch.default_generator.manual_seed(c.seed)
             self.online = q_network(n_obs, self.n_actions, c.hidden, c.dueling).to(self.device)
-            self.target = q_network(n_obs, self.n_actions, c.hidden, c.dueling).to(self.device)
-        self.target.load_state_dict(self.online.state_dict())
+        self.target = copy.deepcopy(self.online)
         self._online_vector, self._gradient = flatten_parameters(self.online)
         self._target_vector, _ = flatten_parameters(self.target)
         self.optimizer = torch.optim.Adam([self._online_vector], lr=c.learning_rate, fused=True)
@@ -174,19 +175,22 @@ class DQN:
         self.steps = 0  # of the environments, all together
         self.n_updates = 0
         self.total_steps = 0  # that the last `learn` was asked for
+        self.run_folder: Path | None = None  # of the run that this agent goes on with
         self._loss = self._mean_q = torch.zeros(())
 
     @property
     def epsilon(self) -> float:
         """The probability of a random action now: linear from epsilon_start to epsilon_end."""
-        c = self.config
-        return _linear(c.epsilon_start, c.epsilon_end, self.steps / c.epsilon_steps)
+        return self._linear(self.config.epsilon_start, self.config.epsilon_end, self.config.epsilon_steps)
 
     @property
     def learning_rate(self) -> float:
-        """Of the optimizer now: linear from learning_rate to learning_rate_end."""
+        """The optimizer's learning rate now: linear from learning_rate to learning_rate_end."""
         c = self.config
-        return _linear(c.learning_rate, c.learning_rate_end, self.steps / c.learning_rate_steps)
+        return self._linear(c.learning_rate, c.learning_rate_end, c.learning_rate_steps)
+
+    def _linear(self, start: float, end: float, steps: int) -> float:
+        return start + (end - start) * min(1.0, self.steps / steps)
 
     def learn(
         self,
@@ -246,6 +250,7 @@ class DQN:
         self.n_updates += 1
         self._loss, self._mean_q = mean_loss.detach(), q.detach().mean()
         if isinstance(self.buffer, PrioritizedReplay):
+            check_loss(self._loss.item(), self.steps)  # no priority can be made of a NaN
             self.buffer.update_priorities(batch.indices, (q.detach() - y).abs())
         if self.n_updates % c.target_every == 0:
             self._target_vector.data.lerp_(self._online_vector.data, c.tau)  # tau = 1 copies exactly
@@ -293,15 +298,17 @@ class DQN:
     ) -> NDArray[np.float64]:
         """Returns ``[episodes]`` of the greedy policy in a fresh environment; training is not disturbed.
 
-        Episode i begins with ``reset(seed + i)``.  `env` is needed only if the agent was not made from an id.
+        Episode i begins with ``reset(seed + i)``.  `env` is needed if the agent's own cannot be made a second time.
         """
         if episodes < 1:
             raise InputError(f"episodes must be >= 1, got {episodes}")
+        if seed < 0:
+            raise InputError(f"seed must be >= 0, got {seed}")
         if env is not None:
             return evaluate(self.predict, env, episodes, seed)
-        if self.envs.env_id is None:
-            raise InputError("evaluate: give it `env`, because this agent was made from an environment without an id")
-        own = make_env(self.envs.env_id)
+        if self.envs.spec is None:
+            raise InputError("evaluate: give it `env`, because the agent was made from an environment without a spec")
+        own = make_env(self.envs.spec)
         try:
             return evaluate(self.predict, own, episodes, seed)
         finally:
@@ -321,7 +328,8 @@ class DQN:
             "obs": torch.from_numpy(self.envs.obs),
             "metrics": torch.stack((self._loss, self._mean_q)),
         }
-        config = {"algorithm": self.algorithm, "env": self.envs.env_id, "config": as_dict(self.config)}
+        env = {"env": self.envs.env_id, "made_from_id": self.envs.made_from_id}
+        config = {"algorithm": self.algorithm, **env, "config": asdict(self.config)}
         state = {
             "steps": self.steps,
             "total_steps": self.total_steps,
@@ -349,8 +357,8 @@ class DQN:
         saved, state, tensors = checkpoint.config, checkpoint.state, checkpoint.tensors
         if saved.get("algorithm") != "dqn":
             raise InputError(f"checkpoint {checkpoint.folder} is of algorithm {saved.get('algorithm')!r}, not 'dqn'")
-        if env is None and saved["env"] is None:
-            raise InputError(f"checkpoint {checkpoint.folder}: give `env`, because it was made without an id")
+        if env is None and not saved["made_from_id"]:
+            raise InputError(f"checkpoint {checkpoint.folder}: give `env`, because the agent was not made from an id")
         config = make_config(DQNConfig, saved["config"], f"checkpoint {checkpoint.folder}")
         agent = cls(env or saved["env"], config if device is None else replace(config, device=device))
         if agent.envs.env_id != saved["env"]:
@@ -363,13 +371,10 @@ class DQN:
         except (RuntimeError, ValueError) as error:
             what = " ".join(str(error).split())
             raise InputError(f"checkpoint {checkpoint.folder} does not fit its config.json: {what}") from error
+        agent.run_folder = checkpoint.folder.parent.resolve()
         agent._loss, agent._mean_q = tensors["metrics"]
         agent.rng.bit_generator.state = state["rng"]
         agent.steps, agent.total_steps, agent.n_updates = state["steps"], state["total_steps"], state["n_updates"]
         if not agent.envs.load_state_dict(state["envs"], tensors["obs"].numpy()):
             warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=2)
         return agent
-
-
-def _linear(start: float, end: float, fraction: float) -> float:
-    return start + (end - start) * min(1.0, fraction)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
@@ -27,12 +28,13 @@ class Transition(NamedTuple):
     mask: NDArray[np.bool_] | None  # [N]; False: a reset, not a transition (NEXT_STEP autoreset); None: all True
 
 
-def make_env(env_id: str) -> gym.Env[Any, Any]:
+def make_env(spec: str | EnvSpec) -> gym.Env[Any, Any]:
     """`gymnasium.make` with its errors (unknown name, missing package) as a one-line InputError."""
     try:
-        return gym.make(env_id)
-    except (gym.error.Error, ImportError) as error:
-        raise InputError(f"cannot make environment {env_id!r}: {' '.join(str(error).split())}") from error
+        return gym.make(spec)
+    except (gym.error.Error, ImportError, ValueError) as error:
+        name = spec if isinstance(spec, str) else spec.id
+        raise InputError(f"cannot make environment {name!r}: {' '.join(str(error).split())}") from error
 
 
 class Envs:
@@ -60,7 +62,10 @@ class Envs:
         self.mode = AutoresetMode(self.vec.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self.observation_space = self.vec.single_observation_space
         self.action_space = self.vec.single_action_space
-        self.env_id = env if isinstance(env, str) else _env_id(self.vec)
+        self.made_from_id = isinstance(env, str)
+        # Of an environment object: with its wrappers, if they can be made again.
+        self.spec = env if isinstance(env, str) else _spec(self.vec)
+        self.env_id = self.spec.id if isinstance(self.spec, EnvSpec) else self.spec
         self.restorable = isinstance(self.vec, SyncVectorEnv) and self.mode == AutoresetMode.DISABLED
         self.episodes = 0  # that have ended
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the last of them
@@ -155,10 +160,6 @@ class Envs:
         self._lengths = np.asarray(state["lengths"], np.int64)
         return True
 
-    def close(self) -> None:
-        self.vec.close()
 
-
-def _env_id(vec: VectorEnv[Any, Any, Any]) -> str | None:
-    spec = vec.spec or (vec.envs[0].spec if isinstance(vec, SyncVectorEnv) else None)
-    return spec.id if spec is not None else None
+def _spec(vec: VectorEnv[Any, Any, Any]) -> EnvSpec | None:
+    return vec.spec or (vec.envs[0].spec if isinstance(vec, SyncVectorEnv) else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import threading
@@ -27,6 +28,7 @@ class Agent(Protocol):
 
     envs: Envs
     steps: int  # environment steps taken since the agent was made, over all environments
+    run_folder: Path | None  # of the run that the agent goes on with, if it has one
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log now, always under the same names."""
@@ -37,9 +39,10 @@ class Agent(Protocol):
 class Training:
     """Context of one training loop: ``with Training(agent, ...) as run: while not run.done(): ...``.
 
-    With a `folder`, `progress.csv`, TensorBoard events and the checkpoint go there; the checkpoint is written every
-    `save_every` steps, at the end, and on Ctrl-C (a first Ctrl-C ends the loop after the current step, and then raises
-    KeyboardInterrupt; a second one does not wait).  `progress`: a bar on a terminal, a line now and then elsewhere.
+    With a `folder` (new, empty or of this agent's own run, else an InputError), `progress.csv`, TensorBoard events and
+    the checkpoint go there; the checkpoint is written every `save_every` steps, at the end, and on Ctrl-C (a first
+    Ctrl-C ends the loop after the current step, and then raises KeyboardInterrupt; a second one does not wait).
+    `progress`: a bar on a terminal, a line now and then elsewhere.
     """
 
     def __init__(
@@ -73,7 +76,10 @@ class Training:
         if self.folder is not None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                if any(self.folder.iterdir()) and self.agent.run_folder != self.folder.resolve():
+                    raise InputError(f"{self.folder} is not empty and not of this agent's run; nothing is overwritten")
                 self._open_logs(self.folder)
+                self.agent.run_folder = self.folder.resolve()
             except OSError as error:
                 raise InputError(f"cannot write to {self.folder}: {error.strerror or error}") from error
         self._old_handler: Any = None
@@ -124,6 +130,7 @@ class Training:
         }
         for write in self._writers:
             write(row)
+        check_loss(row["loss"], agent.steps)
         status = f"{row['steps_per_s']:,.0f} steps/s  return {row['episode_return']:.1f}  loss {row['loss']:.3g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=agent.steps, status=status)
@@ -141,11 +148,11 @@ class Training:
         path = folder / "progress.csv"
         rows: list[dict[str, str]] = []
         if path.exists():  # a resumed run: what was logged after the checkpoint happens again
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self._start_steps]
+            with path.open(newline="", errors="replace") as file:
+                rows = [row for row in _complete_rows(file.read()) if int(row["step"]) <= self._start_steps]
         self._csv_file = path.open("w", newline="", buffering=1)
         names = ["step", "time_s", "steps_per_s", "episodes", "episode_return", "episode_length", *self.agent.metrics()]
-        table = csv.DictWriter(self._csv_file, names)
+        table = csv.DictWriter(self._csv_file, names, extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)
         self._tensorboard: Any = SummaryWriter(str(folder), purge_step=self._start_steps + 1)
@@ -163,9 +170,23 @@ class Training:
         self.interrupted = True
 
 
+def _complete_rows(text: str) -> list[dict[str, str]]:
+    """The rows of a CSV table, without those that a crash left half-written."""
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].replace("\0", "").splitlines())
+    return [row for row in rows if None not in (*row, *row.values()) and row.get("step", "").isdecimal()]
+
+
 def _bar(console: Console) -> Progress:
     columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"))
-    return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[status]}"), console=console)
+    return Progress(
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[status]}"), console=console, refresh_per_second=2
+    )
+
+
+def check_loss(loss: float, step: int) -> None:
+    """Raise InputError for a loss that is NaN or infinite: training has diverged, and goes on no more."""
+    if not math.isfinite(loss):
+        raise InputError(f"loss is not finite at step {step}, but {loss}: training diverged; try a lower learning_rate")
 
 
 def evaluate(

@@ -16,8 +16,8 @@ def gather_rows(arrays: Any, indices: Any, *, out: Any = None) -> Any:
 
     Args:
         arrays: one array [N, ...] or a list / tuple of them, of any dtype, any strides and each with its own N >= the
-            largest index + 1: NumPy (memory-mapped ones too), torch CPU tensors or DLPack producers.  One CUDA tensor,
-            or several, are gathered on their GPU by torch.
+            largest index + 1: NumPy (memory-mapped ones too), torch CPU tensors or DLPack producers.  CUDA tensors,
+            with indices beside them, are gathered on their GPU by torch; checking the indices waits for the device.
         indices: int64 / int32 array [B], each in [0, N).
         out: None, or C-contiguous array(s) of the shapes [B, ...] and the dtypes of `arrays`, of any of these kinds,
             written in place.  They must not share memory with `arrays`.
@@ -51,12 +51,8 @@ def _gather_python(arrays: Any, indices: Any, out: Any) -> Any:
         raise ValueError(f"gather_rows: out must be {len(sources)} arrays like arrays, got {what}")
     torch = sys.modules.get("torch")
     if torch is not None and sources and all(isinstance(s, torch.Tensor) and s.is_cuda for s in sources):
-        found = [torch.index_select(s, 0, indices.to(s.device)) for s in sources]
-        if outs is not None:
-            for target, value in zip(outs, found, strict=True):
-                target.copy_(value)
-            return out
-        return found[0] if single else found
+        found = _gather_cuda(torch, sources, indices, outs)
+        return out if outs is not None else found[0] if single else found
     index = _arrays.load(indices, "gather_rows: indices", ("int64", "int32"), (-1,))
     views = []
     for a, source in enumerate(sources):
@@ -67,7 +63,7 @@ def _gather_python(arrays: Any, indices: Any, out: Any) -> Any:
         if view.dtype.hasobject:
             raise ValueError(f"gather_rows: {name} must have a dtype without Python objects, got {view.dtype}")
         views.append(view)
-    targets = []
+    targets: list[Any] = []
     if outs is not None:
         for a, (target, view) in enumerate(zip(outs, views, strict=True)):
             name = "out" if single else f"out[{a}]"
@@ -81,6 +77,8 @@ def _gather_python(arrays: Any, indices: Any, out: Any) -> Any:
                 raise ValueError(f"gather_rows: {name} must be C-contiguous and writable")
             if any(np.may_share_memory(loaded, view) for view in views):
                 raise ValueError(f"gather_rows: {name} must not share memory with arrays")
+            if any(np.may_share_memory(loaded, other) for other in targets):
+                raise ValueError(f"gather_rows: {name} must not share memory with another out")
             targets.append(loaded)
     rows = min((len(view) for view in views), default=0)
     bad = (index < 0) | (index >= rows)
@@ -93,6 +91,31 @@ def _gather_python(arrays: Any, indices: Any, out: Any) -> Any:
     for view, target in zip(views, targets, strict=True):
         target[...] = view.take(index, axis=0)
     return out
+
+
+def _gather_cuda(torch: Any, sources: list[Any], index: Any, outs: list[Any] | None) -> list[Any]:
+    device = sources[0].device
+    if not isinstance(index, torch.Tensor) or index.device != device:
+        got = index.device if isinstance(index, torch.Tensor) else type(index).__name__
+        raise ValueError(f"gather_rows: indices must be a tensor on {device} like arrays, got {got}")
+    if index.dtype not in (torch.int64, torch.int32) or index.ndim != 1:
+        raise ValueError(f"gather_rows: indices must be int64 or int32 [B], got {index.dtype} {tuple(index.shape)}")
+    for source, target in zip(sources, outs or (), strict=bool(outs)):
+        shape = (len(index), *source.shape[1:])
+        if target.shape != shape or target.dtype != source.dtype or target.device != device:
+            raise ValueError(
+                f"gather_rows: out must be {source.dtype} {shape} on {device}, got {target.dtype} "
+                f"{tuple(target.shape)} on {target.device}"
+            )
+    rows = min(len(source) for source in sources)
+    bad = (index < 0) | (index >= rows)
+    if bool(bad.any()):  # waits for the device: an index out of range there would end the process's use of it
+        i = int(bad.to(torch.int8).argmax())
+        raise IndexError(f"gather_rows: indices[{i}] is {int(index[i])}, outside [0, {rows})")
+    found = [torch.index_select(source, 0, index) for source in sources]
+    for target, value in zip(outs or (), found, strict=bool(outs)):
+        target.copy_(value)
+    return found
 
 
 def _gather_cpp(arrays: Any, indices: Any, out: Any) -> Any:

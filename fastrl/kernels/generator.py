@@ -52,6 +52,24 @@ def uniform_reference(seed: int, counter: int, n: int) -> Any:
     return ((words[:, 1] << 21) | (words[:, 0] >> 11)) * 2.0**-53
 
 
+def device_name(device: Any, where: str) -> str:
+    """ "cpu" or "cuda:N" for every way to name the device; RuntimeError where there is no such device."""
+    if not isinstance(device, str) and type(device).__module__ != "torch":
+        raise TypeError(f"{where}: device must be a str or torch.device, got {type(device).__name__}")
+    kind, _, index = str(device).partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"{where}: device must be cpu or cuda, got {device}")
+    if kind == "cpu":
+        return "cpu"
+    try:
+        import torch
+    except ImportError:
+        raise RuntimeError(f'{where}: device {device} needs torch: pip install "fastrl-kernels[agents]"') from None
+    if not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(f"{where}: device is {device}, but torch finds no such CUDA device")
+    return f"cuda:{int(index) if index else torch.cuda.current_device()}"
+
+
 class Generator:
     """A counter-based random stream: Philox 4x32-10 with state (seed, counter).
 
@@ -67,14 +85,14 @@ class Generator:
     """
 
     def __init__(self, seed: int | None = None, device: Any = "cpu") -> None:
-        self.device = str(device)
+        self.device = device_name(device, "Generator")
         self.state: Any
         if self.device == "cpu":
             self.state = np.zeros(2, np.uint64)
         else:
             import torch
 
-            self.state = torch.zeros(2, dtype=torch.int64, device=device)
+            self.state = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.manual_seed(secrets.randbits(64) if seed is None else seed)
 
     def manual_seed(self, seed: int) -> Generator:
@@ -137,9 +155,9 @@ _default_seed: int | None = None  # of default generators still to be made
 
 def default_generator(device: Any = "cpu") -> Generator:
     """The generator that is used when neither a seed nor a generator is given."""
-    name = str(device)
+    name = device_name(device, "default_generator")
     if name not in _default:
-        _default.setdefault(name, Generator(_default_seed, device))  # of two threads the first wins
+        _default.setdefault(name, Generator(_default_seed, name))  # of two threads the first wins
     return _default[name]
 
 

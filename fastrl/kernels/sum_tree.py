@@ -22,7 +22,7 @@ import numpy as np
 
 from fastrl import _backend
 from fastrl.kernels import _arrays
-from fastrl.kernels.generator import Generator, advance, default_generator, uniform_reference
+from fastrl.kernels.generator import Generator, advance, default_generator, device_name, uniform_reference
 
 FANOUT = 16
 _MAX_CAPACITY = 2**31 - 1
@@ -380,7 +380,8 @@ class SumTree:
         generator: a `Generator` on the same device, which may be shared.  With neither, the default generator
             (see `fastrl.manual_seed`).
 
-    Every error leaves the tree, and its generator, as they were.
+    Every error leaves the tree, and its generator, as they were.  As with any tensor, what runs on several CUDA streams
+    is the caller's to order: use a CUDA tree on one stream at a time.
 
     Source: Schaul et al., "Prioritized Experience Replay" (2016), arXiv:1511.05952.
 
@@ -413,11 +414,7 @@ class SumTree:
             name = repr(dtype)
         if name not in _FLOAT_DTYPES:
             raise ValueError(f"sum_tree: dtype must be float32 or float64, got {name}")
-        if not isinstance(device, str) and type(device).__module__ != "torch":
-            raise TypeError(f"sum_tree: device must be a str or torch.device, got {type(device).__name__}")
-        self.device = str(device)
-        if self.device.split(":")[0] not in ("cpu", "cuda"):
-            raise ValueError(f"sum_tree: device must be cpu or cuda, got {device}")
+        self.device = device_name(device, "sum_tree")
         if generator is None:
             generator = default_generator(self.device) if seed is None else Generator(seed, self.device)
         elif seed is not None:
@@ -530,7 +527,7 @@ class SumTree:
             beta: finite, >= 0.
 
         Returns:
-            indices int64 [B], weights [B] in the tree's dtype, in (0, 1].
+            indices int64 [B], weights [B] in the tree's dtype, in [0, 1] (0 where the power is too small for it).
 
         Raises:
             ValueError: as `sample`; or a bad `beta` or `normalize`.
@@ -555,6 +552,8 @@ class SumTree:
     def __len__(self) -> int:
         """The number of positive priorities: of the indices that can be drawn."""
         return len(self._core)
+
+    __iter__ = None  # else Python would iterate by __getitem__, over all leaves and not over len of them
 
     def clear(self) -> None:
         """Set all priorities to 0; the generator goes on."""
@@ -592,7 +591,7 @@ class SumTree:
         self.generator.load_state_dict(state["generator"])
         try:
             self._core.load(priorities)
-        except ValueError:
+        except BaseException:
             self.generator.load_state_dict(before)
             raise
 

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fastrl.agents import DQN, checkpoint
 from fastrl.agents.config import InputError
@@ -128,14 +129,22 @@ def test_a_crash_while_saving_keeps_the_earlier_checkpoint(saved, monkeypatch):
     assert [path.name for path in saved.parent.iterdir()] == ["a"]
 
 
-def test_full_disk_is_an_input_error_and_keeps_the_earlier_checkpoint(saved, monkeypatch):
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("_fsync", OSError(28, "No space left on device")),
+        ("save_file", SafetensorError("I/O error:\nNo space left on device (os error 28)")),
+    ],
+)
+def test_full_disk_is_an_input_error_and_keeps_the_earlier_checkpoint(saved, where, error, monkeypatch):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise error
 
-    agent = DQN.load(saved)
-    monkeypatch.setattr(checkpoint, "_fsync", full)
-    with pytest.raises(InputError, match=r"cannot write checkpoint .*: No space left on device"):
+    agent = DQN.load(saved).learn(300, progress=False)
+    monkeypatch.setattr(checkpoint, where, full)
+    with pytest.raises(InputError, match=r"^cannot write checkpoint .*: .*No space left on device"):
         agent.save(saved)
+    assert [path.name for path in saved.parent.iterdir()] == ["a"]
     assert DQN.load(saved).steps == 200
 
 
@@ -179,8 +188,17 @@ def test_environment_object_starts_new_episodes_and_says_so(tmp_path):
         agent = DQN.load(tmp_path / "a", env=make())
     agent.learn(600, progress=False)
     assert agent.steps == 600 and np.isfinite(agent.metrics()["loss"])
-    # An environment of known kind is brought back.
-    DQN(gym.make("CartPole-v1"), **SMALL).learn(310, progress=False).save(tmp_path / "b")
+
+    # A single environment is brought back, wrappers and all.
+    def wrapped():
+        env = gym.make("CartPole-v1")
+        return gym.wrappers.TransformObservation(env, lambda obs: obs / 2, env.observation_space)
+
+    DQN(wrapped(), **SMALL).learn(310, progress=False).save(tmp_path / "b")
+    with pytest.raises(InputError, match="give `env`"):
+        DQN.load(tmp_path / "b")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        DQN.load(tmp_path / "b")
+        agent = DQN.load(tmp_path / "b", env=wrapped())
+    state = agent.envs.vec.envs[0].unwrapped.state
+    np.testing.assert_array_equal(agent.envs.obs[0], (np.array(state, np.float32) / 2))

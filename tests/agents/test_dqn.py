@@ -23,7 +23,8 @@ IDS = ["plain", "double", "dueling", "prioritized", "all"]
 
 
 def make_agent(**overrides):
-    settings = {"hidden": (8, 8), "batch_size": B, "gamma": GAMMA, "max_grad_norm": None, "seed": 3, **overrides}
+    settings = {"hidden": (8, 8), "batch_size": B, "gamma": GAMMA, "max_grad_norm": None, "seed": 3}
+    settings |= {"target_every": 100, "tau": 1.0, **overrides}
     agent = DQN("CartPole-v1", DQNConfig(), **settings)
     with torch.no_grad():  # a target network of its own
         for p in agent.target.parameters():
@@ -165,6 +166,16 @@ def test_epsilon_schedule_and_frequency():
     assert other == pytest.approx(0.1, abs=0.006)  # 4 standard deviations
 
 
+def test_learning_rate_schedule(monkeypatch):
+    agent, seen = (
+        make_agent(learning_rate=1e-2, learning_rate_end=2e-3, learning_rate_steps=100, learning_starts=40),
+        [],
+    )
+    monkeypatch.setattr(agent, "_update", lambda: seen.append(agent.optimizer.param_groups[0]["lr"]))
+    agent.learn(120, progress=False)
+    assert seen == pytest.approx([1e-2 - 8e-3 * min(1, step / 100) for step in range(41, 121)])
+
+
 def test_boltzmann_exploration_frequency():
     agent = make_agent(exploration="boltzmann", temperature=0.5)
     obs = np.tile(np.array([[0.1, -0.4, 0.2, 0.3]], np.float32), (40_000, 1))
@@ -252,6 +263,13 @@ def test_updates_per_round_and_vector_environments():
         {"hidden": ()},
         {"hidden": (0,)},
         {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"per_alpha": float("inf")},
+        {"per_beta": float("inf")},
+        {"buffer_size": 3_000_000_000},
+        {"batch_size": 3_000_000_000},
+        {"num_envs": 100_000},
+        {"hidden": (10**10,)},
         {"loss": "l1"},
         {"exploration": "greedy"},
         {"double": 1},
@@ -266,6 +284,14 @@ def test_updates_per_round_and_vector_environments():
 def test_bad_hyperparameters_are_named(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         DQN("CartPole-v1", **settings)
+
+
+def test_bad_evaluation_is_named():
+    agent = make_agent()
+    with pytest.raises(InputError, match="seed must be >= 0, got -1"):
+        agent.evaluate(1, seed=-1)
+    with pytest.raises(InputError, match="episodes must be >= 1, got 0"):
+        agent.evaluate(0)
 
 
 def test_unsuitable_environments():
@@ -298,3 +324,11 @@ def test_environment_object_and_image_observations():
     with pytest.raises(InputError, match="give it `env`"):
         agent.evaluate(2)
     assert agent.evaluate(2, env=Images()).shape == (2,)
+
+
+def test_evaluation_keeps_the_wrappers_of_an_environment_object(monkeypatch):
+    seen = []
+    env = gym.wrappers.TransformReward(gym.make("CartPole-v1", max_episode_steps=5), lambda r: 10 * r)
+    agent = DQN(env, hidden=(4,))
+    monkeypatch.setattr(agent, "predict", lambda obs: seen.append(obs) or 0)
+    assert set(agent.evaluate(2)) == {50.0} and len(seen) == 10

@@ -32,6 +32,49 @@ def test_logs_and_checkpoint_in_the_run_folder(tmp_path):
     assert DQN.load(tmp_path / "run").steps == 4000
 
 
+@pytest.mark.parametrize("broken", ["15", "1500,1.5", "x" * 30 + "\n", "\n,,\n", "1500,1\n", "\0\0"])
+def test_what_a_crash_left_in_the_table_is_dropped(broken, tmp_path):
+    DQN("CartPole-v1", **SMALL).learn(1500, folder=tmp_path, progress=False)
+    table = tmp_path / "progress.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole + broken.encode())
+    DQN.load(tmp_path).learn(1600, folder=tmp_path, progress=False)
+    assert table.read_bytes().startswith(whole)
+    assert [int(row["step"]) for row in read(table)] == [1000, 1500, 1600]
+
+
+def test_another_runs_folder_is_left_alone(tmp_path):
+    first = DQN("CartPole-v1", **SMALL).learn(200, folder=tmp_path / "run", progress=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    DQN("CartPole-v1", **SMALL).learn(100, progress=False).save(tmp_path / "bare" / "a")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for agent, folder in (
+        (DQN("CartPole-v1", **SMALL), "run"),
+        (DQN("CartPole-v1", **SMALL), "mine"),
+        (DQN.load(tmp_path / "bare" / "a"), "run"),
+        (DQN.load(tmp_path / "bare" / "a"), "bare/a"),
+    ):
+        with pytest.raises(InputError, match="is not empty and not of this agent's run; nothing is overwritten"):
+            agent.learn(400, folder=tmp_path / folder, progress=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    # Its own run goes on: the same object, or one loaded from there.
+    first.learn(300, folder=tmp_path / "run", progress=False)
+    DQN.load(tmp_path / "run" / "checkpoint").learn(400, folder=tmp_path / "run", progress=False)
+    assert DQN.load(tmp_path / "run").steps == 400
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_divergence_is_an_input_error_and_keeps_the_last_checkpoint(prioritized, tmp_path):
+    agent = DQN("CartPole-v1", prioritized=prioritized, **SMALL).learn(500, folder=tmp_path, progress=False)
+    for parameter in agent.online.parameters():
+        parameter.data.fill_(float("nan"))
+    at = 510 if prioritized else 1000  # the next update, where it would be a priority, or the next line of the log
+    with pytest.raises(InputError, match=f"^loss is not finite at step {at}, but nan: training diverged"):
+        agent.learn(3000, folder=tmp_path, progress=False)
+    assert DQN.load(tmp_path).steps == 500
+
+
 def test_periodic_checkpoints(tmp_path, monkeypatch):
     agent, saved = DQN("CartPole-v1", **SMALL), []
     monkeypatch.setattr(agent, "save", lambda folder: saved.append(agent.steps))
@@ -62,7 +105,9 @@ def test_ctrl_c_saves_after_the_step(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match="checkpoint saved"):
         agent.learn(5000, folder=tmp_path / "run", progress=False)
     assert signal.getsignal(signal.SIGINT) is handler
-    resumed = DQN.load(tmp_path / "run").learn(1000, progress=False)
+    resumed = DQN.load(tmp_path / "run")
+    assert resumed.total_steps == 5000  # what `fastrl train --resume` goes on to
+    resumed.learn(1000, progress=False)
     straight = DQN("CartPole-v1", **SMALL).learn(1000, progress=False)
     assert resumed.metrics() == straight.metrics() and resumed.steps == 1000
 

@@ -115,6 +115,39 @@ def test_two_updaters(kernels):
     assert tree.total == (capacity // 2) * sum(values)
 
 
+def test_inputs_that_change_during_the_call(kernels):
+    """A thread writes NaN and bad indices into the arrays of a running update: refused or not, never half taken."""
+    n = 20_000
+    tree = kernels.SumTree(n, seed=0)
+    indices, priorities = np.arange(n), np.ones(n)
+    stop = threading.Event()
+
+    def spoil():
+        while not stop.is_set():
+            priorities[n - 1], indices[n // 2] = np.nan, -1
+            priorities[n - 1], indices[n // 2] = 1.0, n // 2
+
+    thread = threading.Thread(target=spoil)
+    thread.start()
+    try:
+        end = time.monotonic() + 1.0
+        refused = 0
+        while time.monotonic() < end:
+            try:
+                tree.update(indices, priorities)
+            except (ValueError, IndexError) as error:
+                refused += 1
+                assert f"[{n - 1}] is nan" in str(error) or f"[{n // 2}] is -1" in str(error)
+            assert np.isfinite(tree.total) and tree.total in (0.0, float(n))
+            try:
+                tree.find(priorities[:1])
+            except ValueError:
+                pass  # the total is 0 as long as every update was refused
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_shared_generator_and_state(kernels):
     """Trees on a shared generator, with state_dict and clear in between."""
     generator = Generator(5)
