@@ -50,6 +50,8 @@ class Train(Generic[C]):
     """JSON file of hyperparameters, or a checkpoint's config.json; flags go before it."""
     save_every: int = 10_000
     """Environment steps from one checkpoint to the next."""
+    threads: int = 1
+    """PyTorch's threads on the CPU; more than one pays only for large networks, and slows small ones down."""
 
 
 @dataclasses.dataclass
@@ -119,6 +121,11 @@ def _train(args: list[str]) -> int:
     if options.config is not None:
         from_file = _hyperparameters(algorithm, _read_config(options.config), f"--config {options.config}")
         options = _parse(command, flags, f"fastrl train {name}", Train(from_file))
+    if options.threads < 1:
+        raise InputError(f"--threads must be >= 1, got {options.threads}")
+    import torch
+
+    torch.set_num_threads(options.threads)
     if options.resume is not None:
         return _resume(algorithm, command, flags, options)
     if options.env is None:

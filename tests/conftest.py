@@ -19,6 +19,10 @@ TOL = {
     "float64": {"rtol": 1e-12, "atol": 1e-12},
 }
 
+# Small networks on several threads spend their time waiting for each other, most of all on a busy machine (10 times
+# slower). Before torch is imported, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No deadline: the first example pays for compilation, and shared machines are noisy.
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

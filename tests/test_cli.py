@@ -188,6 +188,7 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         ([*TRAIN, "--gamma", "1.5"], r"gamma must be in \[0, 1\], got 1.5"),
         ([*TRAIN, "--loss", "l1"], "l1.*--loss"),
         ([*TRAIN, "--save-every", "0"], "save_every must be >= 1"),
+        ([*TRAIN, "--threads", "0"], "--threads must be >= 1, got 0"),
         ([*TRAIN, "--device", "tpu"], "device must be cpu, cuda or auto, got 'tpu'"),
         ([*TRAIN, "--config", "no/such.json"], "no/such.json: No such file"),
         (["eval", "no/such/run"], "no/such/run: no checkpoint here"),

@@ -137,12 +137,14 @@ class ReferenceCore:
                 raise ValueError(
                     f"sum_tree.update: priorities must have shape ({len(index)},) like indices, got ({len(values)},)"
                 )
+        # Copies, because another thread may write to the caller's arrays meanwhile; + 0 also makes -0 a 0.
+        index, values = index + 0, values + 0.0
         self._check_indices(index, "sum_tree.update")
         self._check_values(values)
         if len(index) == 0:
             return
         with self._lock:
-            self._update(index, self.xp.asarray(values + 0.0, dtype=getattr(self.xp, self.dtype)))  # + 0: -0 becomes 0
+            self._update(index, self.xp.asarray(values, dtype=getattr(self.xp, self.dtype)))
 
     def update_from_td_errors(self, indices: Any, td_errors: Any, alpha: Any, eps: Any, keep_zeros: bool) -> Any:
         where = "sum_tree.update_from_td_errors"
@@ -204,7 +206,7 @@ class ReferenceCore:
             u = self._full(1, _to_float(prefix_sums), self.xp.float64)
         else:
             u = self._load(prefix_sums, "sum_tree.find: prefix_sums", _FLOAT_DTYPES)
-            u = self.xp.asarray(u, dtype=self.xp.float64)
+            u = self.xp.asarray(u, dtype=self.xp.float64) + 0.0  # a copy, as in update
         with self._lock:
             total = self._positive_total("find")
             bad = ~((u >= 0) & (u <= total))
