@@ -37,10 +37,7 @@ def speed() -> str:
 
 def learning() -> str:
     """The kept logs' table, from learning.py."""
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parent))
-    from learning import table
+    from learning import table  # beside this file
 
     return table(5)
 

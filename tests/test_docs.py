@@ -28,6 +28,15 @@ def test_examples_run(name):
         exec(compile(block, name, "exec"), namespace)
 
 
+@pytest.mark.parametrize("which", ["speed", "learning"])
+def test_readme_tables_are_those_of_the_kept_results(which, monkeypatch):
+    pytest.importorskip("scipy")
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    table = getattr(importlib.import_module("readme_tables"), which)()
+    assert len(table.splitlines()) > 3
+    assert table in (ROOT / "README.md").read_text(), "run `python bench/readme_tables.py` and paste"
+
+
 @pytest.mark.parametrize("name", ["fastrl.kernels.sum_tree", "fastrl.replay.buffer"])
 def test_doctests(name):
     result = doctest.testmod(importlib.import_module(name))
