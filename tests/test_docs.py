@@ -31,6 +31,8 @@ def test_examples_run(name):
 @pytest.mark.parametrize("which", ["speed", "learning"])
 def test_readme_tables_are_those_of_the_kept_results(which, monkeypatch):
     pytest.importorskip("scipy")
+    if not (ROOT / "bench" / "results").exists():
+        pytest.skip("an sdist holds no results")
     monkeypatch.syspath_prepend(ROOT / "bench")
     table = getattr(importlib.import_module("readme_tables"), which)()
     assert len(table.splitlines()) > 3
