@@ -1,10 +1,11 @@
 """Does it learn?  Every variant over several seeds, the greedy policy's return at the END of training, from kept logs.
 
-    python bench/learning.py --jobs 2       run what is missing; one CSV a run under bench/results/learning
-    python bench/learning.py --table        the table in markdown, from those files alone
+    python bench/learning.py --jobs 2                     run what is missing; a CSV a run in bench/results/learning
+    python bench/learning.py --algorithm ppo --seeds 3    some of it; also --env and --variant
+    python bench/learning.py --table                      the table in markdown, from those files alone
 
-A run's file appears when the run is complete, so a killed matrix goes on where it was.  The hyperparameters are
-the defaults of `DQNConfig`, for every variant and environment.
+A run's file appears when the run is complete, so a killed matrix goes on where it was.  `TASKS` says in what the
+hyperparameters differ from the algorithm's defaults.
 """
 
 from __future__ import annotations
@@ -12,49 +13,117 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results" / "learning"
-SWITCHES = ("double", "dueling", "prioritized")
-VARIANTS = {"plain": (), "double": SWITCHES[:1], "dueling": SWITCHES[1:2], "prioritized": SWITCHES[2:], "all": SWITCHES}
-TASKS = {"CartPole-v1": (50_000, 475.0), "Acrobot-v1": (100_000, -100.0)}  # steps, and what the mean must reach
 EPISODES = 20
-EVALUATE_EVERY = 5_000
 COLUMNS = ("step", "greedy_return", "greedy_return_std", "training_return", "seconds")
 
 
-def log_path(env: str, variant: str, seed: int) -> Path:
-    return RESULTS / "dqn" / env / variant / f"seed{seed}.csv"
+class Task(NamedTuple):
+    steps: int  # of the environments
+    wanted: float  # what the interquartile mean over the seeds must reach
+    overrides: dict[str, Any]  # of the algorithm's default hyperparameters
+
+    def evaluate_every(self, algorithm: str) -> int:
+        return 5_000 if algorithm == "dqn" else self.steps // 10
 
 
-def run(env: str, variant: str, seed: int) -> str:
+THREE = {"double": True, "dueling": True, "prioritized": True}
+DQN = {
+    "plain": {},
+    "double": {"double": True},
+    "dueling": {"dueling": True},
+    "prioritized": {"prioritized": True},
+    "n_step": {"n_step": 3},
+    "all": THREE,  # all but n_step, with which it is all_n_step
+    "all_n_step": {**THREE, "n_step": 3},
+}
+PPO_PENDULUM = {  # gamma and gae_lambda as in rl-baselines3-zoo's tuned settings
+    "gamma": 0.9,
+    "gae_lambda": 0.95,
+    "num_envs": 4,
+    "n_steps": 256,
+    "epochs": 10,
+    "minibatches": 8,
+    "normalize_rewards": True,
+}
+PPO_LUNAR_LANDER = {  # rl-baselines3-zoo's tuned settings
+    "gamma": 0.999,
+    "gae_lambda": 0.98,
+    "num_envs": 16,
+    "n_steps": 1024,
+    "epochs": 4,
+    "minibatches": 256,
+    "entropy_coef": 0.01,
+    "learning_rate": 3e-4,
+    "learning_rate_steps": 1_000_000,
+}
+# algorithm -> variant -> environment -> Task
+TASKS: dict[str, dict[str, dict[str, Task]]] = {
+    "dqn": {
+        variant: {"CartPole-v1": Task(50_000, 475, switches), "Acrobot-v1": Task(100_000, -100, switches)}
+        for variant, switches in DQN.items()
+    },
+    "reinforce": {
+        "baseline": {"CartPole-v1": Task(200_000, 450, {})},
+        "no_baseline": {"CartPole-v1": Task(200_000, 450, {"baseline": False})},
+    },
+    "actor_critic": {
+        "one_step": {"CartPole-v1": Task(500_000, 475, {})},
+    },
+    "a2c": {
+        "n_step": {"CartPole-v1": Task(500_000, 475, {}), "Acrobot-v1": Task(500_000, -100, {})},
+    },
+    "ppo": {
+        "clip": {
+            "CartPole-v1": Task(100_000, 490, {}),
+            "Acrobot-v1": Task(100_000, -100, {}),
+            "Pendulum-v1": Task(100_000, -200, PPO_PENDULUM),
+            "LunarLander-v3": Task(1_000_000, 200, PPO_LUNAR_LANDER),  # needs the extra box2d
+        },
+        "penalty": {"CartPole-v1": Task(100_000, 475, {"objective": "penalty"})},
+    },
+}
+VARIANTS = tuple(dict.fromkeys(variant for variants in TASKS.values() for variant in variants))
+ENVS = tuple(dict.fromkeys(env for variants in TASKS.values() for envs in variants.values() for env in envs))
+
+
+def log_path(algorithm: str, env: str, variant: str, seed: int) -> Path:
+    return RESULTS / algorithm / env / variant / f"seed{seed}.csv"
+
+
+def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
     """Train one agent and write its evaluation curve."""
     import numpy as np
     import torch
 
-    from fastrl.agents import DQN
+    from fastrl.agents import ALGORITHMS
 
     torch.set_num_threads(1)
-    agent = DQN(env, seed=seed, **dict.fromkeys(VARIANTS[variant], True))
-    rows, seconds = [], 0.0
-    for step in range(EVALUATE_EVERY, TASKS[env][0] + 1, EVALUATE_EVERY):
+    agent = ALGORITHMS[algorithm](env, seed=seed, **task.overrides)
+    rows, seconds, every = [], 0.0, task.evaluate_every(algorithm)
+    for step in range(every, task.steps + 1, every):
+        if agent.steps >= step:  # learning ends with an update, which may be of many steps
+            continue
         began = time.perf_counter()
         agent.learn(step, progress=False)
         seconds += time.perf_counter() - began
         returns = agent.evaluate(EPISODES)
-        training = np.mean([r for r, _ in agent.envs.recent])
+        training = np.mean([r for r, _ in agent.envs.recent]) if agent.envs.recent else np.nan
         rows.append((agent.steps, returns.mean(), returns.std(), round(training, 2), round(seconds, 1)))
-    path = log_path(env, variant, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".part").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(rows)
     path.with_suffix(".part").replace(path)
-    return f"{env} {variant} seed {seed}: {rows[-1][1]:.1f} after {seconds:.0f} s"
+    return f"{rows[-1][1]:.1f} after {seconds:.0f} s"
 
 
 def table(seeds: int) -> str:
@@ -66,60 +135,80 @@ def table(seeds: int) -> str:
         return trim_mean(x, 0.25, axis=axis)
 
     lines = [
-        "| environment | variant | seeds | IQM | 95 % interval | each seed | wanted | steps | s a run |",
-        "|---" * 9 + "|",
+        "| environment | algorithm | variant | IQM [95 % interval] | each seed | wanted | steps |",
+        "|---" * 7 + "|",
     ]
-    for env, (steps, wanted) in TASKS.items():
-        for variant in VARIANTS:
-            last = []
-            for seed in range(seeds):
-                path = log_path(env, variant, seed)
-                if path.exists():
-                    with path.open() as file:
-                        last.append(list(csv.DictReader(file))[-1])
-            if not last:
-                continue
-            if any(int(row["step"]) != steps for row in last):
-                raise SystemExit(f"{env} {variant}: a log does not end at step {steps}")
-            final = np.array([float(row["greedy_return"]) for row in last])
-            low, high = final.min(), final.max()
-            if low < high:
-                low, high = bootstrap((final,), iqm, n_resamples=9999, method="percentile", rng=0).confidence_interval
-            seconds = np.mean([float(row["seconds"]) for row in last])
-            each = " ".join(f"{x:.0f}" for x in final)
-            reached = f"{'>=' if iqm(final) >= wanted else 'MISSED'} {wanted:g}"
-            lines.append(
-                f"| {env} | {variant} | {len(final)} | {iqm(final):.1f} | {low:.1f} to {high:.1f} | {each} | {reached} "
-                f"| {steps:,} | {seconds:.0f} |"
-            )
+    rows = [
+        (env, algorithm, variant, envs[env])
+        for env in ENVS
+        for algorithm, variants in TASKS.items()
+        for variant, envs in variants.items()
+        if env in envs
+    ]
+    for env, algorithm, variant, task in rows:
+        last = []
+        for seed in range(seeds):
+            path = log_path(algorithm, env, variant, seed)
+            if path.exists():
+                with path.open() as file:
+                    last.append(list(csv.DictReader(file))[-1])
+        if not last:
+            continue
+        if any(int(row["step"]) < task.steps for row in last):
+            raise SystemExit(f"{algorithm} {env} {variant}: a log ends before step {task.steps}")
+        final = np.array([float(row["greedy_return"]) for row in last])
+        low, high = final.min(), final.max()
+        if low < high:
+            low, high = bootstrap((final,), iqm, n_resamples=9999, method="percentile", rng=0).confidence_interval
+        each = " ".join(f"{x:.0f}" for x in final)
+        reached = f"{'>=' if iqm(final) >= task.wanted else 'MISSED'} {task.wanted:g}"
+        lines.append(
+            f"| {env} | {algorithm} | {variant} | {iqm(final):.1f} [{low:.1f}, {high:.1f}] | {each} | {reached} "
+            f"| {task.steps:,} |"
+        )
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", action="append", choices=TASKS, help="only this environment; repeatable")
+    parser.add_argument("--algorithm", action="append", choices=TASKS, help="only this algorithm; repeatable")
+    parser.add_argument("--env", action="append", choices=ENVS, help="only this environment; repeatable")
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="only this variant; repeatable")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--table", action="store_true", help="print the table and run nothing")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.table:
         print(table(args.seeds))
-        return
-    todo = [
-        (env, variant, seed)
-        for env in args.env or TASKS
+        return 0
+    todo = {
+        (algorithm, env, variant, seed): task
+        for algorithm, variants in TASKS.items()
         for seed in range(args.seeds)
-        for variant in args.variant or VARIANTS
-        if not log_path(env, variant, seed).exists()
-    ]
+        for variant, envs in variants.items()
+        for env, task in envs.items()
+        if algorithm in (args.algorithm or TASKS)
+        and env in (args.env or ENVS)
+        and variant in (args.variant or VARIANTS)
+        if not log_path(algorithm, env, variant, seed).exists()
+    }
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "FASTRL_NUM_THREADS"):
         os.environ[name] = "1"
+    failed = False
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run, *job) for job in todo]):
-            print(done.result(), flush=True)
+        running = {}
+        for (algorithm, env, variant, seed), task in todo.items():
+            job = pool.submit(run, log_path(algorithm, env, variant, seed), algorithm, env, seed, task)
+            running[job] = f"{algorithm} {env} {variant} seed {seed}"
+        for job in as_completed(running):
+            if error := job.exception():  # one run that diverges does not end the others
+                print(f"{running[job]} FAILED: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                failed = True
+            else:
+                print(f"{running[job]}: {job.result()}", flush=True)
     print(table(args.seeds))
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,6 @@
 // The Python module fastrl._C: checks arguments, lets go of the GIL, calls a kernel. The ops are in bind_<op>.cpp.
 #include "bindings.h"
 
-#include <limits>
 #include <thread>
 
 #include "sum_tree.h"
@@ -28,34 +27,6 @@ static int default_threads() {
 }
 
 int num_threads() { return chosen_threads > 0 ? chosen_threads : default_threads(); }
-
-// ---------------------------------------------------------------- scalars
-// Of the abstract class numbers.<name>: takes NumPy's scalars in, and leaves arrays, bool and str out.
-static bool is_number(PyObject* o, const char* name) {
-  // Arrays first: asking the abstract class costs 0.8 us.
-  if (PyBool_Check(o) || py::detail::npy_api::get().PyArray_Check_(o) || exchange_api(Py_TYPE(o))) return false;
-  return py::isinstance(o, py::module_::import("numbers").attr(name));
-}
-
-bool is_int(PyObject* o) { return PyLong_CheckExact(o) || is_number(o, "Integral"); }
-
-bool is_real(PyObject* o) { return PyFloat_CheckExact(o) || PyLong_CheckExact(o) || is_number(o, "Real"); }
-
-double to_double(PyObject* o) {
-  const double x = PyFloat_AsDouble(o);
-  if (x == -1.0 && PyErr_Occurred()) {
-    if (!PyErr_ExceptionMatches(PyExc_OverflowError)) throw py::error_already_set();
-    PyErr_Clear();
-    return std::numeric_limits<double>::infinity();
-  }
-  return x;
-}
-
-int64_t to_int64_clipped(PyObject* o) {
-  const Py_ssize_t n = PyNumber_AsSsize_t(o, nullptr);
-  if (n == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return n;
-}
 
 // ---------------------------------------------------------------- what the loader costs
 // Four float32 inputs of one shape, two results of the first one's kind: all that a call of a scan costs but its
@@ -88,5 +59,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_num_threads", [](int n) { chosen_threads = n; });
   m.def("_probe", &probe, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("d"));
   bind_gather_rows(m);
+  bind_heads(m);
+  bind_n_step_gather(m);
+  bind_scans(m);
   bind_sum_tree(m);
 }

@@ -22,6 +22,9 @@ double to_double(PyObject* o);
 int64_t to_int64_clipped(PyObject* o);
 
 void bind_gather_rows(py::module_& m);
+void bind_heads(py::module_& m);
+void bind_n_step_gather(py::module_& m);
+void bind_scans(py::module_& m);
 void bind_sum_tree(py::module_& m);
 
 }  // namespace fastrl

@@ -26,6 +26,17 @@
 #define FASTRL_INLINE inline
 #endif
 
+// The passes of the loop that follows do not write what others read: results never share memory with arguments.
+#if defined(__clang__)
+#define FASTRL_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define FASTRL_INDEPENDENT _Pragma("GCC ivdep")
+#elif defined(_MSC_VER)
+#define FASTRL_INDEPENDENT __pragma(loop(ivdep))
+#else
+#define FASTRL_INDEPENDENT
+#endif
+
 namespace fastrl {
 
 // The first item that failed a value check, and the value that did: the caller's array may have changed since.

@@ -1,8 +1,7 @@
 // The sum tree in GPU memory: what its CUDA kernels (sum_tree.cu) and their binding share.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
+#include "cuda_arrays.h"
 #include "sum_tree.h"
 
 namespace fastrl {
@@ -40,25 +39,6 @@ enum CudaFlag {
   kSampleTooFew,
   kWeightedEmpty,
 };
-
-// n numbers in device memory, `stride` bytes apart; data null: all are `scalar`.
-template <class Wide, class Narrow>
-struct CudaNumbers {
-  const char* data;
-  int64_t stride;
-  bool narrow;
-  Wide scalar;
-
-#if defined(__CUDACC__)
-  __device__ Wide operator[](int64_t i) const {
-    if (!data) return scalar;
-    const char* at = data + i * stride;
-    return narrow ? static_cast<Wide>(*reinterpret_cast<const Narrow*>(at)) : *reinterpret_cast<const Wide*>(at);
-  }
-#endif
-};
-using CudaIndices = CudaNumbers<int64_t, int32_t>;
-using CudaFloats = CudaNumbers<double, float>;
 
 struct CudaUpdate {
   int64_t n;

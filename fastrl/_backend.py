@@ -158,6 +158,22 @@ def info() -> dict[str, Any]:
                 "cpu": ("cpp" if CPU_BACKEND == "cpp" else "reference", take),
                 "cuda": ("reference", "torch.index_select on the GPU"),
             },
+            "scans": {
+                "cpu": (CPU_BACKEND, why),
+                "cuda": ("reference", "torch operations on the GPU"),
+            },
+            "categorical": {
+                "cpu": (CPU_BACKEND, why),
+                "cuda": ("reference", "torch operations on the GPU"),
+            },
+            "normal": {
+                "cpu": (CPU_BACKEND, why),
+                "cuda": ("reference", "torch operations on the GPU"),
+            },
+            "n_step_gather": {
+                "cpu": (CPU_BACKEND, why),
+                "cuda": ("reference", "torch operations on the GPU"),
+            },
         },
         "threads": get_num_threads(),
         "SIMD": str(_C.simd_level()) if _C is not None else "none (no compiled extension)",

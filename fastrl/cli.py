@@ -7,28 +7,35 @@ import dataclasses
 import importlib.util
 import io
 import json
+import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import fastrl
 
 if TYPE_CHECKING:
-    from fastrl.agents import DQN
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fastrl.agents.agent import Agent
 
 USAGE = """\
 usage: fastrl train ALGORITHM --env ENV [--total-steps N] [--seed S] [--out DIR] ...   train an agent
        fastrl train ALGORITHM --resume RUN                                             go on with a run
-       fastrl eval RUN [--episodes 20]                                                 greedy returns of a saved agent
+       fastrl eval RUN [--episodes 20] [--video DIR]                                   greedy returns of a saved agent
+       fastrl plot RUN [RUN ...] -o curves.png                                         learning curves over seeds
        fastrl info                                                                     versions and backends
        fastrl --version
 
-`fastrl train dqn --help` lists the hyperparameters."""
+`fastrl train --help` lists the algorithms, and `fastrl train dqn --help` the hyperparameters of one."""
 AGENT_PACKAGES = ("gymnasium", "rich", "safetensors", "tensorboard", "torch", "tyro")
-DEFAULT_STEPS = 50_000
+DEFAULT_STEPS = {"dqn": 50_000, "reinforce": 200_000, "a2c": 500_000, "actor_critic": 500_000}
+OTHERS_STEPS = 100_000
+COMMANDS = ("train", "eval", "plot", "info")
 
 C = TypeVar("C")
 
@@ -41,7 +48,7 @@ class Train(Generic[C]):
     env: str | None = None
     """Gymnasium environment id."""
     total_steps: int | None = None
-    """Environment steps from the start of training (50000; when resuming, the run's own)."""
+    """Environment steps from the start of training (`fastrl train --help` has the defaults; resumed: the run's own)."""
     out: Path | None = None
     """Run folder; must not exist or be empty (runs/ENV-ALGORITHM-seedS-TIME)."""
     resume: Path | None = None
@@ -65,6 +72,26 @@ class Eval:
     """Episode i begins with reset(seed + i)."""
     device: str | None = None
     """Another device than the agent was trained on."""
+    video: Path | None = None
+    """Folder for videos of the first episodes."""
+    video_episodes: int = 1
+    """How many episodes to film, with --video."""
+
+
+@dataclasses.dataclass
+class Plot:
+    """Learning curves: interquartile mean over the seeds, and its 95 % bootstrap interval as a band."""
+
+    runs: tuple[Path, ...]
+    """Run folders, evaluation logs (CSV), folders that hold several, or patterns of them."""
+    out: Path | None = None
+    """The picture (-o for short): .png, .pdf or .svg."""
+    y: str | None = None
+    """Column of the logs to draw (episode_return, or greedy_return of an evaluation's log)."""
+    csv: Path | None = None
+    """Write the plotted numbers to this file, too."""
+    title: str | None = None
+    """Over all of the picture."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args[0] == "info":
         return _info()
-    if args[0] not in ("train", "eval"):
-        return _fail(f"unknown command {args[0]!r}; known are train, eval, info")
+    if args[0] not in COMMANDS:
+        return _fail(f"unknown command {args[0]!r}; known are {', '.join(COMMANDS)}")
     missing = [name for name in AGENT_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         return _fail(f'agents need {", ".join(missing)}; to install: pip install "fastrl-kernels[agents]"')
@@ -88,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            return _train(args[1:]) if args[0] == "train" else _eval(args[1:])
+            return {"train": _train, "eval": _eval, "plot": _plot}[args[0]](args[1:])
     except InputError as error:
         return _fail(str(error))
     except MemoryError as error:
@@ -103,17 +130,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: list[str]) -> int:
-    from fastrl.agents import ALGORITHMS
     from fastrl.agents.config import InputError
 
-    known = ", ".join(ALGORITHMS)
     if not args or args[0] in ("-h", "--help"):
-        print(f"usage: fastrl train ALGORITHM ...; the algorithms are: {known}")
+        print("usage: fastrl train ALGORITHM --env ENV ...\n\nThe algorithms, and how many steps they take by default:")
+        for name in _algorithms():
+            print(f"  {name:<16}{DEFAULT_STEPS.get(name, OTHERS_STEPS):>9,}")
+        print("\n`fastrl train ALGORITHM --help` lists the hyperparameters.")
         return 0 if args else 2
     name, *flags = args
-    if name not in ALGORITHMS:
-        raise InputError(f"unknown algorithm {name!r}; known are {known}")
-    algorithm = ALGORITHMS[name]
+    algorithm = _algorithm(name)
     config_class = algorithm.config_class
     command: type[Train[Any]] = Train[config_class]  # type: ignore[valid-type]
 
@@ -130,17 +156,19 @@ def _train(args: list[str]) -> int:
         return _resume(algorithm, command, flags, options)
     if options.env is None:
         raise InputError("--env ENV is missing, for instance --env CartPole-v1")
-    agent = algorithm(options.env, options.hyperparameters)
+    make: Any = algorithm
+    agent: Agent[Any] = make(options.env, options.hyperparameters)
     out = options.out
     if out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         run = f"{options.env.replace('/', '_')}-{name}-seed{agent.config.seed}-{stamp}"
         out = Path("runs") / run
     _check_new(out)
-    return _run(agent, out, DEFAULT_STEPS if options.total_steps is None else options.total_steps, options.save_every)
+    total = DEFAULT_STEPS.get(name, OTHERS_STEPS) if options.total_steps is None else options.total_steps
+    return _run(agent, out, total, options.save_every)
 
 
-def _resume(algorithm: type[DQN], command: type[Train[Any]], flags: list[str], options: Train[Any]) -> int:
+def _resume(algorithm: type[Agent[Any]], command: type[Train[Any]], flags: list[str], options: Train[Any]) -> int:
     from fastrl.agents.checkpoint import load_checkpoint
     from fastrl.agents.config import InputError
 
@@ -160,7 +188,7 @@ def _resume(algorithm: type[DQN], command: type[Train[Any]], flags: list[str], o
     return _run(agent, out, total, options.save_every)
 
 
-def _run(agent: DQN, out: Path, total_steps: int, save_every: int) -> int:
+def _run(agent: Agent[Any], out: Path, total_steps: int, save_every: int) -> int:
     began, first = time.perf_counter(), agent.steps
     try:
         agent.learn(total_steps, folder=out, save_every=save_every)
@@ -184,16 +212,23 @@ def _run(agent: DQN, out: Path, total_steps: int, save_every: int) -> int:
 
 
 def _eval(args: list[str]) -> int:
-    from fastrl.agents import ALGORITHMS
     from fastrl.agents.checkpoint import load_checkpoint
     from fastrl.agents.config import InputError
 
     options = _parse(Eval, args, "fastrl eval", None)
-    name = load_checkpoint(options.run).config.get("algorithm")
-    if name not in ALGORITHMS:
-        raise InputError(f"{options.run}: unknown algorithm {name!r}; known are {', '.join(ALGORITHMS)}")
-    agent = ALGORITHMS[name].load(options.run, device=options.device)
-    returns = agent.evaluate(options.episodes, options.seed)
+    if options.episodes < 1:
+        raise InputError(f"--episodes must be >= 1, got {options.episodes}")
+    if options.seed < 0:
+        raise InputError(f"--seed must be >= 0, got {options.seed}")
+    if options.video_episodes < 1:
+        raise InputError(f"--video-episodes must be >= 1, got {options.video_episodes}")
+    algorithm = _algorithm(load_checkpoint(options.run).config.get("algorithm"), f"{options.run}: ")
+    agent = algorithm.load(options.run, device=options.device)
+    videos: list[Path] = []
+    if options.video is None:
+        returns = agent.evaluate(options.episodes, options.seed)
+    else:
+        returns, videos = _film(agent, options)
     rows = {
         "agent": _describe(agent),
         "trained for": f"{agent.steps:,} environment steps",
@@ -201,8 +236,103 @@ def _eval(args: list[str]) -> int:
         "return": _mean(returns),
         "least, most": f"{min(returns):.1f}, {max(returns):.1f}",
     }
+    if videos:
+        rows["video"] = "\n".join(map(str, videos))
     _table(str(options.run), rows)
     return 0
+
+
+def _film(agent: Agent[Any], options: Eval) -> tuple[NDArray[np.float64], list[Path]]:
+    """Returns of all episodes, and the videos (MP4) of the first of them."""
+    from fastrl.agents.config import InputError
+    from fastrl.agents.envs import make_env
+
+    spec = agent.envs.spec
+    assert spec is not None and options.video is not None  # a checkpoint that loads without `env` names one
+    name = str(agent.envs.env_id)
+    if importlib.util.find_spec("moviepy") is None:
+        raise InputError('--video needs moviepy; to install: pip install "fastrl-kernels[video]"')
+    with contextlib.closing(make_env(spec)) as env:
+        modes = env.metadata.get("render_modes") or []
+        if "rgb_array" not in modes:
+            raise InputError(
+                f"{name} cannot be filmed: of render modes it has {', '.join(modes) or 'none'}, not rgb_array"
+            )
+    prefix = f"{name.replace('/', '_').replace(':', '_')}-{agent.algorithm}-step{agent.steps}-seed{options.seed}"
+    videos = [options.video / f"{prefix}-episode-{i}.mp4" for i in range(min(options.video_episodes, options.episodes))]
+    for video in videos:
+        if video.exists():
+            raise InputError(f"{video} exists; nothing is overwritten")
+    # pygame else greets on stdout, and looks for a display and a sound card that no video needs.
+    for key, value in {
+        "PYGAME_HIDE_SUPPORT_PROMPT": "1",
+        "SDL_VIDEODRIVER": "dummy",
+        "SDL_AUDIODRIVER": "dummy",
+    }.items():
+        os.environ.setdefault(key, value)
+    import gymnasium as gym
+
+    try:
+        warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # the folder exists; the videos do not
+        warnings.filterwarnings("ignore", ".*Ignored saving a video")  # an error follows that says why
+        with contextlib.closing(
+            gym.wrappers.RecordVideo(
+                gym.make(spec, render_mode="rgb_array"),
+                str(options.video),
+                episode_trigger=lambda episode: episode < len(videos),
+                name_prefix=prefix,
+            )
+        ) as env:
+            returns = agent.evaluate(options.episodes, options.seed, env)
+    except OSError as error:
+        raise InputError(f"cannot write to {options.video}: {error.strerror or error}") from error
+    except gym.error.DependencyNotInstalled as error:
+        what = f"{name} cannot be filmed: {' '.join(str(error).split())}"
+        raise InputError(f'{what}; for classic control: pip install "fastrl-kernels[video]"') from error
+    return returns, videos
+
+
+def _plot(args: list[str]) -> int:
+    from fastrl.agents.config import InputError
+
+    options = _parse(Plot, ["--out" if arg == "-o" else arg for arg in args], "fastrl plot", None)
+    missing = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f'plots need {", ".join(missing)}; to install: pip install "fastrl-kernels[plot]"')
+    if not options.runs:
+        raise InputError("no run to plot; usage: fastrl plot RUN [RUN ...] -o curves.png")
+    if options.out is None:
+        raise InputError("-o FILE is missing, for instance -o curves.png")
+    from fastrl import plot
+
+    plot.check_outputs(options.out, options.csv)
+    groups = plot.group_runs(plot.read_runs(options.runs, options.y))
+    plot.draw(groups, options.out, options.title)
+    if options.csv is not None:
+        plot.write_table(groups, options.csv)
+    rows = {}
+    for group in groups:
+        interval = "" if group.low is None or group.high is None else f" [{group.low[-1]:.4g}, {group.high[-1]:.4g}]"
+        what = f"{group.iqm[-1]:.4g}{interval} at step {group.steps[-1]:,.0f}"
+        rows[" ".join((group.environment, group.label)).strip()] = f"{what}, {_seeds(group.seeds)}"
+    saved = [str(path) for path in (options.out, options.csv) if path is not None]
+    _table(", ".join(dict.fromkeys(group.column for group in groups)), {**rows, "saved in": "\n".join(saved)})
+    return 0
+
+
+def _algorithms() -> dict[str, type[Agent[Any]]]:
+    from fastrl.agents import ALGORITHMS
+
+    return cast("dict[str, type[Agent[Any]]]", ALGORITHMS)
+
+
+def _algorithm(name: Any, where: str = "") -> type[Agent[Any]]:
+    from fastrl.agents.config import InputError
+
+    known = _algorithms()
+    if name not in known:
+        raise InputError(f"{where}unknown algorithm {name!r}; known are {', '.join(known)}")
+    return known[name]
 
 
 def _info() -> int:
@@ -271,7 +401,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def _hyperparameters(algorithm: type[DQN], values: dict[str, Any], where: str) -> Any:
+def _hyperparameters(algorithm: type[Agent[Any]], values: dict[str, Any], where: str) -> Any:
     """The config in `values`: the settings themselves, or a checkpoint's config.json, which wraps them."""
     from fastrl.agents.config import InputError, make_config
 
@@ -292,10 +422,16 @@ def _check_new(out: Path) -> None:
             raise InputError(f"--out {out} exists and is not an empty folder; nothing is overwritten")
 
 
-def _describe(agent: DQN) -> str:
+def _describe(agent: Agent[Any]) -> str:
+    if hasattr(agent, "describe"):
+        return agent.describe()
     c = agent.config
-    switches = [name for name in ("double", "dueling", "prioritized") if getattr(c, name)]
+    switches = [f.name for f in dataclasses.fields(c) if f.default is False and getattr(c, f.name)]
     return f"{agent.algorithm.upper()}{' (' + ', '.join(switches) + ')' if switches else ''} on {agent.envs.env_id}"
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _mean(returns: Any) -> str:

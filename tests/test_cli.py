@@ -16,6 +16,7 @@ import pytest
 
 import fastrl
 from fastrl import cli
+from fastrl.agents import ALGORITHMS
 
 SMALL = ["--hidden", "16", "--learning-starts", "100", "--train-every", "10", "--updates", "1", "--batch-size", "16"]
 
@@ -69,6 +70,109 @@ def test_train_eval_and_resume(run_folder, capsys, tmp_path):
         assert (a / name).read_bytes() == (b / name).read_bytes()
 
 
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"dqn"}))
+def test_every_algorithm_trains_evaluates_and_resumes(name, tmp_path, capsys):
+    run = tmp_path / "run"
+    argv = ["train", name, "--env", "CartPole-v1", "--num-envs", "8", "--total-steps", "600", "--hidden", "16"]
+    assert cli.main([*argv, "--out", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "on CartPole-v1" in out and "return, greedy, 20 episodes" in out
+    saved = json.loads((run / "checkpoint" / "config.json").read_text())
+    assert (saved["algorithm"], saved["config"]["num_envs"], saved["config"]["hidden"]) == (name, 8, [16])
+    steps = ALGORITHMS[name].load(run).steps
+    assert cli.main(["train", name, "--resume", str(run), "--total-steps", str(steps + 100)]) == 0
+    assert ALGORITHMS[name].load(run).steps >= steps + 100
+    assert cli.main(["eval", str(run), "--episodes", "2"]) == 0
+    assert "on CartPole-v1" in capsys.readouterr().out
+
+
+def test_plot_of_runs(run_folder, tmp_path, capsys):
+    picture, table = tmp_path / "new" / "curves.png", tmp_path / "numbers.csv"
+    argv = ["plot", str(run_folder), "-o", str(picture), "--csv", str(table)]
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "CartPole-v1 DQN (prioritized)" in out and "at step 1,500, 1 seed" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    lines = table.read_text().splitlines()
+    assert lines[0] == "environment,group,column,seeds,step,iqm,low,high"
+    assert [line.split(",")[4] for line in lines[1:]] == ["1000", "1500"]
+    assert cli.main(argv) == 0  # its own files are replaced
+    capsys.readouterr()
+    before = tree(run_folder)
+    fails([*argv[:4], "--csv", run_folder / "progress.csv"], "progress.csv exists and is not a table", capsys)
+    fails([*argv[:4], "--y", "los"], "no column 'los'; it has step, .*loss", capsys)
+    fails(["plot", run_folder, "-o", run_folder / "progress.csv" / "c.png"], "cannot write .*c.png", capsys)
+    fails(["plot", run_folder / "checkpoint" / "state.json", "-o", picture], "is not a log", capsys)
+    assert tree(run_folder) == before
+
+
+@pytest.mark.parametrize("name", ["matplotlib", "scipy"])
+def test_plot_without_the_plot_extra(name, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, name, None)
+    fails(["plot", tmp_path, "-o", tmp_path / "c.png"], rf'need {name}; .*pip install "fastrl-kernels\[plot\]"', capsys)
+
+
+def test_eval_with_video(run_folder, tmp_path, capsys):
+    import imageio_ffmpeg
+
+    from fastrl.agents import DQN
+
+    argv = ["eval", str(run_folder), "--episodes", "3", "--seed", "7", "--video", str(tmp_path / "new" / "videos")]
+    assert cli.main([*argv, "--video-episodes", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    returns = DQN.load(run_folder).evaluate(3, seed=7)
+    assert f"{returns.mean():.1f} +- {returns.std():.1f}" in out  # of all three
+    folder = tmp_path / "new" / "videos"
+    names = [f"CartPole-v1-dqn-step1500-seed7-episode-{i}.mp4" for i in (0, 1)]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert all(name in re.sub(r"[\s│]", "", out) for name in names)
+    frames = [imageio_ffmpeg.count_frames_and_secs(str(folder / name))[0] for name in names]
+    # CartPole's return is the number of its steps; moviepy loses the last frame now and then, by rounding.
+    assert all(r <= n <= r + 1 for n, r in zip(frames, returns[:2], strict=True))
+    # Again into the same folder: refused while one would be overwritten, and without noise otherwise.
+    before = tree(folder)
+    fails(argv, "episode-0.mp4 exists; nothing is overwritten", capsys)
+    assert tree(folder) == before
+    assert cli.main([*argv[:5], "8", *argv[6:]]) == 0
+    assert capsys.readouterr().err == "" and len(list(folder.iterdir())) == 3
+
+
+def test_eval_with_video_that_cannot_be_written(run_folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("keep")
+    fails(["eval", run_folder, "--video", tmp_path / "file"], "cannot write to .*file", capsys)
+    assert (tmp_path / "file").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    ("package", "pattern"), [("moviepy", "video needs moviepy"), ("pygame", "pygame is not installed")]
+)
+def test_eval_with_video_without_the_video_extra(package, pattern, run_folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    argv = ["eval", run_folder, "--video", tmp_path / "videos"]
+    fails(argv, rf'{pattern}.*pip install "fastrl-kernels\[video\]"', capsys)
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_eval_with_video_of_an_environment_without_pictures(tmp_path, capsys):
+    import gymnasium as gym
+    from gymnasium.envs.classic_control import CartPoleEnv
+
+    class Blind(CartPoleEnv):
+        metadata = {"render_modes": ["human"]}  # noqa: RUF012
+
+    gym.register("Blind-v0", Blind, max_episode_steps=10)
+    try:
+        argv = ["train", "dqn", "--env", "Blind-v0", "--total-steps", "50", *SMALL, "--out", str(tmp_path / "run")]
+        assert cli.main(argv) == 0
+        capsys.readouterr()
+        argv = ["eval", tmp_path / "run", "--video", tmp_path / "videos"]
+        fails(argv, "Blind-v0 cannot be filmed: of render modes it has human, not rgb_array", capsys)
+    finally:
+        del gym.registry["Blind-v0"]
+    assert not (tmp_path / "videos").exists()
+
+
 def test_default_run_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "dqn", "--env", "CartPole-v1", "--total-steps", "200", *SMALL]) == 0
@@ -92,7 +196,7 @@ def test_documented_config_line(run_folder, tmp_path, monkeypatch, capsys):
     (line,) = re.findall(r"^fastrl (train .*--config .*)$", docs.read_text(), re.MULTILINE)
     shutil.copytree(run_folder, tmp_path / "runs" / "X")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "DEFAULT_STEPS", 200)
+    monkeypatch.setitem(cli.DEFAULT_STEPS, "dqn", 200)
     assert cli.main(shlex.split(line)) == 0
     (new,) = (path for path in (tmp_path / "runs").iterdir() if path.name != "X")
     a, b = (json.loads((path / "checkpoint" / "config.json").read_text()) for path in (run_folder, new))
@@ -177,7 +281,7 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         (["train", "dqn", "--env", "nosuchmodule:Env-v3"], "cannot make environment 'nosuchmodule:Env-v3'"),
         (["train", "dqn"], "--env ENV is missing"),
         (["train", "sarsa", "--env", "CartPole-v1"], "unknown algorithm 'sarsa'; known are dqn"),
-        (["play"], "unknown command 'play'; known are train, eval, info"),
+        (["play"], "unknown command 'play'; known are train, eval, plot, info"),
         ([*TRAIN[:4], "--total-steps", "0"], "total_steps must be > 0"),
         ([*TRAIN[:4], "--total-steps", "-5"], "total_steps must be > 0"),
         ([*TRAIN[:4], "--total-steps", "many"], "total-steps.*many"),
@@ -193,6 +297,14 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         ([*TRAIN, "--config", "no/such.json"], "no/such.json: No such file"),
         (["eval", "no/such/run"], "no/such/run: no checkpoint here"),
         (["eval"], "(?i)run"),
+        (["eval", "no/such/run", "--episodes", "0"], "--episodes must be >= 1, got 0"),
+        (["eval", "no/such/run", "--video", "out", "--video-episodes", "0"], "--video-episodes must be >= 1, got 0"),
+        (["plot"], "no run to plot"),
+        (["plot", "no/such/run"], "-o FILE is missing"),
+        (["plot", "no/such/run", "-o", "c.png"], "no/such/run: no such file or folder"),
+        (["plot", "runs/*", "-o", "c.png"], r"runs/\*: no run here"),
+        (["plot", "no/such/run", "-o", "c.bmp"], "must end in .png, .pdf or .svg, got 'c.bmp'"),
+        (["plot", "no/such/run", "-o"], "(?i)out"),
         (["train", "dqn", "--resume", "no/such/run"], "no/such/run: no checkpoint here"),
     ],
     ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else "",
@@ -301,6 +413,9 @@ def test_version_info_and_usage(capsys):
     assert "sum_tree" in capsys.readouterr().out
     assert cli.main(["--help"]) == 0 and cli.main([]) == 2
     assert "fastrl train ALGORITHM" in capsys.readouterr().out
+    assert cli.main(["train", "--help"]) == 0 and cli.main(["train"]) == 2
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^  {name} +[\d,]+$", text, re.MULTILINE) for name in ALGORITHMS)
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "dqn", "--help"])
     assert stop.value.code == 0

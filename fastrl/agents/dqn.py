@@ -1,8 +1,9 @@
-"""Deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236) with three switches, in any combination:
+"""Deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236) with four switches, in any combination:
 
 double       van Hasselt et al. 2016, arXiv:1509.06461
 dueling      Wang et al. 2016, arXiv:1511.06581
 prioritized  Schaul et al. 2016, arXiv:1511.05952
+n_step       Sutton and Barto 2018, section 7.1; Hessel et al. 2018 (Rainbow), arXiv:1710.02298
 """
 
 from __future__ import annotations
@@ -45,16 +46,20 @@ class DQNConfig:
     """State value and advantages in separate streams."""
     prioritized: bool = False
     """Replay in proportion to |TD error|^alpha, corrected by importance weights."""
+    n_step: int = 1
+    """Rewards summed before the bootstrap; fewer at the end of an episode."""
     num_envs: int = 1
     """Environments stepped together."""
     hidden: tuple[int, ...] = (64, 64)  # [T]
     """Sizes of the hidden layers."""
     learning_rate: float = 1e-3  # [T]
     """Of Adam, at the start."""
-    learning_rate_end: float = 2e-4  # [T] a policy learned at a constant rate is lost again now and then
+    learning_rate_end: float = 1e-5  # [T] a policy learned at a constant rate is lost again now and then
     """Of Adam, from learning_rate_steps on."""
     learning_rate_steps: int = 50_000  # [T]
-    """Environment steps over which the learning rate falls linearly."""
+    """Environment steps over which the learning rate falls linearly: as many as there will be, as a rule."""
+    reward_scale: float = 0.02  # [T] Q of CartPole-v1 and Acrobot-v1 is then in [-2, 2]
+    """The network learns Q of the rewards times this, and so numbers that its initial weights are fit for."""
     gamma: float = 0.99  # [M] [Z]
     """Discount."""
     buffer_size: int = 100_000  # [Z]
@@ -69,7 +74,7 @@ class DQNConfig:
     """Updates in a round."""
     target_every: int = 1
     """Updates from one update of the target network to the next."""
-    tau: float = 0.01  # [T]
+    tau: float = 0.005  # [T] steadier with `double` than 0.01
     """Target <- tau online + (1 - tau) target: 1 copies, less is Polyak averaging."""
     loss: Literal["huber", "mse"] = "mse"  # [T] Huber's bounded gradient is slow to learn that an episode ends
     """Of the TD error."""
@@ -79,12 +84,12 @@ class DQNConfig:
     """How actions are chosen in training."""
     epsilon_start: float = 1.0  # [M]
     """Probability of a random action at the start."""
-    epsilon_end: float = 0.04  # [Z]
+    epsilon_end: float = 0.1  # [M] the replay keeps states that the policy itself would leave out
     """Probability of a random action from epsilon_steps on."""
     epsilon_steps: int = 8000  # [Z]
     """Environment steps over which epsilon falls linearly."""
     temperature: float = 1.0
-    """Of Boltzmann exploration: the probability of an action is proportional to exp(Q / temperature)."""
+    """Of Boltzmann exploration: the probability of an action is proportional to exp(Q / temperature), in rewards."""
     per_alpha: float = 0.6  # [S]
     """Exponent of the priorities: 0 is uniform replay."""
     per_beta: float = 0.4  # [S]
@@ -103,12 +108,12 @@ class DQNConfig:
     def __post_init__(self) -> None:
         check_range(self, 1, 2**16, "num_envs", "hidden")
         check_range(self, 1, 10**9, "buffer_size", "batch_size")
-        check_range(self, 1, INF, "train_every", "updates")
+        check_range(self, 1, INF, "n_step", "train_every", "updates")
         check_range(self, 1, INF, "target_every", "learning_rate_steps", "epsilon_steps", "per_beta_steps")
         check_range(self, 0, INF, "learning_starts", "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
         check_range(self, 0, 2**63 - 1, "seed")
         check_range(self, 0, 1, "gamma", "epsilon_start", "epsilon_end")
-        check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps")
+        check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps", "reward_scale")
         check_range(self, 1e-12, 1, "tau")
         if not self.hidden:
             raise InputError("DQNConfig: hidden must name at least one layer, got ()")
@@ -156,11 +161,11 @@ class DQN:
         self._numpy_q = numpy_forward(self.online) if self.device.type == "cpu" else None
 
         space = (c.buffer_size, observation_space, action_space, c.num_envs)
+        common: dict[str, Any] = {"n_step": c.n_step, "gamma": c.gamma, "device": self.device, "seed": c.seed}
         self.buffer: ReplayBuffer = (
             PrioritizedReplay(
                 *space,
-                device=self.device,
-                seed=c.seed,
+                **common,
                 alpha=c.per_alpha,
                 beta=c.per_beta,
                 beta_end=c.per_beta_end,
@@ -168,7 +173,7 @@ class DQN:
                 eps=c.per_eps,
             )
             if c.prioritized
-            else ReplayBuffer(*space, device=self.device, seed=c.seed)
+            else ReplayBuffer(*space, **common)
         )
         self.rng = np.random.default_rng(c.seed)  # exploration
         self._predict_rng = np.random.default_rng(c.seed)
@@ -223,7 +228,8 @@ class DQN:
     def _update(self) -> None:
         """One gradient step on L = mean_i w_i l(Q(s_i, a_i) - y_i), and the target network's turn when it is due.
 
-        y = r + gamma (1 - terminated) Q_target(s', a'), a' the best action of the target network, or with `double` of
+        y = reward_scale sum_{k<m} gamma^k r_k + gamma^m (1 - terminated) Q_target(s', a'), where s' is m <= n_step
+        steps on, at the end of the episode at most, and a' the best action of the target network, or with `double` of
         the online network.  Truncation does not stop the bootstrap.  With `prioritized` |Q - y| is the new priority.
         """
         c = self.config
@@ -235,7 +241,7 @@ class DQN:
                 next_value = next_q.gather(1, self.online(next_obs).argmax(1, keepdim=True)).squeeze(1)
             else:
                 next_value = next_q.amax(1)
-            y = batch.reward + c.gamma * next_value.masked_fill(batch.terminated, 0.0)
+            y = c.reward_scale * batch.reward + batch.discount * next_value
         q = self.online(obs).gather(1, batch.action.unsqueeze(1)).squeeze(1)
         loss = F.huber_loss if c.loss == "huber" else F.mse_loss
         if c.prioritized:
@@ -268,7 +274,7 @@ class DQN:
         """Actions ``[B]`` of the exploring policy for observations ``[B, ...]``."""
         c, n = self.config, len(obs)
         if c.exploration == "boltzmann":  # the largest of logits + Gumbel noise is a draw from their softmax
-            logits = self._q_values(obs) / c.temperature
+            logits = self._q_values(obs) / (c.reward_scale * c.temperature)
             action: NDArray[np.int64] = (logits + rng.gumbel(size=logits.shape)).argmax(1)
             return action
         random = rng.random(n) < self.epsilon
@@ -315,9 +321,10 @@ class DQN:
             own.close()
 
     def metrics(self) -> dict[str, float]:
-        """For the logs: of the last update the loss and the mean Q(s, a), and the exploration now."""
+        """For the logs: of the last update the loss and the mean Q(s, a), in rewards; and the exploration now."""
         explore = {"epsilon": self.epsilon} if self.config.exploration == "epsilon-greedy" else {}
-        return {"loss": self._loss.item(), "mean_q": self._mean_q.item(), "updates": self.n_updates, **explore}
+        mean_q = self._mean_q.item() / self.config.reward_scale
+        return {"loss": self._loss.item(), "mean_q": mean_q, "updates": self.n_updates, **explore}
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a checkpoint folder from which `load` goes on exactly; see `fastrl.agents.checkpoint`."""

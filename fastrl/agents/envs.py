@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -72,15 +74,30 @@ class Envs:
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._done = np.zeros(self.num_envs, np.bool_)
+        space = self.observation_space
+        self._floats = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
         self._rng_states: list[Any] = [None] * self.num_envs
         self._actions: list[list[Any]] = [[] for _ in range(self.num_envs)]
         self.obs, _ = self.vec.reset(seed=seed)
         if self.restorable:  # a second reset, from the generator's state instead of a seed, as all later ones
             self._reset(np.ones(self.num_envs, np.bool_))
+        self._check_finite(self.obs, np.zeros(1))
+
+    def reset(self) -> None:
+        """Begin a new episode in every environment; the running ones are abandoned."""
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        self._done[:] = False
+        if self.restorable:
+            self._reset(np.ones(self.num_envs, np.bool_))
+        else:
+            self.obs, _ = self.vec.reset()
+        self._check_finite(self.obs, np.zeros(1))
 
     def step(self, actions: Array) -> Transition:
         """Take one step in every environment, and reset those whose episode ends."""
         obs, reward, terminated, truncated, info = self.vec.step(actions)
+        self._check_finite(obs, reward)
         self._returns += reward
         self._lengths += 1
         if self.restorable:
@@ -100,12 +117,22 @@ class Envs:
                 next_obs = obs.copy()
                 for i in np.flatnonzero(done):
                     next_obs[i] = info["final_obs"][i]
+                self._check_finite(next_obs, reward)
             elif self.mode == AutoresetMode.DISABLED:
                 self._reset(done)
             if self.mode != AutoresetMode.NEXT_STEP:
                 self._returns[done] = 0.0
                 self._lengths[done] = 0
         return Transition(next_obs, reward, terminated, truncated, mask)
+
+    def _check_finite(self, obs: Array, reward: NDArray[np.float64]) -> None:
+        """Raise InputError for a NaN or infinity, from which nothing can be learned."""
+        total = reward.sum() + (obs.sum() if self._floats else 0.0)
+        if not math.isfinite(total):  # one of them, or the sum has overflowed
+            for name, values in (("reward", reward), ("observation", obs)):
+                bad = values[~np.isfinite(values)]
+                if len(bad):
+                    raise InputError(f"the {name} of {self.env_id or 'this environment'} must be finite, got {bad[0]}")
 
     def _reset(self, which: NDArray[np.bool_]) -> None:
         if self.restorable:
@@ -162,4 +189,14 @@ class Envs:
 
 
 def _spec(vec: VectorEnv[Any, Any, Any]) -> EnvSpec | None:
-    return vec.spec or (vec.envs[0].spec if isinstance(vec, SyncVectorEnv) else None)
+    """How to make one of the environments again, if that is known."""
+    if isinstance(vec, SyncVectorEnv):
+        return vec.envs[0].spec
+    if vec.spec is None or "wrappers" in vec.spec.kwargs:
+        return None
+    spec = copy.deepcopy(vec.spec)
+    for name in ("num_envs", "vectorization_mode", "vector_kwargs"):  # make_vec's, of the vector
+        spec.kwargs.pop(name, None)
+    if spec.kwargs.get("max_episode_steps") == spec.max_episode_steps:  # a vector_entry_point has no TimeLimit wrapper
+        spec.kwargs.pop("max_episode_steps", None)
+    return spec

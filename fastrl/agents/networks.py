@@ -21,6 +21,15 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Seque
     return nn.Sequential(*layers[:-1])
 
 
+def orthogonal(net: nn.Sequential, last: float) -> nn.Sequential:
+    """`net` with orthogonal weights of gain sqrt 2, `last` in its last layer, and biases 0 (Saxe et al. 2014)."""
+    linear = [layer for layer in net if isinstance(layer, nn.Linear)]
+    for layer in linear:
+        nn.init.orthogonal_(layer.weight, last if layer is linear[-1] else 2**0.5)
+        nn.init.zeros_(layer.bias)
+    return net
+
+
 class Dueling(nn.Module):
     """Q(s, a) = V(s) + A(s, a) - mean_b A(s, b), each stream an MLP on shared features (Wang et al. 2016, eq. 9).
 
@@ -66,6 +75,21 @@ def flatten_parameters(module: nn.Module) -> tuple[nn.Parameter, Tensor]:
     return vector, gradient
 
 
+def gradient_step(
+    loss: Tensor, flat: tuple[nn.Parameter, Tensor], optimizer: torch.optim.Optimizer, max_grad_norm: float | None
+) -> None:
+    """One optimizer step down the gradient of `loss` in the parameters that `flatten_parameters` made one vector.
+
+    The gradient's norm is first scaled down to `max_grad_norm` if it is larger.
+    """
+    _, gradient = flat
+    gradient.zero_()
+    loss.backward()  # type: ignore[no-untyped-call]
+    if max_grad_norm is not None:  # torch.nn.utils.clip_grad_norm_ without what it does for lists of tensors
+        gradient.mul_((max_grad_norm / (gradient.norm() + 1e-6)).clamp_(max=1.0))
+    optimizer.step()
+
+
 def numpy_forward(module: nn.Module) -> Policy:
     """The forward pass of a CPU module of the layers above as a NumPy function ``float32 [B, ...] -> float32 [B, A]``.
 
@@ -75,6 +99,8 @@ def numpy_forward(module: nn.Module) -> Policy:
     if isinstance(module, nn.Linear):
         weight, bias = module.weight.detach().numpy().T, module.bias.detach().numpy()
         return lambda x: x @ weight + bias
+    if isinstance(module, nn.Tanh):
+        return np.tanh
     if isinstance(module, nn.ReLU):
         return lambda x: np.maximum(x, 0)
     if isinstance(module, nn.Flatten):

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -183,8 +184,13 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def check_loss(loss: float, step: int) -> None:
-    """Raise InputError for a loss that is NaN or infinite: training has diverged, and goes on no more."""
+def check_loss(loss: float, step: int, weights: torch.Tensor | None = None) -> None:
+    """Raise InputError for a loss that is NaN or infinite: training has diverged, and goes on no more.
+
+    `weights`: those after the update, whose gradient can be infinite when its loss is not.
+    """
+    if math.isfinite(loss) and weights is not None and not math.isfinite(weights.sum().item()):
+        loss = math.nan  # the next one would be
     if not math.isfinite(loss):
         raise InputError(f"loss is not finite at step {step}, but {loss}: training diverged; try a lower learning_rate")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import sys
 from typing import Any
 
@@ -58,6 +60,38 @@ def load(obj: Any, where: str, dtypes: tuple[str, ...] = (), shape: tuple[int, .
     return array
 
 
+def load_tensor(obj: Any, where: str, dtypes: tuple[str, ...], first: Any, name: str) -> Any:
+    """`obj` as a detached tensor on the device of `first`, the first array of the call, which is called `name`."""
+    torch = sys.modules["torch"]
+    if not isinstance(obj, torch.Tensor):
+        if isinstance(obj, np.ndarray) or hasattr(type(obj), "__dlpack__"):
+            raise TypeError(f"{where} must be a torch.Tensor like {name}, got a {kind_name(obj)}")
+        raise TypeError(f"{where} must be an array, got {type(obj).__name__}")
+    if obj.device != first.device:
+        raise ValueError(f"{where} must be on {first.device} like {name}, got {obj.device}")
+    if obj.is_neg() or obj.is_conj():
+        raise ValueError(
+            f"{where} must not be a lazily negated or conjugated view: call resolve_neg() / resolve_conj()"
+        )
+    if obj.layout != torch.strided or type(obj).__name__ == "FakeTensor":
+        raise ValueError(f"{where} has no data (a fake, meta or sparse tensor?)")
+    dtype = str(obj.dtype).removeprefix("torch.")
+    if dtype not in dtypes:
+        raise ValueError(f"{where} must have dtype {' or '.join(dtypes)}, got {dtype}")
+    return obj.detach()
+
+
+def tensors_overlap(x: Any, y: Any) -> bool:
+    """Whether the memory from the first to the last item of x meets that of y."""
+
+    def extent(t: Any) -> tuple[int, int]:
+        reach = sum(s * (k - 1) for s, k in zip(t.stride(), t.shape, strict=True))
+        return t.data_ptr(), t.data_ptr() + (reach + 1) * t.element_size() if t.numel() else t.data_ptr()
+
+    (a, b), (c, d) = extent(x), extent(y)
+    return a < d and c < b
+
+
 def like(result: Any, obj: Any) -> Any:
     """The NumPy array `result` as the kind of array that `obj` is, without a copy."""
     if isinstance(obj, np.ndarray):
@@ -69,3 +103,29 @@ def like(result: Any, obj: Any) -> Any:
     if hasattr(obj, "__array_namespace__"):
         return obj.__array_namespace__().from_dlpack(result)
     return result
+
+
+def kind_name(obj: Any) -> str:
+    """The kind of array that `obj` is: all arrays of a call are of one."""
+    torch = sys.modules.get("torch")
+    if isinstance(obj, np.ndarray):
+        return "numpy.ndarray"
+    return "torch.Tensor" if torch is not None and isinstance(obj, torch.Tensor) else type(obj).__name__
+
+
+def is_number(value: Any, kind: type = numbers.Real) -> bool:
+    """Whether it is a number of the abstract class `kind`: Python's and NumPy's scalars, but not bool."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def to_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int beyond float64: every check refuses inf by its own text
+        return math.inf
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile traces the caller: then the op registered in kernels/_torch.py is to be called."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()

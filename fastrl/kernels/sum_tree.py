@@ -129,8 +129,8 @@ class ReferenceCore:
     # Writing
     def update(self, indices: Any, priorities: Any) -> None:
         index, _ = self._indices(indices, "sum_tree.update", check=False)
-        if _is_number(priorities, numbers.Real):
-            values = self._full(len(index), _to_float(priorities), self.xp.float64)
+        if _arrays.is_number(priorities, numbers.Real):
+            values = self._full(len(index), _arrays.to_float(priorities), self.xp.float64)
         else:
             values = self._load(priorities, "sum_tree.update: priorities", _FLOAT_DTYPES)
             if len(values) != len(index):
@@ -201,9 +201,9 @@ class ReferenceCore:
 
     # Searching and drawing
     def find(self, prefix_sums: Any) -> Any:
-        scalar = _is_number(prefix_sums, numbers.Real)
+        scalar = _arrays.is_number(prefix_sums, numbers.Real)
         if scalar:
-            u = self._full(1, _to_float(prefix_sums), self.xp.float64)
+            u = self._full(1, _arrays.to_float(prefix_sums), self.xp.float64)
         else:
             u = self._load(prefix_sums, "sum_tree.find: prefix_sums", _FLOAT_DTYPES)
             u = self.xp.asarray(u, dtype=self.xp.float64) + 0.0  # a copy, as in update
@@ -282,7 +282,7 @@ class ReferenceCore:
         return self.total
 
     def _indices(self, indices: Any, where: str, check: bool = True) -> tuple[Any, bool]:
-        scalar = _is_number(indices, numbers.Integral)
+        scalar = _arrays.is_number(indices, numbers.Integral)
         if scalar:
             # A Python int may exceed int64: clipped, it is outside the tree all the same.
             index = self._full(1, max(-(2**63), min(int(indices), 2**63 - 1)), self.xp.int64)
@@ -313,19 +313,8 @@ class ReferenceCore:
         return int(self.xp.argmax(self.xp.asarray(bad, dtype=self.xp.int64)))
 
 
-def _is_number(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _to_float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an int beyond float64: every check refuses inf by its own text
-        return math.inf
-
-
 def check_batch_size(batch_size: Any, method: str) -> int:
-    if not _is_number(batch_size, numbers.Integral):
+    if not _arrays.is_number(batch_size, numbers.Integral):
         raise TypeError(f"sum_tree.{method}: batch_size must be an int, got {type(batch_size).__name__}")
     n = operator.index(batch_size)
     if not 1 <= n <= _MAX_CAPACITY:
@@ -334,9 +323,9 @@ def check_batch_size(batch_size: Any, method: str) -> int:
 
 
 def check_not_negative(value: Any, where: str) -> float:
-    if not _is_number(value, numbers.Real):
+    if not _arrays.is_number(value, numbers.Real):
         raise TypeError(f"{where} must be a float, got {type(value).__name__}")
-    x = _to_float(value)
+    x = _arrays.to_float(value)
     if not 0 <= x < math.inf:
         raise ValueError(f"{where} must be finite and >= 0, got {x!r}")
     return x

@@ -1,13 +1,15 @@
-"""Replay buffers: uniform and prioritized, on vector environments, each observation stored once.
+"""Replay buffers: uniform and prioritized, one-step and n-step, on vector environments, each observation stored once.
 
-Storage: one ring of slots per environment.  A transition in slot s has its observation there and its next observation
-in slot s + 1, which is also where the next transition starts if it goes on from that observation.  If it does not (the
-episode ended or the environment was reset), slot s + 1 keeps the observation that was reached and the next transition
-starts in slot s + 2.  A ring has one slot more at its end, for the next observation of the last slot, so that it is in
-the next row everywhere, and a batch is one `gather_rows` of ``(obs, obs[1:], action, ...)``.
+Storage: one ring of slots per environment, side by side: slot s of environment e is row s * num_envs + e.  A transition
+in slot s has its observation there and its next observation in slot s + 1, which is also where the next transition
+starts if it goes on from that observation.  If it does not (the episode ended or the environment was reset), slot s + 1
+keeps the observation that was reached and the next transition starts in slot s + 2.  A ring has one slot more at its
+end, for the next observation of the last slot, so that it is num_envs rows on everywhere, and a batch is one
+`gather_rows` of ``(obs, obs[num_envs:], action, ...)``.
 
 A `SumTree` over the rows knows which of them can be drawn: the priority is 0 where no transition starts, or where it or
-its next observation has been overwritten.
+its next observation has been overwritten.  A column `cut` marks the slots in which no transition goes on from the slot
+before: `n_step_gather` stops in front of them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.kernels import SumTree, gather_rows
+from fastrl.kernels import SumTree, gather_rows, n_step_gather
 from fastrl.replay import storage
 
 
@@ -33,17 +35,19 @@ class Batch(NamedTuple):
     action: Any
     """[B, *shape of an action]; int64 for discrete actions, else dtype of the space."""
     reward: Any
-    """[B] float32."""
+    """[B] float32; with n_step > 1 of m <= n_step steps: sum_{k<m} gamma^k r_{t+k}."""
     next_obs: Any
-    """Like `obs`: the observation really reached; of the last step of an episode the final one."""
+    """Like `obs`: the observation really reached after m steps; of the last step of an episode the final one."""
     terminated: Any
-    """[B] bool: the episode ended in a terminal state; nothing is bootstrapped from `next_obs`."""
+    """[B] bool: the last of the m steps ended in a terminal state; nothing is bootstrapped from `next_obs`."""
     truncated: Any
-    """[B] bool: the episode was cut by a limit; bootstrap from `next_obs`."""
+    """[B] bool: a limit cut the episode after the last of the m steps; bootstrap from `next_obs`."""
     indices: Any
     """[B] int64: the rows, for `update_priorities`.  They name rows in host memory and stay on the CPU."""
     weights: Any
     """[B] float32: importance weights in (0, 1]; all 1 in a uniform buffer."""
+    discount: Any
+    """[B] float32: gamma^m (1 - terminated), so that the target is reward + discount * V(next_obs)."""
 
 
 class ReplayBuffer:
@@ -57,6 +61,10 @@ class ReplayBuffer:
         obs_space, action_space: of ONE environment: Gymnasium Box, Discrete, MultiDiscrete or MultiBinary, anything
             else with a `shape` and a real `dtype`, or a pair ``(shape, dtype)``.
         num_envs: int >= 1.
+        n_step: int >= 1: a batch has the returns of m steps, where m <= n_step is as many as there are before the
+            episode ends (the last step of it included), the environment is reset or the newest transition is reached.
+            So the last transitions of every episode are drawn too, with their shorter m.
+        gamma: in [0, 1]: of these returns and of `Batch.discount`.
         device: None: `sample` returns NumPy arrays.  A torch device or its name: torch tensors there; to a CUDA device
             through pinned memory, without waiting for the copy.  The storage stays in host memory.
         seed: int in [0, 2^64); None draws from the default generator (see `fastrl.manual_seed`).
@@ -85,27 +93,32 @@ class ReplayBuffer:
         action_space: Any,
         num_envs: int = 1,
         *,
+        n_step: int = 1,
+        gamma: float = 0.99,
         device: Any = None,
         seed: int | None = None,
     ) -> None:
         self.capacity = _check_int("capacity", capacity)
         self.num_envs = _check_int("num_envs", num_envs)
+        self.n_step = _check_int("n_step", n_step)
+        self.gamma = _check_float("gamma", gamma)
+        if self.gamma > 1:
+            raise ValueError(f"replay: gamma must be in [0, 1], got {gamma}")
         self._obs_shape, self._obs_dtype = _check_space("obs_space", obs_space)
         self._action_shape, self._action_dtype = _check_space("action_space", action_space)
         if self._action_shape == () and self._action_dtype.kind in "iu":
             self._action_dtype = np.dtype(np.int64)  # what indexing with it needs
         # One slot more than transitions: no transition starts where the newest next observation is.
         self._slots = -(-self.capacity // self.num_envs) + 1
-        self._first_row = np.arange(self.num_envs) * (self._slots + 1)
+        self._envs = np.arange(self.num_envs)
         self._tree = SumTree(self.num_envs * (self._slots + 1), dtype=np.float32, seed=seed)
         self._torch, self.device = _load_torch(device)
         self._lock = threading.Lock()
         self._set_columns(self._new_columns())
-        self._pinned_dtypes: Any = None
+        self._pinned = self._torch is not None and self.device.type == "cuda"
         if self._torch is not None:
-            dtypes = [self._torch.from_numpy(source[:0]).dtype for source in self._sources]  # TypeError: torch has none
-            if self.device.type == "cuda":
-                self._pinned_dtypes = dtypes
+            for column in self._columns:
+                self._torch.from_numpy(column[:0])  # TypeError: torch has no such dtype
         self._slot = np.full(self.num_envs, self._slots - 1)  # where the newest next observation is
         self._broken = np.ones(self.num_envs, np.bool_)  # the next transition must not share that slot
         self._added = 0  # transitions, ever
@@ -195,6 +208,8 @@ class ReplayBuffer:
             self._reward[slot] = reward
             self._terminated[slot] = terminated
             self._truncated[slot] = truncated
+            self._cut[slot] = False  # if it does not go on from the slot before, no transition is there
+            self._cut[after] = True
             self._slot[0] = after
             self._broken[0] = terminated or truncated
             self._added += 1
@@ -203,31 +218,33 @@ class ReplayBuffer:
     def _add_many(self, envs: Any, *items: Any) -> None:
         obs, action, reward, next_obs, terminated, truncated = items
         if not np.isfinite(reward).all():
-            env = np.arange(self.num_envs)[envs][~np.isfinite(reward)][0]
+            env = self._envs[envs][~np.isfinite(reward)][0]
             bad = reward[~np.isfinite(reward)][0]
             raise ValueError(f"replay.add: reward[{env}] must be finite in float32, got {bad}")
         n = len(obs)
         with self._lock:
-            first, slot = self._first_row[envs], self._slot[envs]
-            moved = self._broken[envs] | (_bytes(self._obs[first + slot], n) != _bytes(obs, n)).any(1)
+            env, slot = self._envs[envs], self._slot[envs]
+            moved = self._broken[envs] | (_bytes(self._obs[slot * self.num_envs + env], n) != _bytes(obs, n)).any(1)
             slot = (slot + moved) % self._slots
             after = (slot + 1) % self._slots
-            rows = first + slot
+            rows, rows_after = slot * self.num_envs + env, after * self.num_envs + env
             if moved.any():
                 self._obs[rows[moved]] = obs[moved]
-            self._obs[rows + 1] = next_obs
+            self._obs[rows + self.num_envs] = next_obs
             if not after.all():
-                self._obs[first[after == 0]] = next_obs[after == 0]
+                self._obs[env[after == 0]] = next_obs[after == 0]
             self._action[rows] = action
             self._reward[rows] = reward
             self._terminated[rows] = terminated
             self._truncated[rows] = truncated
+            self._cut[rows] = False  # where it does not go on from the slot before, no transition is there
+            self._cut[rows_after] = True
             self._slot[envs] = after
             self._broken[envs] = terminated | truncated
             self._added += n
             priorities = np.zeros(2 * n)
             priorities[:n] = self._new_priority
-            self._tree.update(np.concatenate((rows, first + after)), priorities)
+            self._tree.update(np.concatenate((rows, rows_after)), priorities)
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` transitions, with replacement.  The arrays are new and the caller's own.
@@ -236,29 +253,46 @@ class ReplayBuffer:
             ValueError: nothing has been added yet, or batch_size < 1.
             TypeError: batch_size is not an int.
         """
-        tree, out = self._tree, None
+        tree = self._tree
         with self._lock:
             if not tree.total > 0:
                 raise ValueError("replay.sample: the buffer is empty: add transitions before sampling")
             indices, weights = tree.sample_weighted(batch_size, self.beta, self._normalize, stratified=self._stratified)
-            if self._pinned_dtypes is not None:
-                # torch does not hand out a pinned block again before the copies from it are done.
-                out = [
-                    self._torch.empty((len(indices), *source.shape[1:]), dtype=dtype, pin_memory=True)
-                    for source, dtype in zip(self._sources, self._pinned_dtypes, strict=True)
-                ]
-            columns = gather_rows(self._sources, indices, out=out)
-        if self.device is not None:
-            # Wrapping NumPy's results costs less than having torch allocate them.
-            tensor = self._torch.from_numpy
-            indices, weights = tensor(indices), tensor(weights)
-            if out is None:
-                columns = [tensor(column) for column in columns]
-            if self.device.type != "cpu":
-                columns = [column.to(self.device, non_blocking=True) for column in columns]
-                weights = weights.to(self.device, non_blocking=True)
-        obs, next_obs, action, reward, terminated, truncated = columns
-        return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights)
+            if self.n_step == 1:
+                obs, action, next_obs, terminated, truncated, reward = self._gather(self._sources, indices)
+                discount = np.where(terminated, np.float32(0), np.float32(self.gamma))
+            else:
+                # Every slot may be read: `cut` is set where the cursor is.
+                rewards, terminated, truncated, cut = self._rings
+                reward, discount, last = n_step_gather(
+                    rewards, terminated, truncated, indices, self._slot, self._slots,
+                    gamma=self.gamma, n=self.n_step, cut=cut,
+                )  # fmt: skip
+                obs, action = self._gather(self._sources[:2], indices)
+                next_obs, terminated, truncated = self._gather(self._sources[2:5], last)
+        batch = Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount)
+        if self.device is None:
+            return batch
+        # Wrapping NumPy's results costs less than having torch allocate them.
+        tensors = [x if isinstance(x, self._torch.Tensor) else self._torch.from_numpy(x) for x in batch]
+        if self.device.type != "cpu":
+            tensors = [
+                x if name == "indices" else x.to(self.device, non_blocking=True)
+                for name, x in zip(Batch._fields, tensors, strict=True)
+            ]
+        return Batch(*tensors)
+
+    def _gather(self, sources: list[NDArray[Any]], rows: NDArray[np.int64]) -> list[Any]:
+        if not self._pinned:
+            return gather_rows(sources, rows)  # type: ignore[no-any-return]
+        # torch does not hand out a pinned block again before the copies from it are done.
+        out = [
+            self._torch.empty(
+                (len(rows), *source.shape[1:]), dtype=self._torch.from_numpy(source[:0]).dtype, pin_memory=True
+            )
+            for source in sources
+        ]
+        return gather_rows(sources, rows, out=out)  # type: ignore[no-any-return]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that decides what the buffer will do to one file, checksummed and without pickle.
@@ -272,8 +306,9 @@ class ReplayBuffer:
         with self._lock:
             tree = self._tree.state_dict()
             # Up to the next observation of the last transition in any ring.
-            starts = tree["priorities"].reshape(self.num_envs, -1).any(0)
+            starts = tree["priorities"].reshape(-1, self.num_envs).any(1)
             slots = int(np.flatnonzero(starts).max(initial=-2)) + 2
+            rows = slots * self.num_envs
             header = {
                 "config": self._config(),
                 "slots": slots,
@@ -283,7 +318,7 @@ class ReplayBuffer:
                 "new_priority": self._new_priority,
                 "generator": tree["generator"],
             }
-            storage.write(path, header, self._rings([tree["priorities"], *self._columns], slots))
+            storage.write(path, header, [column[:rows] for column in (tree["priorities"], *self._columns)])
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on bit for bit where `save` was called, random draws included.
@@ -292,7 +327,8 @@ class ReplayBuffer:
 
         Raises:
             ValueError: not a file of `save`; cut off or changed since; or of a buffer with another class, capacity,
-                num_envs, spaces, alpha or eps (the message says which).  `device` and the schedule of beta may differ.
+                num_envs, spaces, n_step, gamma, alpha or eps (the message says which).  `device` and the schedule of
+                beta may differ.
             OSError: the file cannot be read.
         """
         where = f"replay.load: {os.fspath(path)}"
@@ -310,7 +346,8 @@ class ReplayBuffer:
                     raise ValueError(f"of a buffer with {', '.join(differing)}")
                 columns = self._new_columns()
                 priorities = np.zeros(self._tree.capacity, np.float32)
-                reader.read_into(self._rings([priorities, *columns], header["slots"]))
+                rows = header["slots"] * self.num_envs
+                reader.read_into([column[:rows] for column in (priorities, *columns)])
             except ValueError as error:
                 raise ValueError(f"{where} is {error}") from None
         tree = {"capacity": self._tree.capacity, "dtype": "float32", "priorities": priorities}
@@ -328,15 +365,13 @@ class ReplayBuffer:
             "class": type(self).__name__,
             "capacity": self.capacity,
             "num_envs": self.num_envs,
+            "n_step": self.n_step,
+            "gamma": self.gamma,
             "obs_shape": list(self._obs_shape),
             "obs_dtype": self._obs_dtype.name,
             "action_shape": list(self._action_shape),
             "action_dtype": self._action_dtype.name,
         }
-
-    def _rings(self, columns: list[NDArray[Any]], slots: int) -> list[NDArray[Any]]:
-        """The first `slots` slots of every ring of every column: contiguous views."""
-        return [ring[:slots] for c in columns for ring in c.reshape(self.num_envs, -1, *c.shape[1:])]
 
     def _new_columns(self) -> list[NDArray[Any]]:
         rows = self._tree.capacity
@@ -346,12 +381,16 @@ class ReplayBuffer:
             np.zeros(rows, np.float32),
             np.zeros(rows, np.bool_),
             np.zeros(rows, np.bool_),
+            np.zeros(rows, np.bool_),
         ]
 
     def _set_columns(self, columns: list[NDArray[Any]]) -> None:
         self._columns = columns
-        self._obs, self._action, self._reward, self._terminated, self._truncated = columns
-        self._sources = [self._obs, self._obs[1:], *columns[1:]]  # of a batch
+        self._obs, self._action, self._reward, self._terminated, self._truncated, self._cut = columns
+        next_obs = self._obs[self.num_envs :]
+        self._sources = [self._obs, self._action, next_obs, self._terminated, self._truncated, self._reward]
+        # [slots, num_envs], without the slot at the end.
+        self._rings = [c[: -self.num_envs].reshape(-1, self.num_envs) for c in columns[2:]]
 
     def _array(self, name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         """`value` with this dtype and shape, or an error that says what of it is wrong."""
@@ -398,6 +437,8 @@ class PrioritizedReplay(ReplayBuffer):
         action_space: Any,
         num_envs: int = 1,
         *,
+        n_step: int = 1,
+        gamma: float = 0.99,
         device: Any = None,
         seed: int | None = None,
         alpha: float = 0.6,
@@ -416,7 +457,9 @@ class PrioritizedReplay(ReplayBuffer):
         if normalize not in ("batch", "tree"):
             raise ValueError(f'replay: normalize must be "batch" or "tree", got {normalize!r}')
         self._normalize = normalize
-        super().__init__(capacity, obs_space, action_space, num_envs, device=device, seed=seed)
+        super().__init__(
+            capacity, obs_space, action_space, num_envs, n_step=n_step, gamma=gamma, device=device, seed=seed
+        )
 
     @property
     def beta(self) -> float:

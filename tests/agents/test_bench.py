@@ -1,9 +1,13 @@
-"""The benchmark of whole agents runs for whoever has the agents extra."""
+"""The benchmarks of whole agents run for whoever has the agents extra, and their tables add up."""
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -20,3 +24,78 @@ def test_agents_benchmark_runs_and_adds_up(tmp_path):
     assert all(speed > 0 for speeds in record["steps_per_s"].values() for speed in speeds)
     assert record["ratio"] > 0 and all(share > 0 for share in record["profile"].values())
     assert abs(sum(record["profile"].values()) - 100) < 1  # rounded shares
+
+
+@pytest.fixture
+def learning(monkeypatch, tmp_path):
+    """bench/learning.py with one small task an algorithm, and its results in tmp_path."""
+    monkeypatch.syspath_prepend(BENCH)
+    module = importlib.import_module("learning")
+    small = {
+        "dqn": {"hidden": (8,), "learning_starts": 100, "train_every": 50},
+        "ppo": {"hidden": (8,), "num_envs": 4, "n_steps": 16, "epochs": 1},
+    }
+    tasks = {name: {"small": {"CartPole-v1": module.Task(300, 5, small[name])}} for name in small}
+    monkeypatch.setattr(module, "TASKS", tasks)
+    monkeypatch.setattr(module, "VARIANTS", ("small",))
+    monkeypatch.setattr(module, "ENVS", ("CartPole-v1",))
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module.Task, "evaluate_every", lambda self, algorithm: 150)
+    monkeypatch.setattr(module, "EPISODES", 2)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "FASTRL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # as main sets them; undone after the test
+    return module
+
+
+def test_learning_benchmark_keeps_a_log_a_run(learning, tmp_path):
+    for algorithm, ends in (("dqn", ["150", "300"]), ("ppo", ["192", "320"])):  # ppo ends with an update of 64 steps
+        path = learning.log_path(algorithm, "CartPole-v1", "small", 1)
+        learning.run(path, algorithm, "CartPole-v1", 1, learning.TASKS[algorithm]["small"]["CartPole-v1"])
+        assert path == tmp_path / algorithm / "CartPole-v1" / "small" / "seed1.csv"
+        header, *rows = (line.split(",") for line in path.read_text().splitlines())
+        assert tuple(header) == learning.COLUMNS and [row[0] for row in rows] == ends
+        assert [file.name for file in path.parent.iterdir()] == ["seed1.csv"]
+    assert learning.table(5).count("CartPole-v1") == 2
+
+
+def test_learning_benchmark_runs_what_is_missing(learning, tmp_path, monkeypatch, capsys):
+    path = learning.log_path("dqn", "CartPole-v1", "small", 0)
+    path.parent.mkdir(parents=True)
+    path.write_text("step,greedy_return\n300,9.5\n")
+    (broken,) = learning.TASKS["ppo"]["small"].values()
+    learning.TASKS["ppo"]["broken"] = {"CartPole-v1": broken._replace(overrides={"gamma": 2.0})}
+    monkeypatch.setattr(learning, "VARIANTS", ("small", "broken"))
+    assert learning.main(["--algorithm", "ppo", "--seeds", "1"]) == 1  # one failed, and the other was run
+    out, err = capsys.readouterr()
+    assert err == "ppo CartPole-v1 broken seed 0 FAILED: InputError: PPOConfig: gamma must be in [0, 1], got 2.0\n"
+    assert re.search(r"^ppo CartPole-v1 small seed 0: \d+\.\d after \d+ s$", out, re.MULTILINE)
+    assert path.read_text() == "step,greedy_return\n300,9.5\n"
+    assert learning.main(["--algorithm", "ppo", "--variant", "small", "--seeds", "1"]) == 0  # nothing is left to run
+    assert "after" not in capsys.readouterr().out
+
+
+def test_learning_table(learning):
+    for seed, last in enumerate([4, 0, 4, 4, 400]):
+        path = learning.log_path("dqn", "CartPole-v1", "small", seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"step,greedy_return\n150,500\n300,{last}\n")
+    row = learning.table(5).splitlines()[-1]
+    assert re.fullmatch(r"\| CartPole-v1 \| dqn \| small \| 4\.0 \[.*\] \| 4 0 4 4 400 \| MISSED 5 \| 300 \|", row)
+    path.write_text("step,greedy_return\n150,500\n")
+    with pytest.raises(SystemExit, match="dqn CartPole-v1 small: a log ends before step 300"):
+        learning.table(5)
+
+
+def test_learning_tasks_name_what_exists(monkeypatch):
+    """A wrong name or value in the table would show only hours into a matrix."""
+    from fastrl.agents import ALGORITHMS
+    from fastrl.agents.config import make_config
+
+    monkeypatch.syspath_prepend(BENCH)
+    module = importlib.import_module("learning")
+    assert set(module.TASKS) == set(ALGORITHMS)
+    for algorithm, variants in module.TASKS.items():
+        for variant, envs in variants.items():
+            for env, task in envs.items():
+                make_config(ALGORITHMS[algorithm].config_class, task.overrides, f"{algorithm} {variant} {env}")
+                assert task.steps % task.evaluate_every(algorithm) == 0

@@ -17,14 +17,15 @@ SWITCHES = [
     {"double": True},
     {"dueling": True},
     {"prioritized": True},
-    {"double": True, "dueling": True, "prioritized": True},
+    {"n_step": 3},
+    {"double": True, "dueling": True, "prioritized": True, "n_step": 3},
 ]
-IDS = ["plain", "double", "dueling", "prioritized", "all"]
+IDS = ["plain", "double", "dueling", "prioritized", "n-step", "all"]
 
 
 def make_agent(**overrides):
     settings = {"hidden": (8, 8), "batch_size": B, "gamma": GAMMA, "max_grad_norm": None, "seed": 3}
-    settings |= {"target_every": 100, "tau": 1.0, **overrides}
+    settings |= {"target_every": 100, "tau": 1.0, "reward_scale": 1.0, **overrides}
     agent = DQN("CartPole-v1", DQNConfig(), **settings)
     with torch.no_grad():  # a target network of its own
         for p in agent.target.parameters():
@@ -45,6 +46,7 @@ def make_batch():
         truncated=torch.from_numpy(truncated),
         indices=torch.arange(B),
         weights=torch.from_numpy(rng.uniform(0.2, 1, size=B).astype(np.float32)),
+        discount=torch.from_numpy(np.where(terminated, 0, GAMMA ** np.arange(1, B + 1)).astype(np.float32)),
     )
 
 
@@ -75,14 +77,15 @@ def targets(agent, batch, dueling, double):
     y = np.zeros(B)
     for i in range(B):
         best = next_online[i].argmax() if double else next_target[i].argmax()
-        y[i] = batch.reward[i].item() + (0.0 if batch.terminated[i] else GAMMA * next_target[i, best])
+        bootstrap = 0.0 if batch.terminated[i] else GAMMA ** (i + 1) * next_target[i, best]  # after i + 1 steps
+        y[i] = agent.config.reward_scale * batch.reward[i].item() + bootstrap
     return y
 
 
 @pytest.mark.parametrize("loss", ["huber", "mse"])
 @pytest.mark.parametrize("switches", SWITCHES, ids=IDS)
 def test_update_against_hand_computation(switches, loss, monkeypatch):
-    agent, batch, seen = make_agent(loss=loss, **switches), make_batch(), {}
+    agent, batch, seen = make_agent(loss=loss, reward_scale=0.3, **switches), make_batch(), {}
     monkeypatch.setattr(agent.buffer, "sample", lambda n: batch)
     if agent.config.prioritized:
         monkeypatch.setattr(agent.buffer, "update_priorities", lambda i, td: seen.update(indices=i, td=td))
@@ -118,6 +121,38 @@ def test_update_against_hand_computation(switches, loss, monkeypatch):
     if agent.config.prioritized:
         assert torch.equal(seen["indices"], batch.indices)
         np.testing.assert_allclose(seen["td"].numpy(), abs(td), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_targets_of_whole_episodes(n_step, prioritized, monkeypatch):
+    """y of what the agent's own buffer draws, by hand from the episodes as they were played, time limits included."""
+    env = gym.make("CartPole-v1", max_episode_steps=9)
+    agent = DQN(env, n_step=n_step, prioritized=prioritized, gamma=GAMMA, seed=1, hidden=(8,), learning_starts=1000)
+    played, add = [], agent.buffer.add
+    monkeypatch.setattr(agent.buffer, "add", lambda *item: played.append([np.array(x) for x in item]) or add(*item))
+    agent.learn(150, progress=False)
+    batch = agent.buffer.sample(400)
+    ends = {"terminated": 0, "truncated": 0, "newest": 0}
+    for b in range(400):
+        (t,) = [t for t, item in enumerate(played) if np.array_equal(item[0].ravel(), batch.obs[b].numpy())]
+        start, reward = t, 0.0
+        while True:
+            r, next_obs, terminated, truncated = (x.reshape(-1) for x in played[t][2:6])
+            reward += GAMMA ** (t - start) * r.item()
+            t += 1
+            if terminated or truncated or t - start == n_step or t == len(played):
+                break
+        assert batch.reward[b].item() == pytest.approx(reward)
+        assert batch.discount[b].item() == pytest.approx(0.0 if terminated else GAMMA ** (t - start))
+        np.testing.assert_array_equal(batch.next_obs[b].numpy(), next_obs)
+        assert batch.terminated[b] == terminated and batch.truncated[b] == truncated
+        assert batch.action[b] == played[start][1].item()
+        if terminated or truncated:
+            ends["terminated" if terminated else "truncated"] += 1
+        elif t == len(played):
+            ends["newest"] += 1
+    assert all(ends.values()), ends
 
 
 def test_double_differs_from_plain():
@@ -196,6 +231,18 @@ def test_numpy_forward_is_the_torch_network_and_follows_it(dueling, tolerance):
         with torch.no_grad():
             for p in agent.online.parameters():
                 p += 0.1
+
+
+def test_reward_scale_leaves_boltzmann_and_the_logs_in_rewards():
+    agent, obs = (
+        make_agent(exploration="boltzmann", temperature=0.5, reward_scale=0.1),
+        np.zeros((40_000, 4), np.float32),
+    )
+    q = agent._q_values(obs[:1])[0].astype(np.float64) / 0.1 / 0.5
+    expected = np.exp(q[1] - q.max()) / np.exp(q - q.max()).sum()
+    assert agent._act(obs, np.random.default_rng(0)).mean() == pytest.approx(expected, abs=0.01)
+    agent._mean_q = torch.tensor(2.0)
+    assert agent.metrics()["mean_q"] == pytest.approx(20.0)
 
 
 def test_predict_shapes():
@@ -278,6 +325,9 @@ def test_updates_per_round_and_vector_environments():
         {"nonsense": 1},
         {"device": "tpu"},
         {"temperature": 0.0},
+        {"n_step": 0},
+        {"n_step": 1.5},
+        {"reward_scale": 0.0},
     ],
     ids=lambda s: next(iter(s)),
 )

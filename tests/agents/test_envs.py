@@ -6,7 +6,8 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastrl.agents import DQN
-from fastrl.agents.envs import Envs
+from fastrl.agents.config import InputError
+from fastrl.agents.envs import Envs, make_env
 
 LENGTHS = (3, 5)
 
@@ -100,3 +101,66 @@ def test_environment_that_does_not_repeat_itself_begins_anew():
     other = Envs(Noisy(9), 1, seed=0)
     assert not other.load_state_dict(envs.state_dict(), envs.obs)
     assert other.obs[0, 1] == 0  # a new episode
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_reset_begins_new_episodes_everywhere(mode):
+    envs = Envs(make_vec(mode), 2, seed=0)
+    for steps in (4, 5, 6):  # one of them is where an episode has just ended
+        for _ in range(steps):
+            envs.step(np.zeros(2, np.int64))
+        before, ended = envs.obs[:, 0].copy(), envs.episodes
+        envs.reset()
+        assert (envs.obs[:, 1] == 0).all() and (envs.obs[:, 0] > before).any() and envs.episodes == ended
+        t = envs.step(np.zeros(2, np.int64))
+        assert t.mask is None and (t.next_obs[:, 1] == 1).all()
+    assert {length for _, length in envs.recent} <= set(LENGTHS)  # what was abandoned is not counted
+
+
+def test_state_comes_back_after_a_reset():
+    envs = Envs("CartPole-v1", 2, seed=4)
+    drive(envs, np.zeros((5, 2), np.int64))
+    envs.reset()
+    drive(envs, np.zeros((3, 2), np.int64))
+    state, obs, later = envs.state_dict(), envs.obs, np.ones((30, 2), np.int64)
+    expected = drive(envs, later)
+    other = Envs("CartPole-v1", 2, seed=77)
+    assert other.load_state_dict(state, obs)
+    assert drive(other, later) == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_what_is_not_finite_is_named(value, mode):
+    class Broken(Counter):
+        def step(self, action):
+            obs, *rest = super().step(action)
+            if self.t == 5:  # the episode's last observation
+                obs[1] = value
+            return obs, *rest
+
+    vec = SyncVectorEnv([lambda: Counter(3), lambda: Broken(5)], autoreset_mode=mode)
+    envs = Envs(vec, 2, seed=0)
+    with pytest.raises(InputError, match=f"the observation of this environment must be finite, got {value}"):
+        drive(envs, np.zeros((5, 2), np.int64))
+
+
+def test_large_numbers_are_finite():
+    class Huge(Counter):
+        def step(self, action):
+            obs, _, *rest = super().step(action)
+            return np.full_like(obs, 3e38), 1e300, *rest
+
+    envs = Envs(SyncVectorEnv([lambda: Huge(5)] * 3, autoreset_mode=AutoresetMode.DISABLED), 3, seed=0)
+    with np.errstate(over="ignore"):  # the sum of the observations overflows float32
+        assert (envs.step(np.zeros(3, np.int64)).reward == 1e300).all()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "vector_entry_point"])
+def test_one_of_a_vector_can_be_made_again(kind):
+    vec = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode=kind)
+    try:
+        envs = Envs(vec, 2, seed=0)
+        assert envs.env_id == "CartPole-v1" and make_env(envs.spec).spec.max_episode_steps == 500
+    finally:
+        vec.close()

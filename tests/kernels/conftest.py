@@ -1,6 +1,7 @@
 """Fixtures of the kernel tests: the backends, a plain float64 oracle and an independent Philox 4x32-10."""
 
 import importlib
+import inspect
 import math
 import os
 from fractions import Fraction
@@ -13,16 +14,39 @@ import scipy.stats
 BACKENDS = ("reference", "numba", "cpp")
 
 
+class Scans:
+    """The scans of one backend, which takes everything by position, by the signatures of the public functions."""
+
+    def __init__(self, backend):
+        self.backend = backend
+
+    def __getattr__(self, op):
+        from fastrl.kernels import scans
+
+        function, signature = getattr(self.backend, op), inspect.signature(getattr(scans, op))
+
+        def call(*args, **kwargs):
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return function(*bound.arguments.values())
+
+        return call
+
+
 def _load_backend(name):
     """The kernels of one backend; a backend that is not installed skips (a missing C++ one fails if it is required)."""
     from fastrl.kernels import SumTree, SumTreeReference, gather_rows_reference
+    from fastrl.kernels.scans import ReferenceScans
 
     if name == "reference":
-        return SimpleNamespace(name=name, SumTree=SumTreeReference, gather_rows=gather_rows_reference)
+        return SimpleNamespace(
+            name=name, SumTree=SumTreeReference, gather_rows=gather_rows_reference, scans=Scans(ReferenceScans())
+        )
     if name == "numba":
         pytest.importorskip("numba", reason="the Numba backend needs numba, which is not installed")
         core = importlib.import_module("fastrl.kernels._numba.sum_tree").NumbaCore
         rows = None  # has no Numba version
+        scans = Scans(importlib.import_module("fastrl.kernels._numba.scans").NumbaScans())
     else:
         try:
             extension = importlib.import_module("fastrl._C")
@@ -31,11 +55,13 @@ def _load_backend(name):
                 pytest.fail(f"FASTRL_REQUIRE_EXT is set, but the C++ extension does not import: {error}")
             pytest.skip(f"the C++ extension is not built: {error}")
         core = extension.SumTreeCore
+        scans = Scans(extension)
 
         def rows(arrays, indices, *, out=None):
             return extension.gather_rows(arrays, indices, out)
 
-    return SimpleNamespace(name=name, SumTree=type("SumTree", (SumTree,), {"_core_class": core}), gather_rows=rows)
+    tree = type("SumTree", (SumTree,), {"_core_class": core})
+    return SimpleNamespace(name=name, SumTree=tree, gather_rows=rows, scans=scans)
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

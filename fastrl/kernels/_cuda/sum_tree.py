@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastrl import _backend
-from fastrl.kernels import sum_tree
+from fastrl.kernels import _arrays, sum_tree
 from fastrl.kernels.generator import philox4x32_reference
 from fastrl.kernels.sum_tree import ReferenceCore
 
@@ -151,25 +151,25 @@ class CudaCore(TorchCore):
         return super().priorities()
 
     def get(self, indices: Any) -> Any:
-        if not sum_tree._is_number(indices, numbers.Integral):
+        if not _arrays.is_number(indices, numbers.Integral):
             return self._kernels.get(indices)
         self.check()
         return super().get(indices)
 
     def find(self, prefix_sums: Any) -> Any:
-        if not sum_tree._is_number(prefix_sums, numbers.Real):
+        if not _arrays.is_number(prefix_sums, numbers.Real):
             return self._kernels.find(prefix_sums)
         self.check()
         return super().find(prefix_sums)
 
     def update(self, indices: Any, priorities: Any) -> None:
         # Python numbers are checked here and now.
-        if sum_tree._is_number(indices, numbers.Integral):
+        if _arrays.is_number(indices, numbers.Integral):
             indices = max(-(2**63), min(int(indices), 2**63 - 1))
             if not 0 <= indices < self.capacity:
                 raise IndexError(f"sum_tree.update: indices[0] is {indices}, outside [0, {self.capacity})")
-        if sum_tree._is_number(priorities, numbers.Real):
-            priorities = sum_tree._to_float(priorities)
+        if _arrays.is_number(priorities, numbers.Real):
+            priorities = _arrays.to_float(priorities)
             limit, text = sum_tree._MAX_PRIORITY[self.dtype]
             if not 0 <= priorities < math.inf:
                 raise ValueError(f"sum_tree.update: priorities[0] is {priorities!r}, must be finite and >= 0")

@@ -1,0 +1,426 @@
+// The fused policy heads: categorical.h and normal.h. `state` is that of a Generator; gradients may be None.
+#include <atomic>
+#include <mutex>
+#include <vector>
+
+#include "bindings.h"
+#include "categorical.h"
+#include "normal.h"
+#include "parallel.h"
+
+namespace fastrl {
+namespace {
+
+// ---------------------------------------------------------------- arguments
+Array load_floats(py::handle x, const char* where) { return load_cpu(x.ptr(), where, {DType::f32, DType::f64}); }
+
+std::string kind_text(const Array& a) {
+  if (a.kind == Kind::numpy) return "numpy.ndarray";
+  const auto module = py::cast<std::string>(py::type::handle_of(a.object).attr("__module__"));
+  return module.compare(0, 5, "torch") == 0 ? "torch.Tensor" : type_name(a.object);
+}
+
+void check_kind_like(const Array& a, const char* where, const Array& first, const char* first_name) {
+  if (a.kind == first.kind && a.api == first.api && a.kind != Kind::capsule) return;
+  const std::string kind = kind_text(a), wanted = kind_text(first);
+  if (kind != wanted)
+    raise_type(std::string(where) + " must be a " + wanted + " like " + first_name + ", got a " + kind);
+}
+
+Array load_like(py::handle x, const char* where, const Array& first, const char* first_name) {
+  Array a = load_floats(x, where);
+  check_kind_like(a, where, first, first_name);
+  if (a.dtype != first.dtype)
+    raise_value(std::string(where) + " must have dtype " + dtype_name(first.dtype) + " like " + first_name + ", got " +
+                dtype_name(a.dtype));
+  return a;
+}
+
+uint64_t* load_state(py::handle state) {
+  const Array s = load_cpu(state.ptr(), "generator: state", {DType::u64});
+  if (s.ndim != 1 || s.shape[0] != 2 || s.strides[0] != 8) raise_value("generator: state must be uint64 [2]");
+  return reinterpret_cast<uint64_t*>(s.data);  // the generator keeps it alive
+}
+
+#if !defined(__GNUC__)
+std::mutex counter_mutex;
+#endif
+
+// The blocks counter .. counter + n - 1 of a generator, taken.
+uint64_t take(uint64_t* state, int64_t n) {
+#if defined(__GNUC__)
+  return __atomic_fetch_add(state + 1, static_cast<uint64_t>(n), __ATOMIC_RELAXED);
+#else
+  std::lock_guard<std::mutex> lock(counter_mutex);
+  const uint64_t before = state[1];
+  state[1] = before + static_cast<uint64_t>(n);
+  return before;
+#endif
+}
+
+uint64_t peek(uint64_t* state) {
+#if defined(__GNUC__)
+  return __atomic_load_n(state + 1, __ATOMIC_RELAXED);
+#else
+  std::lock_guard<std::mutex> lock(counter_mutex);
+  return state[1];
+#endif
+}
+
+// Takes n blocks if the counter still stands at `expected`.
+bool take_from(uint64_t* state, uint64_t expected, int64_t n) {
+  const uint64_t after = expected + static_cast<uint64_t>(n);
+#if defined(__GNUC__)
+  return __atomic_compare_exchange_n(state + 1, &expected, after, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+#else
+  std::lock_guard<std::mutex> lock(counter_mutex);
+  if (state[1] != expected) return false;
+  state[1] = after;
+  return true;
+#endif
+}
+
+// A gradient [B] that may be None: contiguous, whatever strides autograd gave it.
+template <class T>
+class RowGrad {
+ public:
+  RowGrad(py::handle g, const char* where, const Array& first, const char* first_name) {
+    if (g.is_none()) return;
+    array_ = load_like(g, where, first, first_name);
+    check_rows(array_, where, first.shape[0]);
+    numbers_.emplace_back(array_);
+  }
+  static void check_rows(const Array& a, const char* where, int64_t rows) {
+    if (a.ndim != 1 || a.shape[0] != rows)
+      raise_value(std::string(where) + " must have shape (" + std::to_string(rows) + ",), got " +
+                  shape_text(a.shape, a.ndim));
+  }
+  const T* data() const { return numbers_.empty() ? nullptr : numbers_[0].data(); }
+
+ private:
+  Array array_;
+  std::vector<Contiguous<T>> numbers_;  // none or one
+};
+
+template <class T>
+T* data_of(const Result& r) {
+  return reinterpret_cast<T*>(r.data);
+}
+
+// ---------------------------------------------------------------- categorical
+Array load_logits(py::handle x, const char* where) {
+  Array a = load_floats(x, where);
+  if (a.ndim != 2 || a.shape[1] < 1)
+    raise_value(std::string(where) + " must have shape [B, K] with K >= 1, got " + shape_text(a.shape, a.ndim));
+  return a;
+}
+
+Logits logits_of(const Array& a) { return {a.data, a.shape[0], a.shape[1], a.strides[0], a.strides[1]}; }
+
+double categorical_us(const Array& a) { return 2e-3 * static_cast<double>(a.size()); }
+
+// A copy of the actions, each in [0, K).
+Contiguous<int64_t> load_action(py::handle x, const std::string& op, const Array& logits) {
+  const std::string where = op + ": action";
+  const Array a = load_cpu(x.ptr(), where.c_str(), {DType::i64, DType::i32});
+  check_kind_like(a, where.c_str(), logits, "logits");
+  if (a.ndim != 1 || a.shape[0] != logits.shape[0])
+    raise_value(where + " must have shape (" + std::to_string(logits.shape[0]) + ",), got " +
+                shape_text(a.shape, a.ndim));
+  Contiguous<int64_t> action(a, /*copy=*/true);
+  for (int64_t i = 0; i < action.size(); ++i)
+    if (action.data()[i] < 0 || action.data()[i] >= logits.shape[1])
+      throw py::index_error(where + "[" + std::to_string(i) + "] is " + std::to_string(action.data()[i]) +
+                            ", outside [0, " + std::to_string(logits.shape[1]) + ")");
+  return action;
+}
+
+template <class T>
+py::tuple categorical_sample_of(const Array& logits, py::handle state_object, py::handle uniform_object) {
+  const int64_t rows = logits.shape[0];
+  uint64_t* state = nullptr;
+  std::vector<Contiguous<double>> uniform;
+  if (uniform_object.is_none()) {
+    state = load_state(state_object);
+  } else {
+    const Array u = load_cpu(uniform_object.ptr(), "categorical_sample: uniform", {DType::f64});
+    if (u.ndim != 1 || u.shape[0] != rows) raise_value("categorical_sample: uniform must have shape [B]");
+    uniform.emplace_back(u);
+  }
+  Result action = allocate_like(logits, DType::i64, &rows, 1);
+  Result log_prob = allocate_like(logits, logits.dtype, &rows, 1);
+  CategoricalSample<T> sample{
+      logits_of(logits),   0, 0, uniform.empty() ? nullptr : uniform[0].data(), data_of<int64_t>(action),
+      data_of<T>(log_prob)};
+  std::atomic<int64_t> bad{-1};
+  const int threads = threads_for(categorical_us(logits) * 1.5);
+  {
+    ReleaseGil release;
+    // Drawn first and taken after, so that logits without a distribution leave the generator as it was; again, should
+    // another thread have drawn from it meanwhile.
+    do {
+      if (state) sample.seed = state[0], sample.counter = peek(state);
+      parallel_for(rows, threads, [&](int64_t begin, int64_t end) {
+        const int64_t row = sample(begin, end);
+        if (row < 0) return;
+        int64_t first = bad.load();
+        while ((first < 0 || row < first) && !bad.compare_exchange_weak(first, row)) {
+        }
+      });
+    } while (bad < 0 && state && !take_from(state, sample.counter, rows));
+  }
+  if (bad >= 0)
+    raise_value("categorical_sample: logits[" + std::to_string(bad) +
+                "] has NaN, +inf or only -inf: there is no action to draw");
+  return py::make_tuple(hand_back(std::move(action), logits), hand_back(std::move(log_prob), logits));
+}
+
+py::tuple categorical_sample(py::handle logits, py::handle state, py::handle uniform) {
+  const Array z = load_logits(logits, "categorical_sample: logits");
+  return z.dtype == DType::f32 ? categorical_sample_of<float>(z, state, uniform)
+                               : categorical_sample_of<double>(z, state, uniform);
+}
+
+template <class T>
+py::tuple categorical_log_prob_entropy_of(const Array& logits, const Contiguous<int64_t>& action) {
+  const int64_t rows = logits.shape[0];
+  Result log_prob = allocate_like(logits, logits.dtype, &rows, 1);
+  Result entropy = allocate_like(logits, logits.dtype, &rows, 1);
+  const CategoricalLogProb<T> op{logits_of(logits), action.data(), data_of<T>(log_prob), data_of<T>(entropy)};
+  const int threads = threads_for(categorical_us(logits));
+  {
+    ReleaseGil release;
+    parallel_for(rows, threads, op);
+  }
+  return py::make_tuple(hand_back(std::move(log_prob), logits), hand_back(std::move(entropy), logits));
+}
+
+py::tuple categorical_log_prob_entropy(py::handle logits, py::handle action) {
+  const Array z = load_logits(logits, "categorical_log_prob_entropy: logits");
+  const Contiguous<int64_t> a = load_action(action, "categorical_log_prob_entropy", z);
+  return z.dtype == DType::f32 ? categorical_log_prob_entropy_of<float>(z, a)
+                               : categorical_log_prob_entropy_of<double>(z, a);
+}
+
+template <class T>
+py::object categorical_backward_of(const Array& logits, const Contiguous<int64_t>& action, py::handle grad_log_prob,
+                                   py::handle grad_entropy) {
+  const RowGrad<T> gl(grad_log_prob, "categorical_log_prob_entropy_backward: grad_log_prob", logits, "logits");
+  const RowGrad<T> gh(grad_entropy, "categorical_log_prob_entropy_backward: grad_entropy", logits, "logits");
+  Result grad = allocate_like(logits, logits.dtype, logits.shape.data(), 2);
+  const CategoricalGrad<T> op{logits_of(logits), action.data(), gl.data(), gh.data(), data_of<T>(grad)};
+  const int threads = threads_for(categorical_us(logits) * 1.5);
+  {
+    ReleaseGil release;
+    parallel_for(logits.shape[0], threads, op);
+  }
+  return hand_back(std::move(grad), logits);
+}
+
+py::object categorical_log_prob_entropy_backward(py::handle logits, py::handle action, py::handle grad_log_prob,
+                                                 py::handle grad_entropy) {
+  const Array z = load_logits(logits, "categorical_log_prob_entropy_backward: logits");
+  const Contiguous<int64_t> a = load_action(action, "categorical_log_prob_entropy_backward", z);
+  return z.dtype == DType::f32 ? categorical_backward_of<float>(z, a, grad_log_prob, grad_entropy)
+                               : categorical_backward_of<double>(z, a, grad_log_prob, grad_entropy);
+}
+
+// ---------------------------------------------------------------- normal
+Array load_mean(py::handle x, const std::string& where) {
+  Array a = load_floats(x, where.c_str());
+  if (a.ndim != 2) raise_value(where + " must have shape [B, A], got " + shape_text(a.shape, a.ndim));
+  return a;
+}
+
+Array load_log_std(py::handle x, const std::string& where, const Array& first, const char* first_name) {
+  Array a = load_like(x, where.c_str(), first, first_name);
+  const bool shared = a.ndim == 1 && a.shape[0] == first.shape[1];
+  if (!shared && !(a.ndim == 2 && a.shape[0] == first.shape[0] && a.shape[1] == first.shape[1]))
+    raise_value(where + " must have shape (" + std::to_string(first.shape[1]) + ",) or " + shape_text(first.shape, 2) +
+                " like " + first_name + ", got " + shape_text(a.shape, a.ndim));
+  return a;
+}
+
+Array load_matrix(py::handle x, const std::string& where, const Array& first, const char* first_name) {
+  Array a = load_like(x, where.c_str(), first, first_name);
+  check_shape_like(a, where.c_str(), first, first_name);
+  return a;
+}
+
+Columns columns_of(const Array& a) {
+  return a.ndim == 1 ? Columns{a.data, 0, a.strides[0]} : Columns{a.data, a.strides[0], a.strides[1]};
+}
+
+double normal_us(const Array& a, double nanoseconds) { return 1e-3 * nanoseconds * static_cast<double>(a.size()); }
+
+template <class T>
+py::tuple normal_log_prob_entropy_of(const Array& mean, const Array& log_std, const Array& action) {
+  const int64_t rows = mean.shape[0];
+  Result log_prob = allocate_like(mean, mean.dtype, &rows, 1), entropy = allocate_like(mean, mean.dtype, &rows, 1);
+  const NormalLogProb<T> op{mean.shape[1],      columns_of(mean),     columns_of(log_std),
+                            columns_of(action), data_of<T>(log_prob), data_of<T>(entropy)};
+  const int threads = threads_for(normal_us(mean, 3));
+  {
+    ReleaseGil release;
+    parallel_for(rows, threads, op);
+  }
+  return py::make_tuple(hand_back(std::move(log_prob), mean), hand_back(std::move(entropy), mean));
+}
+
+py::tuple normal_log_prob_entropy(py::handle mean, py::handle log_std, py::handle action) {
+  const std::string op = "normal_log_prob_entropy";
+  const Array m = load_mean(mean, op + ": mean");
+  const Array s = load_log_std(log_std, op + ": log_std", m, "mean");
+  const Array x = load_matrix(action, op + ": action", m, "mean");
+  return m.dtype == DType::f32 ? normal_log_prob_entropy_of<float>(m, s, x)
+                               : normal_log_prob_entropy_of<double>(m, s, x);
+}
+
+template <class T>
+py::tuple normal_sample_of(const Array& mean, const Array& log_std, const Array& noise, py::handle state_object,
+                           bool with_noise) {
+  const int64_t rows = mean.shape[0];
+  uint64_t* state = noise.object ? nullptr : load_state(state_object);
+  Result action = allocate_like(mean, mean.dtype, mean.shape.data(), 2);
+  Result log_prob = allocate_like(mean, mean.dtype, &rows, 1), drawn;
+  if (with_noise) drawn = allocate_like(mean, mean.dtype, mean.shape.data(), 2);
+  NormalSample<T> op{
+      mean.shape[1],      columns_of(mean),     columns_of(log_std), noise.object ? columns_of(noise) : Columns{}, 0, 0,
+      data_of<T>(action), data_of<T>(log_prob), data_of<T>(drawn)};
+  const int threads = threads_for(normal_us(mean, 8));
+  {
+    ReleaseGil release;
+    if (state) op.seed = state[0], op.counter = take(state, mean.size());
+    parallel_for(rows, threads, op);
+  }
+  py::object eps = with_noise ? hand_back(std::move(drawn), mean) : py::none();
+  return py::make_tuple(hand_back(std::move(action), mean), hand_back(std::move(log_prob), mean), std::move(eps));
+}
+
+py::tuple normal_sample(py::handle mean, py::handle log_std, py::handle noise, py::handle state, bool with_noise) {
+  const std::string op = "normal_sample";
+  const Array m = load_mean(mean, op + ": mean");
+  const Array s = load_log_std(log_std, op + ": log_std", m, "mean");
+  Array eps;
+  if (!noise.is_none()) eps = load_matrix(noise, op + ": noise", m, "mean");
+  return m.dtype == DType::f32 ? normal_sample_of<float>(m, s, eps, state, with_noise)
+                               : normal_sample_of<double>(m, s, eps, state, with_noise);
+}
+
+// Runs a backward kernel that sums over the rows where log_std has shape [A]; returns the gradient of log_std then.
+template <class T, class Op>
+py::object run_backward(Op& op, const Array& log_std, bool wanted, int64_t rows, double microseconds) {
+  const bool shared = log_std.ndim == 1;
+  Result grad;
+  std::vector<double> sums;
+  const int64_t columns = op.columns, pieces = (rows + kPieceRows - 1) / kPieceRows;
+  if (wanted) {
+    grad = allocate_like(log_std, log_std.dtype, log_std.shape.data(), log_std.ndim);
+    if (!shared) op.grad_log_std = data_of<T>(grad);
+    if (shared) sums.assign(static_cast<size_t>(pieces * columns), 0.0), op.sums = sums.data();
+  }
+  const int threads = threads_for(microseconds);
+  {
+    ReleaseGil release;
+    parallel_for(pieces, threads, [&](int64_t begin, int64_t end) {
+      op(begin * kPieceRows, end * kPieceRows < rows ? end * kPieceRows : rows);
+    });
+    if (wanted && shared)
+      for (int64_t j = 0; j < columns; ++j) {
+        double sum = 0;
+        for (int64_t p = 0; p < pieces; ++p) sum += sums[p * columns + j];
+        data_of<T>(grad)[j] = static_cast<T>(sum);
+      }
+  }
+  if (!wanted) return py::none();
+  return hand_back(std::move(grad), log_std);
+}
+
+template <class T>
+py::object normal_sample_backward_of(const Array& noise, const Array& log_std, const Array& grad_action,
+                                     py::handle grad_log_prob) {
+  const RowGrad<T> gl(grad_log_prob, "normal_sample_backward: grad_log_prob", noise, "noise");
+  NormalSampleGrad<T> op{noise.shape[1],
+                         columns_of(log_std),
+                         columns_of(noise),
+                         grad_action.object ? columns_of(grad_action) : Columns{},
+                         gl.data(),
+                         nullptr,
+                         nullptr};
+  return run_backward<T>(op, log_std, true, noise.shape[0], normal_us(noise, 3));
+}
+
+py::object normal_sample_backward(py::handle log_std, py::handle noise, py::handle grad_action,
+                                  py::handle grad_log_prob) {
+  const std::string op = "normal_sample_backward";
+  const Array eps = load_mean(noise, op + ": noise");
+  const Array s = load_log_std(log_std, op + ": log_std", eps, "noise");
+  Array ga;
+  if (!grad_action.is_none()) ga = load_matrix(grad_action, op + ": grad_action", eps, "noise");
+  return eps.dtype == DType::f32 ? normal_sample_backward_of<float>(eps, s, ga, grad_log_prob)
+                                 : normal_sample_backward_of<double>(eps, s, ga, grad_log_prob);
+}
+
+template <class T>
+py::tuple normal_backward_of(const Array& mean, const Array& log_std, const Array& action, py::handle grad_log_prob,
+                             py::handle grad_entropy, bool want_mean, bool want_log_std, bool want_action) {
+  const RowGrad<T> gl(grad_log_prob, "normal_log_prob_entropy_backward: grad_log_prob", mean, "mean");
+  const RowGrad<T> gh(grad_entropy, "normal_log_prob_entropy_backward: grad_entropy", mean, "mean");
+  Result g_mean, g_action;
+  if (want_mean) g_mean = allocate_like(mean, mean.dtype, mean.shape.data(), 2);
+  if (want_action) g_action = allocate_like(mean, mean.dtype, mean.shape.data(), 2);
+  NormalGrad<T> op{mean.shape[1],
+                   columns_of(mean),
+                   columns_of(log_std),
+                   columns_of(action),
+                   gl.data(),
+                   gh.data(),
+                   data_of<T>(g_mean),
+                   nullptr,
+                   data_of<T>(g_action),
+                   nullptr};
+  py::object g_log_std = run_backward<T>(op, log_std, want_log_std, mean.shape[0], normal_us(mean, 5));
+  return py::make_tuple(want_mean ? hand_back(std::move(g_mean), mean) : py::none(), std::move(g_log_std),
+                        want_action ? hand_back(std::move(g_action), mean) : py::none());
+}
+
+py::tuple normal_log_prob_entropy_backward(py::handle mean, py::handle log_std, py::handle action,
+                                           py::handle grad_log_prob, py::handle grad_entropy, bool want_mean,
+                                           bool want_log_std, bool want_action) {
+  const std::string op = "normal_log_prob_entropy_backward";
+  const Array m = load_mean(mean, op + ": mean");
+  const Array s = load_log_std(log_std, op + ": log_std", m, "mean");
+  const Array x = load_matrix(action, op + ": action", m, "mean");
+  return m.dtype == DType::f32
+             ? normal_backward_of<float>(m, s, x, grad_log_prob, grad_entropy, want_mean, want_log_std, want_action)
+             : normal_backward_of<double>(m, s, x, grad_log_prob, grad_entropy, want_mean, want_log_std, want_action);
+}
+
+// n float64 numbers of a generator, for the ops of torch.compile, which draw apart from what they compute.
+py::object draw(py::handle state_object, int64_t n, bool normal) {
+  uint64_t* state = load_state(state_object);
+  Array numpy;
+  Result out = allocate_like(numpy, DType::f64, &n, 1);
+  (normal ? fill_normal : fill_uniform)(state[0], take(state, n), n, data_of<double>(out));
+  return std::move(out.object);
+}
+
+}  // namespace
+
+void bind_heads(py::module_& m) {
+  m.def("categorical_sample", &categorical_sample, py::arg("logits"), py::arg("state"), py::arg("uniform"));
+  m.def("categorical_log_prob_entropy", &categorical_log_prob_entropy, py::arg("logits"), py::arg("action"));
+  m.def("categorical_log_prob_entropy_backward", &categorical_log_prob_entropy_backward, py::arg("logits"),
+        py::arg("action"), py::arg("grad_log_prob"), py::arg("grad_entropy"));
+  m.def("normal_sample", &normal_sample, py::arg("mean"), py::arg("log_std"), py::arg("noise"), py::arg("state"),
+        py::arg("with_noise"));
+  m.def("normal_sample_backward", &normal_sample_backward, py::arg("log_std"), py::arg("noise"), py::arg("grad_action"),
+        py::arg("grad_log_prob"));
+  m.def("normal_log_prob_entropy", &normal_log_prob_entropy, py::arg("mean"), py::arg("log_std"), py::arg("action"));
+  m.def("normal_log_prob_entropy_backward", &normal_log_prob_entropy_backward, py::arg("mean"), py::arg("log_std"),
+        py::arg("action"), py::arg("grad_log_prob"), py::arg("grad_entropy"), py::arg("want_mean"),
+        py::arg("want_log_std"), py::arg("want_action"));
+  m.def("draw", &draw, py::arg("state"), py::arg("n"), py::arg("normal"));
+}
+
+}  // namespace fastrl

@@ -1,0 +1,238 @@
+"""Advantage actor-critic: A2C, the synchronous form of A3C (Mnih et al. 2016, arXiv:1602.01783), and the one-step
+actor-critic (Sutton & Barto 2018, section 13.5), which is A2C with rollouts of one step.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastrl.agents.agent import Agent, Env
+from fastrl.agents.config import InputError, check_range
+from fastrl.agents.networks import gradient_step
+from fastrl.agents.policies import Activation, ActorCritic
+from fastrl.agents.rollout import RewardScaling, Rollout
+from fastrl.agents.training import Training, check_loss
+from fastrl.kernels import Generator, gae, n_step_returns
+
+INF = float("inf")
+A = TypeVar("A", bound="A2C")
+
+
+@dataclass(frozen=True)
+class A2CConfig:
+    """Hyperparameters.  The learning rate's schedule counts environment steps from the start of training."""
+
+    # Sources: [M] Mnih et al. 2016, [S] Stable-Baselines3's A2C, [Z] rl-baselines3-zoo's settings for CartPole-v1,
+    # [T] tuned here on CartPole-v1.
+    # The string under a setting is its help on the command line.
+    num_envs: int = 16  # [M]
+    """Environments stepped together."""
+    n_steps: int = 5  # [M]; of longer rollouts there are too few for the critic to keep up
+    """Steps of each environment from one update to the next; the returns look at most that far ahead."""
+    gae_lambda: float | None = 0.95  # [T]
+    """lambda of GAE, where 0 is the one-step TD error and 1 the n-step return; None: n-step returns [M]."""
+    hidden: tuple[int, ...] = (64, 64)  # [S]
+    """Sizes of the hidden layers."""
+    activation: Activation = "tanh"  # [S]
+    """Of the hidden layers: tanh or relu."""
+    shared_network: bool = False  # [S]
+    """Policy and value have the hidden layers in common."""
+    optimizer: Literal["rmsprop", "adam"] = "adam"  # [T]; [M] has RMSprop
+    """adam, or rmsprop (decay 0.99)."""
+    learning_rate: float = 2e-3  # [T]
+    """Of the optimizer, at the start."""
+    learning_rate_end: float = 0.0  # [M]
+    """Of the optimizer, from learning_rate_steps on."""
+    learning_rate_steps: int = 500_000  # [Z]
+    """Environment steps over which the learning rate falls linearly."""
+    optimizer_eps: float = 1e-5  # [S]
+    """Of the optimizer: added to the root of the second moment."""
+    gamma: float = 0.98  # [T]
+    """Discount."""
+    value_coef: float = 0.5  # [S]
+    """Weight of the value's loss."""
+    entropy_coef: float = 0.0  # [Z]
+    """Weight of the entropy, which is maximised."""
+    normalize_advantages: bool = True  # [T]
+    """Mean 0 and standard deviation 1 within each update of more than one step."""
+    max_grad_norm: float | None = None  # [T] at [S]'s 0.5 a surprised critic's gradient leaves the actor's no room
+    """Gradients are scaled down to this norm; None leaves them alone."""
+    log_std: float = 0.0
+    """Log of the standard deviation of continuous actions, at the start."""
+    normalize_obs: bool = False
+    """Observations are shifted and scaled to mean 0 and variance 1, as seen so far."""
+    normalize_rewards: bool = False
+    """Rewards are divided by the standard deviation of the discounted return, as seen so far."""
+    seed: int = 0
+    """Of everything random: environments, initial weights, actions."""
+    device: str = "cpu"
+    """cpu, cuda or auto; small networks are faster on the CPU."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, 2**16, "num_envs", "hidden")
+        check_range(self, 1, 10**9, "n_steps", "learning_rate_steps")
+        check_range(self, 0, 1, "gamma", "gae_lambda")
+        check_range(self, 0, INF, "learning_rate_end", "entropy_coef", "value_coef")
+        check_range(self, 1e-12, INF, "learning_rate", "optimizer_eps", "max_grad_norm")
+        check_range(self, -20, 5, "log_std")
+        check_range(self, 0, 2**63 - 1, "seed")
+        if not self.hidden:
+            raise InputError(f"{type(self).__name__}: hidden must name at least one layer, got ()")
+
+
+class A2C(Agent[A2CConfig]):
+    """An agent for discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+
+    `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
+    overrides set the hyperparameters of `A2CConfig`.  Raises InputError for anything that cannot work.
+
+    >>> agent = A2C("CartPole-v1", seed=0).learn(500_000)
+    >>> agent.evaluate().mean()
+    """
+
+    algorithm = "a2c"
+    config_class = A2CConfig
+
+    def __init__(self, env: Env, config: A2CConfig | None = None, **overrides: Any) -> None:
+        super().__init__(env, config, **overrides)
+        c = self.config
+        self.policy = ActorCritic(
+            self.envs.observation_space,
+            self.envs.action_space,
+            c.hidden,
+            shared=c.shared_network,
+            activation=c.activation,
+            log_std=c.log_std,
+            normalize_obs=c.normalize_obs,
+            seed=c.seed,
+            device=self.device,
+        )
+        vector = [self.policy.flat[0]]
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.RMSprop(vector, lr=c.learning_rate, alpha=0.99, eps=c.optimizer_eps)
+            if c.optimizer == "rmsprop"
+            else torch.optim.Adam(vector, lr=c.learning_rate, eps=c.optimizer_eps, fused=True)
+        )
+        self.rollout = Rollout(self.envs, self.policy, c.n_steps)
+        self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
+        self.generator = Generator(c.seed, self.device)  # of the actions
+        self._predict_generator = Generator(c.seed, self.device)
+        self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy"), 0.0)
+
+    def learn(
+        self: A,
+        total_steps: int,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        save_every: int | None = None,
+        progress: bool = True,
+    ) -> A:
+        """Train until at least `total_steps` environment steps have been taken since the agent was made.
+
+        It ends with an update, so up to ``n_steps * num_envs - 1`` steps later.  Training on after a save and a load
+        does what training without a break would have done.  Logs and checkpoints go to `folder`, see `Training`.
+        """
+        c = self.config
+        self.total_steps = total_steps
+        with Training(self, total_steps, folder, progress=progress, save_every=save_every) as run:
+            while not run.done():
+                self.rollout.collect(self.generator)
+                self.steps += c.n_steps * c.num_envs
+                self.optimizer.param_groups[0]["lr"] = self.learning_rate
+                self._update()
+        return self
+
+    def _update(self) -> None:
+        """One gradient step on `_loss` over the rollout.
+
+        The value's targets are n-step returns that end with the rollout, with m = min(n_steps, T - t, steps to the
+        episode's end): G_t = sum_{k<m} gamma^k r_{t+k} + gamma^m V(s_{t+m}), without the last term behind a terminal
+        state; and A_t = G_t - V(s_t).  With `gae_lambda` A_t is GAE's and G_t = A_t + V(s_t).
+        """
+        c, r = self.config, self.rollout
+        values, next_values = r.values()
+        reward = r.reward if self.scale_rewards is None else self.scale_rewards(r)
+        if c.gae_lambda is None:
+            targets, _, _ = n_step_returns(
+                reward, next_values, r.terminated, r.truncated, gamma=c.gamma, n=c.n_steps, mask=r.mask
+            )
+            advantages = targets - values
+        else:
+            advantages, targets = gae(
+                reward, values, next_values, r.terminated, r.truncated, gamma=c.gamma, lam=c.gae_lambda, mask=r.mask
+            )
+        obs, action, _, advantage, target = r.batch(advantages, targets)
+        if len(obs):  # a rollout can hold nothing but resets
+            losses = self._loss(obs, action, advantage, target)
+            gradient_step(losses["loss"], self.policy.flat, self.optimizer, c.max_grad_norm)
+            self._log = {name: value.item() for name, value in losses.items()}
+            check_loss(self._log["loss"], self.steps, self.policy.flat[0])
+        self.n_updates += 1
+        if self.policy.moments is not None:  # only now: the update sees observations as they were when acted on
+            self.policy.moments.update(r.real(r.obs))
+
+    def _loss(self, obs: Tensor, action: Tensor, advantage: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """L = -mean A log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)), and its parts.
+
+        With `normalize_advantages` A is shifted to mean 0 and divided by its standard deviation (divisor B, not
+        B - 1) + 1e-8, if there is more than one; G never is.
+        """
+        c = self.config
+        if c.normalize_advantages and len(advantage) > 1:
+            std, mean = torch.std_mean(advantage, correction=0)
+            advantage = (advantage - mean) / (std + 1e-8)
+        out, value = self.policy(obs)
+        log_prob, entropy = self.policy.log_prob_entropy(out, action)
+        policy_loss, value_loss = -(advantage * log_prob).mean(), 0.5 * (value - target).square().mean()
+        mean_entropy = entropy.mean()
+        loss = policy_loss + c.value_coef * value_loss - c.entropy_coef * mean_entropy
+        return {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy}
+
+    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
+        return self.policy.predict(obs, None if deterministic else self._predict_generator)
+
+    def _switches(self) -> list[str]:
+        c = self.config
+        return ["n-step"] * (c.gae_lambda is None and c.n_steps > 1) + ["shared network"] * c.shared_network
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "generator": self.generator,
+            "obs_moments": self.policy.moments,
+            "reward_scaling": self.scale_rewards,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+@dataclass(frozen=True)
+class ActorCriticConfig(A2CConfig):
+    """Hyperparameters of the one-step actor-critic: A2C's, with other defaults."""
+
+    num_envs: int = 32  # [T]
+    """Environments stepped together."""
+    n_steps: int = 1
+    """Steps of each environment from one update to the next: with 1, A_t = r_t + gamma V(s_{t+1}) - V(s_t)."""
+    learning_rate: float = 1e-3  # [T]
+    """Of the optimizer, at the start."""
+    gamma: float = 0.99  # [M]
+    """Discount."""
+    entropy_coef: float = 0.01  # [M]; without it one seed of four settles on a bad policy before the critic is right
+    """Weight of the entropy, which is maximised."""
+
+
+class OneStepActorCritic(A2C):
+    """The one-step actor-critic: A2C that learns after every step, from the TD error of that step.
+
+    See `A2C`; the hyperparameters are those of `ActorCriticConfig`.
+    """
+
+    algorithm = "actor_critic"
+    config_class = ActorCriticConfig

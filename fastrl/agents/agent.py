@@ -1,0 +1,223 @@
+"""What agents share besides their algorithm: settings, checks, schedules, prediction, evaluation, checkpoints.
+
+An algorithm's file defines a frozen dataclass of hyperparameters and a subclass of `Agent` with the loop `learn`, the
+policy `_predict`, and `_parts`, the list of what a checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from fastrl.agents.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from fastrl.agents.config import InputError, make_config, resolve_device
+from fastrl.agents.envs import Envs, make_env
+from fastrl.agents.training import evaluate
+from fastrl.replay import ReplayBuffer
+
+C = TypeVar("C")
+A = TypeVar("A", bound="Agent[Any]")
+Env = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
+
+
+class Agent(ABC, Generic[C]):
+    """Base of the agents: an environment, a checked config, counters, and what needs no algorithm.
+
+    `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
+    overrides set the hyperparameters.  Raises InputError for anything that cannot work.
+    """
+
+    algorithm: ClassVar[str]  # its name on the command line
+    config_class: ClassVar[type[Any]]  # a frozen dataclass with num_envs, seed, device, learning_rate and its schedule
+    discrete: ClassVar[bool] = True  # does it take Discrete action spaces?
+    continuous: ClassVar[bool] = True  # and Box ones?
+    buffer: ReplayBuffer | None = None  # of those that have one; saved beside the rest
+
+    def __init__(self, env: Env, config: C | None = None, **overrides: Any) -> None:
+        given: dict[str, Any] = asdict(config) if config is not None else {}  # type: ignore[call-overload]
+        c: Any = make_config(self.config_class, {**given, **overrides}, type(self).__name__)
+        self.device = resolve_device(c.device)
+        self.envs = Envs(env, c.num_envs, c.seed)
+        self.config: C = replace(c, num_envs=self.envs.num_envs)
+        self._check_spaces()
+        self.rng = np.random.default_rng(c.seed)  # of the updates
+        self.steps = 0  # of the environments, all together
+        self.n_updates = 0
+        self.total_steps = 0  # that the last `learn` was asked for
+        self.run_folder: Path | None = None  # of the run that this agent goes on with
+        self._log: dict[str, float] = {}  # what `metrics` shows; every key is there from the start
+
+    def _check_spaces(self) -> None:
+        observations, actions = self.envs.observation_space, self.envs.action_space
+        this, env = type(self).__name__, self.envs.env_id or "this environment"
+        fits = (self.discrete and isinstance(actions, gym.spaces.Discrete) and actions.start == 0) or (
+            self.continuous and isinstance(actions, gym.spaces.Box) and np.issubdtype(actions.dtype, np.floating)
+        )
+        if not fits:
+            kinds = ["discrete actions 0, 1, ..."] * self.discrete + ["Box actions of floats"] * self.continuous
+            raise InputError(f"{this} needs {' or '.join(kinds)}; {env} has action space {actions}")
+        if not isinstance(observations, gym.spaces.Box):
+            raise InputError(f"{this} needs Box observations; {env} has observation space {observations}")
+
+    @property
+    def learning_rate(self) -> float:
+        """The optimizer's learning rate now: linear from learning_rate to learning_rate_end."""
+        c: Any = self.config
+        return self._linear(c.learning_rate, c.learning_rate_end, c.learning_rate_steps)
+
+    def _linear(self, start: float, end: float, steps: int) -> float:
+        return start + (end - start) * min(1.0, self.steps / steps)
+
+    @abstractmethod
+    def learn(
+        self: A,
+        total_steps: int,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        save_every: int | None = None,
+        progress: bool = True,
+    ) -> A:
+        """Train until at least `total_steps` environment steps have been taken since the agent was made."""
+
+    @abstractmethod
+    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
+        """Actions ``[B, ...]``, as the environment takes them, for observations ``[B, ...]``."""
+
+    @abstractmethod
+    def _parts(self) -> dict[str, Any]:
+        """By name, what a checkpoint holds of this agent besides its counters and environments.
+
+        Modules, optimizers, NumPy generators, and anything whose `state_dict` holds JSON types only.
+        """
+
+    def predict(self, obs: Any, deterministic: bool = True) -> Any:
+        """The action for one observation, or actions ``[B, ...]`` for a batch ``[B, ...]``.
+
+        The best by the policy (its mode), or with ``deterministic=False`` one drawn as in training, from a generator
+        of its own.  A discrete action for one observation is an int.
+        Raises ValueError for an observation of another shape.
+        """
+        obs = np.asarray(obs)
+        shape = self.envs.observation_space.shape
+        if obs.shape != shape and obs.shape[1:] != shape:
+            raise ValueError(f"predict: obs must have shape {shape} or (B, *{shape}), got {obs.shape}")
+        actions = self._predict(obs[None] if obs.shape == shape else obs, deterministic)
+        if obs.shape != shape:
+            return actions
+        return int(actions[0]) if isinstance(self.envs.action_space, gym.spaces.Discrete) else actions[0]
+
+    def evaluate(
+        self, episodes: int = 20, seed: int = 1_000_000, env: gym.Env[Any, Any] | None = None
+    ) -> NDArray[np.float64]:
+        """Returns ``[episodes]`` of the greedy policy in a fresh environment; training is not disturbed.
+
+        Episode i begins with ``reset(seed + i)``.  `env` is needed if the agent's own cannot be made a second time.
+        """
+        if episodes < 1:
+            raise InputError(f"episodes must be >= 1, got {episodes}")
+        if seed < 0:
+            raise InputError(f"seed must be >= 0, got {seed}")
+        if env is not None:
+            return evaluate(self.predict, env, episodes, seed)
+        if self.envs.spec is None:
+            raise InputError("evaluate: give it `env`, because the agent was made from an environment without a spec")
+        own = make_env(self.envs.spec)
+        try:
+            return evaluate(self.predict, own, episodes, seed)
+        finally:
+            own.close()
+
+    def metrics(self) -> dict[str, float]:
+        """For the logs: numbers of the last update, and the learning rate now."""
+        return {**self._log, "learning_rate": self.learning_rate, "updates": self.n_updates}
+
+    def describe(self) -> str:
+        """One line for people: the algorithm, its switches and the environment."""
+        switches = ", ".join(self._switches())
+        return f"{type(self).__name__}{f' ({switches})' if switches else ''} on {self.envs.env_id}"
+
+    def _switches(self) -> list[str]:
+        """The variants that are switched on, for `describe`."""
+        return []
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a checkpoint folder from which `load` goes on exactly; see `fastrl.agents.checkpoint`."""
+        tensors = {"obs": torch.from_numpy(self.envs.obs)}
+        state: dict[str, Any] = {
+            "steps": self.steps,
+            "total_steps": self.total_steps,
+            "n_updates": self.n_updates,
+            "log": self._log,
+            "rng": self.rng.bit_generator.state,
+            "envs": self.envs.state_dict(),
+        }
+        for name, part in self._parts().items():
+            if isinstance(part, torch.nn.Module):
+                tensors |= {f"{name}.{k}": v for k, v in part.state_dict().items()}
+            elif isinstance(part, torch.optim.Optimizer):
+                tensors |= optimizer_tensors(part, f"{name}.")
+            elif isinstance(part, np.random.Generator):
+                state[name] = part.bit_generator.state
+            else:
+                state[name] = part.state_dict()
+        config = {
+            "algorithm": self.algorithm,
+            "env": self.envs.env_id,
+            "made_from_id": self.envs.made_from_id,
+            "config": asdict(self.config),  # type: ignore[call-overload]
+        }
+        save_checkpoint(folder, config, state, tensors, None if self.buffer is None else self.buffer.save)
+
+    @classmethod
+    def load(cls: type[A], folder: str | os.PathLike[str], env: Env | None = None, device: str | None = None) -> A:
+        """The agent of a checkpoint or run folder, ready to go on training.
+
+        `env` is needed only if the agent was not made from an id.  `device`: another one than it was saved on.
+        Raises InputError for a damaged checkpoint, or one of another environment.  If the environment cannot be
+        brought back to where it was (it was given as an object, or it does not repeat itself), a warning says that
+        new episodes begin.
+        """
+        checkpoint = load_checkpoint(folder)
+        saved, state, tensors = checkpoint.config, checkpoint.state, checkpoint.tensors
+        where = f"checkpoint {checkpoint.folder}"
+        if saved.get("algorithm") != cls.algorithm:
+            raise InputError(f"{where} is of algorithm {saved.get('algorithm')!r}, not {cls.algorithm!r}")
+        if env is None and not saved["made_from_id"]:
+            raise InputError(f"{where}: give `env`, because the agent was not made from an id")
+        config = make_config(cls.config_class, saved["config"], where)
+        agent = cls(env or saved["env"], config if device is None else replace(config, device=device))
+        if agent.envs.env_id != saved["env"]:
+            raise InputError(f"{where} is of {saved['env']}, not {agent.envs.env_id}")
+        try:
+            for name, part in agent._parts().items():
+                if isinstance(part, torch.nn.Module):
+                    start = f"{name}."
+                    part.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
+                elif isinstance(part, torch.optim.Optimizer):
+                    load_optimizer_tensors(part, tensors, f"{name}.")
+                elif isinstance(part, np.random.Generator):
+                    part.bit_generator.state = state[name]
+                else:
+                    part.load_state_dict(state[name])
+            if agent.buffer is not None:
+                agent.buffer.load(checkpoint.folder / "replay")
+        except (RuntimeError, ValueError, KeyError) as error:
+            what = " ".join(str(error).split())
+            raise InputError(f"{where} does not fit its config.json: {what}") from error
+        agent.run_folder = checkpoint.folder.parent.resolve()
+        agent.rng.bit_generator.state = state["rng"]
+        agent.steps, agent.total_steps, agent.n_updates = state["steps"], state["total_steps"], state["n_updates"]
+        agent._log = state["log"]
+        if not agent.envs.load_state_dict(state["envs"], tensors["obs"].numpy()):
+            warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=2)
+        return agent

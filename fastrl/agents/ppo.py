@@ -1,0 +1,295 @@
+"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347), with the clipped objective or the KL penalty.
+
+Advantages are GAE's (Schulman et al. 2016, arXiv:1506.02438).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastrl.agents.agent import Agent, Env
+from fastrl.agents.config import InputError, check_range
+from fastrl.agents.networks import gradient_step
+from fastrl.agents.policies import Activation, ActorCritic
+from fastrl.agents.rollout import RewardScaling, Rollout
+from fastrl.agents.training import Training, check_loss
+from fastrl.kernels import Generator, gae, gather_rows
+
+INF = float("inf")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Hyperparameters.  The learning rate's schedule counts environment steps from the start of training."""
+
+    # Sources: [P] Schulman et al. 2017, [H] Huang et al. 2022 ("The 37 implementation details of PPO"),
+    # [Z] rl-baselines3-zoo's tuned settings for CartPole-v1, [T] tuned here on CartPole-v1.
+    # The string under a setting is its help on the command line.
+    objective: Literal["clip", "penalty"] = "clip"  # [P]
+    """clip: the ratio of probabilities is clipped.  penalty: KL(old || new) costs beta, which adapts to penalty_kl."""
+    num_envs: int = 8  # [Z]
+    """Environments stepped together."""
+    n_steps: int = 32  # [Z]
+    """Steps of each environment from one update to the next."""
+    epochs: int = 20  # [Z]
+    """Passes over the n_steps x num_envs steps in an update."""
+    minibatches: int = 1  # [Z]
+    """Equal parts of a pass, a gradient step each."""
+    hidden: tuple[int, ...] = (64, 64)  # [P]
+    """Sizes of the hidden layers."""
+    activation: Activation = "tanh"  # [P]
+    """Of the hidden layers: tanh or relu."""
+    shared_network: bool = False  # [P]
+    """Policy and value have the hidden layers in common."""
+    learning_rate: float = 1e-3  # [Z]
+    """Of Adam, at the start."""
+    learning_rate_end: float = 1e-4  # [T]
+    """Of Adam, from learning_rate_steps on."""
+    learning_rate_steps: int = 100_000  # [Z]
+    """Environment steps over which the learning rate falls linearly."""
+    adam_eps: float = 1e-5  # [H]
+    """Of Adam: added to the root of the second moment."""
+    gamma: float = 0.98  # [Z]
+    """Discount."""
+    gae_lambda: float = 0.8  # [Z]
+    """lambda of GAE: 0 is the one-step TD error, 1 the whole return."""
+    clip_range: float = 0.2  # [P]
+    """Of the ratio of probabilities, around 1 (objective clip)."""
+    clip_value: float | None = None  # [H] finds no gain in it
+    """The new value is clipped to within this of the old one, and the larger loss of the two taken; None does not."""
+    penalty_kl: float = 0.01  # [P]
+    """KL(old || new) of an update that beta aims at (objective penalty)."""
+    penalty_beta: float = 1.0  # [P]
+    """Weight of the KL at the start (objective penalty)."""
+    target_kl: float | None = None
+    """An update ends after the pass in which KL(old || new) exceeds this; None makes all passes."""
+    value_coef: float = 0.5  # [P] [H]
+    """Weight of the value's loss."""
+    entropy_coef: float = 0.0  # [Z]
+    """Weight of the entropy, which is maximised."""
+    normalize_advantages: bool = True  # [H]
+    """Mean 0 and standard deviation 1 within each minibatch."""
+    max_grad_norm: float | None = 0.5  # [H]
+    """Gradients are scaled down to this norm; None leaves them alone."""
+    log_std: float = 0.0  # [H]
+    """Log of the standard deviation of continuous actions, at the start."""
+    normalize_obs: bool = False
+    """Observations are shifted and scaled to mean 0 and variance 1, as seen so far."""
+    normalize_rewards: bool = False
+    """Rewards are divided by the standard deviation of the discounted return, as seen so far."""
+    seed: int = 0
+    """Of everything random: environments, initial weights, actions, minibatches."""
+    device: str = "cpu"
+    """cpu, cuda or auto; small networks are faster on the CPU."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, 2**16, "num_envs", "hidden", "minibatches")
+        check_range(self, 1, 10**9, "epochs", "learning_rate_steps")
+        check_range(self, 2, 10**9, "n_steps")
+        check_range(self, 0, 1, "gamma", "gae_lambda")
+        check_range(self, 0, INF, "learning_rate_end", "entropy_coef", "value_coef")
+        check_range(self, 1e-12, INF, "learning_rate", "adam_eps", "clip_range", "clip_value")
+        check_range(self, 1e-12, INF, "target_kl", "penalty_kl", "max_grad_norm")
+        check_range(self, 1e-6, 1e6, "penalty_beta")
+        check_range(self, -20, 5, "log_std")
+        check_range(self, 0, 2**63 - 1, "seed")
+        if not self.hidden:
+            raise InputError("PPOConfig: hidden must name at least one layer, got ()")
+
+
+class KLPenalty:
+    """The weight beta of the KL penalty: halved when an update's KL is below target / 1.5, doubled above 1.5 target.
+
+    (Schulman et al. 2017, section 4.)  It stays in [1e-6, 1e6]: from 0 there is no way back.
+    """
+
+    def __init__(self, beta: float, target: float) -> None:
+        self.beta, self.target = beta, target
+
+    def adapt(self, kl: float) -> None:
+        if kl < self.target / 1.5:
+            self.beta = max(self.beta / 2, 1e-6)
+        elif kl > self.target * 1.5:
+            self.beta = min(self.beta * 2, 1e6)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"beta": self.beta}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.beta = state["beta"]
+
+
+class PPO(Agent[PPOConfig]):
+    """An agent for discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+
+    `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
+    overrides set the hyperparameters of `PPOConfig`.  Raises InputError for anything that cannot work.
+
+    >>> agent = PPO("CartPole-v1", seed=0).learn(100_000)
+    >>> agent.evaluate().mean()
+    """
+
+    algorithm = "ppo"
+    config_class = PPOConfig
+
+    def __init__(self, env: Env, config: PPOConfig | None = None, **overrides: Any) -> None:
+        super().__init__(env, config, **overrides)
+        c, envs = self.config, self.envs
+        least = 2 if c.normalize_advantages else 1
+        if c.minibatches * least > c.n_steps * c.num_envs:
+            most = c.n_steps * c.num_envs // least
+            raise InputError(f"PPO: minibatches must be <= {most}, for {least} steps in each, got {c.minibatches}")
+        self.policy = ActorCritic(
+            envs.observation_space,
+            envs.action_space,
+            c.hidden,
+            shared=c.shared_network,
+            activation=c.activation,
+            log_std=c.log_std,
+            normalize_obs=c.normalize_obs,
+            seed=c.seed,
+            device=self.device,
+        )
+        self.optimizer = torch.optim.Adam([self.policy.flat[0]], lr=c.learning_rate, eps=c.adam_eps, fused=True)
+        self.rollout = Rollout(envs, self.policy, c.n_steps)
+        self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
+        self.generator = Generator(c.seed, self.device)  # of the actions
+        self._predict_generator = Generator(c.seed, self.device)
+        self.penalty = KLPenalty(c.penalty_beta, c.penalty_kl)
+        self._old_log_std: Tensor | None = None
+        self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy", "kl"), 0.0)
+
+    def learn(
+        self,
+        total_steps: int,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        save_every: int | None = None,
+        progress: bool = True,
+    ) -> PPO:
+        """Train until at least `total_steps` environment steps have been taken since the agent was made.
+
+        It ends with an update, so up to ``n_steps * num_envs - 1`` steps later.  Training on after a save and a load
+        does what training without a break would have done.  Logs and checkpoints go to `folder`, see `Training`.
+        """
+        c = self.config
+        self.total_steps = total_steps
+        with Training(self, total_steps, folder, progress=progress, save_every=save_every) as run:
+            while not run.done():
+                self.rollout.collect(self.generator)
+                self.steps += c.n_steps * c.num_envs
+                self.optimizer.param_groups[0]["lr"] = self.learning_rate
+                self._update()
+        return self
+
+    def _update(self) -> None:
+        """`epochs` passes over the rollout in random order, one gradient step on `_loss` for each minibatch.
+
+        The advantages A_t and the value's targets G_t = A_t + V(s_t) are GAE's, of the values before the update.
+        With `target_kl` the passes end early.  Objective "penalty": beta adapts to the KL of the whole update.
+        """
+        c, r, policy = self.config, self.rollout, self.policy
+        values, next_values = r.values()
+        reward = r.reward if self.scale_rewards is None else self.scale_rewards(r)
+        advantages, returns = gae(
+            reward, values, next_values, r.terminated, r.truncated, gamma=c.gamma, lam=c.gae_lambda, mask=r.mask
+        )
+        batch = r.batch(advantages, returns, values)
+        if c.objective == "penalty":  # the old policy, from which the KL is measured
+            with torch.no_grad():
+                batch.append(policy(batch[0])[0])
+            self._old_log_std = None if policy.log_std is None else policy.log_std.detach().clone()
+        size = len(batch[0])
+        bounds = np.linspace(0, size, min(c.minibatches, size) + 1).astype(int).tolist()
+        shuffled = [torch.empty_like(x) for x in batch]
+        for _ in range(c.epochs):
+            gather_rows(batch, torch.from_numpy(self.rng.permutation(size)).to(self.device), out=shuffled)
+            for i, j in pairwise(bounds):
+                terms = self._loss(*(x[i:j] for x in shuffled))
+                gradient_step(terms["loss"], policy.flat, self.optimizer, c.max_grad_norm)
+                self.n_updates += 1
+            if c.target_kl is not None and terms["kl"].item() > c.target_kl:
+                break
+        if c.objective == "penalty":
+            with torch.no_grad():
+                self.penalty.adapt(policy.kl(batch[-1], self._old_log_std, policy(batch[0])[0]).mean().item())
+        self._log = {name: value.item() for name, value in terms.items()}  # of the last minibatch
+        check_loss(self._log["loss"], self.steps, policy.flat[0])
+        if policy.moments is not None:  # only now: the update sees observations as they were when acted on
+            policy.moments.update(r.real(r.obs))
+
+    def _loss(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        old_log_prob: Tensor,
+        advantage: Tensor,
+        target: Tensor,
+        old_value: Tensor,
+        old_out: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """L = L_policy + value_coef L_value - entropy_coef H of one minibatch, and its parts.
+
+        With rho = pi(a|s) / pi_old(a|s), and means over the minibatch:
+        clip:     L_policy = -mean min(rho A, clip(rho, 1 - clip_range, 1 + clip_range) A)              (eq. 7)
+        penalty:  L_policy = -mean rho A + beta mean KL(pi_old(.|s) || pi(.|s))                         (eq. 8)
+        L_value = mean (V - G)^2 / 2, or with clip_value = e
+        L_value = mean max((V - G)^2, (V_old + clip(V - V_old, -e, e) - G)^2) / 2.
+        A is shifted to mean 0 and divided by its standard deviation (divisor B, not B - 1) + 1e-8; G never is.
+        "kl" is exact with "penalty", else estimated by mean(rho - 1 - log rho).
+        """
+        c = self.config
+        out, value = self.policy(obs)
+        log_prob, entropy = self.policy.log_prob_entropy(out, action)
+        log_ratio = log_prob - old_log_prob
+        ratio = log_ratio.exp()
+        if c.normalize_advantages:
+            std, mean = torch.std_mean(advantage, correction=0)
+            advantage = (advantage - mean) / (std + 1e-8)
+        if c.objective == "clip":
+            clipped = ratio.clamp(1 - c.clip_range, 1 + c.clip_range)
+            policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
+            with torch.no_grad():
+                kl = (ratio - 1 - log_ratio).mean()
+        else:
+            assert old_out is not None
+            kl = self.policy.kl(old_out, self._old_log_std, out).mean()
+            policy_loss = self.penalty.beta * kl - (ratio * advantage).mean()
+        error = (value - target).square()
+        if c.clip_value is not None:
+            near = old_value + (value - old_value).clamp(-c.clip_value, c.clip_value)
+            error = torch.max(error, (near - target).square())
+        value_loss, mean_entropy = 0.5 * error.mean(), entropy.mean()
+        loss = policy_loss + c.value_coef * value_loss - c.entropy_coef * mean_entropy
+        parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy, "kl": kl}
+        return {"loss": loss, **parts}
+
+    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
+        return self.policy.predict(obs, None if deterministic else self._predict_generator)
+
+    def _switches(self) -> list[str]:
+        return ["penalty"] if self.config.objective == "penalty" else []
+
+    def metrics(self) -> dict[str, float]:
+        """For the logs: of the last minibatch the loss, its parts and the KL; beta and the learning rate now."""
+        beta = {"beta": self.penalty.beta} if self.config.objective == "penalty" else {}
+        return {**super().metrics(), **beta}
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "generator": self.generator,
+            "penalty": self.penalty,
+            "obs_moments": self.policy.moments,
+            "reward_scaling": self.scale_rewards,
+        }
+        return {name: part for name, part in parts.items() if part is not None}

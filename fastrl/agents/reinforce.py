@@ -1,0 +1,188 @@
+"""REINFORCE (Williams 1992, doi:10.1007/BF00992696) with reward-to-go and, if wanted, a learned baseline."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastrl.agents.agent import Agent, Env
+from fastrl.agents.config import InputError, check_range
+from fastrl.agents.networks import gradient_step
+from fastrl.agents.policies import Activation, ActorCritic
+from fastrl.agents.rollout import Rollout
+from fastrl.agents.training import Training, check_loss
+from fastrl.kernels import Generator, discounted_returns
+
+INF = float("inf")
+
+
+@dataclass(frozen=True)
+class REINFORCEConfig:
+    """Hyperparameters.  The learning rate's schedule counts environment steps from the start of training."""
+
+    # Sources: [W] Williams 1992, [T] tuned here on CartPole-v1.
+    # The string under a setting is its help on the command line.
+    baseline: bool = True  # [W]
+    """A learned state value is subtracted from the reward-to-go, and stands in for what a time limit cut off."""
+    num_envs: int = 1
+    """Environments stepped together; one that has played its episodes waits for the others, and its steps are lost."""
+    episodes: int = 8  # [T]
+    """Whole episodes of each environment in an update."""
+    hidden: tuple[int, ...] = (64, 64)  # [T]
+    """Sizes of the hidden layers."""
+    activation: Activation = "tanh"  # [T]
+    """Of the hidden layers: tanh or relu."""
+    learning_rate: float = 5e-3  # [T]
+    """Of Adam, at the start."""
+    learning_rate_end: float = 5e-4  # [T]
+    """Of Adam, from learning_rate_steps on."""
+    learning_rate_steps: int = 200_000  # [T]
+    """Environment steps over which the learning rate falls linearly."""
+    gamma: float = 0.99  # [T]
+    """Discount."""
+    value_coef: float = 0.5  # [T]
+    """Weight of the baseline's loss."""
+    entropy_coef: float = 0.0  # [W]
+    """Weight of the entropy, which is maximised."""
+    normalize_advantages: bool = True  # [T]
+    """Mean 0 and standard deviation 1 within each update."""
+    max_grad_norm: float | None = 0.5  # [T]
+    """Gradients are scaled down to this norm; None leaves them alone."""
+    log_std: float = 0.0
+    """Log of the standard deviation of continuous actions, at the start."""
+    seed: int = 0
+    """Of everything random: environments, initial weights, actions."""
+    device: str = "cpu"
+    """cpu, cuda or auto; small networks are faster on the CPU."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, 2**16, "num_envs", "hidden", "episodes")
+        check_range(self, 1, 10**9, "learning_rate_steps")
+        check_range(self, 0, 1, "gamma")
+        check_range(self, 0, INF, "learning_rate_end", "entropy_coef", "value_coef")
+        check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm")
+        check_range(self, -20, 5, "log_std")
+        check_range(self, 0, 2**63 - 1, "seed")
+        if not self.hidden:
+            raise InputError("REINFORCEConfig: hidden must name at least one layer, got ()")
+
+
+class REINFORCE(Agent[REINFORCEConfig]):
+    """An agent for discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+
+    `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode, whose episodes must end.
+    `config` and keyword overrides set the hyperparameters of `REINFORCEConfig`.  Raises InputError for anything that
+    cannot work.
+
+    >>> agent = REINFORCE("CartPole-v1", seed=0).learn(200_000)
+    >>> agent.evaluate().mean()
+    """
+
+    algorithm = "reinforce"
+    config_class = REINFORCEConfig
+
+    def __init__(self, env: Env, config: REINFORCEConfig | None = None, **overrides: Any) -> None:
+        super().__init__(env, config, **overrides)
+        c = self.config
+        self.policy = ActorCritic(
+            self.envs.observation_space,
+            self.envs.action_space,
+            c.hidden,
+            critic=c.baseline,
+            activation=c.activation,
+            log_std=c.log_std,
+            seed=c.seed,
+            device=self.device,
+        )
+        self.optimizer = torch.optim.Adam([self.policy.flat[0]], lr=c.learning_rate, fused=True)
+        self.rollout = Rollout(self.envs, self.policy, 512)  # it grows with the episodes
+        self.generator = Generator(c.seed, self.device)  # of the actions
+        self._predict_generator = Generator(c.seed, self.device)
+        self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy"), 0.0)
+
+    def learn(
+        self,
+        total_steps: int,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        save_every: int | None = None,
+        progress: bool = True,
+    ) -> REINFORCE:
+        """Train until at least `total_steps` environment steps have been taken since the agent was made.
+
+        It ends with an update, when the episodes under way are over.  Training on after a save and a load does what
+        training without a break would have done.  Logs and checkpoints go to `folder`, see `Training`.
+        """
+        self.total_steps = total_steps
+        with Training(self, total_steps, folder, progress=progress, save_every=save_every) as run:
+            while not run.done():
+                self._collect()
+                self.optimizer.param_groups[0]["lr"] = self.learning_rate
+                self._update()
+        return self
+
+    def _collect(self) -> None:
+        """Play `episodes` episodes from their beginning in every environment.
+
+        All that are begun are learned from: to take those that end first would prefer short ones.
+        """
+        self.envs.reset()
+        self.rollout.begin()
+        to_play, t = np.full(self.envs.num_envs, self.config.episodes), 0
+        while (active := to_play > 0).any():
+            to_play -= self.rollout.step(t, self.generator, None if active.all() else active)
+            self.steps += self.envs.num_envs
+            t += 1
+        self.rollout.end(t)
+
+    def _update(self) -> None:
+        """One gradient step on `_loss` over whole episodes.
+
+        G_t = sum_{k>=t} gamma^(k-t) r_k to the episode's end.  Where a time limit cut it at step T' - 1, the baseline
+        stands in for the rest, gamma^(T'-t) V(s_T'); without a baseline the rest counts as 0.  A_t = G_t - V(s_t), or
+        G_t without a baseline.  (The factor gamma^t of the policy gradient theorem is left out, as is usual.)
+        """
+        c, r = self.config, self.rollout
+        values, next_values = r.values() if c.baseline else (None, None)
+        returns = discounted_returns(
+            r.reward, r.terminated, r.truncated, gamma=c.gamma, next_values=next_values, mask=r.mask
+        )
+        advantages = returns if values is None else returns - values
+        obs, action, _, advantage, target = r.batch(advantages, returns)
+        losses = self._loss(obs, action, advantage, target)
+        gradient_step(losses["loss"], self.policy.flat, self.optimizer, c.max_grad_norm)
+        self.n_updates += 1
+        self._log = {name: value.item() for name, value in losses.items()}
+        check_loss(self._log["loss"], self.steps, self.policy.flat[0])
+
+    def _loss(self, obs: Tensor, action: Tensor, advantage: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """L = -mean A log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)), and its parts.
+
+        With `normalize_advantages` A is shifted to mean 0 and divided by its standard deviation (divisor B, not
+        B - 1) + 1e-8; G never is.  Without a baseline there is no V.
+        """
+        c = self.config
+        if c.normalize_advantages:
+            std, mean = torch.std_mean(advantage, correction=0)
+            advantage = (advantage - mean) / (std + 1e-8)
+        out, value = self.policy(obs)
+        log_prob, entropy = self.policy.log_prob_entropy(out, action)
+        policy_loss, mean_entropy = -(advantage * log_prob).mean(), entropy.mean()
+        value_loss = 0.5 * (value - target).square().mean() if c.baseline else torch.zeros(())
+        loss = policy_loss + c.value_coef * value_loss - c.entropy_coef * mean_entropy
+        return {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy}
+
+    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
+        return self.policy.predict(obs, None if deterministic else self._predict_generator)
+
+    def _switches(self) -> list[str]:
+        return [] if self.config.baseline else ["no baseline"]
+
+    def _parts(self) -> dict[str, Any]:
+        return {"policy": self.policy, "optimizer": self.optimizer, "generator": self.generator}

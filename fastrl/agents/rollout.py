@@ -1,0 +1,160 @@
+"""What on-policy agents learn from: the last steps of N environments, in arrays that are made once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastrl.agents.envs import Envs
+from fastrl.agents.policies import ActorCritic, RunningMoments
+from fastrl.kernels import Generator, reverse_affine_scan
+
+Floats = NDArray[np.float32]
+
+
+class Rollout:
+    """T steps of N environments, written in place: arrays ``[T, N]``, ``[T, N, ...]`` of observations and actions.
+
+    `mask` is None, or False where a step is not to be learned from, because it was no transition but a reset
+    (NEXT_STEP autoreset).
+    """
+
+    def __init__(self, envs: Envs, policy: ActorCritic, n_steps: int) -> None:
+        self.envs, self.policy = envs, policy
+        self.obs: Floats
+        self.action: NDArray[Any]
+        self.log_prob: Floats
+        self.reward: Floats
+        self.terminated: NDArray[np.bool_]
+        self.truncated: NDArray[np.bool_]
+        self.mask: NDArray[np.bool_] | None = None
+        self._mask: NDArray[np.bool_]
+        self._final: list[tuple[int, int, NDArray[Any]]] = []  # t, n and the final observation of a truncated episode
+        self._store: dict[str, NDArray[Any]] = {}
+        self._capacity = 0
+        self._grow(n_steps)
+
+    def collect(self, generator: Generator) -> None:
+        """Fill the arrays with the policy's next T steps."""
+        self.begin()
+        for t in range(self._capacity):
+            self.step(t, generator)
+
+    def begin(self) -> None:
+        """Forget the last rollout."""
+        self._show(self._capacity)
+        self.mask = None
+        self._mask[:] = True
+        self._final.clear()
+
+    def step(self, t: int, generator: Generator, active: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+        """Take one step with the policy and write it at t; returns whose episode it ended, ``[N]``.
+
+        Environments that are not `active` are masked.
+        """
+        if t == self._capacity:
+            self._grow(2 * t)
+        self.obs[t] = obs = self.envs.obs  # before the step, which may reuse its memory
+        action, log_prob = self.policy.act(obs, generator)
+        step = self.envs.step(self.policy.to_env(action))
+        self.action[t], self.log_prob[t] = action, log_prob
+        self.reward[t], self.terminated[t], self.truncated[t] = step.reward, step.terminated, step.truncated
+        for mask in (step.mask, active):
+            if mask is not None:
+                self._mask[t] &= mask
+                self.mask = self._mask
+        if step.truncated.any():
+            self._final += [(t, int(n), np.array(step.next_obs[n])) for n in np.flatnonzero(step.truncated)]
+        return step.terminated | step.truncated
+
+    def end(self, length: int) -> None:
+        """The rollout has this many steps: the arrays become ``[length, N]``."""
+        self._show(length)
+
+    @torch.no_grad()
+    def values(self) -> tuple[Floats, Floats]:
+        """V(s_t) and V(s_{t+1}) ``[T, N]``, of the observations really reached, in one forward pass.
+
+        V(s_{t+1}) is the next row's V, but where a limit cut the episode it is V of the final observation.
+        """
+        policy, n = self.policy, self.envs.num_envs
+        assert policy.critic is not None
+        rows = [self.obs.reshape(-1, *self.obs.shape[2:]), self.envs.obs, *(final[None] for _, _, final in self._final)]
+        obs = torch.from_numpy(policy.prepare(np.concatenate(rows))).to(policy.device)
+        v = policy.critic(policy.trunk(obs)).squeeze(1).cpu().numpy()
+        values = v[: (len(self.reward) + 1) * n].reshape(-1, n)
+        next_values = values[1:].copy()
+        for (t, i, _), final_value in zip(self._final, v[values.size :], strict=True):
+            next_values[t, i] = final_value
+        return values[:-1], next_values
+
+    def batch(self, *arrays: NDArray[Any]) -> list[Tensor]:
+        """Prepared observations, actions, log pi(a|s), and further arrays ``[T, N]``: tensors ``[B, ...]``.
+
+        B counts the steps to learn from, in order of time.  On the CPU they share the arrays' memory if they can.
+        """
+        arrays = (self.policy.prepare(self.obs), self.action, self.log_prob, *arrays)
+        return [torch.from_numpy(self.real(a)).to(self.policy.device) for a in arrays]
+
+    def real(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The rows ``[B, ...]`` of an array ``[T, N, ...]`` that are to be learned from."""
+        return array.reshape(-1, *array.shape[2:]) if self.mask is None else array[self.mask]
+
+    def _grow(self, capacity: int) -> None:
+        n, envs, policy = self.envs.num_envs, self.envs, self.policy
+        n_actions = () if policy.discrete else (int(np.prod(envs.action_space.shape or ())),)
+        store = {
+            "obs": np.zeros((capacity, n, *(envs.observation_space.shape or ())), np.float32),
+            "action": np.zeros((capacity, n, *n_actions), np.int64 if policy.discrete else np.float32),
+            "log_prob": np.zeros((capacity, n), np.float32),
+            "reward": np.zeros((capacity, n), np.float32),
+            "terminated": np.zeros((capacity, n), np.bool_),
+            "truncated": np.zeros((capacity, n), np.bool_),
+            "_mask": np.ones((capacity, n), np.bool_),
+        }
+        for name, array in self._store.items():
+            store[name][: self._capacity] = array
+        self._capacity, self._store = capacity, store
+        self._show(capacity)
+
+    def _show(self, length: int) -> None:
+        for name, array in self._store.items():
+            setattr(self, name, array[:length])
+        if self.mask is not None:
+            self.mask = self._mask
+
+
+class RewardScaling:
+    """Divides rewards by the standard deviation of the discounted return, as it has been so far.
+
+    g_t = r_t + gamma (1 - done_{t-1}) g_{t-1} in every environment; r_t / sqrt(Var g + 1e-8), clipped to [-10, 10].
+    """
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        self.gamma = gamma
+        self.moments = RunningMoments()
+        self.carry = np.zeros(num_envs)  # gamma (1 - done) g of the last step
+
+    def __call__(self, rollout: Rollout) -> Floats:
+        """The scaled rewards ``[T, N]`` of a rollout, which is counted in first."""
+        reward = rollout.reward.astype(np.float64)
+        decay = self.gamma * ~(rollout.terminated | rollout.truncated)
+        # Forward in time is backward in the reversed arrays: step t passes on what step t - 1 left.
+        reward[0] += self.carry
+        decay_before = np.concatenate([np.zeros_like(decay[:1]), decay[:-1]])
+        g = reverse_affine_scan(decay_before[::-1], reward[::-1])[::-1]
+        self.carry = decay[-1] * g[-1]
+        self.moments.update(rollout.real(g))
+        scaled: Floats = np.clip(rollout.reward / np.sqrt(self.moments.var + 1e-8), -10.0, 10.0).astype(np.float32)
+        return scaled
+
+    def state_dict(self) -> dict[str, object]:
+        return {"moments": self.moments.state_dict(), "carry": self.carry.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.moments.load_state_dict(state["moments"])
+        self.carry = np.asarray(state["carry"])

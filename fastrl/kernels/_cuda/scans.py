@@ -1,0 +1,77 @@
+"""The scans on a GPU: the compiled kernels of csrc/scans.cu, or torch operations (`TorchScans`)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from fastrl import _backend
+from fastrl.kernels import _arrays, scans
+from fastrl.kernels.scans import Call, ReferenceScans
+
+
+class TorchCall(Call):
+    """`Call` with torch tensors, on the device of the first one."""
+
+    xp = torch
+
+    def load(self, name: str, obj: Any, dtypes: tuple[str, ...]) -> Any:
+        if dtypes == scans.FLOATS:
+            dtypes = (*scans.FLOATS, "float16", "bfloat16")
+        return _arrays.load_tensor(obj, f"{self.op}: {name}", dtypes, self.first, self.first_name)
+
+    def like(self, result: Any) -> Any:
+        return result.contiguous()
+
+    def cast(self, array: Any, dtype: str) -> Any:
+        return array.to(getattr(torch, dtype))
+
+    def overlap(self, x: Any, y: Any) -> bool:
+        return _arrays.tensors_overlap(x, y)
+
+    def strides(self, x: Any) -> tuple[int, ...]:
+        return tuple(x.stride())
+
+    def full(self, value: Any) -> Any:
+        dtype = torch.bool if isinstance(value, bool) else torch.float64
+        return torch.full((self.T, self.N), value, dtype=dtype, device=self.first.device)
+
+    def number(self, name: str, value: Any, high: float = 1.0) -> Any:
+        # A tensor, because torch makes float32 of a Python number times a bool tensor.
+        x = super().number(name, value, high)
+        return torch.full((), x, dtype=torch.float64, device=self.first.device)
+
+
+class TorchScans(ReferenceScans):
+    """`ReferenceScans` on torch tensors, on any one device.  Checking uint8 flags waits for a GPU."""
+
+    call = TorchCall
+
+    @staticmethod
+    def _n_step(xp: Any, r: Any, nv: Any, term: Any, cont: Any, valid: Any, gamma: Any, n: int) -> tuple[Any, ...]:
+        # All t at once, one k after the other.
+        T = len(r)
+        returns, discounts = torch.zeros_like(r), torch.zeros_like(r)
+        last = torch.zeros_like(r) + torch.arange(T, device=r.device)[:, None]
+        alive, factor = valid.clone(), torch.ones_like(r) * valid
+        for k in range(min(n, T)):
+            m = T - k
+            returns[:m] += scans._times(xp, factor[:m], r[k:])
+            goes_on = cont[k:] & (k + 1 < n)
+            discount = gamma * factor[:m] * ~(goes_on | term[k:])
+            returns[:m] += scans._times(xp, discount, nv[k:])
+            discounts[:m] += discount
+            factor[:m] = gamma * factor[:m] * goes_on
+            alive[:m] &= goes_on
+            last[:m] += alive[:m]
+        return returns, discounts, last
+
+
+@functools.cache
+def backend() -> Any:
+    """What serves CUDA tensors: the extension `fastrl._C_cuda`, or `TorchScans` where it cannot."""
+    if _backend.cuda_backend()[0] == "cuda" and hasattr(_backend._C_cuda, "gae"):
+        return _backend._C_cuda
+    return TorchScans()

@@ -1,0 +1,137 @@
+"""What the policy heads (categorical, normal) share: arguments, the generator, and their references' arithmetic.
+
+The references run on NumPy arrays, and on torch tensors for what is on a GPU: `xp` is the module of either.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from fastrl.kernels import _arrays
+from fastrl.kernels.generator import Generator, _default, advance, default_generator, philox4x32_reference
+
+_MASK32 = 0xFFFFFFFF
+_FLOATS = ("float32", "float64")
+
+
+def wants_grad(*arrays: Any) -> bool:
+    """Whether autograd records a call with these arguments."""
+    for x in arrays:
+        if getattr(x, "requires_grad", False):
+            return bool(sys.modules["torch"].is_grad_enabled())
+    return False
+
+
+def state_of(generator: Generator | None, first: Any, op: str) -> Any:
+    """The state of `generator`, or of the default one, on the device of the array `first`."""
+    device = str(first.device) if getattr(first, "is_cuda", False) else "cpu"
+    if generator is None:
+        generator = _default.get(device)
+        return generator.state if generator is not None else default_generator(device).state
+    if not isinstance(generator, Generator):
+        raise TypeError(f"{op}: generator must be a fastrl.Generator, got {type(generator).__name__}")
+    if generator.device != device:
+        raise ValueError(f"{op}: generator must be on {device} like the arrays, got {generator.device}")
+    return generator.state
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------------
+
+
+def load(
+    obj: Any, where: str, dtypes: tuple[str, ...] = _FLOATS, first: Any = None, name: str = "", same_dtype: bool = False
+) -> Any:
+    """`obj` as a NumPy view, or detached where it is on a GPU; `first`, called `name`, is the array it must be like."""
+    torch = sys.modules.get("torch")
+    like = obj if first is None else first
+    if torch is None or not (isinstance(like, torch.Tensor) and like.is_cuda):
+        array = _arrays.load(obj, where, dtypes)
+        kind, wanted = _arrays.kind_name(obj), _arrays.kind_name(like)
+        if kind != wanted:
+            raise TypeError(f"{where} must be a {wanted} like {name}, got a {kind}")
+    else:
+        array = _arrays.load_tensor(obj, where, dtypes, like, name)
+    if same_dtype and _dtype(array) != _dtype(first):
+        raise ValueError(f"{where} must have dtype {_dtype(first)} like {name}, got {_dtype(array)}")
+    return array
+
+
+def load_matrix(obj: Any, where: str, first: Any, name: str) -> Any:
+    """An array of the kind, dtype and shape of `first`, in float64."""
+    array = load(obj, where, first=first, name=name, same_dtype=True)
+    if tuple(array.shape) != tuple(first.shape):
+        raise ValueError(f"{where} must have shape {tuple(first.shape)} like {name}, got {tuple(array.shape)}")
+    return to_float64(array)
+
+
+def load_row_grad(obj: Any, where: str, first: Any, name: str) -> Any:
+    """The gradient [B, 1] of a result [B], in float64; 0.0 for None."""
+    if obj is None:
+        return 0.0
+    array = load(obj, where, first=first, name=name, same_dtype=True)
+    if tuple(array.shape) != (first.shape[0],):
+        raise ValueError(f"{where} must have shape ({first.shape[0]},), got {tuple(array.shape)}")
+    return to_float64(array)[:, None]
+
+
+def _dtype(array: Any) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def module_of(array: Any) -> Any:
+    return np if isinstance(array, np.ndarray) else sys.modules["torch"]
+
+
+def to_float64(array: Any) -> Any:
+    xp = module_of(array)
+    return xp.asarray(array, dtype=xp.float64)
+
+
+def hand_back(result: Any, first: Any, dtype: str = "") -> Any:
+    """A result in `dtype`, or else the dtype of `first`, as the kind of array that `first` is."""
+    if not isinstance(result, np.ndarray):
+        return result.to(getattr(sys.modules["torch"], dtype or _dtype(first)))
+    with np.errstate(over="ignore"):
+        return _arrays.like(result.astype(dtype or _dtype(first)), first)
+
+
+# ---- random numbers ----------------------------------------------------------------------------------------------
+
+
+def _words(state: Any, n: int) -> Any:
+    """The Philox blocks [n, 4] that the next n elements take; a CUDA state is read and advanced on its device."""
+    if isinstance(state, np.ndarray):
+        seed, counter = advance(state, n)
+        block = np.uint64(counter) + np.arange(n, dtype=np.uint64)  # wraps at 2^64, as the counter does
+        words = np.zeros((n, 4), np.int64)
+        words[:, 0], words[:, 1] = block & np.uint64(_MASK32), block >> np.uint64(32)
+        return philox4x32_reference(words, (seed & _MASK32, seed >> 32))
+    torch = sys.modules["torch"]
+    start = state.clone()
+    state[1] += n
+    block = start[1] + torch.arange(n, device=state.device)
+    words = torch.zeros((n, 4), dtype=torch.int64, device=state.device)
+    words[:, 0], words[:, 1] = block & _MASK32, (block >> 32) & _MASK32
+    return philox4x32_reference(words, (start[0] & _MASK32, (start[0] >> 32) & _MASK32))
+
+
+def _uniform(low: Any, high: Any) -> Any:
+    return to_float64((high << 21) | (low >> 11)) * 2.0**-53
+
+
+def uniforms(state: Any, n: int) -> Any:
+    """n float64 uniforms in [0, 1) from the first 53 bits of the blocks."""
+    words = _words(state, n)
+    return _uniform(words[:, 0], words[:, 1])
+
+
+def normals(state: Any, n: int) -> Any:
+    """n float64 standard normals, one a block: sqrt(-2 log u1) cos(2 pi u2), u1 in (0, 1], u2 in [0, 1)."""
+    words = _words(state, n)
+    xp = module_of(words)
+    u1 = _uniform(words[:, 0], words[:, 1]) + 2.0**-53
+    u2 = _uniform(words[:, 2], words[:, 3])
+    return xp.sqrt(-2.0 * xp.log(u1)) * xp.cos(2.0 * np.pi * u2)

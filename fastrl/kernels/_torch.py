@@ -1,0 +1,483 @@
+"""The ops that sit inside a model's step, for autograd and for torch.compile.  Imported only when torch is used.
+
+Eager mode goes through the `torch.autograd.Function` of an op, and only where a gradient is wanted: the dispatcher
+costs more than the kernels.  torch.compile goes through the ops of the library ``fastrl`` registered below, each with a
+fake kernel and, where it has gradients, their formula.  No gradient has a gradient itself: a second one raises.
+
+What draws random numbers is two ops there: `draw`, which advances the generator's state (a tensor that it says it
+writes to), and a function of the drawn numbers, which has the gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrl import _backend
+from fastrl.kernels import _heads
+from fastrl.kernels.categorical import kernels_for as categorical_kernels
+from fastrl.kernels.generator import Generator, default_generator
+from fastrl.kernels.normal import kernels_for as normal_kernels
+from fastrl.kernels.scans import scans_for
+
+# ---- what every op needs -----------------------------------------------------------------------------------------
+
+
+def register(
+    fn: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    mutates: Sequence[str] = (),
+    save: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Any:
+    """`fn`, an op of torch tensors called _name, as torch.ops.fastrl.name; its annotations are the op's schema.
+
+    `fake` makes empty results of the right shapes; `save(ctx, inputs, output)` and `backward(ctx, *grads)` are the
+    gradient, whose kernel must be a registered op too.
+    """
+    op: Any = torch.library.custom_op(f"fastrl::{fn.__name__.removeprefix('_')}", fn, mutates_args=mutates)
+    op.register_fake(fake)
+    if backward is not None:
+        op.register_autograd(backward, setup_context=save)
+    return op
+
+
+class _Refuse(torch.autograd.Function):
+    """Its first n arguments, without a gradient for any."""
+
+    @staticmethod
+    def forward(ctx: Any, n: int, *tensors: Tensor) -> Any:
+        return tensors[:n]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError("fastrl: the gradient of a fastrl kernel has no gradient: no second derivatives")
+
+
+_refuse: Any = _Refuse.apply  # torch leaves `apply` untyped
+
+
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a `backward` whose results have no gradient: asked for one (create_graph=True), they raise.
+
+    torch's `once_differentiable` lets them pass as constants where the upstream gradient needs none.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *grads: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        given = [g for g in results if g is not None]
+        depends_on = [x for x in (*ctx.saved_tensors, *grads) if x is not None and x.requires_grad]
+        refused = iter(_refuse(len(given), *given, *depends_on))
+        return tuple(None if g is None else next(refused) for g in results)
+
+    return wrapper
+
+
+# ---- random numbers ----------------------------------------------------------------------------------------------
+
+default_generator("cpu")  # made now, because torch.compile cannot trace its making
+
+
+def _draw(state: Tensor, n: int, normal: bool) -> Tensor:
+    """n float64 uniforms or standard normals of the generator with this state [2], which it advances."""
+    words: Any = state if state.is_cuda else state.numpy().view(np.uint64)
+    if not state.is_cuda and _backend.CPU_BACKEND == "cpp":
+        drawn = _backend._C.draw(words, n, normal)
+    else:
+        drawn = _heads.normals(words, n) if normal else _heads.uniforms(words, n)
+    return torch.as_tensor(drawn)
+
+
+_draw_op = register(_draw, lambda state, n, normal: state.new_empty(n, dtype=torch.float64), mutates=("state",))
+
+
+def _state_tensor(generator: Generator | None, first: Tensor, op: str) -> Tensor:
+    return torch.as_tensor(_heads.state_of(generator, first, op))  # the same memory
+
+
+# ---- categorical -------------------------------------------------------------------------------------------------
+
+
+class CategoricalLogProbEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, action: Tensor) -> Any:
+        result = categorical_kernels(logits).categorical_log_prob_entropy(logits, action)
+        ctx.save_for_backward(logits, action)
+        ctx.set_materialize_grads(False)
+        return result
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None) -> Any:
+        logits, action = ctx.saved_tensors
+        backward = categorical_kernels(logits).categorical_log_prob_entropy_backward
+        return backward(logits, action, grad_log_prob, grad_entropy), None
+
+
+class CategoricalSample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, state: Any) -> Any:
+        action, log_prob = categorical_kernels(logits).categorical_sample(logits, state, None)
+        ctx.save_for_backward(logits, action)
+        ctx.mark_non_differentiable(action)
+        ctx.set_materialize_grads(False)
+        return action, log_prob
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, _: Any, grad_log_prob: Tensor | None) -> Any:
+        logits, action = ctx.saved_tensors
+        backward = categorical_kernels(logits).categorical_log_prob_entropy_backward
+        return backward(logits, action, grad_log_prob, None), None
+
+
+categorical_log_prob_entropy_autograd: Any = CategoricalLogProbEntropy.apply
+categorical_sample_autograd: Any = CategoricalSample.apply
+
+
+def _categorical_log_prob_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = categorical_kernels(logits).categorical_log_prob_entropy(logits, action)
+    return result
+
+
+def _categorical_log_prob_entropy_backward(
+    logits: Tensor, action: Tensor, grad_log_prob: Tensor | None, grad_entropy: Tensor | None
+) -> Tensor:
+    backward = categorical_kernels(logits).categorical_log_prob_entropy_backward
+    grad: Tensor = backward(logits, action, grad_log_prob, grad_entropy)
+    return grad
+
+
+def _categorical_sample(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """(log_prob, action): opcheck adds up what an op returns, and cannot begin with integers."""
+    action, log_prob = categorical_kernels(logits).categorical_sample(logits, None, uniform)
+    return log_prob, action
+
+
+def _save_logits_drawn(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+_categorical_backward_op = register(
+    _categorical_log_prob_entropy_backward,
+    lambda logits, action, grad_log_prob, grad_entropy: logits.new_empty(logits.shape),
+)
+_categorical_op = register(
+    _categorical_log_prob_entropy,
+    lambda logits, action: (logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape[0])),
+    save=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    backward=lambda ctx, gl, gh: (_categorical_backward_op(*ctx.saved_tensors, gl, gh), None),
+)
+_categorical_sample_op = register(
+    _categorical_sample,
+    lambda logits, uniform: (logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape[0], dtype=torch.int64)),
+    save=_save_logits_drawn,
+    backward=lambda ctx, gl, _: (_categorical_backward_op(*ctx.saved_tensors, gl, None), None),
+)
+
+
+def categorical_log_prob_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _categorical_op(logits, action)
+    return result
+
+
+def categorical_sample(logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+    uniform = _draw_op(_state_tensor(generator, logits, "categorical_sample"), logits.shape[0], False)
+    log_prob, action = _categorical_sample_op(logits, uniform)
+    return action, log_prob
+
+
+# ---- normal ------------------------------------------------------------------------------------------------------
+
+
+class NormalLogProbEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, action: Tensor) -> Any:
+        result = normal_kernels(mean).normal_log_prob_entropy(mean, log_std, action)
+        ctx.save_for_backward(mean, log_std, action)
+        ctx.set_materialize_grads(False)
+        return result
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None) -> Any:
+        saved = ctx.saved_tensors
+        backward = normal_kernels(saved[0]).normal_log_prob_entropy_backward
+        return backward(*saved, grad_log_prob, grad_entropy, *ctx.needs_input_grad)
+
+
+class NormalSample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, noise: Tensor | None, state: Any) -> Any:
+        action, log_prob, drawn = normal_kernels(mean).normal_sample(mean, log_std, noise, state, noise is None)
+        ctx.save_for_backward(log_std, drawn if noise is None else noise)
+        ctx.set_materialize_grads(False)
+        return action, log_prob
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad_action: Tensor | None, grad_log_prob: Tensor | None) -> Any:
+        grad_log_std = None
+        if ctx.needs_input_grad[1]:
+            log_std, noise = ctx.saved_tensors
+            grad_log_std = normal_kernels(noise).normal_sample_backward(log_std, noise, grad_action, grad_log_prob)
+        return grad_action, grad_log_std, None, None
+
+
+normal_log_prob_entropy_autograd: Any = NormalLogProbEntropy.apply
+normal_sample_autograd: Any = NormalSample.apply
+
+
+def _normal_log_prob_entropy(mean: Tensor, log_std: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = normal_kernels(mean).normal_log_prob_entropy(mean, log_std, action)
+    return result
+
+
+def _normal_log_prob_entropy_backward(
+    mean: Tensor, log_std: Tensor, action: Tensor, grad_log_prob: Tensor | None, grad_entropy: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    backward = normal_kernels(mean).normal_log_prob_entropy_backward
+    grads: tuple[Tensor, Tensor, Tensor] = backward(
+        mean, log_std, action, grad_log_prob, grad_entropy, True, True, True
+    )
+    return grads
+
+
+def _normal_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    action, log_prob, _ = normal_kernels(mean).normal_sample(mean, log_std, noise, None, False)
+    return action, log_prob
+
+
+def _normal_sample_backward(
+    log_std: Tensor, noise: Tensor, grad_action: Tensor | None, grad_log_prob: Tensor | None
+) -> Tensor:
+    grad: Tensor = normal_kernels(noise).normal_sample_backward(log_std, noise, grad_action, grad_log_prob)
+    return grad
+
+
+def _normal_sample_grad(ctx: Any, grad_action: Tensor | None, grad_log_prob: Tensor | None) -> Any:
+    return grad_action, _normal_sample_backward_op(*ctx.saved_tensors, grad_action, grad_log_prob), None
+
+
+_normal_backward_op = register(
+    _normal_log_prob_entropy_backward,
+    lambda mean, log_std, action, grad_log_prob, grad_entropy: (
+        mean.new_empty(mean.shape),
+        mean.new_empty(log_std.shape),
+        mean.new_empty(mean.shape),
+    ),
+)
+_normal_op = register(
+    _normal_log_prob_entropy,
+    lambda mean, log_std, action: (mean.new_empty(mean.shape[0]), mean.new_empty(mean.shape[0])),
+    save=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    backward=lambda ctx, gl, gh: _normal_backward_op(*ctx.saved_tensors, gl, gh),
+)
+_normal_sample_backward_op = register(
+    _normal_sample_backward,
+    lambda log_std, noise, grad_action, grad_log_prob: log_std.new_empty(log_std.shape),
+)
+_normal_sample_op = register(
+    _normal_sample,
+    lambda mean, log_std, noise: (mean.new_empty(mean.shape), mean.new_empty(mean.shape[0])),
+    save=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[1:]),
+    backward=_normal_sample_grad,
+)
+
+
+def normal_log_prob_entropy(mean: Tensor, log_std: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _normal_op(mean, log_std, action)
+    return result
+
+
+def normal_sample(
+    mean: Tensor, log_std: Tensor, noise: Tensor | None, generator: Generator | None
+) -> tuple[Tensor, Tensor]:
+    if noise is None:
+        state = _state_tensor(generator, mean, "normal_sample")
+        noise = _draw_op(state, mean.shape[0] * mean.shape[1], True).view(mean.shape).to(mean.dtype)
+    elif noise.requires_grad:
+        raise ValueError("normal_sample: noise must not require a gradient: it is taken as a constant")
+    drawn: tuple[Tensor, Tensor] = _normal_sample_op(mean, log_std, noise)
+    return drawn
+
+
+# ---- scans -------------------------------------------------------------------------------------------------------
+
+
+def _like(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _into(out: Any, results: Any) -> Any:
+    """The results, or `out` with them in it."""
+    if out is None:
+        return results
+    pairs = ((out, results),) if isinstance(results, Tensor) else zip(out, results, strict=True)
+    for target, result in pairs:
+        target.copy_(result)
+    return out
+
+
+def _reverse_affine_scan(a: Tensor, b: Tensor, y_T: Tensor | None, last: float) -> Tensor:
+    y: Tensor = scans_for(a).reverse_affine_scan(a, b, last if y_T is None else y_T, None)
+    return y
+
+
+def _reverse_affine_scan_backward(
+    a: Tensor, y: Tensor, y_T: Tensor | None, last: float, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """l_t = g_t + a_{t-1} l_{t-1}: a reverse scan of the reversed arrays."""
+    if len(y) == 0:
+        return _like(a), _like(y), torch.zeros_like(y.sum(0))
+    before = torch.cat((a[:-1].flip(0), torch.zeros_like(a[:1])))
+    adjoint = scans_for(a).reverse_affine_scan(before, grad.flip(0), None, None).flip(0)
+    end = torch.full_like(y[:1], last) if y_T is None else y_T[None].detach()
+    # As in the scan itself, 0 times x is 0: a step that nothing depends on has no gradient, be the rest NaN.
+    grad_a = torch.where(adjoint != 0, adjoint * torch.cat((y[1:], end)), 0)
+    grad_y_T = torch.where(a[-1] != 0, a[-1] * adjoint[-1], 0)
+    return grad_a, adjoint, grad_y_T
+
+
+def _save_affine(ctx: Any, inputs: Any, output: Any) -> None:
+    a, _, y_T, last = inputs
+    ctx.save_for_backward(a, output, y_T)
+    ctx.last = last
+
+
+def _affine_grads(ctx: Any, backward: Callable[..., Any], grad: Tensor) -> Any:
+    a, y, y_T = ctx.saved_tensors
+    grad_a, grad_b, grad_y_T = backward(a, y, y_T, ctx.last, grad)
+    return grad_a, grad_b, grad_y_T if y_T is not None else None, None
+
+
+class ReverseAffineScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, y_T: Tensor | None, last: float) -> Any:
+        y = _reverse_affine_scan(a, b, y_T, last)
+        _save_affine(ctx, (a, b, y_T, last), y)
+        return y
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _affine_grads(ctx, _reverse_affine_scan_backward, grad)
+
+
+_affine_apply: Any = ReverseAffineScan.apply
+_affine_backward_op = register(
+    _reverse_affine_scan_backward,
+    lambda a, y, y_T, last, grad: (_like(a), _like(y), y.new_empty(y.shape[1:])),
+)
+_affine_op = register(
+    _reverse_affine_scan,
+    lambda a, b, y_T, last: _like(b),
+    save=_save_affine,
+    backward=lambda ctx, grad: _affine_grads(ctx, _affine_backward_op, grad),
+)
+
+
+def _end(y_T: Any) -> tuple[Any, float]:
+    """y_T as an array or None, and as a number."""
+    return (None, float(y_T or 0.0)) if y_T is None or isinstance(y_T, (int, float)) else (y_T, 0.0)
+
+
+def reverse_affine_scan_autograd(a: Any, b: Any, y_T: Any, out: Any) -> Any:
+    if out is not None:
+        raise ValueError("reverse_affine_scan: out must be None where a gradient is wanted")
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return scans_for(a).reverse_affine_scan(a, b, y_T, out)  # which says what is wrong
+    return _affine_apply(a, b, *_end(y_T))
+
+
+def reverse_affine_scan(a: Any, b: Any, y_T: Any, out: Any) -> Any:
+    return _into(out, _affine_op(a, b, *_end(y_T)))
+
+
+def _gae(
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor,
+    gamma: float, lam: float, mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    found: tuple[Tensor, Tensor] = scans_for(rewards).gae(
+        rewards, values, next_values, terminated, truncated, gamma, lam, mask, None
+    )
+    return found
+
+
+def _discounted_returns(
+    rewards: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, next_values: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:  # fmt: skip
+    found: Tensor = scans_for(rewards).discounted_returns(
+        rewards, terminated, truncated, gamma, next_values, mask, None
+    )
+    return found
+
+
+def _lambda_returns(
+    rewards: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, lam: float,
+    mask: Tensor | None,
+) -> Tensor:  # fmt: skip
+    found: Tensor = scans_for(rewards).lambda_returns(
+        rewards, next_values, terminated, truncated, gamma, lam, mask, None
+    )
+    return found
+
+
+def _n_step_returns(
+    rewards: Tensor, next_values: Tensor | None, terminated: Tensor, truncated: Tensor, gamma: float, n: int,
+    cut: Tensor | None, mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    found: tuple[Tensor, Tensor, Tensor] = scans_for(rewards).n_step_returns(
+        rewards, next_values, terminated, truncated, gamma, n, cut, mask, None
+    )
+    return found
+
+
+def _vtrace(
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor, log_rhos: Tensor,
+    gamma: float, lam: float, rho_clip: float, c_clip: float, pg_rho_clip: float, mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    found: tuple[Tensor, Tensor] = scans_for(rewards).vtrace(
+        rewards, values, next_values, terminated, truncated, log_rhos,
+        gamma, lam, rho_clip, c_clip, pg_rho_clip, mask, None,
+    )  # fmt: skip
+    return found
+
+
+def _off_policy_returns(
+    rewards: Tensor, q_values: Tensor, next_state_values: Tensor, traces: Tensor, terminated: Tensor,
+    truncated: Tensor, gamma: float, mask: Tensor | None,
+) -> Tensor:  # fmt: skip
+    found: Tensor = scans_for(rewards).off_policy_returns(
+        rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, None
+    )
+    return found
+
+
+def _scan(fn: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The op for torch.compile, with `out` as its last argument."""
+    op = register(fn, fake)
+    return lambda *args: _into(args[-1], op(*args[:-1]))
+
+
+gae = _scan(_gae, lambda rewards, *_: (_like(rewards), _like(rewards)))
+discounted_returns = _scan(_discounted_returns, lambda rewards, *_: _like(rewards))
+lambda_returns = _scan(_lambda_returns, lambda rewards, *_: _like(rewards))
+n_step_returns = _scan(
+    _n_step_returns,
+    lambda rewards, *_: (_like(rewards), _like(rewards), rewards.new_empty(rewards.shape, dtype=torch.int64)),
+)
+vtrace = _scan(_vtrace, lambda rewards, *_: (_like(rewards), _like(rewards)))
+off_policy_returns = _scan(_off_policy_returns, lambda rewards, *_: _like(rewards))

@@ -1,0 +1,686 @@
+"""Returns and advantages over rollouts: every op here is the reverse affine recurrence y_t = b_t + a_t y_{t+1}.
+
+What all of them share:
+
+- Arrays are time-major, ``[T, N]`` (t = 0 .. T-1 steps of N environments) or ``[T]``, float32 or float64 (one dtype a
+  call), NumPy arrays or torch tensors (one kind and device a call), with any strides and without a copy: batch-major
+  data goes in as ``x.T``.  Empty inputs give empty outputs.  No gradient flows through them, except through
+  `reverse_affine_scan`.
+- ``terminated[t]``: step t ended in a terminal state, past which nothing is bootstrapped.  ``truncated[t]``: a limit
+  cut the episode after step t: bootstrap from ``next_values[t]``, then stop.  Both set count as terminated.  bool, or
+  uint8 of 0 and 1.
+- ``next_values[t]`` is V of the observation that step t really reached; of the last step of an episode that is the
+  final observation, never the one of the reset.  With `values` of shape ``[T+1, N]`` and no truncation pass
+  ``values[:-1], values[1:]``: views, no copy.
+- ``mask[t]`` (optional) is True for real transitions.  The others (the dummy step after an episode's end under
+  Gymnasium's NEXT_STEP autoreset, padding) get output 0 and pass nothing backward.
+- The recurrence goes on from step t + 1 to step t where ``cont_t``: t + 1 < T, both steps are real (`mask`), and step t
+  is neither terminated nor truncated.  Everywhere else it starts anew from the bootstrap.  In all of these equations
+  0 times x is 0, whatever x: a NaN or infinity beyond an episode's end, or beyond a discount of 0, reaches nothing.
+- On the CPU the recurrence is float64 inside, whatever the dtype.
+- `out`: an array, or a tuple of arrays as returned, of any strides, written in place of new ones.
+
+Errors, raised before anything is written: TypeError for what is no array, another kind of array or a parameter that is
+no number; ValueError for a wrong dtype, shape or device, a flag that is neither 0 nor 1, or a parameter out of range.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import numpy as np
+
+from fastrl import _backend
+from fastrl.kernels import _arrays, _heads
+
+FLOATS = ("float32", "float64")
+FLAGS = ("bool", "uint8")
+
+
+def reverse_affine_scan(a: Any, b: Any, y_T: Any = None, *, out: Any = None) -> Any:
+    """y_t = b_t + a_t y_{t+1} for t = T-1 .. 0, with y_T given or 0.
+
+    a_t = 0 cuts the recurrence: what comes after, NaN too, does not reach y_t.  Differentiable by torch in a, b and y_T
+    (once): with g_t = dL/dy_t and l_t = g_t + a_{t-1} l_{t-1}, dL/db_t = l_t, dL/da_t = l_t y_{t+1} and
+    dL/dy_T = a_{T-1} l_{T-1}.
+
+    Args:
+        a, b: [T] or [T, N].
+        y_T: None for 0, a number, or an array of the shape of b[0].
+        out: None, or an array like b; then nothing may want a gradient.
+
+    Returns:
+        y, like b.
+    """
+    if _arrays.is_compiling():
+        from fastrl.kernels import _torch
+
+        return _torch.reverse_affine_scan(a, b, y_T, out)
+    if _heads.wants_grad(a, b, y_T):
+        from fastrl.kernels import _torch
+
+        return _torch.reverse_affine_scan_autograd(a, b, y_T, out)
+    return scans_for(a).reverse_affine_scan(a, b, y_T, out)
+
+
+def gae(
+    rewards: Any,
+    values: Any,
+    next_values: Any,
+    terminated: Any,
+    truncated: Any,
+    *,
+    gamma: float,
+    lam: float,
+    mask: Any = None,
+    out: Any = None,
+) -> tuple[Any, Any]:
+    """Generalized advantage estimation.
+
+    A_t = delta_t + gamma lam A_{t+1} where cont_t, else delta_t;  returns_t = A_t + V_t, with
+    delta_t = r_t + gamma (1 - terminated_t) V'_t - V_t.
+
+    Args:
+        rewards, values, next_values: [T] or [T, N]: r_t, V_t = V(s_t) and V'_t = V(s_{t+1}).
+        terminated, truncated, mask: flags like `rewards`; see the top of this module.
+        gamma, lam: in [0, 1].
+        out: None, or the pair to write to.
+
+    Returns:
+        advantages, returns: like `rewards`.
+
+    Source: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation" (2016),
+    arXiv:1506.02438, eq. 16.
+    """
+    if _arrays.is_compiling():
+        from fastrl.kernels import _torch
+
+        return _torch.gae(rewards, values, next_values, terminated, truncated, gamma, lam, mask, out)
+    result: tuple[Any, Any] = scans_for(rewards).gae(
+        rewards, values, next_values, terminated, truncated, gamma, lam, mask, out
+    )
+    return result
+
+
+def discounted_returns(
+    rewards: Any,
+    terminated: Any,
+    truncated: Any,
+    *,
+    gamma: float,
+    next_values: Any = None,
+    mask: Any = None,
+    out: Any = None,
+) -> Any:
+    """Reward-to-go.
+
+    G_t = r_t + gamma G_{t+1} where cont_t, else r_t + gamma (1 - terminated_t) V'_t; without `next_values` V' is 0.
+
+    Args:
+        rewards: [T] or [T, N].
+        terminated, truncated, mask: flags like `rewards`; see the top of this module.
+        gamma: in [0, 1].
+        next_values: None, or V'_t like `rewards`; read only where the recurrence starts anew.
+        out: None, or the array to write to.
+
+    Returns:
+        returns, like `rewards`.
+    """
+    if _arrays.is_compiling():
+        from fastrl.kernels import _torch
+
+        return _torch.discounted_returns(rewards, terminated, truncated, gamma, next_values, mask, out)
+    return scans_for(rewards).discounted_returns(rewards, terminated, truncated, gamma, next_values, mask, out)
+
+
+def lambda_returns(
+    rewards: Any,
+    next_values: Any,
+    terminated: Any,
+    truncated: Any,
+    *,
+    gamma: float,
+    lam: float,
+    mask: Any = None,
+    out: Any = None,
+) -> Any:
+    """The returns of TD(lambda), which are advantages + values of `gae`.
+
+    G_t = r_t + gamma [(1 - lam) V'_t + lam G_{t+1}] where cont_t, else r_t + gamma (1 - terminated_t) V'_t.
+
+    Args:
+        rewards, next_values: [T] or [T, N]: r_t and V'_t = V(s_{t+1}).
+        terminated, truncated, mask: flags like `rewards`; see the top of this module.
+        gamma, lam: in [0, 1].
+        out: None, or the array to write to.
+
+    Returns:
+        returns, like `rewards`.
+
+    Source: Sutton and Barto, "Reinforcement Learning" (2018), eq. 12.18.
+    """
+    if _arrays.is_compiling():
+        from fastrl.kernels import _torch
+
+        return _torch.lambda_returns(rewards, next_values, terminated, truncated, gamma, lam, mask, out)
+    return scans_for(rewards).lambda_returns(rewards, next_values, terminated, truncated, gamma, lam, mask, out)
+
+
+def n_step_returns(
+    rewards: Any,
+    next_values: Any,
+    terminated: Any,
+    truncated: Any,
+    *,
+    gamma: float,
+    n: int,
+    cut: Any = None,
+    mask: Any = None,
+    out: Any = None,
+) -> tuple[Any, Any, Any]:
+    """n-step returns, shorter at the end of an episode or of the arrays.
+
+    G_t = sum_{k=0}^{m-1} gamma^k r_{t+k} + gamma^m (1 - terminated_{t+m-1}) V'_{t+m-1}, where m <= n is the largest
+    number of steps with cont_t .. cont_{t+m-2} and none of cut_{t+1} .. cut_{t+m-1}.
+
+    Args:
+        rewards: [T] or [T, N].
+        next_values: V'_t like `rewards`, or None for the reward part alone.
+        terminated, truncated, mask: flags like `rewards`; see the top of this module.
+        gamma: in [0, 1].
+        n: int >= 1.
+        cut: None, or flags: no return goes on into a step with cut_t.  For off-policy data: set where the stored action
+            is not the one that the current policy would take.
+        out: None, or the three arrays to write to.
+
+    Returns:
+        returns, like `rewards`.
+        discounts, like `rewards`: gamma^m (1 - terminated_{t+m-1}), the factor of V'.
+        last, int64: t + m - 1, the step whose next observation is bootstrapped from (t itself in a masked step).
+
+    Source: Sutton and Barto, "Reinforcement Learning" (2018), eq. 7.1; `cut`: Watkins (1989), Peng and Williams (1996).
+    """
+    if _arrays.is_compiling():
+        from fastrl.kernels import _torch
+
+        return _torch.n_step_returns(rewards, next_values, terminated, truncated, gamma, n, cut, mask, out)
+    result: tuple[Any, Any, Any] = scans_for(rewards).n_step_returns(
+        rewards, next_values, terminated, truncated, gamma, n, cut, mask, out
+    )
+    return result
+
+
+def vtrace(
+    rewards: Any,
+    values: Any,
+    next_values: Any,
+    terminated: Any,
+    truncated: Any,
+    log_rhos: Any,
+    *,
+    gamma: float,
+    lam: float = 1.0,
+    rho_clip: float = 1.0,
+    c_clip: float = 1.0,
+    pg_rho_clip: float = 1.0,
+    mask: Any = None,
+    out: Any = None,
+) -> tuple[Any, Any]:
+    """V-trace targets and the advantages of the policy gradient.
+
+    With rho_t = exp(log_rhos_t), e_t = vs_t - V_t and V'_t replaced by 0 where terminated_t::
+
+        e_t = min(rho_clip, rho_t) (r_t + gamma V'_t - V_t) + gamma lam min(c_clip, rho_t) e_{t+1}   [if cont_t]
+        vs_t = V_t + e_t
+        pg_advantages_t = min(pg_rho_clip, rho_t) (r_t + gamma (V'_t + e_{t+1} [if cont_t]) - V_t)
+
+    V'_t + e_{t+1} is vs_{t+1} where V'_t = V_{t+1}, as it is inside an episode.  At truncation the trace is cut and the
+    value of the final observation is used.
+
+    Args:
+        rewards, values, next_values: [T] or [T, N]: r_t, V_t = V(s_t) and V'_t = V(s_{t+1}).
+        log_rhos: like them, log pi(a_t|s_t) - log mu(a_t|s_t).
+        terminated, truncated, mask: flags like `rewards`; see the top of this module.
+        gamma, lam: in [0, 1].
+        rho_clip, c_clip, pg_rho_clip: >= 0; inf does not clip.
+        out: None, or the pair to write to.
+
+    Returns:
+        vs, pg_advantages: like `rewards`.
+
+    Source: Espeholt et al., "IMPALA" (2018), arXiv:1802.01561, eq. 1 and section 4.2.
+    """
+    if _arrays.is_compiling():
+        from fastrl.kernels import _torch
+
+        return _torch.vtrace(
+            rewards,
+            values,
+            next_values,
+            terminated,
+            truncated,
+            log_rhos,
+            gamma,
+            lam,
+            rho_clip,
+            c_clip,
+            pg_rho_clip,
+            mask,
+            out,
+        )
+    result: tuple[Any, Any] = scans_for(rewards).vtrace(
+        rewards,
+        values,
+        next_values,
+        terminated,
+        truncated,
+        log_rhos,
+        gamma,
+        lam,
+        rho_clip,
+        c_clip,
+        pg_rho_clip,
+        mask,
+        out,
+    )
+    return result
+
+
+def off_policy_returns(
+    rewards: Any,
+    q_values: Any,
+    next_state_values: Any,
+    traces: Any,
+    terminated: Any,
+    truncated: Any,
+    *,
+    gamma: float,
+    mask: Any = None,
+    out: Any = None,
+) -> Any:
+    """Off-policy targets for Q with one trace coefficient c_t a step.
+
+    y_t = r_t + gamma (1 - terminated_t) [V'_t + c_{t+1} (y_{t+1} - Q_{t+1})], the last term only where cont_t.
+
+    Retrace: c_t = lam min(1, pi(a_t|s_t) / mu(a_t|s_t)).  Watkins: lam where a_t is greedy, else 0.
+    Tree backup: lam pi(a_t|s_t).  Peng: lam.  One-step: 0.
+
+    Args:
+        rewards, q_values, traces: [T] or [T, N]: r_t, Q_t = Q(s_t, a_t) and c_t.
+        next_state_values: like them, V'_t = E_pi Q(s_{t+1}, .).
+        terminated, truncated, mask: flags like `rewards`; see the top of this module.
+        gamma: in [0, 1].
+        out: None, or the array to write to.
+
+    Returns:
+        targets y_t, like `rewards`.
+
+    Source: Munos et al., "Safe and Efficient Off-Policy Reinforcement Learning" (2016), arXiv:1606.02647, eq. 3 and 4.
+    """
+    if _arrays.is_compiling():
+        from fastrl.kernels import _torch
+
+        return _torch.off_policy_returns(
+            rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, out
+        )
+    return scans_for(rewards).off_policy_returns(
+        rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, out
+    )
+
+
+# ---- the backends written in Python -------------------------------------------------------------------------------
+
+
+class Call:
+    """The arguments of one call, taken in and checked one after another; arrays as ``[T, N]``, floats as float64."""
+
+    xp: Any = np
+
+    def __init__(self, op: str, name: str, first: Any) -> None:
+        self.op, self.first_name, self.first = op, name, first
+        array = self.load(name, first, FLOATS)
+        if array.ndim not in (1, 2):
+            raise ValueError(f"{op}: {name} must have shape [T] or [T, N], got {tuple(array.shape)}")
+        self.shape = tuple(array.shape)
+        self.dtype = str(array.dtype).removeprefix("torch.")
+        self.T, self.N = self.shape[0], self.shape[1] if array.ndim == 2 else 1
+        self.inputs = [(name, array)]
+        self.first_array = self.wide(array)
+        self._flags: list[tuple[str, Any]] = []
+
+    # What differs for torch tensors on a GPU.
+    def load(self, name: str, obj: Any, dtypes: tuple[str, ...]) -> Any:
+        return _arrays.load(obj, f"{self.op}: {name}", dtypes)
+
+    def like(self, result: Any) -> Any:
+        return _arrays.like(result, self.first)
+
+    def cast(self, array: Any, dtype: str) -> Any:
+        return array.astype(dtype)
+
+    def overlap(self, x: Any, y: Any) -> bool:
+        return np.may_share_memory(x, y)
+
+    def strides(self, x: Any) -> tuple[int, ...]:
+        return tuple(x.strides)
+
+    def wide(self, array: Any) -> Any:
+        return self.cast(array, "float64").reshape(self.T, self.N)
+
+    def wide_flags(self, array: Any) -> Any:
+        return (array != 0).reshape(self.T, self.N)
+
+    def _like_first(self, name: str, obj: Any, dtypes: tuple[str, ...], shape: tuple[int, ...], of: str = "") -> Any:
+        array = self.load(name, obj, FLOATS if dtypes == (self.dtype,) else dtypes)
+        kind, wanted = _arrays.kind_name(obj), _arrays.kind_name(self.first)
+        if kind != wanted:
+            raise TypeError(f"{self.op}: {name} must be a {wanted} like {self.first_name}, got a {kind}")
+        dtype = str(array.dtype).removeprefix("torch.")
+        if dtypes == (self.dtype,) and dtype != self.dtype:
+            raise ValueError(f"{self.op}: {name} must have dtype {self.dtype} like {self.first_name}, got {dtype}")
+        if tuple(array.shape) != shape:
+            raise ValueError(
+                f"{self.op}: {name} must have shape {shape} like {self.first_name}{of}, got {tuple(array.shape)}"
+            )
+        return array
+
+    def floats(self, name: str, obj: Any) -> Any:
+        """An array like the first one."""
+        array = self._like_first(name, obj, (self.dtype,), self.shape)
+        self.inputs.append((name, array))
+        return self.wide(array)
+
+    def flags(self, name: str, obj: Any, default: bool = False) -> Any:
+        """Flags like the first array, or `default` everywhere for None if it is optional (`mask`, `cut`)."""
+        if obj is None and name in ("mask", "cut"):
+            return self.full(default)
+        array = self._like_first(name, obj, FLAGS, self.shape)
+        self.inputs.append((name, array))
+        self._flags.append((name, array))
+        return self.wide_flags(array)
+
+    def full(self, value: Any) -> Any:
+        return np.full((self.T, self.N), value)
+
+    def steps(self, terminated: Any, truncated: Any, valid: Any, cut: Any = None) -> Any:
+        """cont_t: whether the recurrence goes on from step t + 1 to step t."""
+        cont = valid & ~(terminated | truncated)
+        cont[:-1] &= valid[1:]
+        if cut is not None:
+            cont[:-1] &= ~cut[1:]
+        cont[-1:] = False
+        return cont
+
+    def number(self, name: str, value: Any, high: float = 1.0) -> float:
+        """A parameter in [0, high]."""
+        if not _arrays.is_number(value):
+            raise TypeError(f"{self.op}: {name} must be a float, got {type(value).__name__}")
+        x = _arrays.to_float(value)
+        if not 0 <= x <= high:
+            wanted = "in [0, 1]" if high == 1 else ">= 0"
+            raise ValueError(f"{self.op}: {name} must be {wanted}, got {x!r}")
+        return x
+
+    def outputs(self, out: Any, dtypes: tuple[str, ...]) -> None:
+        """Check `out`, and then the values of the flags; `dtypes` of the results, "" for that of the first array."""
+        self._dtypes = tuple(dtype or self.dtype for dtype in dtypes)
+        self._out = out
+        self._targets: list[Any] = []
+        if out is not None:
+            many = len(dtypes) > 1
+            outs = out if many else (out,)
+            if many and (not isinstance(out, (tuple, list)) or len(out) != len(dtypes)):
+                got = f"{len(out)} arrays" if isinstance(out, (tuple, list)) else type(out).__name__
+                raise ValueError(f"{self.op}: out must be {len(dtypes)} arrays, got {got}")
+            taken = list(self.inputs)
+            for i, (obj, dtype) in enumerate(zip(outs, self._dtypes, strict=True)):
+                name = f"out[{i}]" if many else "out"
+                target = self._like_first(name, obj, (dtype,), self.shape)
+                if isinstance(target, np.ndarray) and not target.flags.writeable:
+                    raise ValueError(f"{self.op}: {name} must be writable")
+                strides = zip(self.strides(target), target.shape, strict=True)
+                if 0 not in target.shape and any(s == 0 and k > 1 for s, k in strides):
+                    raise ValueError(f"{self.op}: {name} must not overlap itself")
+                for other_name, other in taken:
+                    if self.overlap(target, other):
+                        raise ValueError(f"{self.op}: {name} must not share memory with {other_name}")
+                taken.append((name, target))
+                self._targets.append(target)
+        for name, array in self._flags:
+            if str(array.dtype).removeprefix("torch.") == "uint8" and bool((array > 1).any()):
+                index = np.argwhere(np.asarray(array.tolist()) > 1)[0].tolist()
+                value = int(array[tuple(index)])
+                where = ", ".join(map(str, index))
+                raise ValueError(f"{self.op}: {name}[{where}] is {value}, must be 0 or 1")
+
+    def run(self, loop: Any, *args: Any) -> Any:
+        """What the loop returns, ``[T, N]`` each, as the caller's kind of array, or written to `out`."""
+        with np.errstate(all="ignore"):
+            arrays = loop(self.xp, *args)
+            ready = [self.cast(a.reshape(self.shape), d) for a, d in zip(arrays, self._dtypes, strict=True)]
+        if self._out is not None:
+            for target, array in zip(self._targets, ready, strict=True):
+                target[...] = array
+            return self._out
+        found = tuple(self.like(array) for array in ready)
+        return found if len(found) > 1 else found[0]
+
+
+class ReferenceScans:
+    """Every op as a loop over time in float64, on NumPy arrays; the Numba backend replaces the loops."""
+
+    call: type[Call] = Call
+
+    def reverse_affine_scan(self, a: Any, b: Any, y_T: Any, out: Any) -> Any:
+        c = self.call("reverse_affine_scan", "a", a)
+        a, b = c.first_array, c.floats("b", b)
+        y = c.full(0.0)[:1].sum(0)
+        if _arrays.is_number(y_T):
+            y = y + _arrays.to_float(y_T)
+        elif y_T is not None:
+            last = c._like_first("y_T", y_T, (c.dtype,), c.shape[1:], "[0]")
+            c.inputs.append(("y_T", last))
+            y = y + c.cast(last, "float64").reshape(c.N)
+        c.outputs(out, ("",))
+        return c.run(self._affine, a, b, y)
+
+    def gae(
+        self, rewards: Any, values: Any, next_values: Any, terminated: Any, truncated: Any,
+        gamma: Any, lam: Any, mask: Any, out: Any,
+    ) -> Any:  # fmt: skip
+        c = self.call("gae", "rewards", rewards)
+        v, nv = c.floats("values", values), c.floats("next_values", next_values)
+        term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
+        gamma, lam = c.number("gamma", gamma), c.number("lam", lam)
+        valid = c.flags("mask", mask, True)
+        c.outputs(out, ("", ""))
+        return c.run(self._gae, c.first_array, v, nv, term, c.steps(term, trunc, valid), valid, gamma, lam)
+
+    def discounted_returns(
+        self, rewards: Any, terminated: Any, truncated: Any, gamma: Any, next_values: Any, mask: Any, out: Any
+    ) -> Any:
+        c = self.call("discounted_returns", "rewards", rewards)
+        term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
+        gamma = c.number("gamma", gamma)
+        nv = c.full(0.0) if next_values is None else c.floats("next_values", next_values)
+        valid = c.flags("mask", mask, True)
+        c.outputs(out, ("",))
+        return c.run(self._lambda_returns, c.first_array, nv, term, c.steps(term, trunc, valid), valid, gamma, 1.0)
+
+    def lambda_returns(
+        self, rewards: Any, next_values: Any, terminated: Any, truncated: Any,
+        gamma: Any, lam: Any, mask: Any, out: Any,
+    ) -> Any:  # fmt: skip
+        c = self.call("lambda_returns", "rewards", rewards)
+        nv = c.floats("next_values", next_values)
+        term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
+        gamma, lam = c.number("gamma", gamma), c.number("lam", lam)
+        valid = c.flags("mask", mask, True)
+        c.outputs(out, ("",))
+        return c.run(self._lambda_returns, c.first_array, nv, term, c.steps(term, trunc, valid), valid, gamma, lam)
+
+    def n_step_returns(
+        self, rewards: Any, next_values: Any, terminated: Any, truncated: Any,
+        gamma: Any, n: Any, cut: Any, mask: Any, out: Any,
+    ) -> Any:  # fmt: skip
+        c = self.call("n_step_returns", "rewards", rewards)
+        nv = c.full(0.0) if next_values is None else c.floats("next_values", next_values)
+        term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
+        gamma = c.number("gamma", gamma)
+        if not _arrays.is_number(n, numbers.Integral):
+            raise TypeError(f"{c.op}: n must be an int, got {type(n).__name__}")
+        n = operator.index(n)
+        if n < 1:
+            raise ValueError(f"{c.op}: n must be >= 1, got {n}")
+        cut = c.flags("cut", cut)
+        valid = c.flags("mask", mask, True)
+        c.outputs(out, ("", "", "int64"))
+        cont = c.steps(term, trunc, valid, cut)
+        return c.run(self._n_step, c.first_array, nv, term, cont, valid, gamma, min(n, max(c.T, 1)))
+
+    def vtrace(
+        self, rewards: Any, values: Any, next_values: Any, terminated: Any, truncated: Any, log_rhos: Any,
+        gamma: Any, lam: Any, rho_clip: Any, c_clip: Any, pg_rho_clip: Any, mask: Any, out: Any,
+    ) -> Any:  # fmt: skip
+        c = self.call("vtrace", "rewards", rewards)
+        v, nv = c.floats("values", values), c.floats("next_values", next_values)
+        term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
+        log_rhos = c.floats("log_rhos", log_rhos)
+        gamma, lam = c.number("gamma", gamma), c.number("lam", lam)
+        rho_clip, c_clip = c.number("rho_clip", rho_clip, math.inf), c.number("c_clip", c_clip, math.inf)
+        pg_rho_clip = c.number("pg_rho_clip", pg_rho_clip, math.inf)
+        valid = c.flags("mask", mask, True)
+        c.outputs(out, ("", ""))
+        cont = c.steps(term, trunc, valid)
+        clips = (rho_clip, c_clip, pg_rho_clip)
+        return c.run(self._vtrace, c.first_array, v, nv, log_rhos, term, cont, valid, gamma, lam, *clips)
+
+    def off_policy_returns(
+        self, rewards: Any, q_values: Any, next_state_values: Any, traces: Any, terminated: Any, truncated: Any,
+        gamma: Any, mask: Any, out: Any,
+    ) -> Any:  # fmt: skip
+        c = self.call("off_policy_returns", "rewards", rewards)
+        q, nv = c.floats("q_values", q_values), c.floats("next_state_values", next_state_values)
+        traces = c.floats("traces", traces)
+        term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
+        gamma = c.number("gamma", gamma)
+        valid = c.flags("mask", mask, True)
+        c.outputs(out, ("",))
+        cont = c.steps(term, trunc, valid)
+        return c.run(self._off_policy, c.first_array, q, nv, traces, term, cont, valid, gamma)
+
+    # ---- the loops: float64 and bool [T, N] in, a tuple of [T, N] out
+
+    @staticmethod
+    def _affine(xp: Any, a: Any, b: Any, y: Any) -> tuple[Any, ...]:
+        out = xp.zeros_like(b)
+        for t in reversed(range(len(b))):
+            y = b[t] + _times(xp, a[t], y)
+            out[t] = y
+        return (out,)
+
+    @staticmethod
+    def _gae(
+        xp: Any, r: Any, v: Any, nv: Any, term: Any, cont: Any, valid: Any, gamma: float, lam: float
+    ) -> tuple[Any, ...]:
+        advantages, returns = xp.zeros_like(r), xp.zeros_like(r)
+        advantage = xp.zeros_like(r[:1]).sum(0)
+        for t in reversed(range(len(r))):
+            delta = r[t] + _times(xp, gamma * ~term[t], nv[t]) - v[t]
+            advantage = delta + _times(xp, gamma * lam * cont[t], advantage)
+            advantages[t] = xp.where(valid[t], advantage, 0.0)
+            returns[t] = xp.where(valid[t], advantage + v[t], 0.0)
+        return advantages, returns
+
+    @staticmethod
+    def _lambda_returns(
+        xp: Any, r: Any, nv: Any, term: Any, cont: Any, valid: Any, gamma: float, lam: float
+    ) -> tuple[Any, ...]:
+        returns = xp.zeros_like(r)
+        y = xp.zeros_like(r[:1]).sum(0)
+        for t in reversed(range(len(r))):
+            weight = gamma * ~term[t] - gamma * lam * cont[t]  # gamma (1 - lam) where cont_t; exactly 0 for lam = 1
+            y = r[t] + _times(xp, weight, nv[t]) + _times(xp, gamma * lam * cont[t], y)
+            returns[t] = xp.where(valid[t], y, 0.0)
+        return (returns,)
+
+    @staticmethod
+    def _n_step(xp: Any, r: Any, nv: Any, term: Any, cont: Any, valid: Any, gamma: float, n: int) -> tuple[Any, ...]:
+        returns, discounts, last = xp.zeros_like(r), xp.zeros_like(r), xp.zeros_like(r)
+        T = len(r)
+        for t in range(T):
+            alive, total = valid[t], xp.zeros_like(r[t])
+            factor = xp.ones_like(r[t]) * alive  # gamma^k, and 0 beyond the last step
+            last[t] = t
+            for k in range(min(n, T - t)):
+                total = total + _times(xp, factor, r[t + k])
+                goes_on = cont[t + k] & (k + 1 < n)
+                discount = gamma * factor * ~(goes_on | term[t + k])  # of the last step; 0 before it and beyond
+                total = total + _times(xp, discount, nv[t + k])
+                discounts[t] = discounts[t] + discount
+                factor = gamma * factor * goes_on
+                alive = alive & goes_on
+                last[t] = xp.where(alive, t + k + 1.0, last[t])
+                if xp is np and not alive.any():
+                    break
+            returns[t] = total
+        return returns, discounts, last
+
+    @staticmethod
+    def _vtrace(
+        xp: Any, r: Any, v: Any, nv: Any, log_rhos: Any, term: Any, cont: Any, valid: Any,
+        gamma: float, lam: float, rho_clip: float, c_clip: float, pg_rho_clip: float,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        vs, pg_advantages = xp.zeros_like(r), xp.zeros_like(r)
+        e = xp.zeros_like(r[:1]).sum(0)
+        for t in reversed(range(len(r))):
+            rho = xp.exp(log_rhos[t])
+            delta = r[t] + _times(xp, gamma * ~term[t], nv[t]) - v[t]
+            pg = xp.where(rho > pg_rho_clip, pg_rho_clip, rho) * (delta + _times(xp, gamma * cont[t], e))
+            trace = _times(xp, gamma * lam * cont[t], xp.where(rho > c_clip, c_clip, rho))
+            e = xp.where(rho > rho_clip, rho_clip, rho) * delta + _times(xp, trace, e)
+            vs[t] = xp.where(valid[t], v[t] + e, 0.0)
+            pg_advantages[t] = xp.where(valid[t], pg, 0.0)
+        return vs, pg_advantages
+
+    @staticmethod
+    def _off_policy(
+        xp: Any, r: Any, q: Any, nv: Any, traces: Any, term: Any, cont: Any, valid: Any, gamma: float
+    ) -> tuple[Any, ...]:
+        returns = xp.zeros_like(r)
+        correction = xp.zeros_like(r[:1]).sum(0)  # c_{t+1} (y_{t+1} - Q_{t+1})
+        for t in reversed(range(len(r))):
+            y = r[t] + _times(xp, gamma * ~term[t], nv[t]) + _times(xp, gamma * cont[t], correction)
+            returns[t] = xp.where(valid[t], y, 0.0)
+            correction = _times(xp, traces[t], y - q[t])
+        return (returns,)
+
+
+def _times(xp: Any, weight: Any, x: Any) -> Any:
+    """weight * x, but 0 where the weight is 0, whatever x is."""
+    return xp.where(weight != 0, weight * x, 0.0)
+
+
+def _choose() -> Any:
+    if _backend.CPU_BACKEND == "cpp":
+        return _backend._C
+    if _backend.CPU_BACKEND == "numba":
+        from fastrl.kernels._numba.scans import NumbaScans
+
+        return NumbaScans()
+    return ReferenceScans()
+
+
+_cpu = _choose()
+
+
+def scans_for(first: Any) -> Any:
+    """What serves a call whose first array this is."""
+    if getattr(first, "is_cuda", False):
+        from fastrl.kernels._cuda.scans import backend
+
+        return backend()
+    return _cpu

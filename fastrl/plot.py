@@ -1,0 +1,332 @@
+"""Learning curves over seeds, from the logs of runs: what `fastrl plot` draws.
+
+Runs that differ in nothing but their seed (and device) are one group.  Its curve is the interquartile mean over the
+seeds, its band the 95 % percentile bootstrap interval of that mean; the bootstrap draws whole curves, within the group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import glob
+import io
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure  # not pyplot: no global state, and the file's name decides the backend
+from matplotlib.ticker import EngFormatter
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import NDArray
+from scipy.stats import bootstrap, trim_mean
+
+from fastrl.agents import ALGORITHMS
+from fastrl.agents.config import InputError
+from fastrl.agents.training import _complete_rows
+
+Floats = NDArray[np.float64]
+
+FORMATS = (".png", ".pdf", ".svg")
+DEFAULT_COLUMNS = ("episode_return", "greedy_return")
+COLUMN_TITLES = {"episode_return": "return, last 100 training episodes", "greedy_return": "return of the greedy policy"}
+TABLE = ("environment", "group", "column", "seeds", "step", "iqm", "low", "high")
+GRID = 200  # points of a curve whose runs were not logged at the same steps
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+LINES = ("-", "--", ":", "-.")  # for the groups after the seventh
+
+
+@dataclass
+class Run:
+    """One log: column `column` over environment steps, and what it is a run of."""
+
+    path: Path
+    column: str
+    steps: Floats  # [T], rising
+    values: Floats  # [T], finite
+    environment: str  # "" if the log does not tell
+    algorithm: str | None  # None: no config.json beside the log, so its folder stands for what it is a run of
+    config: dict[str, Any]
+    folder: tuple[str, ...]
+
+
+class Group(NamedTuple):
+    """A curve of the picture: arrays ``[T]`` over the steps that all of its runs have."""
+
+    environment: str
+    label: str
+    column: str
+    seeds: int
+    steps: Floats
+    iqm: Floats
+    low: Floats | None  # None: a single run has no interval
+    high: Floats | None
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_runs(paths: Sequence[Path], column: str | None = None) -> list[Run]:
+    """The runs that `paths` stand for, each once: run folders, CSV logs, folders that hold such, or patterns of them.
+
+    `column` is by default episode_return, or greedy_return of an evaluation's log.  A log without a number in it is
+    left out, with a warning.  Raises InputError for a path without logs and a log without the column.
+    """
+    logs = dict.fromkeys(log.resolve() for path in paths for log in find_logs(path))
+    runs = [run for log in logs if (run := _read_run(log, column)) is not None]
+    if not runs:
+        raise InputError("nothing to plot: the logs hold no numbers yet")
+    return runs
+
+
+def find_logs(path: Path) -> list[Path]:
+    """The CSV logs that one path stands for."""
+    if path.is_file():
+        return [path]
+    if (path / "progress.csv").is_file():
+        return [path / "progress.csv"]
+    if path.is_dir():
+        found = [log for log in sorted(path.rglob("*.csv")) if _header(_text(log))[:1] == ["step"]]
+    elif glob.has_magic(str(path)):  # quoted, or of a shell that leaves patterns alone
+        found = [log for match in sorted(glob.glob(str(path), recursive=True)) for log in find_logs(Path(match))]
+    else:
+        raise InputError(f"{path}: no such file or folder")
+    if not found:
+        raise InputError(f"{path}: no run here, neither progress.csv nor a CSV log with a column step")
+    return found
+
+
+def _read_run(log: Path, column: str | None) -> Run | None:
+    text = _text(log)
+    names = _header(text)
+    if "step" not in names:
+        raise InputError(f"{log} is not a log: it has no column step")
+    column = column or next((name for name in DEFAULT_COLUMNS if name in names), DEFAULT_COLUMNS[0])
+    if column not in names:
+        raise InputError(f"{log} has no column {column!r}; it has {', '.join(names)}")
+    values: dict[int, float] = {}
+    for row in _complete_rows(text):
+        try:
+            values[int(row["step"])] = float(row[column])
+        except ValueError:
+            raise InputError(f"{log}: {column} at step {row['step']} is no number, but {row[column]!r}") from None
+    points = np.array([point for point in sorted(values.items()) if np.isfinite(point[1])], np.float64).reshape(-1, 2)
+    if not len(points):  # no episode has ended yet
+        warnings.warn(f"{log} holds no number in {column} yet; it is left out", stacklevel=2)
+        return None
+    saved = _read_config(log.parent)
+    is_run = log.name == "progress.csv"
+    folder = (log.parent.parent if is_run else log.parent).parts
+    if saved is not None:
+        environment, algorithm = str(saved.get("env") or ""), str(saved.get("algorithm"))
+        config = {**_defaults(algorithm), **saved["config"]}
+    else:
+        environment = next((part for part in reversed(folder) if re.search(r"-v\d+$", part)), "")
+        algorithm, config = None, {}
+    return Run(log, column, points[:, 0], points[:, 1], environment, algorithm, config, folder)
+
+
+def _read_config(run: Path) -> dict[str, Any] | None:
+    """The checkpoint's config.json, without its weights being read; None if there is no checkpoint."""
+    # checkpoint.old: a crash while a checkpoint was replaced
+    path = next((p for p in (run / "checkpoint", run / "checkpoint.old") if (p / "config.json").is_file()), None)
+    if path is None:
+        return None
+    try:
+        saved = json.loads(_text(path / "config.json"))
+    except ValueError as error:
+        raise InputError(f"{path / 'config.json'} is not JSON: {error}") from None
+    if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):
+        raise InputError(f"{path / 'config.json'} is not that of a checkpoint: it has no hyperparameters")
+    return saved
+
+
+def _defaults(algorithm: str) -> dict[str, Any]:
+    """As JSON has them.  A run saved before a hyperparameter existed is one with its default."""
+    known: dict[str, Any] = dict(ALGORITHMS)
+    if algorithm not in known:
+        return {}
+    defaults: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(known[algorithm].config_class())))
+    return defaults
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def _header(text: str) -> list[str]:
+    return next(csv.reader(text.splitlines()[:1]), [])
+
+
+# ---- groups ---------------------------------------------------------------------------------------------------------
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """The runs as groups, in the order of their first runs, and each group's mean and interval."""
+    labels = _labels(runs)
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        found.setdefault((run.environment, label), []).append(run)
+    return [_summarise(environment, label, members) for (environment, label), members in found.items()]
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The algorithm, its switches, and the hyperparameters in which it differs from others in the environment.
+
+    Without a config.json: the folders' names, less the environment's and what they have in common.
+    """
+    names = {run.folder: tuple(n for n in run.folder if n != run.environment) for run in runs if run.algorithm is None}
+    common = len(list(takewhile(lambda at: len(set(at)) == 1, zip(*names.values(), strict=False))))
+    labels = []
+    for run in runs:
+        if run.algorithm is None:
+            labels.append(" ".join(names[run.folder][common:] or names[run.folder][-1:]))
+            continue
+        alike = [r.config for r in runs if (r.environment, r.algorithm) == (run.environment, run.algorithm)]
+        defaults = _defaults(run.algorithm)
+        parts = []
+        for name, value in run.config.items():
+            if name in ("seed", "device"):
+                continue
+            differs = any(name not in config or config[name] != value for config in alike)
+            if isinstance(value, bool):
+                if value != defaults.get(name, False):  # as `fastrl eval` names the agent
+                    parts.append(name if value else f"no {name}")
+            elif differs:
+                parts.append(f"{name}={_short(value)}")
+        title = ALGORITHMS[run.algorithm].__name__ if run.algorithm in ALGORITHMS else run.algorithm
+        labels.append(f"{title} ({', '.join(parts)})" if parts else title)
+    return labels
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "x".join(map(_short, value))
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def interquartile_mean(x: Floats, axis: int = -1) -> Any:
+    """The mean without the lowest and the highest quarter (rounded down: below four values, the mean)."""
+    return trim_mean(x, 0.25, axis=axis)
+
+
+def _summarise(environment: str, label: str, runs: list[Run]) -> Group:
+    what = f"{label} on {environment}" if environment else label
+    start, ends = max(run.steps[0] for run in runs), [run.steps[-1] for run in runs]
+    if start > min(ends):
+        raise InputError(
+            f"{what}: the runs have no steps in common; one begins at {start:.0f}, one ends at {min(ends):.0f}"
+        )
+    if max(ends) > 1.02 * min(ends):
+        warnings.warn(
+            f"{what}: the runs end at steps {min(ends):.0f} to {max(ends):.0f}; drawn to the first", stacklevel=2
+        )
+    seeds = [run.config["seed"] for run in runs if "seed" in run.config]
+    if len(set(seeds)) < len(seeds):
+        warnings.warn(
+            f"{what}: some of the {len(runs)} runs have the same seed; the interval is too narrow", stacklevel=2
+        )
+    steps = runs[0].steps
+    if not all(np.array_equal(run.steps, steps) for run in runs):
+        steps = np.unique(np.linspace(start, min(ends), GRID).round())
+    y = np.stack([np.interp(steps, run.steps, run.values) for run in runs])  # [seeds, T]
+    iqm, low, high = interquartile_mean(y, 0), None, None
+    if len(runs) > 1:
+        # axis=0: a draw takes the same runs at every step.
+        options: Any = {"axis": 0, "n_resamples": 2000, "batch": 200, "method": "percentile", "rng": 0}
+        low, high = bootstrap((y,), interquartile_mean, **options).confidence_interval
+    return Group(environment, label, runs[0].column, len(runs), steps, iqm, low, high)
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def check_outputs(picture: Path, table: Path | None) -> None:
+    """Raise InputError for a picture of an unknown format, and for a file at `table` that is something else."""
+    if picture.suffix.lower() not in FORMATS:
+        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise InputError(f"the picture's name must end in {known}, got {str(picture)!r}")
+    if table is not None and table.exists() and (not table.is_file() or _header(_text(table)) != list(TABLE)):
+        raise InputError(f"{table} exists and is not a table of plotted numbers; it is not overwritten")
+
+
+def draw(groups: Sequence[Group], out: Path, title: str | None = None) -> None:
+    """Write the picture, a panel an environment, in the format of out's suffix."""
+    environments = list(dict.fromkeys(group.environment for group in groups))
+    labels = list(dict.fromkeys(group.label for group in groups))
+    columns = min(len(environments), 2 if len(environments) == 4 else 3)
+    rows = -(-len(environments) // columns)
+    panels = [[group for group in groups if group.environment == environment] for environment in environments]
+    wide = 2 if max(len(label) for label in labels) < 24 else 1  # columns of the legends
+    lines = -(-max(map(len, panels)) // wide)
+    height = 4.0 + 0.24 * lines
+    figure = Figure(figsize=((6.4 if columns == 1 else 5.0) * columns, height * rows), layout="constrained")
+    for i, (environment, here) in enumerate(zip(environments, panels, strict=True)):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for group in here:
+            number = labels.index(group.label)  # the same look in every panel
+            colour, line = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
+            marker = "o" if len(group.steps) < 3 else None
+            name = f"{group.label}, {group.seeds} {'seed' if group.seeds == 1 else 'seeds'}"
+            axes.plot(group.steps, group.iqm, line, color=colour, marker=marker, lw=1.8, label=name, zorder=3)
+            if group.low is not None and group.high is not None:
+                axes.fill_between(
+                    group.steps, group.low, group.high, color=colour, alpha=0.18 if len(here) < 4 else 0.1, lw=0
+                )
+        shown = {group.column for group in here}
+        column = shown.pop() if len(shown) == 1 else "return"
+        axes.set_ylabel(COLUMN_TITLES.get(column, column.replace("_", " ")))
+        axes.set_xlabel("environment steps")
+        axes.set_title(environment)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.grid(color="0.9", lw=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        # Below the panel, where it hides no curve.
+        below = axes.transAxes + ScaledTranslation(0, -36 / 72, figure.dpi_scale_trans)
+        place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+        axes.legend(**place, ncol=min(wide, len(here)), frameon=False, fontsize="small")
+    if title:
+        figure.suptitle(title)
+    if any(group.seeds > 1 for group in groups):
+        figure.supxlabel(
+            "Lines: interquartile mean over the seeds (below 4: mean). Bands: its 95 % bootstrap interval.",
+            fontsize="x-small",
+            color="0.4",
+        )
+    _write(out, lambda path: figure.savefig(path, format=out.suffix[1:].lower(), dpi=150))
+
+
+def write_table(groups: Sequence[Group], out: Path) -> None:
+    """Write the plotted numbers as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(TABLE)
+    for g in groups:
+        for t, step in enumerate(g.steps):
+            interval = ("", "") if g.low is None or g.high is None else (f"{g.low[t]:.6g}", f"{g.high[t]:.6g}")
+            writer.writerow((g.environment, g.label, g.column, g.seeds, f"{step:.0f}", f"{g.iqm[t]:.6g}", *interval))
+    _write(out, lambda path: path.write_text(text.getvalue()))
+
+
+def _write(out: Path, write: Callable[[Path], object]) -> None:
+    """The file as a whole or not at all."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(out)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from None
