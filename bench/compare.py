@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from _harness import THREADS, NotApplicable, interleave, size_label
 
-FILES = ("sum_tree", "gather_rows", "n_step_gather", "replay", "loader", "heads")
+FILES = ("sum_tree", "gather_rows", "n_step_gather", "scans", "replay", "loader", "heads")
 PACKAGES = ("numpy", "numba", "torch", "torchrl", "tianshou", "stable-baselines3", "cpprb", "flashbax", "jax")
 OURS = "fastrl"  # ratios are time / time of this contender
 RESULTS = Path(__file__).parent / "results"

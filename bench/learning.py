@@ -44,7 +44,7 @@ DQN = {
     "all": THREE,  # all but n_step, with which it is all_n_step
     "all_n_step": {**THREE, "n_step": 3},
 }
-PPO_PENDULUM = {  # gamma and gae_lambda as in rl-baselines3-zoo's tuned settings
+PPO_PENDULUM = {  # gamma and gae_lambda as in rl-baselines3-zoo
     "gamma": 0.9,
     "gae_lambda": 0.95,
     "num_envs": 4,
@@ -53,7 +53,7 @@ PPO_PENDULUM = {  # gamma and gae_lambda as in rl-baselines3-zoo's tuned setting
     "minibatches": 8,
     "normalize_rewards": True,
 }
-PPO_LUNAR_LANDER = {  # rl-baselines3-zoo's tuned settings
+PPO_LUNAR_LANDER = {  # most of them as in rl-baselines3-zoo
     "gamma": 0.999,
     "gae_lambda": 0.98,
     "num_envs": 16,
@@ -78,7 +78,7 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         "one_step": {"CartPole-v1": Task(500_000, 475, {})},
     },
     "a2c": {
-        "n_step": {"CartPole-v1": Task(500_000, 475, {}), "Acrobot-v1": Task(500_000, -100, {})},
+        "gae": {"CartPole-v1": Task(500_000, 475, {}), "Acrobot-v1": Task(500_000, -100, {})},
     },
     "ppo": {
         "clip": {

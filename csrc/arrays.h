@@ -476,6 +476,27 @@ inline void check_shape_like(const Array& a, const char* where, const Array& lik
               ", got " + shape_text(a.shape, a.ndim));
 }
 
+// All arrays of a call are of one kind: nobody finds a result in the framework that was not meant.
+inline void check_kind_like(const Array& a, const char* where, const Array& like, const char* like_name) {
+  if (a.kind == like.kind && a.api == like.api &&
+      (a.kind != Kind::capsule || Py_TYPE(a.object) == Py_TYPE(like.object)))
+    return;
+  const auto text = [](const Array& x) -> std::string {
+    if (x.kind == Kind::numpy) return "numpy.ndarray";
+    const auto module = py::cast<std::string>(py::type::handle_of(x.object).attr("__module__"));
+    return module.compare(0, 5, "torch") == 0 ? "torch.Tensor" : type_name(x.object);
+  };
+  const std::string kind = text(a), wanted = text(like);
+  if (kind != wanted)  // two types of one framework's arrays are one kind
+    raise_type(std::string(where) + " must be a " + wanted + " like " + like_name + ", got a " + kind);
+}
+
+inline void check_dtype_like(const Array& a, const char* where, const Array& like, const char* like_name) {
+  if (a.dtype != like.dtype)
+    raise_value(std::string(where) + " must have dtype " + dtype_name(like.dtype) + " like " + like_name + ", got " +
+                dtype_text(a));
+}
+
 // ---------------------------------------------------------------- results
 struct Result {
   py::object object;

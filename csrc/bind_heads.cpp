@@ -14,25 +14,10 @@ namespace {
 // ---------------------------------------------------------------- arguments
 Array load_floats(py::handle x, const char* where) { return load_cpu(x.ptr(), where, {DType::f32, DType::f64}); }
 
-std::string kind_text(const Array& a) {
-  if (a.kind == Kind::numpy) return "numpy.ndarray";
-  const auto module = py::cast<std::string>(py::type::handle_of(a.object).attr("__module__"));
-  return module.compare(0, 5, "torch") == 0 ? "torch.Tensor" : type_name(a.object);
-}
-
-void check_kind_like(const Array& a, const char* where, const Array& first, const char* first_name) {
-  if (a.kind == first.kind && a.api == first.api && a.kind != Kind::capsule) return;
-  const std::string kind = kind_text(a), wanted = kind_text(first);
-  if (kind != wanted)
-    raise_type(std::string(where) + " must be a " + wanted + " like " + first_name + ", got a " + kind);
-}
-
 Array load_like(py::handle x, const char* where, const Array& first, const char* first_name) {
   Array a = load_floats(x, where);
   check_kind_like(a, where, first, first_name);
-  if (a.dtype != first.dtype)
-    raise_value(std::string(where) + " must have dtype " + dtype_name(first.dtype) + " like " + first_name + ", got " +
-                dtype_name(a.dtype));
+  check_dtype_like(a, where, first, first_name);
   return a;
 }
 

@@ -9,24 +9,12 @@
 namespace fastrl {
 namespace {
 
-std::string kind_text(const Array& a) {
-  if (a.kind == Kind::numpy) return "numpy.ndarray";
-  return a.kind == Kind::exchange ? "torch.Tensor" : type_name(a.object);
-}
-
-void check_kind_like(const Array& a, const char* where, const Array& rewards) {
-  if (a.kind == rewards.kind && (a.kind != Kind::capsule || Py_TYPE(a.object) == Py_TYPE(rewards.object))) return;
-  raise_type(std::string(where) + " must be a " + kind_text(rewards) + " like rewards, got a " + kind_text(a));
-}
-
 // An array like rewards: [C] or [C, N].
 Array load_ring(py::handle object, const char* where, const Array& rewards, bool flags) {
   Array a = flags ? load_cpu(object.ptr(), where, {DType::boolean, DType::u8})
                   : load_cpu(object.ptr(), where, {DType::f32, DType::f64});
-  check_kind_like(a, where, rewards);
-  if (!flags && a.dtype != rewards.dtype)
-    raise_value(std::string(where) + " must have dtype " + dtype_name(rewards.dtype) + " like rewards, got " +
-                dtype_text(a));
+  check_kind_like(a, where, rewards, "rewards");
+  if (!flags) check_dtype_like(a, where, rewards, "rewards");
   check_shape_like(a, where, rewards, "rewards");
   return a;
 }
@@ -53,7 +41,7 @@ class PerEnv {
     }
     const int64_t envs = rewards.ndim == 2 ? rewards.shape[1] : 1;
     const Array a = load_cpu(object.ptr(), where, {DType::i64, DType::i32});
-    check_kind_like(a, where, rewards);
+    check_kind_like(a, where, rewards, "rewards");
     if (a.ndim != 1 || a.shape[0] != envs)
       raise_value(std::string(where) + " must have shape (" + std::to_string(envs) + ",), got " +
                   shape_text(a.shape, a.ndim));
@@ -103,7 +91,7 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
   set_column(ring.truncated, truncated);
 
   const Array index_array = load_cpu(indices_object.ptr(), "n_step_gather: indices", {DType::i64, DType::i32});
-  check_kind_like(index_array, "n_step_gather: indices", rewards);
+  check_kind_like(index_array, "n_step_gather: indices", rewards, "rewards");
   check_ndim_1(index_array, "n_step_gather: indices");
   const Contiguous<int64_t> index(index_array, /*copy=*/true);
   const int64_t batch = index.size();
@@ -146,7 +134,7 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
       Array& target = outs[i];
       check_cpu(target, where.c_str());
       check_has_data(target, where.c_str());
-      check_kind_like(target, where.c_str(), rewards);
+      check_kind_like(target, where.c_str(), rewards, "rewards");
       check_dtype(target, where.c_str(), {dtypes[i]});
       if (target.ndim != 1 || target.shape[0] != batch)
         raise_value(where + " must have shape (" + std::to_string(batch) + ",), got " +

@@ -46,7 +46,7 @@ class Call {
     Array& a = take(object);
     load_into(a, where, {DType::f32, DType::f64});
     check_kind(a, where);
-    check_dtype_like(a, where);
+    check_dtype_like(a, where, first(), name_of(first_));
     if (a.ndim != first().ndim - 1 || (a.ndim == 1 && a.shape[0] != data.N))
       raise_value(std::string(where) + " must have shape " + shape_text(first().shape.data() + 1, first().ndim - 1) +
                   " like " + name_of(first_) + "[0], got " + shape_text(a.shape, a.ndim));
@@ -58,7 +58,7 @@ class Call {
     Array& a = take(object);
     load_into(a, where, {DType::boolean, DType::u8});
     check_kind(a, where);
-    check_shape(a, where);
+    check_shape_like(a, where, first(), name_of(first_));
     into = view(a);
     if (a.dtype == DType::u8) bytes_[n_bytes_++] = {where, into};
   }
@@ -134,7 +134,7 @@ class Call {
   static constexpr int kMaxArrays = 12;
 
   const Array& first() const { return arrays_[0]; }
-  static std::string name_of(const char* where) { return std::strchr(where, ':') + 2; }
+  static const char* name_of(const char* where) { return std::strchr(where, ':') + 2; }
   std::string op() const { return {first_, std::strchr(first_, ':')}; }
 
   Array& take(py::handle object) {
@@ -150,35 +150,11 @@ class Call {
 
   void check_like_first(const Array& a, const char* where, DType dtype) const {
     check_kind(a, where);
-    if (dtype == first().dtype) check_dtype_like(a, where);
-    check_shape(a, where);
+    if (dtype == first().dtype) check_dtype_like(a, where, first(), name_of(first_));
+    check_shape_like(a, where, first(), name_of(first_));
   }
 
-  void check_kind(const Array& a, const char* where) const {
-    const Array& f = first();
-    if (a.kind == f.kind && a.api == f.api && (a.kind != Kind::capsule || Py_TYPE(a.object) == Py_TYPE(f.object)))
-      return;
-    const auto text = [](const Array& x) -> std::string {
-      if (x.kind == Kind::numpy) return "numpy.ndarray";
-      const std::string module = py::cast<std::string>(py::type::handle_of(x.object).attr("__module__"));
-      return module.compare(0, 5, "torch") == 0 ? "torch.Tensor" : type_name(x.object);
-    };
-    if (text(a) != text(f))
-      raise_type(std::string(where) + " must be a " + text(f) + " like " + name_of(first_) + ", got a " + text(a));
-  }
-
-  void check_dtype_like(const Array& a, const char* where) const {
-    if (a.dtype != first().dtype)
-      raise_value(std::string(where) + " must have dtype " + dtype_name(first().dtype) + " like " + name_of(first_) +
-                  ", got " + dtype_text(a));
-  }
-
-  void check_shape(const Array& a, const char* where) const {
-    if (a.ndim == first().ndim && a.shape[0] == first().shape[0] && (a.ndim == 1 || a.shape[1] == first().shape[1]))
-      return;
-    raise_value(std::string(where) + " must have shape " + shape_text(first().shape, first().ndim) + " like " +
-                name_of(first_) + ", got " + shape_text(a.shape, a.ndim));
-  }
+  void check_kind(const Array& a, const char* where) const { check_kind_like(a, where, first(), name_of(first_)); }
 
   ScanArray view(const Array& a) const { return {a.data, a.strides[0], a.ndim == 2 ? a.strides[1] : a.itemsize}; }
 
@@ -187,15 +163,16 @@ class Call {
     if (dtype == first().dtype) {
       load_into(a, where, {DType::f32, DType::f64});
       check_kind(a, where);
-      check_dtype_like(a, where);
+      check_dtype_like(a, where, first(), name_of(first_));
     } else {
       load_into(a, where, {dtype});
       check_kind(a, where);
     }
-    check_shape(a, where);
+    check_shape_like(a, where, first(), name_of(first_));
     if (!a.writable) raise_value(std::string(where) + " must be writable");
     for (int d = 0; d < a.ndim; ++d)
-      if (a.size() > 0 && a.strides[d] == 0 && a.shape[d] > 1) raise_value(std::string(where) + " must not overlap itself");
+      if (a.size() > 0 && a.strides[d] == 0 && a.shape[d] > 1)
+        raise_value(std::string(where) + " must not overlap itself");
     for (int k = 0; k < n_arrays_ - 1; ++k)
       if (a.may_overlap(arrays_[k]))
         raise_value(std::string(where) + " must not share memory with " + name_of(names_[k]));

@@ -19,7 +19,7 @@ struct Logits {
 template <class T>
 FASTRL_HD FASTRL_INLINE T logit_base(T largest) {
   const T zero = {};
-  const T masked = zero - std::numeric_limits<float>::infinity();
+  const T masked = zero - kFloatInf;
   return largest == masked ? zero : largest;
 }
 
@@ -32,7 +32,7 @@ FASTRL_HD FASTRL_INLINE T logit_difference(T z, T base, T floor) {
 
 // log of s = sum e^d; NaN for a row with no possible action, a NaN or +inf.
 FASTRL_HD FASTRL_INLINE double log_total(double s) {
-  return s > 0.0 && s < kInf ? log_positive(s) : std::numeric_limits<double>::quiet_NaN();
+  return s > 0.0 && s < kInf ? log_positive(s) : kNaN;
 }
 
 // H = log s - sum e^d d / s.

@@ -1,7 +1,6 @@
 // The policy heads on a GPU: a few neighbouring lanes of a warp share a row. The maths is that of categorical.h and
 // normal.h. The warp functions name all 32 lanes: whole warps call them, and what has no row writes nothing.
 #include <cmath>
-#include <limits>
 
 #include "heads_cuda.h"
 
@@ -13,11 +12,6 @@ constexpr int kWarp = 32;
 constexpr int kThreads = 128;
 
 __device__ int64_t thread_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
-
-template <class T>
-__device__ T nan_of() {
-  return std::numeric_limits<T>::quiet_NaN();
-}
 
 template <class T>
 __device__ T item(const char* data, int64_t offset) {
@@ -75,7 +69,7 @@ struct LogitRow {
   T base;
   __device__ LogitRow(const Logits& z, const Row& r)
       : data(z.data + r.row * z.row_stride), stride(z.column_stride), actions(z.actions), lane(r.lane), lanes(r.lanes) {
-    T largest = -std::numeric_limits<T>::infinity();
+    T largest = -static_cast<T>(kInf);
     for (int64_t k = lane; k < actions; k += lanes) {
       const T x = raw(k);
       largest = x > largest ? x : largest;
@@ -109,7 +103,7 @@ __global__ void categorical_log_prob_entropy(CudaCategorical c, int lanes) {
   const int64_t action = c.action[r.row];
   const bool inside = action >= 0 && action < z.actions;
   static_cast<T*>(c.log_prob)[r.row] =
-      inside ? static_cast<T>(static_cast<double>(z.raw(action) - z.base) - log_s) : nan_of<T>();
+      inside ? static_cast<T>(static_cast<double>(z.raw(action) - z.base) - log_s) : static_cast<T>(kNaN);
   static_cast<T*>(c.entropy)[r.row] = static_cast<T>(categorical_entropy(s, sum_ed, log_s));
 }
 
@@ -125,7 +119,7 @@ __global__ void categorical_gradients(CudaCategorical c, int lanes) {
   const T inverse = static_cast<T>(1.0 / s), one = 1, zero = 0;
   const int64_t action = c.action[r.row];
   const bool inside = action >= 0 && action < z.actions;
-  const T gl = inside ? static_cast<T>(row_number<T>(c.grad_log_prob, r.row)) : nan_of<T>();
+  const T gl = inside ? static_cast<T>(row_number<T>(c.grad_log_prob, r.row)) : static_cast<T>(kNaN);
   const T gh = static_cast<T>(row_number<T>(c.grad_entropy, r.row));
   T* const grad = static_cast<T*>(c.grad_logits) + r.row * z.actions;
   for (int64_t k = r.lane; k < z.actions; k += lanes) {
@@ -163,7 +157,7 @@ __global__ void categorical_sample(CudaCategorical c, int lanes) {
   if (!r.here || r.lane > 0) return;
   c.drawn[r.row] = valid ? count : -1;
   static_cast<T*>(c.log_prob)[r.row] =
-      valid ? static_cast<T>(static_cast<double>(z.raw(count)) - base - log_positive(total)) : nan_of<T>();
+      valid ? static_cast<T>(static_cast<double>(z.raw(count)) - base - log_positive(total)) : static_cast<T>(kNaN);
 }
 
 __global__ void advance(uint64_t* state, int64_t n) { state[1] += static_cast<uint64_t>(n); }
@@ -198,7 +192,7 @@ __global__ void normal_sample(CudaNormal c, int lanes) {
   for (int64_t j = r.lane; j < c.columns; j += lanes) {
     const int64_t i = r.row * c.columns + j;
     double eps;
-    if (c.noise.data) {
+    if (!c.state) {
       eps = element<T>(c.noise, r.row, j);
     } else {
       const Philox4 block = philox(c.state[0], c.state[1] + static_cast<uint64_t>(i));
@@ -317,7 +311,7 @@ cudaError_t cuda_categorical_grad(const CudaCategorical& c, cudaStream_t stream)
 
 cudaError_t cuda_normal_sample(const CudaNormal& c, cudaStream_t stream) {
   const cudaError_t error = launch_rows(normal_sample<float>, normal_sample<double>, c, c.rows, c.columns, stream);
-  if (error != cudaSuccess || c.noise.data) return error;
+  if (error != cudaSuccess || !c.state) return error;
   advance<<<1, 1, 0, stream>>>(c.state, c.rows * c.columns);
   return cudaGetLastError();
 }

@@ -1,6 +1,5 @@
-#include <limits>
-
 #include "n_step_gather_cuda.h"
+#include "simd_math.h"
 
 namespace fastrl {
 namespace {
@@ -14,7 +13,7 @@ __global__ void gather(CudaNStepBatch b) {
   if (i >= b.size) return;
   const int64_t index = b.indices[i];
   NStepItem item;
-  item.returns = item.discount = std::numeric_limits<double>::quiet_NaN();
+  item.returns = item.discount = kNaN;
   item.last = -1;
   if (index >= 0 && index < b.ring.slots * b.ring.envs) {
     const int64_t slot = index / b.ring.envs, env = index % b.ring.envs;

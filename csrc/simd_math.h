@@ -57,7 +57,9 @@ FASTRL_HD FASTRL_INLINE double log_positive(double x) {
   return k * 0x1.62e42fee00000p-1 + (k * 0x1.a39ef35793c76p-33 + log_m);
 }
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
+// Variables: device code may not call the functions of numeric_limits.
+constexpr double kInf = std::numeric_limits<double>::infinity(), kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr float kFloatInf = std::numeric_limits<float>::infinity();
 
 // e^x; 0 below the smallest normal number, inf above e^709.
 FASTRL_HD FASTRL_INLINE double exp_bounded(double x) {

@@ -4,6 +4,90 @@ from collections.abc import Sequence
 from typing import Any, type_check_only
 
 def devices() -> list[str]: ...
+def categorical_log_prob_entropy(logits: Any, action: Any) -> tuple[Any, Any]: ...
+def categorical_log_prob_entropy_backward(logits: Any, action: Any, grad_log_prob: Any, grad_entropy: Any) -> Any: ...
+def categorical_sample(logits: Any, state: Any, uniform: Any) -> tuple[Any, Any]: ...
+def normal_log_prob_entropy(mean: Any, log_std: Any, action: Any) -> tuple[Any, Any]: ...
+def normal_log_prob_entropy_backward(
+    mean: Any,
+    log_std: Any,
+    action: Any,
+    grad_log_prob: Any,
+    grad_entropy: Any,
+    want_mean: bool,
+    want_log_std: bool,
+    want_action: bool,
+) -> tuple[Any, Any, Any]: ...
+def normal_sample(mean: Any, log_std: Any, noise: Any, state: Any, with_noise: bool) -> tuple[Any, Any, Any]: ...
+def normal_sample_backward(log_std: Any, noise: Any, grad_action: Any, grad_log_prob: Any) -> Any: ...
+def n_step_gather(
+    rewards: Any,
+    terminated: Any,
+    truncated: Any,
+    indices: Any,
+    cursor: Any,
+    size: Any,
+    gamma: Any,
+    n: Any,
+    next_values: Any,
+    cut: Any,
+    out: Any,
+) -> Any: ...
+def reverse_affine_scan(a: Any, b: Any, y_T: Any, out: Any) -> Any: ...
+def gae(
+    rewards: Any,
+    values: Any,
+    next_values: Any,
+    terminated: Any,
+    truncated: Any,
+    gamma: Any,
+    lam: Any,
+    mask: Any,
+    out: Any,
+) -> Any: ...
+def discounted_returns(
+    rewards: Any, terminated: Any, truncated: Any, gamma: Any, next_values: Any, mask: Any, out: Any
+) -> Any: ...
+def lambda_returns(
+    rewards: Any, next_values: Any, terminated: Any, truncated: Any, gamma: Any, lam: Any, mask: Any, out: Any
+) -> Any: ...
+def n_step_returns(
+    rewards: Any,
+    next_values: Any,
+    terminated: Any,
+    truncated: Any,
+    gamma: Any,
+    n: Any,
+    cut: Any,
+    mask: Any,
+    out: Any,
+) -> Any: ...
+def vtrace(
+    rewards: Any,
+    values: Any,
+    next_values: Any,
+    terminated: Any,
+    truncated: Any,
+    log_rhos: Any,
+    gamma: Any,
+    lam: Any,
+    rho_clip: Any,
+    c_clip: Any,
+    pg_rho_clip: Any,
+    mask: Any,
+    out: Any,
+) -> Any: ...
+def off_policy_returns(
+    rewards: Any,
+    q_values: Any,
+    next_state_values: Any,
+    traces: Any,
+    terminated: Any,
+    truncated: Any,
+    gamma: Any,
+    mask: Any,
+    out: Any,
+) -> Any: ...
 
 @type_check_only
 class _PybindType(type): ...

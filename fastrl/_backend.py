@@ -158,22 +158,10 @@ def info() -> dict[str, Any]:
                 "cpu": ("cpp" if CPU_BACKEND == "cpp" else "reference", take),
                 "cuda": ("reference", "torch.index_select on the GPU"),
             },
-            "scans": {
-                "cpu": (CPU_BACKEND, why),
-                "cuda": ("reference", "torch operations on the GPU"),
-            },
-            "categorical": {
-                "cpu": (CPU_BACKEND, why),
-                "cuda": ("reference", "torch operations on the GPU"),
-            },
-            "normal": {
-                "cpu": (CPU_BACKEND, why),
-                "cuda": ("reference", "torch operations on the GPU"),
-            },
-            "n_step_gather": {
-                "cpu": (CPU_BACKEND, why),
-                "cuda": ("reference", "torch operations on the GPU"),
-            },
+            "scans": {"cpu": (CPU_BACKEND, why), "cuda": cuda_backend()},
+            "categorical": {"cpu": (CPU_BACKEND, why), "cuda": cuda_backend()},
+            "normal": {"cpu": (CPU_BACKEND, why), "cuda": cuda_backend()},
+            "n_step_gather": {"cpu": (CPU_BACKEND, why), "cuda": cuda_backend()},
         },
         "threads": get_num_threads(),
         "SIMD": str(_C.simd_level()) if _C is not None else "none (no compiled extension)",

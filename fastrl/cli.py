@@ -200,7 +200,7 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, save_every: int) -> int
     seconds = time.perf_counter() - began
     returns = agent.evaluate()
     rows = {
-        "agent": _describe(agent),
+        "agent": agent.describe(),
         "environment steps": f"{agent.steps:,} ({agent.envs.episodes:,} episodes)",
         "training": f"{seconds:.1f} s, {(agent.steps - first) / seconds:,.0f} steps/s",
         "return, last episodes of training": _mean([r for r, _ in agent.envs.recent]),
@@ -230,7 +230,7 @@ def _eval(args: list[str]) -> int:
     else:
         returns, videos = _film(agent, options)
     rows = {
-        "agent": _describe(agent),
+        "agent": agent.describe(),
         "trained for": f"{agent.steps:,} environment steps",
         "episodes": str(len(returns)),
         "return": _mean(returns),
@@ -420,14 +420,6 @@ def _check_new(out: Path) -> None:
     with contextlib.suppress(NotADirectoryError):  # the attempt to make the folder says that better
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"--out {out} exists and is not an empty folder; nothing is overwritten")
-
-
-def _describe(agent: Agent[Any]) -> str:
-    if hasattr(agent, "describe"):
-        return agent.describe()
-    c = agent.config
-    switches = [f.name for f in dataclasses.fields(c) if f.default is False and getattr(c, f.name)]
-    return f"{agent.algorithm.upper()}{' (' + ', '.join(switches) + ')' if switches else ''} on {agent.envs.env_id}"
 
 
 def _seeds(count: int) -> str:

@@ -33,7 +33,7 @@ class A2CConfig:
     # The string under a setting is its help on the command line.
     num_envs: int = 16  # [M]
     """Environments stepped together."""
-    n_steps: int = 5  # [M]; of longer rollouts there are too few for the critic to keep up
+    n_steps: int = 5  # [M] [T]
     """Steps of each environment from one update to the next; the returns look at most that far ahead."""
     gae_lambda: float | None = 0.95  # [T]
     """lambda of GAE, where 0 is the one-step TD error and 1 the n-step return; None: n-step returns [M]."""
@@ -61,7 +61,7 @@ class A2CConfig:
     """Weight of the entropy, which is maximised."""
     normalize_advantages: bool = True  # [T]
     """Mean 0 and standard deviation 1 within each update of more than one step."""
-    max_grad_norm: float | None = None  # [T] at [S]'s 0.5 a surprised critic's gradient leaves the actor's no room
+    max_grad_norm: float | None = None  # [T]
     """Gradients are scaled down to this norm; None leaves them alone."""
     log_std: float = 0.0
     """Log of the standard deviation of continuous actions, at the start."""
@@ -224,7 +224,7 @@ class ActorCriticConfig(A2CConfig):
     """Of the optimizer, at the start."""
     gamma: float = 0.99  # [M]
     """Discount."""
-    entropy_coef: float = 0.01  # [M]; without it one seed of four settles on a bad policy before the critic is right
+    entropy_coef: float = 0.01  # [M] [T]
     """Weight of the entropy, which is maximised."""
 
 

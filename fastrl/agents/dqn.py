@@ -10,24 +10,20 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrl.agents.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
-from fastrl.agents.config import InputError, check_range, make_config, resolve_device
-from fastrl.agents.envs import Envs, make_env
+from fastrl.agents.agent import Agent, Env
+from fastrl.agents.config import InputError, check_range
 from fastrl.agents.networks import flatten_parameters, numpy_forward, q_network
-from fastrl.agents.training import Training, check_loss, evaluate
+from fastrl.agents.training import Training, check_loss
 from fastrl.replay import PrioritizedReplay, ReplayBuffer
 
 INF = float("inf")
@@ -54,12 +50,10 @@ class DQNConfig:
     """Sizes of the hidden layers."""
     learning_rate: float = 1e-3  # [T]
     """Of Adam, at the start."""
-    learning_rate_end: float = 1e-5  # [T] a policy learned at a constant rate is lost again now and then
+    learning_rate_end: float = 2e-4  # [T] a policy learned at a constant rate is lost again now and then
     """Of Adam, from learning_rate_steps on."""
     learning_rate_steps: int = 50_000  # [T]
     """Environment steps over which the learning rate falls linearly: as many as there will be, as a rule."""
-    reward_scale: float = 0.02  # [T] Q of CartPole-v1 and Acrobot-v1 is then in [-2, 2]
-    """The network learns Q of the rewards times this, and so numbers that its initial weights are fit for."""
     gamma: float = 0.99  # [M] [Z]
     """Discount."""
     buffer_size: int = 100_000  # [Z]
@@ -74,7 +68,7 @@ class DQNConfig:
     """Updates in a round."""
     target_every: int = 1
     """Updates from one update of the target network to the next."""
-    tau: float = 0.005  # [T] steadier with `double` than 0.01
+    tau: float = 0.01  # [T]
     """Target <- tau online + (1 - tau) target: 1 copies, less is Polyak averaging."""
     loss: Literal["huber", "mse"] = "mse"  # [T] Huber's bounded gradient is slow to learn that an episode ends
     """Of the TD error."""
@@ -84,12 +78,12 @@ class DQNConfig:
     """How actions are chosen in training."""
     epsilon_start: float = 1.0  # [M]
     """Probability of a random action at the start."""
-    epsilon_end: float = 0.1  # [M] the replay keeps states that the policy itself would leave out
+    epsilon_end: float = 0.04  # [Z]
     """Probability of a random action from epsilon_steps on."""
     epsilon_steps: int = 8000  # [Z]
     """Environment steps over which epsilon falls linearly."""
     temperature: float = 1.0
-    """Of Boltzmann exploration: the probability of an action is proportional to exp(Q / temperature), in rewards."""
+    """Of Boltzmann exploration: the probability of an action is proportional to exp(Q / temperature)."""
     per_alpha: float = 0.6  # [S]
     """Exponent of the priorities: 0 is uniform replay."""
     per_beta: float = 0.4  # [S]
@@ -113,13 +107,13 @@ class DQNConfig:
         check_range(self, 0, INF, "learning_starts", "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
         check_range(self, 0, 2**63 - 1, "seed")
         check_range(self, 0, 1, "gamma", "epsilon_start", "epsilon_end")
-        check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps", "reward_scale")
+        check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps")
         check_range(self, 1e-12, 1, "tau")
         if not self.hidden:
             raise InputError("DQNConfig: hidden must name at least one layer, got ()")
 
 
-class DQN:
+class DQN(Agent[DQNConfig]):
     """An agent for environments with discrete actions and Box observations (which an MLP sees flattened).
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
@@ -131,23 +125,14 @@ class DQN:
 
     algorithm = "dqn"
     config_class = DQNConfig
+    continuous = False
+    buffer: ReplayBuffer
 
-    def __init__(
-        self,
-        env: str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
-        config: DQNConfig | None = None,
-        **overrides: Any,
-    ) -> None:
-        c = make_config(DQNConfig, {**(asdict(config) if config else {}), **overrides}, "DQN")
-        self.device = resolve_device(c.device)
-        self.envs = Envs(env, c.num_envs, c.seed)
-        self.config = c = replace(c, num_envs=self.envs.num_envs)
-        observation_space, action_space = self.envs.observation_space, self.envs.action_space
-        name = self.envs.env_id or "this environment"
-        if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
-            raise InputError(f"DQN needs discrete actions 0, 1, ...; {name} has action space {action_space}")
-        if not isinstance(observation_space, gym.spaces.Box):
-            raise InputError(f"DQN needs Box observations; {name} has observation space {observation_space}")
+    def __init__(self, env: Env, config: DQNConfig | None = None, **overrides: Any) -> None:
+        super().__init__(env, config, **overrides)
+        c, observation_space, action_space = self.config, self.envs.observation_space, self.envs.action_space
+        assert isinstance(action_space, gym.spaces.Discrete)
+        assert observation_space.shape is not None
         self.n_actions = int(action_space.n)
         n_obs = int(np.prod(observation_space.shape))
 
@@ -162,7 +147,7 @@ class DQN:
 
         space = (c.buffer_size, observation_space, action_space, c.num_envs)
         common: dict[str, Any] = {"n_step": c.n_step, "gamma": c.gamma, "device": self.device, "seed": c.seed}
-        self.buffer: ReplayBuffer = (
+        self.buffer = (
             PrioritizedReplay(
                 *space,
                 **common,
@@ -175,27 +160,14 @@ class DQN:
             if c.prioritized
             else ReplayBuffer(*space, **common)
         )
-        self.rng = np.random.default_rng(c.seed)  # exploration
         self._predict_rng = np.random.default_rng(c.seed)
-        self.steps = 0  # of the environments, all together
-        self.n_updates = 0
-        self.total_steps = 0  # that the last `learn` was asked for
-        self.run_folder: Path | None = None  # of the run that this agent goes on with
-        self._loss = self._mean_q = torch.zeros(())
+        self._log = {"loss": 0.0, "mean_q": 0.0}
+        self._last: tuple[Tensor, Tensor] | None = None  # of these, not read from the device yet
 
     @property
     def epsilon(self) -> float:
         """The probability of a random action now: linear from epsilon_start to epsilon_end."""
         return self._linear(self.config.epsilon_start, self.config.epsilon_end, self.config.epsilon_steps)
-
-    @property
-    def learning_rate(self) -> float:
-        """The optimizer's learning rate now: linear from learning_rate to learning_rate_end."""
-        c = self.config
-        return self._linear(c.learning_rate, c.learning_rate_end, c.learning_rate_steps)
-
-    def _linear(self, start: float, end: float, steps: int) -> float:
-        return start + (end - start) * min(1.0, self.steps / steps)
 
     def learn(
         self,
@@ -228,7 +200,7 @@ class DQN:
     def _update(self) -> None:
         """One gradient step on L = mean_i w_i l(Q(s_i, a_i) - y_i), and the target network's turn when it is due.
 
-        y = reward_scale sum_{k<m} gamma^k r_k + gamma^m (1 - terminated) Q_target(s', a'), where s' is m <= n_step
+        y = sum_{k<m} gamma^k r_k + gamma^m (1 - terminated) Q_target(s', a'), where s' is m <= n_step
         steps on, at the end of the episode at most, and a' the best action of the target network, or with `double` of
         the online network.  Truncation does not stop the bootstrap.  With `prioritized` |Q - y| is the new priority.
         """
@@ -241,7 +213,7 @@ class DQN:
                 next_value = next_q.gather(1, self.online(next_obs).argmax(1, keepdim=True)).squeeze(1)
             else:
                 next_value = next_q.amax(1)
-            y = c.reward_scale * batch.reward + batch.discount * next_value
+            y = batch.reward + batch.discount * next_value
         q = self.online(obs).gather(1, batch.action.unsqueeze(1)).squeeze(1)
         loss = F.huber_loss if c.loss == "huber" else F.mse_loss
         if c.prioritized:
@@ -254,9 +226,9 @@ class DQN:
             torch.nn.utils.clip_grad_norm_(self._online_vector, c.max_grad_norm)
         self.optimizer.step()
         self.n_updates += 1
-        self._loss, self._mean_q = mean_loss.detach(), q.detach().mean()
+        self._last = mean_loss.detach(), q.detach().mean()
         if isinstance(self.buffer, PrioritizedReplay):
-            check_loss(self._loss.item(), self.steps)  # no priority can be made of a NaN
+            check_loss(mean_loss.item(), self.steps)  # no priority can be made of a NaN
             self.buffer.update_priorities(batch.indices, (q.detach() - y).abs())
         if self.n_updates % c.target_every == 0:
             self._target_vector.data.lerp_(self._online_vector.data, c.tau)  # tau = 1 copies exactly
@@ -274,7 +246,7 @@ class DQN:
         """Actions ``[B]`` of the exploring policy for observations ``[B, ...]``."""
         c, n = self.config, len(obs)
         if c.exploration == "boltzmann":  # the largest of logits + Gumbel noise is a draw from their softmax
-            logits = self._q_values(obs) / (c.reward_scale * c.temperature)
+            logits = self._q_values(obs) / c.temperature
             action: NDArray[np.int64] = (logits + rng.gumbel(size=logits.shape)).argmax(1)
             return action
         random = rng.random(n) < self.epsilon
@@ -285,103 +257,26 @@ class DQN:
             action[random] = rng.integers(self.n_actions, size=n)[random]
         return action
 
-    def predict(self, obs: Any, deterministic: bool = True) -> Any:
-        """The greedy action for one observation (an int) or actions for a batch ``[B, ...]`` (int64 ``[B]``).
+    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
+        actions: NDArray[Any] = self._q_values(obs).argmax(1) if deterministic else self._act(obs, self._predict_rng)
+        return actions
 
-        With ``deterministic=False`` it explores as in training now, from a generator of its own.
-        Raises ValueError for an observation of another shape.
-        """
-        obs = np.asarray(obs)
-        shape = self.envs.observation_space.shape
-        if obs.shape != shape and obs.shape[1:] != shape:
-            raise ValueError(f"predict: obs must have shape {shape} or (B, *{shape}), got {obs.shape}")
-        batch = obs[None] if obs.shape == shape else obs
-        actions = self._q_values(batch).argmax(1) if deterministic else self._act(batch, self._predict_rng)
-        return int(actions[0]) if obs.shape == shape else actions
-
-    def evaluate(
-        self, episodes: int = 20, seed: int = 1_000_000, env: gym.Env[Any, Any] | None = None
-    ) -> NDArray[np.float64]:
-        """Returns ``[episodes]`` of the greedy policy in a fresh environment; training is not disturbed.
-
-        Episode i begins with ``reset(seed + i)``.  `env` is needed if the agent's own cannot be made a second time.
-        """
-        if episodes < 1:
-            raise InputError(f"episodes must be >= 1, got {episodes}")
-        if seed < 0:
-            raise InputError(f"seed must be >= 0, got {seed}")
-        if env is not None:
-            return evaluate(self.predict, env, episodes, seed)
-        if self.envs.spec is None:
-            raise InputError("evaluate: give it `env`, because the agent was made from an environment without a spec")
-        own = make_env(self.envs.spec)
-        try:
-            return evaluate(self.predict, own, episodes, seed)
-        finally:
-            own.close()
+    def _switches(self) -> list[str]:
+        c = self.config
+        n_step = [f"{c.n_step}-step"] if c.n_step > 1 else []
+        return [name for name in ("double", "dueling", "prioritized") if getattr(c, name)] + n_step
 
     def metrics(self) -> dict[str, float]:
-        """For the logs: of the last update the loss and the mean Q(s, a), in rewards; and the exploration now."""
+        """For the logs: of the last update the loss and the mean Q(s, a), and the exploration now."""
         explore = {"epsilon": self.epsilon} if self.config.exploration == "epsilon-greedy" else {}
-        mean_q = self._mean_q.item() / self.config.reward_scale
-        return {"loss": self._loss.item(), "mean_q": mean_q, "updates": self.n_updates, **explore}
+        if self._last is not None:
+            self._log = {"loss": self._last[0].item(), "mean_q": self._last[1].item()}
+        return {**super().metrics(), **explore}
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a checkpoint folder from which `load` goes on exactly; see `fastrl.agents.checkpoint`."""
-        tensors = {
-            **{f"online.{k}": v for k, v in self.online.state_dict().items()},
-            **{f"target.{k}": v for k, v in self.target.state_dict().items()},
-            **optimizer_tensors(self.optimizer),
-            "obs": torch.from_numpy(self.envs.obs),
-            "metrics": torch.stack((self._loss, self._mean_q)),
-        }
-        env = {"env": self.envs.env_id, "made_from_id": self.envs.made_from_id}
-        config = {"algorithm": self.algorithm, **env, "config": asdict(self.config)}
-        state = {
-            "steps": self.steps,
-            "total_steps": self.total_steps,
-            "n_updates": self.n_updates,
-            "rng": self.rng.bit_generator.state,
-            "envs": self.envs.state_dict(),
-        }
-        save_checkpoint(folder, config, state, tensors, self.buffer.save)
+        self.metrics()  # brings the log up to date
+        super().save(folder)
 
-    @classmethod
-    def load(
-        cls,
-        folder: str | os.PathLike[str],
-        env: str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any] | None = None,
-        device: str | None = None,
-    ) -> DQN:
-        """The agent of a checkpoint or run folder, ready to go on training.
-
-        `env` is needed only if the agent was not made from an id.  `device`: another one than it was saved on.
-        Raises InputError for a damaged checkpoint, or one of another environment.  If the environment cannot be
-        brought back to where it was (it was given as an object, or it does not repeat itself), a warning says that
-        new episodes begin.
-        """
-        checkpoint = load_checkpoint(folder)
-        saved, state, tensors = checkpoint.config, checkpoint.state, checkpoint.tensors
-        if saved.get("algorithm") != "dqn":
-            raise InputError(f"checkpoint {checkpoint.folder} is of algorithm {saved.get('algorithm')!r}, not 'dqn'")
-        if env is None and not saved["made_from_id"]:
-            raise InputError(f"checkpoint {checkpoint.folder}: give `env`, because the agent was not made from an id")
-        config = make_config(DQNConfig, saved["config"], f"checkpoint {checkpoint.folder}")
-        agent = cls(env or saved["env"], config if device is None else replace(config, device=device))
-        if agent.envs.env_id != saved["env"]:
-            raise InputError(f"checkpoint {checkpoint.folder} is of {saved['env']}, not {agent.envs.env_id}")
-        try:
-            agent.online.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("online.")})
-            agent.target.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("target.")})
-            load_optimizer_tensors(agent.optimizer, tensors)
-            agent.buffer.load(checkpoint.folder / "replay")
-        except (RuntimeError, ValueError) as error:
-            what = " ".join(str(error).split())
-            raise InputError(f"checkpoint {checkpoint.folder} does not fit its config.json: {what}") from error
-        agent.run_folder = checkpoint.folder.parent.resolve()
-        agent._loss, agent._mean_q = tensors["metrics"]
-        agent.rng.bit_generator.state = state["rng"]
-        agent.steps, agent.total_steps, agent.n_updates = state["steps"], state["total_steps"], state["n_updates"]
-        if not agent.envs.load_state_dict(state["envs"], tensors["obs"].numpy()):
-            warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=2)
-        return agent
+    def _parts(self) -> dict[str, Any]:
+        return {"online": self.online, "target": self.target, "optimizer": self.optimizer}

@@ -67,14 +67,14 @@ def load_tensor(obj: Any, where: str, dtypes: tuple[str, ...], first: Any, name:
         if isinstance(obj, np.ndarray) or hasattr(type(obj), "__dlpack__"):
             raise TypeError(f"{where} must be a torch.Tensor like {name}, got a {kind_name(obj)}")
         raise TypeError(f"{where} must be an array, got {type(obj).__name__}")
+    if obj.is_meta or obj.layout != torch.strided or type(obj).__name__ == "FakeTensor":
+        raise ValueError(f"{where} has no data (a fake, meta or sparse tensor?)")
     if obj.device != first.device:
         raise ValueError(f"{where} must be on {first.device} like {name}, got {obj.device}")
     if obj.is_neg() or obj.is_conj():
         raise ValueError(
             f"{where} must not be a lazily negated or conjugated view: call resolve_neg() / resolve_conj()"
         )
-    if obj.layout != torch.strided or type(obj).__name__ == "FakeTensor":
-        raise ValueError(f"{where} has no data (a fake, meta or sparse tensor?)")
     dtype = str(obj.dtype).removeprefix("torch.")
     if dtype not in dtypes:
         raise ValueError(f"{where} must have dtype {' or '.join(dtypes)}, got {dtype}")

@@ -23,7 +23,7 @@ from fastrl.kernels import _heads
 from fastrl.kernels.categorical import kernels_for as categorical_kernels
 from fastrl.kernels.generator import Generator, default_generator
 from fastrl.kernels.normal import kernels_for as normal_kernels
-from fastrl.kernels.scans import scans_for
+from fastrl.kernels.scans import backend_for
 
 # ---- what every op needs -----------------------------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ def _into(out: Any, results: Any) -> Any:
 
 
 def _reverse_affine_scan(a: Tensor, b: Tensor, y_T: Tensor | None, last: float) -> Tensor:
-    y: Tensor = scans_for(a).reverse_affine_scan(a, b, last if y_T is None else y_T, None)
+    y: Tensor = backend_for(a).reverse_affine_scan(a, b, last if y_T is None else y_T, None)
     return y
 
 
@@ -342,7 +342,7 @@ def _reverse_affine_scan_backward(
     if len(y) == 0:
         return _like(a), _like(y), torch.zeros_like(y.sum(0))
     before = torch.cat((a[:-1].flip(0), torch.zeros_like(a[:1])))
-    adjoint = scans_for(a).reverse_affine_scan(before, grad.flip(0), None, None).flip(0)
+    adjoint = backend_for(a).reverse_affine_scan(before, grad.flip(0), None, None).flip(0)
     end = torch.full_like(y[:1], last) if y_T is None else y_T[None].detach()
     # As in the scan itself, 0 times x is 0: a step that nothing depends on has no gradient, be the rest NaN.
     grad_a = torch.where(adjoint != 0, adjoint * torch.cat((y[1:], end)), 0)
@@ -397,7 +397,7 @@ def reverse_affine_scan_autograd(a: Any, b: Any, y_T: Any, out: Any) -> Any:
     if out is not None:
         raise ValueError("reverse_affine_scan: out must be None where a gradient is wanted")
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return scans_for(a).reverse_affine_scan(a, b, y_T, out)  # which says what is wrong
+        return backend_for(a).reverse_affine_scan(a, b, y_T, out)  # which says what is wrong
     return _affine_apply(a, b, *_end(y_T))
 
 
@@ -409,7 +409,7 @@ def _gae(
     rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor,
     gamma: float, lam: float, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    found: tuple[Tensor, Tensor] = scans_for(rewards).gae(
+    found: tuple[Tensor, Tensor] = backend_for(rewards).gae(
         rewards, values, next_values, terminated, truncated, gamma, lam, mask, None
     )
     return found
@@ -419,7 +419,7 @@ def _discounted_returns(
     rewards: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, next_values: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    found: Tensor = scans_for(rewards).discounted_returns(
+    found: Tensor = backend_for(rewards).discounted_returns(
         rewards, terminated, truncated, gamma, next_values, mask, None
     )
     return found
@@ -429,7 +429,7 @@ def _lambda_returns(
     rewards: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, lam: float,
     mask: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    found: Tensor = scans_for(rewards).lambda_returns(
+    found: Tensor = backend_for(rewards).lambda_returns(
         rewards, next_values, terminated, truncated, gamma, lam, mask, None
     )
     return found
@@ -439,7 +439,7 @@ def _n_step_returns(
     rewards: Tensor, next_values: Tensor | None, terminated: Tensor, truncated: Tensor, gamma: float, n: int,
     cut: Tensor | None, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    found: tuple[Tensor, Tensor, Tensor] = scans_for(rewards).n_step_returns(
+    found: tuple[Tensor, Tensor, Tensor] = backend_for(rewards).n_step_returns(
         rewards, next_values, terminated, truncated, gamma, n, cut, mask, None
     )
     return found
@@ -449,7 +449,7 @@ def _vtrace(
     rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor, log_rhos: Tensor,
     gamma: float, lam: float, rho_clip: float, c_clip: float, pg_rho_clip: float, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    found: tuple[Tensor, Tensor] = scans_for(rewards).vtrace(
+    found: tuple[Tensor, Tensor] = backend_for(rewards).vtrace(
         rewards, values, next_values, terminated, truncated, log_rhos,
         gamma, lam, rho_clip, c_clip, pg_rho_clip, mask, None,
     )  # fmt: skip
@@ -460,7 +460,7 @@ def _off_policy_returns(
     rewards: Tensor, q_values: Tensor, next_state_values: Tensor, traces: Tensor, terminated: Tensor,
     truncated: Tensor, gamma: float, mask: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    found: Tensor = scans_for(rewards).off_policy_returns(
+    found: Tensor = backend_for(rewards).off_policy_returns(
         rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, None
     )
     return found

@@ -55,11 +55,7 @@ def reverse_affine_scan(a: Any, b: Any, y_T: Any = None, *, out: Any = None) -> 
     Returns:
         y, like b.
     """
-    if _arrays.is_compiling():
-        from fastrl.kernels import _torch
-
-        return _torch.reverse_affine_scan(a, b, y_T, out)
-    if _heads.wants_grad(a, b, y_T):
+    if _heads.wants_grad(a, b, y_T) and not _arrays.is_compiling():
         from fastrl.kernels import _torch
 
         return _torch.reverse_affine_scan_autograd(a, b, y_T, out)
@@ -95,10 +91,6 @@ def gae(
     Source: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation" (2016),
     arXiv:1506.02438, eq. 16.
     """
-    if _arrays.is_compiling():
-        from fastrl.kernels import _torch
-
-        return _torch.gae(rewards, values, next_values, terminated, truncated, gamma, lam, mask, out)
     result: tuple[Any, Any] = scans_for(rewards).gae(
         rewards, values, next_values, terminated, truncated, gamma, lam, mask, out
     )
@@ -129,10 +121,6 @@ def discounted_returns(
     Returns:
         returns, like `rewards`.
     """
-    if _arrays.is_compiling():
-        from fastrl.kernels import _torch
-
-        return _torch.discounted_returns(rewards, terminated, truncated, gamma, next_values, mask, out)
     return scans_for(rewards).discounted_returns(rewards, terminated, truncated, gamma, next_values, mask, out)
 
 
@@ -162,10 +150,6 @@ def lambda_returns(
 
     Source: Sutton and Barto, "Reinforcement Learning" (2018), eq. 12.18.
     """
-    if _arrays.is_compiling():
-        from fastrl.kernels import _torch
-
-        return _torch.lambda_returns(rewards, next_values, terminated, truncated, gamma, lam, mask, out)
     return scans_for(rewards).lambda_returns(rewards, next_values, terminated, truncated, gamma, lam, mask, out)
 
 
@@ -203,10 +187,6 @@ def n_step_returns(
 
     Source: Sutton and Barto, "Reinforcement Learning" (2018), eq. 7.1; `cut`: Watkins (1989), Peng and Williams (1996).
     """
-    if _arrays.is_compiling():
-        from fastrl.kernels import _torch
-
-        return _torch.n_step_returns(rewards, next_values, terminated, truncated, gamma, n, cut, mask, out)
     result: tuple[Any, Any, Any] = scans_for(rewards).n_step_returns(
         rewards, next_values, terminated, truncated, gamma, n, cut, mask, out
     )
@@ -253,24 +233,6 @@ def vtrace(
 
     Source: Espeholt et al., "IMPALA" (2018), arXiv:1802.01561, eq. 1 and section 4.2.
     """
-    if _arrays.is_compiling():
-        from fastrl.kernels import _torch
-
-        return _torch.vtrace(
-            rewards,
-            values,
-            next_values,
-            terminated,
-            truncated,
-            log_rhos,
-            gamma,
-            lam,
-            rho_clip,
-            c_clip,
-            pg_rho_clip,
-            mask,
-            out,
-        )
     result: tuple[Any, Any] = scans_for(rewards).vtrace(
         rewards,
         values,
@@ -320,12 +282,6 @@ def off_policy_returns(
 
     Source: Munos et al., "Safe and Efficient Off-Policy Reinforcement Learning" (2016), arXiv:1606.02647, eq. 3 and 4.
     """
-    if _arrays.is_compiling():
-        from fastrl.kernels import _torch
-
-        return _torch.off_policy_returns(
-            rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, out
-        )
     return scans_for(rewards).off_policy_returns(
         rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, out
     )
@@ -677,10 +633,19 @@ def _choose() -> Any:
 _cpu = _choose()
 
 
-def scans_for(first: Any) -> Any:
-    """What serves a call whose first array this is."""
+def backend_for(first: Any) -> Any:
+    """What serves an eager call whose first array this is."""
     if getattr(first, "is_cuda", False):
         from fastrl.kernels._cuda.scans import backend
 
         return backend()
     return _cpu
+
+
+def scans_for(first: Any) -> Any:
+    """What serves a call whose first array this is: while torch.compile traces, the ops registered with torch."""
+    if _arrays.is_compiling():
+        from fastrl.kernels import _torch
+
+        return _torch
+    return backend_for(first)

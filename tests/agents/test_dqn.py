@@ -25,7 +25,7 @@ IDS = ["plain", "double", "dueling", "prioritized", "n-step", "all"]
 
 def make_agent(**overrides):
     settings = {"hidden": (8, 8), "batch_size": B, "gamma": GAMMA, "max_grad_norm": None, "seed": 3}
-    settings |= {"target_every": 100, "tau": 1.0, "reward_scale": 1.0, **overrides}
+    settings |= {"target_every": 100, "tau": 1.0, **overrides}
     agent = DQN("CartPole-v1", DQNConfig(), **settings)
     with torch.no_grad():  # a target network of its own
         for p in agent.target.parameters():
@@ -78,14 +78,14 @@ def targets(agent, batch, dueling, double):
     for i in range(B):
         best = next_online[i].argmax() if double else next_target[i].argmax()
         bootstrap = 0.0 if batch.terminated[i] else GAMMA ** (i + 1) * next_target[i, best]  # after i + 1 steps
-        y[i] = agent.config.reward_scale * batch.reward[i].item() + bootstrap
+        y[i] = batch.reward[i].item() + bootstrap
     return y
 
 
 @pytest.mark.parametrize("loss", ["huber", "mse"])
 @pytest.mark.parametrize("switches", SWITCHES, ids=IDS)
 def test_update_against_hand_computation(switches, loss, monkeypatch):
-    agent, batch, seen = make_agent(loss=loss, reward_scale=0.3, **switches), make_batch(), {}
+    agent, batch, seen = make_agent(loss=loss, **switches), make_batch(), {}
     monkeypatch.setattr(agent.buffer, "sample", lambda n: batch)
     if agent.config.prioritized:
         monkeypatch.setattr(agent.buffer, "update_priorities", lambda i, td: seen.update(indices=i, td=td))
@@ -113,7 +113,7 @@ def test_update_against_hand_computation(switches, loss, monkeypatch):
     target_before = [p.clone() for p in agent.target.parameters()]
     agent._update()
 
-    assert agent._loss.item() == pytest.approx(expected_loss, rel=1e-5)
+    assert agent.metrics()["loss"] == pytest.approx(expected_loss, rel=1e-5)
     analytic = [p.grad[(0,) * p.ndim].item() for p in agent.online.parameters()]
     np.testing.assert_allclose(analytic, numeric, rtol=1e-3, atol=1e-4)
     assert not any(p.grad.any() for p in agent.target.parameters())
@@ -233,18 +233,6 @@ def test_numpy_forward_is_the_torch_network_and_follows_it(dueling, tolerance):
                 p += 0.1
 
 
-def test_reward_scale_leaves_boltzmann_and_the_logs_in_rewards():
-    agent, obs = (
-        make_agent(exploration="boltzmann", temperature=0.5, reward_scale=0.1),
-        np.zeros((40_000, 4), np.float32),
-    )
-    q = agent._q_values(obs[:1])[0].astype(np.float64) / 0.1 / 0.5
-    expected = np.exp(q[1] - q.max()) / np.exp(q - q.max()).sum()
-    assert agent._act(obs, np.random.default_rng(0)).mean() == pytest.approx(expected, abs=0.01)
-    agent._mean_q = torch.tensor(2.0)
-    assert agent.metrics()["mean_q"] == pytest.approx(20.0)
-
-
 def test_predict_shapes():
     agent = make_agent()
     obs = np.zeros((5, 4), np.float32)
@@ -327,7 +315,6 @@ def test_updates_per_round_and_vector_environments():
         {"temperature": 0.0},
         {"n_step": 0},
         {"n_step": 1.5},
-        {"reward_scale": 0.0},
     ],
     ids=lambda s: next(iter(s)),
 )

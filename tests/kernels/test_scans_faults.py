@@ -223,18 +223,18 @@ def test_no_path_disagrees_with_another(kernels):
 
 
 def test_small_weights_are_not_dropped(kernels):
-    """A reward 400 steps away weighs 0.9^400 = 5e-19: the only one there is, it is all of the result."""
+    """A reward 200 steps away weighs 0.8^200 = 4e-20: the only one there is, it is all of the result."""
     for N in (1, 5):
-        zero, none = np.zeros((401, N)), np.zeros((401, N), bool)
+        zero, none = np.zeros((201, N)), np.zeros((201, N), bool)
         rewards = zero.copy()
-        rewards[400] = 1e19
-        wanted = 1e19 * 0.9 ** np.arange(400.0, -1, -1)[:, None] * np.ones(N)
+        rewards[200] = 1e20
+        wanted = 1e20 * 0.8 ** np.arange(200.0, -1, -1)[:, None] * np.ones(N)
         assert wanted[0, 0] > 4
-        advantages, _ = kernels.scans.gae(rewards, zero, zero, none, none, gamma=1.0, lam=0.9)
+        advantages, _ = kernels.scans.gae(rewards, zero, zero, none, none, gamma=1.0, lam=0.8)
         np.testing.assert_allclose(advantages, wanted, rtol=1e-12)
-        got = kernels.scans.lambda_returns(rewards, zero, none, none, gamma=0.9, lam=1.0)
+        got = kernels.scans.lambda_returns(rewards, zero, none, none, gamma=0.8, lam=1.0)
         np.testing.assert_allclose(got, wanted, rtol=1e-12)
-        returns, _, _ = kernels.scans.n_step_returns(rewards, None, none, none, gamma=0.9, n=500)
+        returns, _, _ = kernels.scans.n_step_returns(rewards, None, none, none, gamma=0.8, n=500)
         np.testing.assert_allclose(returns, wanted, rtol=1e-12)
 
 
