@@ -1,4 +1,4 @@
-"""Print README's two tables from the kept results: `python bench/readme_tables.py`.  A test compares them."""
+"""Print README's tables from the kept results: `python bench/readme_tables.py`.  A test compares them."""
 
 import json
 from pathlib import Path
@@ -35,6 +35,28 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+SCAN_PEERS = {
+    "Tianshou": "tianshou _gae",
+    "JAX lax.scan": "JAX lax.scan",
+    "SB3": "Stable-Baselines3 RolloutBuffer",
+    "torchrl": "torchrl, loop",
+    "Numba by hand": "Numba loop by hand",
+}
+
+
+def scans() -> str:
+    """GAE: our median time a call with NumPy arrays, and how many times longer the others take."""
+    lines = [f"| GAE [T, N] | fastrl | {' | '.join(SCAN_PEERS)} |", "|---" * (2 + len(SCAN_PEERS)) + "|"]
+    for record in json.loads((RESULTS / "scans.json").read_text())["records"]:
+        if record["case"] != "gae":
+            continue
+        results = record["results"]
+        ratios = [f"{results[name]['ratio']:.1f}x" if name in results else "-" for name in SCAN_PEERS.values()]
+        size = f"{record['size']['T']} x {record['size']['N']}"
+        lines.append(f"| {size} | {results['fastrl']['us']:.1f} us | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
 def learning() -> str:
     """The kept logs' table, from learning.py."""
     from learning import table  # beside this file
@@ -43,4 +65,4 @@ def learning() -> str:
 
 
 if __name__ == "__main__":
-    print(speed(), learning(), sep="\n\n")
+    print(speed(), scans(), learning(), sep="\n\n")

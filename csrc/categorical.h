@@ -31,9 +31,7 @@ FASTRL_HD FASTRL_INLINE T logit_difference(T z, T base, T floor) {
 }
 
 // log of s = sum e^d; NaN for a row with no possible action, a NaN or +inf.
-FASTRL_HD FASTRL_INLINE double log_total(double s) {
-  return s > 0.0 && s < kInf ? log_positive(s) : kNaN;
-}
+FASTRL_HD FASTRL_INLINE double log_total(double s) { return s > 0.0 && s < kInf ? log_positive(s) : kNaN; }
 
 // H = log s - sum e^d d / s.
 FASTRL_HD FASTRL_INLINE double categorical_entropy(double s, double sum_ed, double log_s) { return log_s - sum_ed / s; }

@@ -283,6 +283,8 @@ void run_scan(const Op& op, const ScanData& d, int threads) {
 
 // ---------------------------------------------------------------- n-step returns
 
+constexpr int64_t kNStepColumns = 256;
+
 struct NStepRows {
   double gamma, gamma_n;
   int64_t n;
@@ -293,31 +295,34 @@ struct NStepRows {
 template <class T>
 FASTRL_CLONES void n_step_row(const NStepRows& op, int64_t t, int64_t columns, const T* r, int64_t r_stride,
                               const T* nv, int64_t nv_stride, bool whole_window, const uint8_t* code, double* run,
-                              double* tail, double* discount, T* returns, T* discounts, double* last, double* sum) {
+                              double* tail, double* discount, double* sum, T* returns, T* discounts, int64_t* last) {
   if (whole_window) {
     const T* value = nv + (op.n - 1) * nv_stride;
     for (int64_t i = 0; i < columns; ++i) sum[i] = times(op.gamma, static_cast<double>(value[i]));
-    for (int64_t k = op.n - 1; k >= 0; --k) {
+    for (int64_t k = op.n - 1; k > 0; --k) {
       const T* reward = r + k * r_stride;
-      for (int64_t i = 0; i < columns; ++i)
-        sum[i] = static_cast<double>(reward[i]) + (k == op.n - 1 ? sum[i] : times(op.gamma, sum[i]));
+      for (int64_t i = 0; i < columns; ++i) sum[i] = times(op.gamma, static_cast<double>(reward[i]) + sum[i]);
     }
+    for (int64_t i = 0; i < columns; ++i) sum[i] += static_cast<double>(r[i]);
   }
+  const double n = static_cast<double>(op.n), now = static_cast<double>(t), gamma = op.gamma, gamma_n = op.gamma_n;
   FASTRL_INDEPENDENT
   for (int64_t i = 0; i < columns; ++i) {
-    const bool bootstraps = code[i] & kBootstraps, continues = code[i] & kContinues;
-    const double beyond = continues ? tail[i] : static_cast<double>(nv[i]);
-    tail[i] = static_cast<double>(r[i]) + times(bootstraps ? op.gamma : 0.0, beyond);
-    discount[i] = bootstraps ? (continues ? op.gamma * discount[i] : op.gamma) : 0.0;
-    run[i] = continues ? run[i] + 1.0 : 1.0;
-    const bool inside = run[i] > static_cast<double>(op.n);
-    returns[i] = static_cast<T>(inside ? sum[i] : tail[i]);
-    discounts[i] = static_cast<T>(inside ? op.gamma_n : discount[i]);
-    last[i] = static_cast<double>(t) + (inside ? static_cast<double>(op.n) : run[i]) - 1.0;
+    // Everything is read before anything is chosen: a load behind a condition does not vectorise.
+    const int32_t c = code[i];
+    const double value = static_cast<double>(nv[i]), reward = static_cast<double>(r[i]), window = sum[i];
+    const double tail_after = tail[i], discount_after = discount[i], run_after = run[i];
+    const double beyond = c & kContinues ? tail_after : value;
+    const double bootstrap = c & kBootstraps ? gamma : 0.0;
+    const double whole = reward + times(bootstrap, beyond);
+    const double factor = bootstrap * (c & kContinues ? discount_after : 1.0);
+    const double steps = 1.0 + (c & kContinues ? run_after : 0.0);
+    tail[i] = whole, discount[i] = factor, run[i] = steps;
+    returns[i] = static_cast<T>(steps > n ? window : whole);
+    discounts[i] = static_cast<T>(steps > n ? gamma_n : factor);
+    last[i] = static_cast<int64_t>(now + (steps > n ? n : steps) - 1.0);
   }
 }
-
-constexpr int64_t kNStepColumns = 64;
 
 }  // namespace
 
@@ -328,40 +333,52 @@ void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
   op.gamma_n = std::pow(gamma, static_cast<double>(op.n));
   const bool no_values = !d.in[1].data;
   const bool staged = !in_place<T>(d.in[0], false) || (!no_values && !in_place<T>(d.in[1], false));
-  const int64_t width = std::min(d.N, staged ? kStagedColumns : kNStepColumns);
+  const bool direct =
+      in_place<T>(d.out[0], false) && in_place<T>(d.out[1], false) && in_place<int64_t>(d.out[2], false);
+  const int64_t width = std::min(d.N, staged ? kStagedColumns : kNStepColumns), rows = kTileItems / width;
   parallel_for((d.N + width - 1) / width, threads, [&](int64_t begin, int64_t end) {
     std::vector<T> rewards, values, zeros(no_values ? width : 0);  // whole columns, because a window looks ahead
     if (staged) rewards.resize(d.T * width), values.resize(no_values ? 0 : d.T * width);
-    double run[kNStepColumns], tail[kNStepColumns], discount[kNStepColumns], last[kNStepColumns], sum[kNStepColumns];
-    T returns[kNStepColumns], discounts[kNStepColumns];
-    uint8_t code[kNStepColumns];
+    double run[kNStepColumns], tail[kNStepColumns], discount[kNStepColumns], sum[kNStepColumns];
+    T room[2][kNStepColumns];
+    int64_t index_room[kNStepColumns];
+    uint8_t code[kTileItems];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n0 = i * width, columns = std::min(width, d.N - n0);
       if (staged) stage<T, true>(d.in[0], 0, n0, d.T, columns, rewards.data());
       if (staged && !no_values) stage<T, true>(d.in[1], 0, n0, d.T, columns, values.data());
-      std::fill_n(run, columns, 0.0), std::fill_n(tail, columns, 0.0), std::fill_n(discount, columns, 0.0);
-      std::fill_n(sum, columns, 0.0);
+      for (double* x : {run, tail, discount, sum}) std::fill_n(x, columns, 0.0);
+      int64_t first = d.T;  // of the steps whose codes are made
       for (int64_t t = d.T - 1; t >= 0; --t) {
-        codes_of_tile(d, t, n0, 1, columns, kBootstraps | kContinues, code);
+        if (t < first) {
+          first = std::max<int64_t>(t + 1 - rows, 0);
+          codes_of_tile(d, first, n0, t + 1 - first, columns, kBootstraps | kContinues, code);
+        }
+        const auto at = [&](const ScanArray& x) { return x.data + t * x.row + n0 * x.column; };
         const auto row = [&](const ScanArray& x, const std::vector<T>& copy) {
-          return staged ? copy.data() + t * columns : reinterpret_cast<const T*>(x.data + t * x.row + n0 * x.column);
+          return staged ? copy.data() + t * columns : reinterpret_cast<const T*>(at(x));
         };
         const auto stride = [&](const ScanArray& x) {
           return staged ? columns : x.row / static_cast<int64_t>(sizeof(T));
         };
+        T* returns = direct ? reinterpret_cast<T*>(at(d.out[0])) : room[0];
+        T* discounts = direct ? reinterpret_cast<T*>(at(d.out[1])) : room[1];
+        int64_t* last = direct ? reinterpret_cast<int64_t*>(at(d.out[2])) : index_room;
         n_step_row<T>(op, t, columns, row(d.in[0], rewards), stride(d.in[0]),
                       no_values ? zeros.data() : row(d.in[1], values), no_values ? 0 : stride(d.in[1]), t + op.n <= d.T,
-                      code, run, tail, discount, returns, discounts, last, sum);
-        for (int64_t j = 0; j < columns; ++j) {
-          int64_t index = static_cast<int64_t>(last[j]);
-          if (d.mask.data && !d.mask.data[t * d.mask.row + (n0 + j) * d.mask.column])
-            returns[j] = discounts[j] = T(0), index = t;
+                      code + (t - first) * columns, run, tail, discount, sum, returns, discounts, last);
+        if (d.mask.data) {
+          const char* mask = d.mask.data + t * d.mask.row + n0 * d.mask.column;
+          for (int64_t j = 0; j < columns; ++j)
+            if (!mask[j * d.mask.column]) returns[j] = discounts[j] = T(0), last[j] = t;
+        }
+        for (int64_t j = 0; !direct && j < columns; ++j) {
           const auto put = [&](const ScanArray& x, const void* value, size_t size) {
-            std::memcpy(x.data + t * x.row + (n0 + j) * x.column, value, size);
+            std::memcpy(at(x) + j * x.column, value, size);
           };
           put(d.out[0], &returns[j], sizeof(T));
           put(d.out[1], &discounts[j], sizeof(T));
-          put(d.out[2], &index, sizeof index);
+          put(d.out[2], &last[j], sizeof(int64_t));
         }
       }
     }

@@ -28,7 +28,7 @@ def test_examples_run(name):
         exec(compile(block, name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("which", ["speed", "learning"])
+@pytest.mark.parametrize("which", ["speed", "scans", "learning"])
 def test_readme_tables_are_those_of_the_kept_results(which, monkeypatch):
     pytest.importorskip("scipy")
     if not (ROOT / "bench" / "results").exists():
@@ -39,7 +39,9 @@ def test_readme_tables_are_those_of_the_kept_results(which, monkeypatch):
     assert table in (ROOT / "README.md").read_text(), "run `python bench/readme_tables.py` and paste"
 
 
-@pytest.mark.parametrize("name", ["fastrl.kernels.sum_tree", "fastrl.replay.buffer"])
+@pytest.mark.parametrize(
+    "name", ["fastrl.kernels.sum_tree", "fastrl.kernels.categorical", "fastrl.kernels.normal", "fastrl.replay.buffer"]
+)
 def test_doctests(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0 and result.failed == 0

@@ -22,6 +22,9 @@ What all of them share:
 
 Errors, raised before anything is written: TypeError for what is no array, another kind of array or a parameter that is
 no number; ValueError for a wrong dtype, shape or device, a flag that is neither 0 nor 1, or a parameter out of range.
+
+CUDA tensors stay on their device and may be bfloat16 or float16 too.  The compiled kernels run on the caller's stream,
+can be captured in a CUDA graph, and do not wait for the device to check values: any flag but 0 counts as 1 there.
 """
 
 from __future__ import annotations

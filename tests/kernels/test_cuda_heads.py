@@ -67,7 +67,7 @@ def some_logits(rng, rows, actions, dtype):
 
 @pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "actions"), itertools.product([0, 1, 99, 989], [1, 2, 5, 18, 32, 33, 100]))
+@pytest.mark.parametrize(("rows", "actions"), list(itertools.product([0, 1, 99, 989], [1, 2, 5, 18, 32, 33, 100])))
 def test_categorical(tolerance, rows, actions, dtype, strided):
     rng, close = np.random.default_rng(rows + actions), tolerance(np.dtype(dtype))
     logits = some_logits(rng, rows, actions, dtype)
@@ -115,7 +115,7 @@ def test_categorical_without_a_distribution():
 
 @pytest.mark.parametrize("shared", [True, False], ids=["log_std [A]", "log_std [B, A]"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "columns"), itertools.product([0, 1, 31, 99], [0, 1, 3, 17, 40]))
+@pytest.mark.parametrize(("rows", "columns"), list(itertools.product([0, 1, 31, 99], [0, 1, 3, 17, 40])))
 def test_normal(tolerance, rows, columns, dtype, shared):
     rng, close = np.random.default_rng(rows + columns), tolerance(np.dtype(dtype))
     mean, action, noise, grad = (rng.normal(size=(rows, columns)).astype(dtype) for _ in range(4))

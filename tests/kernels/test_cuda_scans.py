@@ -1,4 +1,4 @@
-"""The scans of CUDA tensors against the CPU reference, both ways to run them, graph capture; and their torch version."""
+"""The scans of CUDA tensors against the CPU reference, both ways to run them, graph capture; their torch version."""
 
 import itertools
 
