@@ -16,8 +16,9 @@
 namespace fastrl {
 namespace {
 
-// Fewer environments than this are scanned one at a time along T, in blocks; more side by side, serially in time.
-constexpr int64_t kWide = 8;
+// One environment is scanned along T, in vectors of steps; more are scanned side by side, serially in time. Measured
+// with 2048 steps and AVX-512: one takes 9 us along T, eight take 17 us side by side, and fewer are done as eight.
+constexpr int64_t kWide = 2, kLeastColumns = 8;
 
 // A tile of the arrays, small enough for the nearest cache. What is not contiguous along the way is copied to the tile
 // first, so a tile then has fewer columns: each of them is a cache line of a batch-major array.
@@ -175,13 +176,43 @@ bool is_aligned(const ScanArray& x, size_t size) {
   return (reinterpret_cast<uintptr_t>(x.data) | static_cast<uint64_t>(x.row)) % size == 0;
 }
 
-// Copies a tile [rows, columns], walking memory in the order of its smaller stride.
+// Whether the items of a tile can be used where they are: of a row side by side, or along T of a column.
+template <class T>
+bool in_place(const ScanArray& x, bool along) {
+  return (along ? x.row : x.column) == sizeof(T) && is_aligned(x, sizeof(T));
+}
+
+// Short rows of known length, from one stride to another.
+template <int kColumns, class T>
+void copy_rows(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows) {
+  for (int64_t t = 0; t < rows; ++t, from += from_stride, to += to_stride)
+    for (int n = 0; n < kColumns; ++n) to[n] = from[n];
+}
+template <class T>
+bool copy_short_rows(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  static_assert(kLeastColumns == 8, "rows of 2 to 7");
+  using Copy = void (*)(const T*, int64_t, T*, int64_t, int64_t);
+  static const Copy copies[] = {copy_rows<2, T>, copy_rows<3, T>, copy_rows<4, T>,
+                                copy_rows<5, T>, copy_rows<6, T>, copy_rows<7, T>};
+  if (columns < 2 || columns > 7) return false;
+  copies[columns - 2](from, from_stride, to, to_stride, rows);
+  return true;
+}
+
+// Copies a tile [rows, columns] whose rows are `stride` items apart, walking memory in the order of its smaller stride.
 template <class T, bool kToTile>
-void stage(const ScanArray& x, int64_t t0, int64_t n0, int64_t rows, int64_t columns, T* tile) {
+void stage(const ScanArray& x, int64_t t0, int64_t n0, int64_t rows, int64_t columns, T* tile, int64_t stride) {
   char* base = x.data + t0 * x.row + n0 * x.column;
+  if (in_place<T>(x, false)) {
+    T* const rows_of_x = reinterpret_cast<T*>(base);
+    const int64_t row = x.row / static_cast<int64_t>(sizeof(T));
+    if (kToTile ? copy_short_rows(rows_of_x, row, tile, stride, rows, columns)
+                : copy_short_rows(tile, stride, rows_of_x, row, rows, columns))
+      return;
+  }
   const auto item = [&](int64_t t, int64_t n) {
     char* p = base + t * x.row + n * x.column;
-    T& at = tile[t * columns + n];
+    T& at = tile[t * stride + n];
     if (kToTile)
       std::memcpy(&at, p, sizeof(T));
     else
@@ -196,20 +227,14 @@ void stage(const ScanArray& x, int64_t t0, int64_t n0, int64_t rows, int64_t col
   }
 }
 
-// Whether the items of a tile can be used where they are: of a row side by side, or along T of a column.
-template <class T>
-bool in_place(const ScanArray& x, bool along) {
-  return (along ? x.row : x.column) == sizeof(T) && is_aligned(x, sizeof(T));
-}
-
 // One tile after the other: takes in what is not in place, runs `body`, brings out the results.
 template <class Op, class T>
 class Tiler {
  public:
-  Tiler(const Op& op, const ScanData& d, bool along) : d_(d) {
+  Tiler(const Op& op, const ScanData& d, bool along) : d_(d), padded_(!along && d.N < kLeastColumns) {
     wanted_ = static_cast<uint8_t>((op.gamma != 0 ? kBootstraps : 0) | (op.continuation != 0 ? kContinues : 0));
-    for (int i = 0; i < Op::kInputs; ++i) staged_ |= staged_in_[i] = !in_place<T>(d.in[i], along);
-    for (int i = 0; i < Op::kOutputs; ++i) staged_ |= staged_out_[i] = !in_place<T>(d.out[i], along);
+    for (int i = 0; i < Op::kInputs; ++i) staged_ |= staged_in_[i] = padded_ || !in_place<T>(d.in[i], along);
+    for (int i = 0; i < Op::kOutputs; ++i) staged_ |= staged_out_[i] = padded_ || !in_place<T>(d.out[i], along);
   }
 
   bool staged() const { return staged_; }
@@ -219,29 +244,36 @@ class Tiler {
     alignas(64) uint8_t code[kTileItems];
     alignas(64) T room[Op::kInputs + Op::kOutputs][kStagedItems];
     Tile<T> tile;
-    tile.rows = rows, tile.columns = columns, tile.code = code;
+    const int64_t stride = padded_ ? kLeastColumns : columns;
+    tile.rows = rows, tile.columns = stride, tile.code = code;
     if (d_.terminated.data) codes_of_tile(d_, t0, n0, rows, columns, wanted_, code);
+    if (padded_) {  // the columns that are not there: zeros, whose results nobody takes
+      for (int64_t t = rows - 1; t >= 0; --t)
+        for (int64_t n = stride - 1; n >= 0; --n) code[t * stride + n] = n < columns ? code[t * columns + n] : 0;
+      for (int i = 0; i < Op::kInputs; ++i) std::fill_n(room[i], rows * stride, T(0));
+    }
     for (int i = 0; i < Op::kInputs; ++i) {
       const ScanArray& x = d_.in[i];
-      if (staged_in_[i]) stage<T, true>(x, t0, n0, rows, columns, room[i]);
+      if (staged_in_[i]) stage<T, true>(x, t0, n0, rows, columns, room[i], stride);
       tile.in[i] = staged_in_[i] ? room[i] : reinterpret_cast<const T*>(x.data + t0 * x.row + n0 * x.column);
-      tile.in_stride[i] = staged_in_[i] ? columns : x.row / static_cast<int64_t>(sizeof(T));
+      tile.in_stride[i] = staged_in_[i] ? stride : x.row / static_cast<int64_t>(sizeof(T));
     }
     for (int i = 0; i < Op::kOutputs; ++i) {
       const ScanArray& x = d_.out[i];
       T* here = room[Op::kInputs + i];
       tile.out[i] = staged_out_[i] ? here : reinterpret_cast<T*>(x.data + t0 * x.row + n0 * x.column);
-      tile.out_stride[i] = staged_out_[i] ? columns : x.row / static_cast<int64_t>(sizeof(T));
+      tile.out_stride[i] = staged_out_[i] ? stride : x.row / static_cast<int64_t>(sizeof(T));
     }
     body(tile);
     for (int i = 0; i < Op::kOutputs && d_.mask.data; ++i)
       zero_masked(d_, t0, n0, rows, columns, tile.out[i], tile.out_stride[i]);
     for (int i = 0; i < Op::kOutputs; ++i)
-      if (staged_out_[i]) stage<T, false>(d_.out[i], t0, n0, rows, columns, tile.out[i]);
+      if (staged_out_[i]) stage<T, false>(d_.out[i], t0, n0, rows, columns, tile.out[i], stride);
   }
 
  private:
   const ScanData& d_;
+  bool padded_;
   uint8_t wanted_;
   bool staged_ = false, staged_in_[Op::kInputs], staged_out_[Op::kOutputs];
 };
@@ -260,14 +292,15 @@ void run_scan(const Op& op, const ScanData& d, int threads) {
   const bool along = d.N < kWide;
   Tiler<Op, T> tiler(op, d, along);
   const int64_t columns = along ? 1 : std::min(d.N, tiler.staged() ? kStagedColumns : kTileColumns);
-  const int64_t rows =
-      along ? kStagedItems : std::max<int64_t>((tiler.staged() ? kStagedItems : kTileItems) / columns, 1);
+  const int64_t items = along || tiler.staged() ? kStagedItems : kTileItems;
+  const int64_t rows = std::max<int64_t>(items / (along ? 1 : std::max(columns, kLeastColumns)), 1);
   parallel_for((d.N + columns - 1) / columns, threads, [&](int64_t begin, int64_t end) {
     Tiler<Op, T> own = tiler;
     alignas(64) double y[kTileColumns];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n0 = i * columns, width = std::min(columns, d.N - n0);
       for (int64_t n = 0; n < width; ++n) y[n] = last_of<T>(d, n0 + n);
+      for (int64_t n = width; n < kLeastColumns; ++n) y[n] = 0;
       for (int64_t t1 = d.T; t1 > 0; t1 -= std::min(t1, rows)) {
         const int64_t t0 = std::max<int64_t>(t1 - rows, 0);
         own.run(t0, t1 - t0, n0, width, [&](const Tile<T>& tile) {
@@ -345,8 +378,8 @@ void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
     uint8_t code[kTileItems];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n0 = i * width, columns = std::min(width, d.N - n0);
-      if (staged) stage<T, true>(d.in[0], 0, n0, d.T, columns, rewards.data());
-      if (staged && !no_values) stage<T, true>(d.in[1], 0, n0, d.T, columns, values.data());
+      if (staged) stage<T, true>(d.in[0], 0, n0, d.T, columns, rewards.data(), columns);
+      if (staged && !no_values) stage<T, true>(d.in[1], 0, n0, d.T, columns, values.data(), columns);
       for (double* x : {run, tail, discount, sum}) std::fill_n(x, columns, 0.0);
       int64_t first = d.T;  // of the steps whose codes are made
       for (int64_t t = d.T - 1; t >= 0; --t) {

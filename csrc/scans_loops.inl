@@ -157,22 +157,29 @@ FASTRL_TARGET FASTRL_INLINE void compose(Affine<Lanes>& s, LanesMask& finite) {
 template <class Op, class T>
 FASTRL_TARGET void scan_rows(const Op& op, const Tile<T>& tile, double* y) {
 #if FASTRL_LEVEL > 1
-  int64_t first = tile.columns <= kShortRow ? 0 : tile.columns / kLanes * kLanes;
-  const int64_t in_rows = first;  // columns that are walked row by row, as memory lies; short rows keep y in registers
-  for (; first + 2 * kLanes <= tile.columns; first += 2 * kLanes) scan_columns<2>(op, tile, first, y);
-  for (; first + kLanes <= tile.columns; first += kLanes) scan_columns<1>(op, tile, first, y);
+  const int64_t columns = tile.columns, whole = columns / kLanes * kLanes, rest = columns - whole;
+  // What is left of a row that is no whole vector: the last vector that the row holds, whose first columns are done
+  // twice.
+  Lanes y_rest{};
+  if (rest > 0 && whole > 0) y_rest = load_as<Lanes>(y + columns - kLanes);
+  const int64_t first = whole > 0 ? columns : 0;  // of the columns that are walked one by one
+  if (columns <= kShortRow) {                     // y stays in registers
+    int64_t n = 0;
+    for (; n + 2 * kLanes <= whole; n += 2 * kLanes) scan_columns<2>(op, tile, n, y);
+    for (; n < whole; n += kLanes) scan_columns<1>(op, tile, n, y);
+  }
+  const int64_t by_row = columns <= kShortRow ? 0 : whole;  // columns that are walked row by row, as memory lies
 #else
-  const int64_t first = 0, in_rows = 0;
+  const int64_t columns = tile.columns, first = 0, by_row = 0;
 #endif
-  if (in_rows == 0 && first == tile.columns) return;
-  for (int64_t t = tile.rows - 1; t >= 0; --t) {
+  for (int64_t t = by_row > 0 || first < columns ? tile.rows - 1 : -1; t >= 0; --t) {
     const T* in[kMaxScanInputs];
     T* out[kMaxScanOutputs];
     for (int i = 0; i < Op::kInputs; ++i) in[i] = tile.in[i] + t * tile.in_stride[i];
     for (int i = 0; i < Op::kOutputs; ++i) out[i] = tile.out[i] + t * tile.out_stride[i];
-    const uint8_t* code = tile.code + t * tile.columns;
+    const uint8_t* code = tile.code + t * columns;
 #if FASTRL_LEVEL > 1
-    for (int64_t n = 0; n < in_rows; n += kLanes) {
+    for (int64_t n = 0; n < by_row; n += kLanes) {
       LaneStep<Op, T> lanes;
       lanes.load(op, in, code, n);
       const Lanes next = load_as<Lanes>(y + n), now = op.advance(lanes.step, lanes.code, next);
@@ -181,8 +188,14 @@ FASTRL_TARGET void scan_rows(const Op& op, const Tile<T>& tile, double* y) {
     }
 #endif
     FASTRL_INDEPENDENT
-    for (int64_t n = first; n < tile.columns; ++n) y[n] = step_one(op, in, code, out, n, y[n]);
+    for (int64_t n = first; n < columns; ++n) y[n] = step_one(op, in, code, out, n, y[n]);
   }
+#if FASTRL_LEVEL > 1
+  if (rest > 0 && whole > 0) {
+    store_as(y + columns - kLanes, y_rest);
+    scan_columns<1>(op, tile, columns - kLanes, y);
+  }
+#endif
 }
 
 // One environment, whose steps lie next to each other; returns y of the first step, given that after the last. The
