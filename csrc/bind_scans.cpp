@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -275,7 +276,7 @@ py::object n_step_returns_binding(py::handle rewards, py::handle next_values, py
   const int64_t steps = c.positive("n_step_returns: n", n);
   c.optional_flags("n_step_returns: cut", cut, c.data.cut);
   c.optional_flags("n_step_returns: mask", mask, c.data.mask);
-  return c.run(out, {kSame, kSame, DType::i64}, 2.0,
+  return c.run(out, {kSame, kSame, DType::i64}, 2.0 + 0.3 * static_cast<double>(std::min(steps, c.data.T)),
                [&](auto item, int threads) { n_step_returns<decltype(item)>(c.data, g, steps, threads); });
 }
 

@@ -207,7 +207,7 @@ FASTRL_INLINE void draw_tile(double* d, double* e, int64_t n, const double* u, d
   for (int64_t r = 0; r < kRows; ++r) log_s[r] = log_total(s[r]);
 }
 
-// target_clones knows no templates.
+// The clones by name: one for each dtype.
 #define FASTRL_TILES(T)                                                                                         \
   FASTRL_CLONES_256 void prepare(const Logits& z, int64_t first, int64_t rows, T* tile, T* base) {              \
     stage<T>(z, first, rows, tile, base);                                                                       \

@@ -54,7 +54,7 @@ FASTRL_INLINE void put_chunk(const double* x, int64_t n, T* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(x[i]);
 }
 
-// target_clones knows no templates.
+// The clones by name: one for each dtype.
 #define FASTRL_COPIES(T)                                                                                    \
   FASTRL_CLONES_256 void stage(const Columns& a, const Chunk& c, double* x, T) { stage_chunk<T>(a, c, x); } \
   FASTRL_CLONES_256 void put(const double* x, int64_t n, T* out) { put_chunk(x, n, out); }

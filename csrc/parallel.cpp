@@ -2,9 +2,11 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -37,6 +39,7 @@ class Pool {
     take_pieces();
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return unfinished_ == 0; });
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
  private:
@@ -65,9 +68,15 @@ class Pool {
         piece = next_++, n = n_, pieces = pieces_, task = task_, context = context_;
       }
       inside_task = true;
-      task(context, n * piece / pieces, n * (piece + 1) / pieces);
+      std::exception_ptr error;  // out of memory, say: the caller gets it when all pieces are done
+      try {
+        task(context, n * piece / pieces, n * (piece + 1) / pieces);
+      } catch (...) {
+        error = std::current_exception();
+      }
       inside_task = false;
       std::lock_guard<std::mutex> lock(mutex_);
+      if (error && !error_) error_ = error;
       if (--unfinished_ == 0) done_.notify_one();
     }
   }
@@ -80,6 +89,7 @@ class Pool {
   int pieces_ = 0, next_ = 0, unfinished_ = 0;
   Task task_ = nullptr;
   void* context_ = nullptr;
+  std::exception_ptr error_;
 };
 
 std::atomic<Pool*> the_pool{nullptr};

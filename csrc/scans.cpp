@@ -16,9 +16,11 @@
 namespace fastrl {
 namespace {
 
-// One environment is scanned along T, in vectors of steps; more are scanned side by side, serially in time. Measured
-// with 2048 steps and AVX-512: one takes 9 us along T, eight take 17 us side by side, and fewer are done as eight.
-constexpr int64_t kWide = 2, kLeastColumns = 8;
+// One environment is scanned along T, in vectors of steps; more are scanned side by side, serially in time. Measured at
+// 2048 steps with AVX-512: 6 us for one, 16 us for eight side by side; two to seven, which are copied to rows of eight
+// first, take 37 us, and one after the other along T would take 14 us each.
+constexpr int64_t kWide = 2;
+constexpr int64_t kMostLanes = 8;
 
 // A tile of the arrays, small enough for the nearest cache. What is not contiguous along the way is copied to the tile
 // first, so a tile then has fewer columns: each of them is a cache line of a batch-major array.
@@ -79,9 +81,15 @@ double scan_steps(const Op& op, const Tile<T>& tile, double y) {
          : level == 3 ? v3::scan_steps(op, tile, y)
                       : v1::scan_steps(op, tile, y);
 }
+// How many doubles the loops take side by side.
+int64_t lanes_here() {
+  static const int level = x86_level();
+  return level == 4 ? v4::kLanes : level == 3 ? v3::kLanes : 1;
+}
 #else
 using v1::scan_rows;
 using v1::scan_steps;
+int64_t lanes_here() { return 1; }
 #endif
 
 // ---------------------------------------------------------------- tiles
@@ -190,7 +198,7 @@ void copy_rows(const T* from, int64_t from_stride, T* to, int64_t to_stride, int
 }
 template <class T>
 bool copy_short_rows(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t columns) {
-  static_assert(kLeastColumns == 8, "rows of 2 to 7");
+  static_assert(kMostLanes == 8, "rows of 2 to 7");
   using Copy = void (*)(const T*, int64_t, T*, int64_t, int64_t);
   static const Copy copies[] = {copy_rows<2, T>, copy_rows<3, T>, copy_rows<4, T>,
                                 copy_rows<5, T>, copy_rows<6, T>, copy_rows<7, T>};
@@ -231,7 +239,7 @@ void stage(const ScanArray& x, int64_t t0, int64_t n0, int64_t rows, int64_t col
 template <class Op, class T>
 class Tiler {
  public:
-  Tiler(const Op& op, const ScanData& d, bool along) : d_(d), padded_(!along && d.N < kLeastColumns) {
+  Tiler(const Op& op, const ScanData& d, bool along) : d_(d), padded_(!along && d.N < lanes_here()) {
     wanted_ = static_cast<uint8_t>((op.gamma != 0 ? kBootstraps : 0) | (op.continuation != 0 ? kContinues : 0));
     for (int i = 0; i < Op::kInputs; ++i) staged_ |= staged_in_[i] = padded_ || !in_place<T>(d.in[i], along);
     for (int i = 0; i < Op::kOutputs; ++i) staged_ |= staged_out_[i] = padded_ || !in_place<T>(d.out[i], along);
@@ -244,11 +252,11 @@ class Tiler {
     alignas(64) uint8_t code[kTileItems];
     alignas(64) T room[Op::kInputs + Op::kOutputs][kStagedItems];
     Tile<T> tile;
-    const int64_t stride = padded_ ? kLeastColumns : columns;
+    const int64_t stride = padded_ ? lanes_here() : columns;
     tile.rows = rows, tile.columns = stride, tile.code = code;
     if (d_.terminated.data) codes_of_tile(d_, t0, n0, rows, columns, wanted_, code);
     if (padded_) {  // the columns that are not there: zeros, whose results nobody takes
-      for (int64_t t = rows - 1; t >= 0; --t)
+      for (int64_t t = d_.terminated.data ? rows - 1 : -1; t >= 0; --t)
         for (int64_t n = stride - 1; n >= 0; --n) code[t * stride + n] = n < columns ? code[t * columns + n] : 0;
       for (int i = 0; i < Op::kInputs; ++i) std::fill_n(room[i], rows * stride, T(0));
     }
@@ -293,14 +301,14 @@ void run_scan(const Op& op, const ScanData& d, int threads) {
   Tiler<Op, T> tiler(op, d, along);
   const int64_t columns = along ? 1 : std::min(d.N, tiler.staged() ? kStagedColumns : kTileColumns);
   const int64_t items = along || tiler.staged() ? kStagedItems : kTileItems;
-  const int64_t rows = std::max<int64_t>(items / (along ? 1 : std::max(columns, kLeastColumns)), 1);
+  const int64_t rows = std::max<int64_t>(items / (along ? 1 : std::max(columns, kMostLanes)), 1);
   parallel_for((d.N + columns - 1) / columns, threads, [&](int64_t begin, int64_t end) {
     Tiler<Op, T> own = tiler;
     alignas(64) double y[kTileColumns];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n0 = i * columns, width = std::min(columns, d.N - n0);
       for (int64_t n = 0; n < width; ++n) y[n] = last_of<T>(d, n0 + n);
-      for (int64_t n = width; n < kLeastColumns; ++n) y[n] = 0;
+      for (int64_t n = width; n < kMostLanes; ++n) y[n] = 0;
       for (int64_t t1 = d.T; t1 > 0; t1 -= std::min(t1, rows)) {
         const int64_t t0 = std::max<int64_t>(t1 - rows, 0);
         own.run(t0, t1 - t0, n0, width, [&](const Tile<T>& tile) {
@@ -329,7 +337,9 @@ template <class T>
 FASTRL_CLONES void n_step_row(const NStepRows& op, int64_t t, int64_t columns, const T* r, int64_t r_stride,
                               const T* nv, int64_t nv_stride, bool whole_window, const uint8_t* code, double* run,
                               double* tail, double* discount, double* sum, T* returns, T* discounts, int64_t* last) {
-  if (whole_window) {
+  double longest = 0;
+  for (int64_t i = 0; i < columns; ++i) longest = std::max(longest, code[i] & kContinues ? run[i] + 1.0 : 1.0);
+  if (whole_window && longest > static_cast<double>(op.n)) {  // else no window ends inside a segment
     const T* value = nv + (op.n - 1) * nv_stride;
     for (int64_t i = 0; i < columns; ++i) sum[i] = times(op.gamma, static_cast<double>(value[i]));
     for (int64_t k = op.n - 1; k > 0; --k) {

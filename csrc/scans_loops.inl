@@ -145,11 +145,12 @@ FASTRL_TARGET FASTRL_INLINE void scan_columns(const Op& op, const Tile<T>& tile,
 
 // One round of composing steps: lane i takes in lane i + k. A factor of 0 cuts, whatever it would multiply.
 template <int k, bool kConstant>
-FASTRL_TARGET FASTRL_INLINE void compose(Affine<Lanes>& s, LanesMask& finite) {
+FASTRL_TARGET FASTRL_INLINE void compose(Affine<Lanes>& s, LanesMask& exact) {
   const Lanes a = shift_lanes<k>(s.a, broadcast(1.0)), b = shift_lanes<k>(s.b, Lanes{});
+  const Lanes before = s.a;
   s.b = s.b + times(s.a, b);
   s.a = kConstant ? s.a * a : select(a != 0, times(s.a, a), Lanes{});
-  finite &= (s.a - s.a) == 0;
+  exact &= ((s.a - s.a) == 0) & ((s.a != 0) | (before == 0) | (a == 0));
 }
 #endif
 
@@ -209,16 +210,15 @@ FASTRL_TARGET double scan_steps(const Op& op, const Tile<T>& tile, double y) {
     LaneStep<Op, T> lanes;
     lanes.load(op, tile.in, tile.code, t - kLanes);
     Affine<Lanes> s = lanes.step;
-    LanesMask finite = (s.a - s.a) == 0;
-    compose<1, Op::kConstant>(s, finite);
-    compose<2, Op::kConstant>(s, finite);
-    if constexpr (kLanes == 8) compose<4, Op::kConstant>(s, finite);
+    LanesMask exact = (s.a - s.a) == 0;
+    compose<1, Op::kConstant>(s, exact);
+    compose<2, Op::kConstant>(s, exact);
+    if constexpr (kLanes == 8) compose<4, Op::kConstant>(s, exact);
     Lanes now = s.b + times(s.a, next);
     if constexpr (!Op::kConstant) {
-      // A product that overflowed, or is NaN, says nothing of what it would multiply: these steps one by one.
+      // A product that overflowed, underflowed to 0 or is NaN says nothing of what it would multiply: one by one.
       for (int64_t i = kLanes - 1; i >= 0; --i)
-        if (!finite[i])
-          now[i] = lanes.step.b[i] + times<double>(lanes.step.a[i], i + 1 < kLanes ? now[i + 1] : next[0]);
+        if (!exact[i]) now[i] = lanes.step.b[i] + times<double>(lanes.step.a[i], i + 1 < kLanes ? now[i + 1] : next[0]);
     }
     lanes.store(op, tile.out, t - kLanes, now, shift_lanes<1>(now, next));
     next = first_lane(now);

@@ -276,7 +276,8 @@ class PPO(Agent[PPOConfig]):
         return self.policy.predict(obs, None if deterministic else self._predict_generator)
 
     def _switches(self) -> list[str]:
-        return ["penalty"] if self.config.objective == "penalty" else []
+        c = self.config
+        return ["penalty"] * (c.objective == "penalty") + ["shared network"] * c.shared_network
 
     def metrics(self) -> dict[str, float]:
         """For the logs: of the last minibatch the loss, its parts and the KL; beta and the learning rate now."""

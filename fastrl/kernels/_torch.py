@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastrl import _backend
-from fastrl.kernels import _heads
+from fastrl.kernels import _arrays, _heads
 from fastrl.kernels.categorical import kernels_for as categorical_kernels
 from fastrl.kernels.generator import Generator, default_generator
 from fastrl.kernels.normal import kernels_for as normal_kernels
@@ -388,20 +388,32 @@ _affine_op = register(
 )
 
 
-def _end(y_T: Any) -> tuple[Any, float]:
+def _end(y_T: Any) -> tuple[Tensor | None, float]:
     """y_T as an array or None, and as a number."""
-    return (None, float(y_T or 0.0)) if y_T is None or isinstance(y_T, (int, float)) else (y_T, 0.0)
+    if y_T is None:
+        return None, 0.0
+    if _arrays.is_number(y_T):
+        return None, _arrays.to_float(y_T)
+    if not isinstance(y_T, Tensor):
+        raise TypeError(f"reverse_affine_scan: y_T must be an array, got {type(y_T).__name__}")
+    return y_T, 0.0
+
+
+def _refuse_out(out: Any) -> None:
+    if out is not None:
+        raise ValueError("reverse_affine_scan: out must be None where a gradient is wanted")
 
 
 def reverse_affine_scan_autograd(a: Any, b: Any, y_T: Any, out: Any) -> Any:
-    if out is not None:
-        raise ValueError("reverse_affine_scan: out must be None where a gradient is wanted")
+    _refuse_out(out)
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return backend_for(a).reverse_affine_scan(a, b, y_T, out)  # which says what is wrong
     return _affine_apply(a, b, *_end(y_T))
 
 
 def reverse_affine_scan(a: Any, b: Any, y_T: Any, out: Any) -> Any:
+    if _heads.wants_grad(a, b, y_T):
+        _refuse_out(out)
     return _into(out, _affine_op(a, b, *_end(y_T)))
 
 

@@ -17,7 +17,8 @@ What all of them share:
 - The recurrence goes on from step t + 1 to step t where ``cont_t``: t + 1 < T, both steps are real (`mask`), and step t
   is neither terminated nor truncated.  Everywhere else it starts anew from the bootstrap.  In all of these equations
   0 times x is 0, whatever x: a NaN or infinity beyond an episode's end, or beyond a discount of 0, reaches nothing.
-- On the CPU the recurrence is float64 inside, whatever the dtype.
+- On the CPU the recurrence is float64 inside, whatever the dtype.  In `gae`, `discounted_returns` and `lambda_returns`
+  of float32 arrays the C++ backend takes the terms of one step in float32, which is what they were rounded to.
 - `out`: an array, or a tuple of arrays as returned, of any strides, written in place of new ones.
 
 Errors, raised before anything is written: TypeError for what is no array, another kind of array or a parameter that is

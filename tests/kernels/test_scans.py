@@ -837,7 +837,8 @@ def test_a_zero_coefficient_cuts_the_affine_scan(kernels):
         a[t + 1 :], b[t + 1 :] = np.nan, np.inf
         got = kernels.scans.reverse_affine_scan(a, b, np.nan)
         same_bits(got[: t + 1], wanted[: t + 1])
-    # Without a zero it passes.
+    # Without a zero it passes, also through a product that underflows.
+    assert np.isnan(kernels.scans.reverse_affine_scan(np.full(40, 1e-60), np.zeros(40), np.nan)).all()
     assert np.isnan(kernels.scans.reverse_affine_scan(np.ones(3), np.zeros(3), np.nan)).all()
 
 
