@@ -214,7 +214,9 @@ reference = SimpleNamespace(
 )
 
 
-def _choose_cpu() -> Any:
+@functools.cache
+def _cpu() -> Any:
+    """What serves CPU arrays; Numba is imported when it is first needed."""
     if _backend.CPU_BACKEND == "cpp":
         return _backend._C
     if _backend.CPU_BACKEND == "numba":
@@ -224,9 +226,6 @@ def _choose_cpu() -> Any:
     return reference
 
 
-_cpu = _choose_cpu()
-
-
 @functools.cache  # at the first call, because it imports torch
 def _cuda() -> Any:
     return _backend._C_cuda if _backend.cuda_backend()[0] == "cuda" else reference
@@ -234,4 +233,4 @@ def _cuda() -> Any:
 
 def kernels_for(mean: Any) -> Any:
     """The kernels of a backend: functions of the names, arguments and errors of those in `reference`."""
-    return _cuda() if getattr(mean, "is_cuda", False) else _cpu
+    return _cuda() if getattr(mean, "is_cuda", False) else _cpu()

@@ -30,6 +30,7 @@ can be captured in a CUDA graph, and do not wait for the device to check values:
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
@@ -624,7 +625,9 @@ def _times(xp: Any, weight: Any, x: Any) -> Any:
     return xp.where(weight != 0, weight * x, 0.0)
 
 
-def _choose() -> Any:
+@functools.cache
+def _cpu() -> Any:
+    """What serves CPU arrays; Numba is imported when it is first needed."""
     if _backend.CPU_BACKEND == "cpp":
         return _backend._C
     if _backend.CPU_BACKEND == "numba":
@@ -634,16 +637,13 @@ def _choose() -> Any:
     return ReferenceScans()
 
 
-_cpu = _choose()
-
-
 def backend_for(first: Any) -> Any:
     """What serves an eager call whose first array this is."""
     if getattr(first, "is_cuda", False):
         from fastrl.kernels._cuda.scans import backend
 
         return backend()
-    return _cpu
+    return _cpu()
 
 
 def scans_for(first: Any) -> Any:

@@ -288,7 +288,7 @@ def test_thread_count_changes_no_bit(backend, rng):
         for threads in (1, 3):
             fastrl.set_num_threads(threads)
             drawn = categorical_sample(z, generator=Generator(2))
-            gradient = categorical._cpu.categorical_log_prob_entropy_backward(z, action, ones, None)
+            gradient = categorical._cpu().categorical_log_prob_entropy_backward(z, action, ones, None)
             results.append((*drawn, *categorical_log_prob_entropy(z, action), gradient))
     finally:
         fastrl.set_num_threads(before)

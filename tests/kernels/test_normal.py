@@ -267,7 +267,7 @@ def test_thread_count_changes_no_bit(backend, rng):
         for threads in (1, 3):
             fastrl.set_num_threads(threads)
             drawn = normal_sample(mean, log_std, generator=Generator(2))
-            kernels = normal._cpu
+            kernels = normal._cpu()
             gradients = kernels.normal_log_prob_entropy_backward(mean, log_std, action, ones, None, True, True, True)
             pathwise = kernels.normal_sample_backward(log_std, action, mean, ones)
             results.append((*drawn, *normal_log_prob_entropy(mean, log_std, action), *gradients, pathwise))
