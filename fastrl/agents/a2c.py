@@ -4,7 +4,6 @@ actor-critic (Sutton & Barto 2018, section 13.5), which is A2C with rollouts of 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -16,9 +15,9 @@ from fastrl.agents.agent import Agent, Env
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.networks import gradient_step
 from fastrl.agents.policies import Activation, ActorCritic
-from fastrl.agents.rollout import RewardScaling, Rollout
-from fastrl.agents.training import Training, check_loss
-from fastrl.kernels import Generator, gae, n_step_returns
+from fastrl.agents.rollout import RewardScaling, Rollout, normalized
+from fastrl.agents.training import check_loss
+from fastrl.kernels import Generator, n_step_returns
 
 INF = float("inf")
 A = TypeVar("A", bound="A2C")
@@ -125,28 +124,12 @@ class A2C(Agent[A2CConfig]):
         self._predict_generator = Generator(c.seed, self.device)
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy"), 0.0)
 
-    def learn(
-        self: A,
-        total_steps: int,
-        *,
-        folder: str | os.PathLike[str] | None = None,
-        save_every: int | None = None,
-        progress: bool = True,
-    ) -> A:
-        """Train until at least `total_steps` environment steps have been taken since the agent was made.
-
-        It ends with an update, so up to ``n_steps * num_envs - 1`` steps later.  Training on after a save and a load
-        does what training without a break would have done.  Logs and checkpoints go to `folder`, see `Training`.
-        """
+    def _iterate(self) -> None:
         c = self.config
-        self.total_steps = total_steps
-        with Training(self, total_steps, folder, progress=progress, save_every=save_every) as run:
-            while not run.done():
-                self.rollout.collect(self.generator)
-                self.steps += c.n_steps * c.num_envs
-                self.optimizer.param_groups[0]["lr"] = self.learning_rate
-                self._update()
-        return self
+        self.rollout.collect(self.generator)
+        self.steps += c.n_steps * c.num_envs
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate
+        self._update()
 
     def _update(self) -> None:
         """One gradient step on `_loss` over the rollout.
@@ -156,17 +139,15 @@ class A2C(Agent[A2CConfig]):
         state; and A_t = G_t - V(s_t).  With `gae_lambda` A_t is GAE's and G_t = A_t + V(s_t).
         """
         c, r = self.config, self.rollout
-        values, next_values = r.values()
-        reward = r.reward if self.scale_rewards is None else self.scale_rewards(r)
         if c.gae_lambda is None:
+            values, next_values = r.values()
+            reward = r.reward if self.scale_rewards is None else self.scale_rewards(r)
             targets, _, _ = n_step_returns(
                 reward, next_values, r.terminated, r.truncated, gamma=c.gamma, n=c.n_steps, mask=r.mask
             )
             advantages = targets - values
         else:
-            advantages, targets = gae(
-                reward, values, next_values, r.terminated, r.truncated, gamma=c.gamma, lam=c.gae_lambda, mask=r.mask
-            )
+            advantages, targets, _ = r.advantages(c.gamma, c.gae_lambda, self.scale_rewards)
         obs, action, _, advantage, target = r.batch(advantages, targets)
         if len(obs):  # a rollout can hold nothing but resets
             losses = self._loss(obs, action, advantage, target)
@@ -184,9 +165,8 @@ class A2C(Agent[A2CConfig]):
         B - 1) + 1e-8, if there is more than one; G never is.
         """
         c = self.config
-        if c.normalize_advantages and len(advantage) > 1:
-            std, mean = torch.std_mean(advantage, correction=0)
-            advantage = (advantage - mean) / (std + 1e-8)
+        if c.normalize_advantages:
+            advantage = normalized(advantage)
         out, value = self.policy(obs)
         log_prob, entropy = self.policy.log_prob_entropy(out, action)
         policy_loss, value_loss = -(advantage * log_prob).mean(), 0.5 * (value - target).square().mean()

@@ -1,7 +1,7 @@
 """What agents share besides their algorithm: settings, checks, schedules, prediction, evaluation, checkpoints.
 
-An algorithm's file defines a frozen dataclass of hyperparameters and a subclass of `Agent` with the loop `learn`, the
-policy `_predict`, and `_parts`, the list of what a checkpoint holds.
+An algorithm's file defines a frozen dataclass of hyperparameters and a subclass of `Agent` with a turn of the loop
+`_iterate`, the policy `_predict`, and `_parts`, the list of what a checkpoint holds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fastrl.agents.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from fastrl.agents.config import InputError, make_config, resolve_device
 from fastrl.agents.envs import Envs, make_env
-from fastrl.agents.training import evaluate
+from fastrl.agents.training import Training, evaluate
 from fastrl.replay import ReplayBuffer
 
 C = TypeVar("C")
@@ -78,7 +78,6 @@ class Agent(ABC, Generic[C]):
     def _linear(self, start: float, end: float, steps: int) -> float:
         return start + (end - start) * min(1.0, self.steps / steps)
 
-    @abstractmethod
     def learn(
         self: A,
         total_steps: int,
@@ -87,7 +86,21 @@ class Agent(ABC, Generic[C]):
         save_every: int | None = None,
         progress: bool = True,
     ) -> A:
-        """Train until at least `total_steps` environment steps have been taken since the agent was made."""
+        """Train until at least `total_steps` environment steps have been taken since the agent was made.
+
+        Agents that learn from whole rollouts end with an update, and so up to a rollout later.  Training on after a
+        save and a load does what training without a break would have done: ``learn(15_000)`` is ``learn(10_000)`` and
+        ``learn(15_000)``.  Logs and checkpoints go to `folder`, see `Training`.
+        """
+        self.total_steps = total_steps
+        with Training(self, total_steps, folder, progress=progress, save_every=save_every) as run:
+            while not run.done():
+                self._iterate()
+        return self
+
+    @abstractmethod
+    def _iterate(self) -> None:
+        """One turn of the training loop: environment steps, counted in `steps`, and what is learned from them."""
 
     @abstractmethod
     def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.networks import flatten_parameters, numpy_forward, q_network
-from fastrl.agents.training import Training, check_loss
+from fastrl.agents.training import check_loss
 from fastrl.replay import PrioritizedReplay, ReplayBuffer
 
 INF = float("inf")
@@ -169,33 +169,16 @@ class DQN(Agent[DQNConfig]):
         """The probability of a random action now: linear from epsilon_start to epsilon_end."""
         return self._linear(self.config.epsilon_start, self.config.epsilon_end, self.config.epsilon_steps)
 
-    def learn(
-        self,
-        total_steps: int,
-        *,
-        folder: str | os.PathLike[str] | None = None,
-        save_every: int | None = None,
-        progress: bool = True,
-    ) -> DQN:
-        """Train until `total_steps` environment steps have been taken since the agent was made.
-
-        Training on after a save and a load does what training without a break would have done: ``learn(15_000)`` is
-        ``learn(10_000)`` and ``learn(15_000)``.  Logs and checkpoints go to `folder`, see `Training`.
-        """
-        c = self.config
-        self.total_steps = total_steps
-        with Training(self, total_steps, folder, progress=progress, save_every=save_every) as run:
-            while not run.done():
-                obs = self.envs.obs
-                action = self._act(obs, self.rng)
-                t = self.envs.step(action)
-                self.buffer.add(obs, action, t.reward, t.next_obs, t.terminated, t.truncated, t.mask)
-                before, self.steps = self.steps, self.steps + c.num_envs
-                if self.steps > c.learning_starts and self.steps // c.train_every > before // c.train_every:
-                    self.optimizer.param_groups[0]["lr"] = self.learning_rate
-                    for _ in range(c.updates):
-                        self._update()
-        return self
+    def _iterate(self) -> None:
+        c, obs = self.config, self.envs.obs
+        action = self._act(obs, self.rng)
+        t = self.envs.step(action)
+        self.buffer.add(obs, action, t.reward, t.next_obs, t.terminated, t.truncated, t.mask)
+        before, self.steps = self.steps, self.steps + c.num_envs
+        if self.steps > c.learning_starts and self.steps // c.train_every > before // c.train_every:
+            self.optimizer.param_groups[0]["lr"] = self.learning_rate
+            for _ in range(c.updates):
+                self._update()
 
     def _update(self) -> None:
         """One gradient step on L = mean_i w_i l(Q(s_i, a_i) - y_i), and the target network's turn when it is due.

@@ -5,12 +5,9 @@ Advantages are GAE's (Schulman et al. 2016, arXiv:1506.02438).
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,9 +16,9 @@ from fastrl.agents.agent import Agent, Env
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.networks import gradient_step
 from fastrl.agents.policies import Activation, ActorCritic
-from fastrl.agents.rollout import RewardScaling, Rollout
-from fastrl.agents.training import Training, check_loss
-from fastrl.kernels import Generator, gae, gather_rows
+from fastrl.agents.rollout import Minibatches, RewardScaling, Rollout, normalized
+from fastrl.agents.training import check_loss
+from fastrl.kernels import Generator
 
 INF = float("inf")
 
@@ -167,28 +164,12 @@ class PPO(Agent[PPOConfig]):
         self._old_log_std: Tensor | None = None
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy", "kl"), 0.0)
 
-    def learn(
-        self,
-        total_steps: int,
-        *,
-        folder: str | os.PathLike[str] | None = None,
-        save_every: int | None = None,
-        progress: bool = True,
-    ) -> PPO:
-        """Train until at least `total_steps` environment steps have been taken since the agent was made.
-
-        It ends with an update, so up to ``n_steps * num_envs - 1`` steps later.  Training on after a save and a load
-        does what training without a break would have done.  Logs and checkpoints go to `folder`, see `Training`.
-        """
+    def _iterate(self) -> None:
         c = self.config
-        self.total_steps = total_steps
-        with Training(self, total_steps, folder, progress=progress, save_every=save_every) as run:
-            while not run.done():
-                self.rollout.collect(self.generator)
-                self.steps += c.n_steps * c.num_envs
-                self.optimizer.param_groups[0]["lr"] = self.learning_rate
-                self._update()
-        return self
+        self.rollout.collect(self.generator)
+        self.steps += c.n_steps * c.num_envs
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate
+        self._update()
 
     def _update(self) -> None:
         """`epochs` passes over the rollout in random order, one gradient step on `_loss` for each minibatch.
@@ -197,23 +178,15 @@ class PPO(Agent[PPOConfig]):
         With `target_kl` the passes end early.  Objective "penalty": beta adapts to the KL of the whole update.
         """
         c, r, policy = self.config, self.rollout, self.policy
-        values, next_values = r.values()
-        reward = r.reward if self.scale_rewards is None else self.scale_rewards(r)
-        advantages, returns = gae(
-            reward, values, next_values, r.terminated, r.truncated, gamma=c.gamma, lam=c.gae_lambda, mask=r.mask
-        )
-        batch = r.batch(advantages, returns, values)
+        batch = r.batch(*r.advantages(c.gamma, c.gae_lambda, self.scale_rewards))
         if c.objective == "penalty":  # the old policy, from which the KL is measured
             with torch.no_grad():
                 batch.append(policy(batch[0])[0])
             self._old_log_std = None if policy.log_std is None else policy.log_std.detach().clone()
-        size = len(batch[0])
-        bounds = np.linspace(0, size, min(c.minibatches, size) + 1).astype(int).tolist()
-        shuffled = [torch.empty_like(x) for x in batch]
+        one_pass = Minibatches(batch, c.minibatches, self.rng)
         for _ in range(c.epochs):
-            gather_rows(batch, torch.from_numpy(self.rng.permutation(size)).to(self.device), out=shuffled)
-            for i, j in pairwise(bounds):
-                terms = self._loss(*(x[i:j] for x in shuffled))
+            for minibatch in one_pass:
+                terms = self._loss(*minibatch)
                 gradient_step(terms["loss"], policy.flat, self.optimizer, c.max_grad_norm)
                 self.n_updates += 1
             if c.target_kl is not None and terms["kl"].item() > c.target_kl:
@@ -252,8 +225,7 @@ class PPO(Agent[PPOConfig]):
         log_ratio = log_prob - old_log_prob
         ratio = log_ratio.exp()
         if c.normalize_advantages:
-            std, mean = torch.std_mean(advantage, correction=0)
-            advantage = (advantage - mean) / (std + 1e-8)
+            advantage = normalized(advantage)
         if c.objective == "clip":
             clipped = ratio.clamp(1 - c.clip_range, 1 + c.clip_range)
             policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()

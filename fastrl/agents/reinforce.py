@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from fastrl.agents.config import InputError, check_range
 from fastrl.agents.networks import gradient_step
 from fastrl.agents.policies import Activation, ActorCritic
 from fastrl.agents.rollout import Rollout
-from fastrl.agents.training import Training, check_loss
+from fastrl.agents.training import check_loss
 from fastrl.kernels import Generator, discounted_returns
 
 INF = float("inf")
@@ -106,26 +105,10 @@ class REINFORCE(Agent[REINFORCEConfig]):
         self._predict_generator = Generator(c.seed, self.device)
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy"), 0.0)
 
-    def learn(
-        self,
-        total_steps: int,
-        *,
-        folder: str | os.PathLike[str] | None = None,
-        save_every: int | None = None,
-        progress: bool = True,
-    ) -> REINFORCE:
-        """Train until at least `total_steps` environment steps have been taken since the agent was made.
-
-        It ends with an update, when the episodes under way are over.  Training on after a save and a load does what
-        training without a break would have done.  Logs and checkpoints go to `folder`, see `Training`.
-        """
-        self.total_steps = total_steps
-        with Training(self, total_steps, folder, progress=progress, save_every=save_every) as run:
-            while not run.done():
-                self._collect()
-                self.optimizer.param_groups[0]["lr"] = self.learning_rate
-                self._update()
-        return self
+    def _iterate(self) -> None:
+        self._collect()
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate
+        self._update()
 
     def _collect(self) -> None:
         """Play `episodes` episodes from their beginning in every environment.

@@ -347,7 +347,7 @@ def test_python_exits_with_a_pool():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory by Linux's means")
 @pytest.mark.skipif("lib" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer needs the memory")
 def test_out_of_memory_in_another_thread_is_a_memory_error(cpp):
-    """Not the end of the process: each piece of the call needs 12 MB of its own, and there are none left."""
+    """Not the end of the process: each thread's piece of the call needs 12 MB of its own, and there are none left."""
     code = """
 import resource
 import numpy as np
@@ -355,7 +355,7 @@ import fastrl
 
 fastrl.set_num_threads(2)
 logits, action = np.broadcast_to(np.float32(0), (64, 1_500_000)), np.zeros(64, np.int64)
-fastrl.categorical_log_prob_entropy(logits[:, :10], action)
+fastrl.categorical_log_prob_entropy(logits[:, :100_000], action)  # long enough to start the other thread
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (10 << 20),) * 2)
 for _ in range(3):
