@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -295,7 +296,7 @@ def _film(agent: Agent[Any], options: Eval) -> tuple[NDArray[np.float64], list[P
 def _plot(args: list[str]) -> int:
     from fastrl.agents.config import InputError
 
-    options = _parse(Plot, ["--out" if arg == "-o" else arg for arg in args], "fastrl plot", None)
+    options = _parse(Plot, _long_out(args), "fastrl plot", None)
     missing = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f'plots need {", ".join(missing)}; to install: pip install "fastrl-kernels[plot]"')
@@ -318,6 +319,11 @@ def _plot(args: list[str]) -> int:
     saved = [str(path) for path in (options.out, options.csv) if path is not None]
     _table(", ".join(dict.fromkeys(group.column for group in groups)), {**rows, "saved in": "\n".join(saved)})
     return 0
+
+
+def _long_out(args: list[str]) -> list[str]:
+    """-o FILE, -oFILE and -o=FILE as --out FILE."""
+    return [re.sub(r"^-o=?(?=[^=])", "--out=", "--out" if arg == "-o" else arg) for arg in args]
 
 
 def _algorithms() -> dict[str, type[Agent[Any]]]:

@@ -304,6 +304,8 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         (["plot", "no/such/run", "-o", "c.png"], "no/such/run: no such file or folder"),
         (["plot", "runs/*", "-o", "c.png"], r"runs/\*: no run here"),
         (["plot", "no/such/run", "-o", "c.bmp"], "must end in .png, .pdf or .svg, got 'c.bmp'"),
+        (["plot", "no/such/run", "-oc.bmp"], "must end in .png, .pdf or .svg, got 'c.bmp'"),
+        (["plot", "no/such/run", "-o=c.bmp"], "must end in .png, .pdf or .svg, got 'c.bmp'"),
         (["plot", "no/such/run", "-o"], "(?i)out"),
         (["train", "dqn", "--resume", "no/such/run"], "no/such/run: no checkpoint here"),
     ],

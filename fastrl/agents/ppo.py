@@ -67,7 +67,7 @@ class PPOConfig:
     penalty_beta: float = 1.0  # [P]
     """Weight of the KL at the start (objective penalty)."""
     target_kl: float | None = None
-    """An update ends after the pass in which KL(old || new) exceeds this; None makes all passes."""
+    """An update ends after the pass whose last minibatch, before its step, estimates KL(old || new) above this."""
     value_coef: float = 0.5  # [P] [H]
     """Weight of the value's loss."""
     entropy_coef: float = 0.0  # [Z]
