@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from fastrl.agents.envs import Envs
 from fastrl.agents.policies import ActorCritic, RunningMoments
-from fastrl.kernels import Generator, reverse_affine_scan
+from fastrl.kernels import Generator, gae, gather_rows, reverse_affine_scan
 
 Floats = NDArray[np.float32]
 
@@ -92,6 +94,15 @@ class Rollout:
             next_values[t, i] = final_value
         return values[:-1], next_values
 
+    def advantages(self, gamma: float, lam: float, scaling: RewardScaling | None) -> tuple[Floats, Floats, Floats]:
+        """GAE's advantages A_t, the value's targets G_t = A_t + V(s_t) and the values V(s_t) themselves, ``[T, N]``."""
+        values, next_values = self.values()
+        reward = self.reward if scaling is None else scaling(self)
+        advantages, returns = gae(
+            reward, values, next_values, self.terminated, self.truncated, gamma=gamma, lam=lam, mask=self.mask
+        )
+        return advantages, returns, values
+
     def batch(self, *arrays: NDArray[Any]) -> list[Tensor]:
         """Prepared observations, actions, log pi(a|s), and further arrays ``[T, N]``: tensors ``[B, ...]``.
 
@@ -126,6 +137,33 @@ class Rollout:
             setattr(self, name, array[:length])
         if self.mask is not None:
             self.mask = self._mask
+
+
+class Minibatches:
+    """Each iteration is a pass over the rows of `batch` in a new random order, in `parts` equal parts.
+
+    The parts are views of memory that the next pass overwrites.
+    """
+
+    def __init__(self, batch: Sequence[Tensor], parts: int, rng: np.random.Generator) -> None:
+        self.batch, self.rng = list(batch), rng
+        self.size = len(batch[0])
+        self.bounds = np.linspace(0, self.size, min(parts, self.size) + 1).astype(int).tolist()
+        self.shuffled = [torch.empty_like(x) for x in batch]
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        order = torch.from_numpy(self.rng.permutation(self.size)).to(self.batch[0].device)
+        gather_rows(self.batch, order, out=self.shuffled)
+        for i, j in pairwise(self.bounds):
+            yield [x[i:j] for x in self.shuffled]
+
+
+def normalized(advantage: Tensor) -> Tensor:
+    """(A - mean) / (standard deviation + 1e-8), with the divisor B, not B - 1; of one alone, A itself."""
+    if len(advantage) < 2:
+        return advantage
+    std, mean = torch.std_mean(advantage, correction=0)
+    return (advantage - mean) / (std + 1e-8)
 
 
 class RewardScaling:
