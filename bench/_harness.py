@@ -3,13 +3,15 @@
 `contenders` maps a name to a factory: `factory(**size)` builds the contender, asserts that its answer is right and
 returns the zero-argument function to time.  It raises ImportError when the peer is not installed and `NotApplicable` at
 a size that the peer cannot do.  conftest.py turns each contender into one pytest-benchmark test; compare.py interleaves
-them.
+them.  The benchmarks of whole agents (agents*.py) take `interleaved_speeds`, `PartTimer` and `agents_main` from here.
 """
 
-import gc
+import argparse
+import json
 import os
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +29,27 @@ if THREADS == "1":
 
 warnings.filterwarnings("ignore")  # peers deprecate much at import
 
+# The timing itself is that of `fastrl bench`.
+from fastrl.bench import NotApplicable, interleave, size_label  # noqa: E402
+
+__all__ = [
+    "OURS",
+    "RTOL",
+    "THREADS",
+    "Case",
+    "NotApplicable",
+    "PartTimer",
+    "agents_main",
+    "header",
+    "interleave",
+    "interleaved_speeds",
+    "size_label",
+]
+
+OURS = "fastrl"
+
 # The tolerance of every answer check: peers compute in float32.
 RTOL = 1e-5
-
-
-class NotApplicable(Exception):
-    """This contender cannot do this size."""
 
 
 @dataclass(frozen=True)
@@ -42,36 +59,112 @@ class Case:
     contenders: Mapping[str, Callable[..., Callable[[], Any]]]
 
 
-def size_label(size: Mapping[str, Any]) -> str:
-    return " ".join(f"{k}={v}" for k, v in size.items())
+def interleaved_speeds(runs: Mapping[str, Callable[[int], float]], repeats: int) -> dict[str, Any]:
+    """Of contenders `run(seed) -> environment steps a second`, ours among them, taking turns: A B C A B C ...
 
-
-def _time_block(call: Callable[[], Any], calls: int) -> float:
-    start = time.perf_counter_ns()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter_ns() - start) / calls / 1e3  # us per call
-
-
-def interleave(contenders: Mapping[str, Callable[[], Any]], rounds: int, block_ms: float) -> dict[str, np.ndarray]:
-    """us per call, `rounds` values each: A B C A B C ..., each visit a block of calls that lasts about `block_ms`.
-
-    Load from elsewhere hits all contenders alike, so that the ratio within a round is steadier than either time.
+    The ratio is that of ours to the fastest of the others (by its median), the median over the repeats.
     """
-    calls = {}
-    for name, call in contenders.items():
-        end = time.perf_counter() + 0.1
-        best = _time_block(call, 1)
-        while time.perf_counter() < end:
-            best = min(best, _time_block(call, 1))
-        calls[name] = max(1, int(block_ms * 1e3 / best))
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for name, call in contenders.items():
-                times[name].append(_time_block(call, calls[name]))
-    finally:
-        gc.enable()
-    return {name: np.array(t) for name, t in times.items()}
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    for seed in range(repeats):
+        for name, run in runs.items():
+            speeds[name].append(run(seed))
+    fastest = max((name for name in runs if name != OURS), key=lambda name: np.median(speeds[name]))
+    ratios = np.array(speeds[OURS]) / speeds[fastest]
+    return {
+        "steps_per_s": {name: [round(s, 1) for s in values] for name, values in speeds.items()},
+        "median": {name: round(float(np.median(values)), 1) for name, values in speeds.items()},
+        "fastest_other": fastest,
+        "ratio": round(float(np.median(ratios)), 3),
+        "ratio_range": [round(float(ratios.min()), 3), round(float(ratios.max()), 3)],
+    }
+
+
+class PartTimer:
+    """Shares of time by part, each without the parts that it calls: a context in which methods carry timers.
+
+    >>> with PartTimer() as timer:
+    ...     timer.time(agent.envs, "step", "env")
+    ...     timer.time(agent, "learn", "loop")
+    ...     agent.learn(1000)
+    >>> timer.shares(("env", "loop"))
+    """
+
+    def __enter__(self) -> "PartTimer":
+        self._spent: dict[str, float] = defaultdict(float)
+        self._inner = [0.0]  # the time in timed calls, a level of nesting each
+        self._undo: list[Callable[[], None]] = []
+        return self
+
+    def time(self, owner: Any, method: str, part: str) -> None:
+        call = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            began = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                seconds = time.perf_counter() - began
+                self._spent[part] += seconds - self._inner.pop()
+                self._inner[-1] += seconds
+
+        if method in vars(owner):
+            self._undo.append(lambda: setattr(owner, method, call))
+        else:  # a bound method: the attribute was the class's
+            self._undo.append(lambda: delattr(owner, method))
+        setattr(owner, method, timed)
+
+    def __exit__(self, *_: object) -> None:
+        for undo in reversed(self._undo):
+            undo()
+
+    def shares(self, parts: Sequence[str]) -> dict[str, float]:
+        """In percent; every part that was timed must be named."""
+        assert set(self._spent) <= set(parts), f"not named: {set(self._spent) - set(parts)}"
+        return {part: round(100 * self._spent[part] / sum(self._spent.values()), 1) for part in parts}
+
+
+def header(report: Mapping[str, Any], name: str, what: str) -> list[str]:
+    """How a report of whole agents begins, in markdown."""
+    m, settings = report["machine"], f"--repeats {report['repeats']} --steps {report['steps']}"
+    return [
+        f"# {name}",
+        "",
+        f"`python bench/{name}.py {settings}` with 1 thread on {m['cpu']} "
+        f"({m['cores']} cores, {m['system']}); backend {m['cpu_backend']}, {m['simd']}.",
+        f"{what}, environment steps a second: medians of interleaved runs, and the median of their ratios.",
+        "Versions: " + ", ".join(f"{k} {v}" for k, v in m["versions"].items()) + f". {report['note']}".rstrip(),
+        "",
+    ]
+
+
+def agents_main(
+    doc: str | None,
+    name: str,
+    steps: int,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    markdown: Callable[[dict[str, Any]], str],
+    options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None,
+) -> None:
+    """The command line of a benchmark of whole agents: measure, print, and keep bench/results/`name`.json and .md."""
+    import compare
+    import gymnasium
+    import torch
+
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=steps, help="timed steps a run")
+    parser.add_argument("--note", default="", help="a remark to keep with the results")
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    options(parser)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    report = {"machine": compare.machine(), "repeats": args.repeats, "steps": args.steps, "note": args.note}
+    report["machine"]["versions"]["gymnasium"] = gymnasium.__version__
+    report |= measure(args)
+    text = markdown(report)
+    print(text)
+    if not args.no_save:
+        compare.RESULTS.mkdir(exist_ok=True)
+        (compare.RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        (compare.RESULTS / f"{name}.md").write_text(text + "\n")

@@ -10,21 +10,19 @@ the first update and 300 more are not timed.  A run more of ours, with a timer i
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 os.environ["FASTRL_NUM_THREADS"] = "1"  # before compare sets the threads of everything from it
 
-import compare
+import compare  # noqa: F401 (the test reads agents.compare)
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _harness import PartTimer, agents_main, header, interleaved_speeds
 from torch import nn
 
 from fastrl.agents import DQN
@@ -116,73 +114,36 @@ def our_run(every: int, seed: int, steps: int) -> float:
 def profile(every: int, steps: int) -> dict[str, float]:
     """Shares of our time in percent, each part without the parts that it calls."""
     agent = our_agent(every, 0)
-    spent: dict[str, float] = defaultdict(float)
-    inner = [0.0]  # the time in timed calls, a level of nesting each
-
-    def timed(owner: object, method: str, part: str) -> None:
-        call: Callable[..., object] = getattr(owner, method)
-
-        def wrapper(*args, **kwargs):
-            inner.append(0.0)
-            began = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                seconds = time.perf_counter() - began
-                spent[part] += seconds - inner.pop()
-                inner[-1] += seconds
-
-        setattr(owner, method, wrapper)
-
-    backward = torch.Tensor.backward
-    try:
-        timed(agent, "_act", "act")
-        timed(agent.envs, "step", "env")
-        timed(agent.buffer, "add", "buffer")
-        timed(agent.buffer, "sample", "buffer")
-        timed(torch.Tensor, "backward", "backward")
-        timed(agent.optimizer, "step", "optimizer")
-        timed(agent, "_update", "forward")  # and what little else an update does
-        timed(agent, "learn", "loop")
+    with PartTimer() as timer:
+        timer.time(agent, "_act", "act")
+        timer.time(agent.envs, "step", "env")
+        timer.time(agent.buffer, "add", "buffer")
+        timer.time(agent.buffer, "sample", "buffer")
+        timer.time(torch.Tensor, "backward", "backward")
+        timer.time(agent.optimizer, "step", "optimizer")
+        timer.time(agent, "_update", "forward")  # and what little else an update does
+        timer.time(agent, "learn", "loop")
         agent.learn(WARM_UP + steps, progress=False)
-    finally:
-        torch.Tensor.backward = backward
-    parts = ("act", "env", "buffer", "forward", "backward", "optimizer", "loop")
-    return {part: round(100 * spent[part] / sum(spent.values()), 1) for part in parts}
+    return timer.shares(("act", "env", "buffer", "forward", "backward", "optimizer", "loop"))
 
 
 def measure(every: int, repeats: int, steps: int) -> dict[str, object]:
-    runs = {"fastrl": our_run, "eager": eager_run}
-    speeds: dict[str, list[float]] = {name: [] for name in runs}
-    for seed in range(repeats):
-        for name, run in runs.items():
-            speeds[name].append(run(every, seed, steps))
-    ratios = np.array(speeds["fastrl"]) / speeds["eager"]
-    return {
-        "steps_an_update": every,
-        "steps_per_s": {name: [round(s, 1) for s in values] for name, values in speeds.items()},
-        "median": {name: round(float(np.median(values)), 1) for name, values in speeds.items()},
-        "ratio": round(float(np.median(ratios)), 3),
-        "ratio_range": [round(float(ratios.min()), 3), round(float(ratios.max()), 3)],
-        "profile": profile(every, steps),
+    runs = {
+        "fastrl": lambda seed: our_run(every, seed, steps),
+        "eager": lambda seed: eager_run(every, seed, steps),
     }
+    return {"steps_an_update": every, **interleaved_speeds(runs, repeats), "profile": profile(every, steps)}
 
 
 def markdown(report: dict) -> str:
-    m, records = report["machine"], report["records"]
+    records = report["records"]
     parts = list(records[0]["profile"])
 
     def count(r: dict) -> str:
         return "step" if r["steps_an_update"] == 1 else f"{r['steps_an_update']} steps"
 
     return "\n".join([
-        "# agents",
-        "",
-        f"`python bench/agents.py --repeats {report['repeats']} --steps {report['steps']}` with 1 thread on {m['cpu']} "
-        f"({m['cores']} cores, {m['system']}); backend {m['cpu_backend']}, {m['simd']}.",
-        "DQN on CartPole-v1, environment steps a second: medians of interleaved runs, and the median of their ratios.",
-        "Versions: " + ", ".join(f"{k} {v}" for k, v in m["versions"].items()) + f". {report['note']}".rstrip(),
-        "",
+        *header(report, "agents", "DQN on CartPole-v1"),
         "| one update every | fastrl | eager, CleanRL style | fastrl / eager | least to most |",
         "|---|---|---|---|---|",
         *(f"| {count(r)} | {r['median']['fastrl']:,.0f} | {r['median']['eager']:,.0f} "
@@ -199,23 +160,13 @@ def markdown(report: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10_000, help="timed steps a run")
-    parser.add_argument("--note", default="", help="a remark to keep with the results")
-    parser.add_argument("--no-save", action="store_true", help="print only")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    records = [measure(every, args.repeats, args.steps) for every in EVERY]
-    report = {"machine": compare.machine(), "repeats": args.repeats, "steps": args.steps, "note": args.note}
-    report["machine"]["versions"]["gymnasium"] = gym.__version__
-    report["records"] = records
-    text = markdown(report)
-    print(text)
-    if not args.no_save:
-        compare.RESULTS.mkdir(exist_ok=True)
-        (compare.RESULTS / "agents.json").write_text(json.dumps(report, indent=1) + "\n")
-        (compare.RESULTS / "agents.md").write_text(text + "\n")
+    agents_main(
+        __doc__,
+        "agents",
+        10_000,
+        lambda args: {"records": [measure(every, args.repeats, args.steps) for every in EVERY]},
+        markdown,
+    )
 
 
 if __name__ == "__main__":

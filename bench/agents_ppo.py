@@ -10,20 +10,18 @@ each, with a timer in each part, gives the shares of time.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 os.environ["FASTRL_NUM_THREADS"] = "1"  # before compare sets the threads of everything from it
 
-import compare
+import compare  # noqa: F401 (the test reads agents_ppo.compare)
 import gymnasium as gym
 import numpy as np
 import torch
+from _harness import PartTimer, agents_main, header, interleaved_speeds
 from torch import nn
 
 from fastrl.agents import PPO
@@ -160,36 +158,21 @@ class OurPPO:
 def profile(name: str, steps: int) -> dict[str, float]:
     """Shares of time in percent, each part without the parts that it calls."""
     import fastrl.agents.ppo as ours
-
-    spent: dict[str, float] = defaultdict(float)
-    inner = [0.0]  # the time in timed calls, a level of nesting each
-    undo: list[tuple[object, str, object]] = []
-
-    def timed(owner: object, method: str, part: str) -> None:
-        call: Callable[..., object] = getattr(owner, method)
-
-        def wrapper(*args, **kwargs):
-            inner.append(0.0)
-            began = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                seconds = time.perf_counter() - began
-                spent[part] += seconds - inner.pop()
-                inner[-1] += seconds
-
-        undo.append((owner, method, call))
-        setattr(owner, method, wrapper)
+    from fastrl.agents import rollout
 
     agent = CONTENDERS[name](0)
     agent.run(N * T, 0)  # not timed
-    try:
-        timed(torch.Tensor, "backward", "backward")
+    with PartTimer() as timer:
+        timer.time(torch.Tensor, "backward", "backward")
         if name == "fastrl":
             a = agent.agent
             calls = [(a.policy, "act", "act"), (a.envs, "step", "env"), (a.rollout, "values", "advantages")]
-            calls += [(ours, "gae", "advantages"), (a.rollout, "batch", "batches"), (ours, "gather_rows", "batches")]
-            calls += [(ours, "gradient_step", "optimizer"), (a, "_loss", "forward")]
+            calls += [(rollout, "gae", "advantages"), (a.rollout, "batch", "batches")]
+            calls += [
+                (rollout, "gather_rows", "batches"),
+                (ours, "gradient_step", "optimizer"),
+                (a, "_loss", "forward"),
+            ]
             run = SimpleNamespace(run=lambda: a.learn(a.steps + steps, progress=False))
         else:
             calls = [(agent, "act", "act"), (agent.env, "step", "env"), (agent, "advantages", "advantages")]
@@ -197,43 +180,24 @@ def profile(name: str, steps: int) -> dict[str, float]:
             calls += [(agent, "update", "forward")]
             run = SimpleNamespace(run=lambda: agent.run(steps, 0))
         for owner, method, part in calls:
-            timed(owner, method, part)
-        timed(run, "run", "loop")
+            timer.time(owner, method, part)
+        timer.time(run, "run", "loop")
         run.run()
-    finally:
-        for owner, method, call in reversed(undo):
-            setattr(owner, method, call)
-    return {part: round(100 * spent[part] / sum(spent.values()), 1) for part in PARTS}
+    return timer.shares(PARTS)
 
 
 CONTENDERS = {"fastrl": OurPPO, "eager": EagerPPO}
 
 
 def measure(repeats: int, steps: int) -> dict[str, object]:
-    speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for seed in range(repeats):
-        for name, make in CONTENDERS.items():
-            speeds[name].append(make(seed).run(steps, seed))
-    ratios = np.array(speeds["fastrl"]) / speeds["eager"]
-    return {
-        "steps_per_s": {name: [round(s, 1) for s in values] for name, values in speeds.items()},
-        "median": {name: round(float(np.median(values)), 1) for name, values in speeds.items()},
-        "ratio": round(float(np.median(ratios)), 3),
-        "ratio_range": [round(float(ratios.min()), 3), round(float(ratios.max()), 3)],
-        "profile": {name: profile(name, steps) for name in CONTENDERS},
-    }
+    runs = {name: lambda seed, make=make: make(seed).run(steps, seed) for name, make in CONTENDERS.items()}
+    return {**interleaved_speeds(runs, repeats), "profile": {name: profile(name, steps) for name in CONTENDERS}}
 
 
 def markdown(report: dict) -> str:
-    m, r = report["machine"], report["record"]
+    r = report["record"]
     return "\n".join([
-        "# agents_ppo",
-        "",
-        f"`python bench/agents_ppo.py --repeats {report['repeats']} --steps {report['steps']}` with 1 thread on "
-        f"{m['cpu']} ({m['cores']} cores, {m['system']}); backend {m['cpu_backend']}, {m['simd']}.",
-        "PPO on CartPole-v1, environment steps a second: medians of interleaved runs, and the median of their ratios.",
-        "Versions: " + ", ".join(f"{k} {v}" for k, v in m["versions"].items()) + f". {report['note']}".rstrip(),
-        "",
+        *header(report, "agents_ppo", "PPO on CartPole-v1"),
         f"fastrl {r['median']['fastrl']:,.0f}, eager in the style of CleanRL {r['median']['eager']:,.0f}: "
         f"{r['ratio']:.2f} times as fast ({r['ratio_range'][0]:.2f} to {r['ratio_range'][1]:.2f}).",
         "",
@@ -247,22 +211,7 @@ def markdown(report: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20_480, help="timed steps a run, in rollouts of 512")
-    parser.add_argument("--note", default="", help="a remark to keep with the results")
-    parser.add_argument("--no-save", action="store_true", help="print only")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    report = {"machine": compare.machine(), "repeats": args.repeats, "steps": args.steps, "note": args.note}
-    report["machine"]["versions"]["gymnasium"] = gym.__version__
-    report["record"] = measure(args.repeats, args.steps)
-    text = markdown(report)
-    print(text)
-    if not args.no_save:
-        compare.RESULTS.mkdir(exist_ok=True)
-        (compare.RESULTS / "agents_ppo.json").write_text(json.dumps(report, indent=1) + "\n")
-        (compare.RESULTS / "agents_ppo.md").write_text(text + "\n")
+    agents_main(__doc__, "agents_ppo", 20_480, lambda args: {"record": measure(args.repeats, args.steps)}, markdown)
 
 
 if __name__ == "__main__":

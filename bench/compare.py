@@ -20,8 +20,30 @@ from pathlib import Path
 import numpy as np
 from _harness import THREADS, NotApplicable, interleave, size_label
 
-FILES = ("sum_tree", "gather_rows", "n_step_gather", "scans", "replay", "loader", "heads")
-PACKAGES = ("numpy", "numba", "torch", "torchrl", "tianshou", "stable-baselines3", "cpprb", "flashbax", "jax")
+FILES = (
+    "sum_tree",
+    "gather_rows",
+    "n_step_gather",
+    "scans",
+    "replay",
+    "loader",
+    "heads",
+    "tanh_normal",
+    "adam",
+    "conjugate_gradient",
+)
+PACKAGES = (
+    "numpy",
+    "numba",
+    "torch",
+    "torchrl",
+    "tianshou",
+    "stable-baselines3",
+    "sb3-contrib",
+    "cpprb",
+    "flashbax",
+    "jax",
+)
 OURS = "fastrl"  # ratios are time / time of this contender
 RESULTS = Path(__file__).parent / "results"
 

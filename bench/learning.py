@@ -64,6 +64,16 @@ PPO_LUNAR_LANDER = {  # most of them as in rl-baselines3-zoo
     "learning_rate": 3e-4,
     "learning_rate_steps": 1_000_000,
 }
+TRPO_PENDULUM = {  # gamma as in rl-baselines3-zoo; cg_damping, value_epochs and minibatches of 128 as in sb3-contrib
+    "gamma": 0.9,
+    "max_kl": 0.015,
+    "n_steps": 256,  # more than an episode: an update that sees a part of it only forgets the others
+    "cg_damping": 0.1,
+    "value_epochs": 10,
+    "minibatches": 16,
+    "normalize_rewards": True,
+}
+OFF_POLICY_PENDULUM = {"hidden": (64, 64), "batch_size": 128}  # small enough for a slow machine
 # algorithm -> variant -> environment -> Task
 TASKS: dict[str, dict[str, dict[str, Task]]] = {
     "dqn": {
@@ -80,6 +90,12 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
     "a2c": {
         "gae": {"CartPole-v1": Task(500_000, 475, {}), "Acrobot-v1": Task(500_000, -100, {})},
     },
+    "trpo": {
+        "default": {
+            "CartPole-v1": Task(100_000, 475, {}),
+            "Pendulum-v1": Task(100_000, -200, TRPO_PENDULUM),
+        },
+    },
     "ppo": {
         "clip": {
             "CartPole-v1": Task(100_000, 490, {}),
@@ -88,6 +104,16 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
             "LunarLander-v3": Task(1_000_000, 200, PPO_LUNAR_LANDER),  # needs the extra box2d
         },
         "penalty": {"CartPole-v1": Task(100_000, 475, {"objective": "penalty"})},
+    },
+    "ddpg": {
+        "gaussian": {"Pendulum-v1": Task(20_000, -180, OFF_POLICY_PENDULUM)},
+        "ou": {"Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "noise": "ou"})},
+    },
+    "sac": {
+        "automatic": {"Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "actor_learning_rate": 1e-3})},
+    },
+    "td3": {
+        "default": {"Pendulum-v1": Task(20_000, -180, OFF_POLICY_PENDULUM)},
     },
 }
 VARIANTS = tuple(dict.fromkeys(variant for variants in TASKS.values() for variant in variants))

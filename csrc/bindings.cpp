@@ -58,9 +58,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("get_num_threads", &num_threads);
   m.def("set_num_threads", [](int n) { chosen_threads = n; });
   m.def("_probe", &probe, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("d"));
+  bind_conjugate_gradient(m);
+  bind_adam(m);
   bind_gather_rows(m);
   bind_heads(m);
+  bind_mlp_fisher(m);
   bind_n_step_gather(m);
   bind_scans(m);
   bind_sum_tree(m);
+  bind_tanh_normal(m);
 }

@@ -21,10 +21,14 @@ double to_double(PyObject* o);
 // A Python int beyond int64 is clipped: outside every range, it reads the same.
 int64_t to_int64_clipped(PyObject* o);
 
+void bind_conjugate_gradient(py::module_& m);
+void bind_adam(py::module_& m);
 void bind_gather_rows(py::module_& m);
 void bind_heads(py::module_& m);
+void bind_mlp_fisher(py::module_& m);
 void bind_n_step_gather(py::module_& m);
 void bind_scans(py::module_& m);
 void bind_sum_tree(py::module_& m);
+void bind_tanh_normal(py::module_& m);
 
 }  // namespace fastrl

@@ -83,8 +83,10 @@ PYBIND11_MODULE(_C_cuda, m) {
   using namespace fastrl;
   m.doc() = "Compiled CUDA kernels of fastrl; call them through fastrl.kernels.";
   m.def("devices", &devices);
+  bind_cuda_conjugate_gradient(m);
   bind_cuda_heads(m);
   bind_cuda_n_step_gather(m);
   bind_cuda_scans(m);
   bind_cuda_sum_tree(m);
+  bind_cuda_tanh_normal(m);
 }

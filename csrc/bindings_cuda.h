@@ -29,9 +29,11 @@ inline CudaFloat cuda_float(DType t) {
                             : CudaFloat::f32;
 }
 
+void bind_cuda_conjugate_gradient(py::module_& m);
 void bind_cuda_heads(py::module_& m);
 void bind_cuda_n_step_gather(py::module_& m);
 void bind_cuda_scans(py::module_& m);
 void bind_cuda_sum_tree(py::module_& m);
+void bind_cuda_tanh_normal(py::module_& m);
 
 }  // namespace fastrl

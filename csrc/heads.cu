@@ -195,9 +195,10 @@ __global__ void normal_sample(CudaNormal c, int lanes) {
     if (!c.state) {
       eps = element<T>(c.noise, r.row, j);
     } else {
-      const Philox4 block = philox(c.state[0], c.state[1] + static_cast<uint64_t>(i));
-      eps = normal_radius(uint64_t{block.word[1]} << 32 | block.word[0]) *
-            normal_cosine(uint64_t{block.word[3]} << 32 | block.word[2]);
+      const Philox4 block = philox(c.state[0], c.state[1] + static_cast<uint64_t>(i / 4));
+      const NormalPair<double> pair =
+          i % 4 < 2 ? normal_pair(block.word[0], block.word[1], 0.0) : normal_pair(block.word[2], block.word[3], 0.0);
+      eps = i % 2 ? pair.odd : pair.even;
     }
     const double s = element<T>(c.log_std, r.row, j);
     log_prob += normal_log_density(eps, s);
@@ -312,7 +313,7 @@ cudaError_t cuda_categorical_grad(const CudaCategorical& c, cudaStream_t stream)
 cudaError_t cuda_normal_sample(const CudaNormal& c, cudaStream_t stream) {
   const cudaError_t error = launch_rows(normal_sample<float>, normal_sample<double>, c, c.rows, c.columns, stream);
   if (error != cudaSuccess || !c.state) return error;
-  advance<<<1, 1, 0, stream>>>(c.state, c.rows * c.columns);
+  advance<<<1, 1, 0, stream>>>(c.state, normal_blocks(c.rows * c.columns));
   return cudaGetLastError();
 }
 

@@ -1,63 +1,26 @@
 #include "normal.h"
 
+#include "chunks.h"
+
 namespace fastrl {
 namespace {
 
-// Elements that are worked on together, in float64: whole rows, or a part of one.
 constexpr int64_t kChunk = 256;
-
-struct Chunk {
-  int64_t row, rows, column, columns;
-  int64_t size() const { return rows * columns; }
-  // Always whole vectors, so that a number does not depend on its place.
-  int64_t padded() const { return (size() + 15) / 16 * 16; }
-};
-
-template <class F>
-FASTRL_INLINE void for_chunks(int64_t begin, int64_t end, int64_t columns, F f) {
-  if (columns == 0) return f(Chunk{begin, end - begin, 0, 0});
-  if (columns <= kChunk) {
-    const int64_t rows = kChunk / columns;
-    for (int64_t row = begin; row < end; row += rows) f(Chunk{row, end - row < rows ? end - row : rows, 0, columns});
-    return;
-  }
-  for (int64_t row = begin; row < end; ++row)
-    for (int64_t column = 0; column < columns; column += kChunk)
-      f(Chunk{row, 1, column, columns - column < kChunk ? columns - column : kChunk});
-}
 
 struct alignas(64) Buffer {
   double x[kChunk] = {};
 };
 
-template <class T>
-FASTRL_INLINE double load_item(const char* at) {
-  T x;
-  std::memcpy(&x, at, sizeof x);  // a NumPy array may be unaligned
-  return static_cast<double>(x);
-}
-
-template <class T>
-FASTRL_INLINE void stage_chunk(const Columns& a, const Chunk& c, double* x) {
-  const char* at = a.data + c.row * a.row_stride + c.column * a.column_stride;
-  const auto size = static_cast<int64_t>(sizeof(T));
-  if (a.column_stride == size && (a.row_stride == c.columns * size || c.rows == 1)) {
-    for (int64_t i = 0; i < c.size(); ++i) x[i] = load_item<T>(at + i * size);
-    return;
-  }
-  for (int64_t r = 0; r < c.rows; ++r, at += a.row_stride)
-    for (int64_t j = 0; j < c.columns; ++j) *x++ = load_item<T>(at + j * a.column_stride);
-}
-
-template <class T>
-FASTRL_INLINE void put_chunk(const double* x, int64_t n, T* out) {
+template <class From, class T>
+FASTRL_INLINE void put_chunk(const From* x, int64_t n, T* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(x[i]);
 }
 
 // The clones by name: one for each dtype.
 #define FASTRL_COPIES(T)                                                                                    \
   FASTRL_CLONES_256 void stage(const Columns& a, const Chunk& c, double* x, T) { stage_chunk<T>(a, c, x); } \
-  FASTRL_CLONES_256 void put(const double* x, int64_t n, T* out) { put_chunk(x, n, out); }
+  FASTRL_CLONES_256 void put(const double* x, int64_t n, T* out) { put_chunk(x, n, out); }                  \
+  FASTRL_CLONES_256 void widen(const T* x, int64_t n, double* out) { put_chunk(x, n, out); }
 FASTRL_COPIES(float)
 FASTRL_COPIES(double)
 #undef FASTRL_COPIES
@@ -70,18 +33,18 @@ FASTRL_CLONES void uniforms(const uint64_t* bits, int64_t n, double* u) {
   for (int64_t i = 0; i < n; ++i) u[i] = uniform(bits[i]);
 }
 
-// Two loops: one spills its constants. With AVX-512 where there is (three times as fast).
-FASTRL_CLONES void box_muller(const uint64_t* first, const uint64_t* second, int64_t n, double* x) {
-  for (int64_t i = 0; i < n; ++i) x[i] = normal_radius(first[i]);
-  for (int64_t i = 0; i < n; ++i) x[i] *= normal_cosine(second[i]);
-}
-
-// n is at most kChunk and a multiple of 16.
-void normals(uint64_t seed, uint64_t counter, int64_t n, double* x) {
-  alignas(64) uint64_t first[kChunk], second[kChunk];
-  philox_blocks(seed, counter, n, first, second);
-  box_muller(first, second, n, x);
-}
+// With AVX-512 where there is (three times as fast). A function a type: GCC cannot clone templates.
+#define FASTRL_BOX_MULLER(T)                                                                  \
+  FASTRL_CLONES void box_muller(const uint32_t* words, int64_t pairs, T* x) {                 \
+    for (int64_t i = 0; i < pairs; ++i) {                                                     \
+      const NormalPair<T> z = normal_pair(words[2 * i], words[2 * i + 1], static_cast<T>(0)); \
+      x[2 * i] = z.even;                                                                      \
+      x[2 * i + 1] = z.odd;                                                                   \
+    }                                                                                         \
+  }
+FASTRL_BOX_MULLER(float)
+FASTRL_BOX_MULLER(double)
+#undef FASTRL_BOX_MULLER
 
 FASTRL_CLONES_256 void log_densities(const double* x, const double* mean, const double* inverse_sigma,
                                      const double* log_std, int64_t n, double* density) {
@@ -133,34 +96,11 @@ class Scale {
   int64_t rows_ = 0;
 };
 
-// out[row] = the sum of its terms; `carry` is that of the columns before.
-template <class T>
-FASTRL_INLINE void put_row_sums(const double* term, const Chunk& c, int64_t columns, double& carry, T* out) {
-  for (int64_t r = 0; r < c.rows; ++r) {
-    double sum = c.column ? carry : 0.0;
-    for (int64_t j = 0; j < c.columns; ++j) sum += term[r * c.columns + j];
-    carry = sum;
-    if (c.column + c.columns == columns) out[c.row + r] = static_cast<T>(sum);
-  }
-}
-
 // The gradient of log_std, written or added up.
 template <class T>
 FASTRL_INLINE void put_log_std(const double* g, const Chunk& c, int64_t columns, T* out, double* sums) {
   if (out) return put(g, c.size(), out + c.row * columns + c.column);
-  double* const total = sums + c.row / kPieceRows * columns + c.column;
-  for (int64_t j = 0; j < c.columns; ++j) {
-    double sum = total[j];
-    for (int64_t r = 0; r < c.rows; ++r) sum += g[r * c.columns + j];
-    total[j] = sum;
-  }
-}
-
-// for_chunks with no chunk across the border of two pieces.
-template <class F>
-FASTRL_INLINE void for_pieces(int64_t begin, int64_t end, int64_t columns, F f) {
-  for (int64_t row = begin; row < end; row += kPieceRows)
-    for_chunks(row, end - row < kPieceRows ? end : row + kPieceRows, columns, f);
+  add_to_sums(g, c, columns, sums);
 }
 
 // g[row] for every element of a row; null gives 0.
@@ -176,35 +116,36 @@ void NormalLogProb<T>::operator()(int64_t begin, int64_t end) const {
   Scale<T> scale(log_std, -1.0);
   Buffer x, m, term;
   double log_prob_carry = 0, entropy_carry = 0;
-  for_chunks(begin, end, columns, [&](const Chunk& c) {
+  for_chunks<kChunk>(begin, end, columns, [&](const Chunk& c) {
     const int64_t n = c.padded();
     scale.load(c, columns);
     stage(action, c, x.x, T());
     stage(mean, c, m.x, T());
     log_densities(x.x, m.x, scale.e.x, scale.log_std.x, n, term.x);
-    put_row_sums(term.x, c, columns, log_prob_carry, log_prob);
+    put_row_sums(term.x, c, columns, 0.0, log_prob_carry, log_prob);
     entropies(scale.log_std.x, n, term.x);
-    put_row_sums(term.x, c, columns, entropy_carry, entropy);
+    put_row_sums(term.x, c, columns, 0.0, entropy_carry, entropy);
   });
 }
 
 template <class T>
 void NormalSample<T>::operator()(int64_t begin, int64_t end) const {
   Scale<T> scale(log_std, 1.0);
+  Normals<T> normals;
   Buffer m, eps, x, term;
   double carry = 0;
-  for_chunks(begin, end, columns, [&](const Chunk& c) {
+  for_chunks<kChunk>(begin, end, columns, [&](const Chunk& c) {
     const int64_t n = c.padded(), at = c.row * columns + c.column;
     scale.load(c, columns);
     stage(mean, c, m.x, T());
     if (noise.data)
       stage(noise, c, eps.x, T());
     else
-      normals(seed, counter + static_cast<uint64_t>(at), n, eps.x);
+      widen(normals.draw(seed, counter, at, c.size()), n, eps.x);
     draws(m.x, scale.e.x, scale.log_std.x, eps.x, n, x.x, term.x);
     put(x.x, c.size(), action + at);
     if (noise_out) put(eps.x, c.size(), noise_out + at);
-    put_row_sums(term.x, c, columns, carry, log_prob);
+    put_row_sums(term.x, c, columns, 0.0, carry, log_prob);
   });
 }
 
@@ -212,7 +153,7 @@ template <class T>
 void NormalGrad<T>::operator()(int64_t begin, int64_t end) const {
   Scale<T> scale(log_std, -1.0);
   Buffer x, m, gl, gh, g_mean, g_action, g_log_std;
-  for_pieces(begin, end, columns, [&](const Chunk& c) {
+  for_pieces<kChunk>(begin, end, columns, [&](const Chunk& c) {
     const int64_t at = c.row * columns + c.column;
     scale.load(c, columns);
     stage(action, c, x.x, T());
@@ -230,7 +171,7 @@ template <class T>
 void NormalSampleGrad<T>::operator()(int64_t begin, int64_t end) const {
   Scale<T> scale(log_std, 1.0);
   Buffer eps, ga, gl, g;
-  for_pieces(begin, end, columns, [&](const Chunk& c) {
+  for_pieces<kChunk>(begin, end, columns, [&](const Chunk& c) {
     scale.load(c, columns);
     stage(noise, c, eps.x, T());
     if (grad_action.data) stage(grad_action, c, ga.x, T());
@@ -259,12 +200,23 @@ void fill_uniform(uint64_t seed, uint64_t counter, int64_t n, double* element) {
 }
 
 void fill_normal(uint64_t seed, uint64_t counter, int64_t n, double* element) {
-  Buffer x;
-  for (int64_t i = 0; i < n; i += kChunk) {
-    const int64_t m = n - i < kChunk ? n - i : kChunk;
-    normals(seed, counter + static_cast<uint64_t>(i), (m + 15) / 16 * 16, x.x);
-    std::memcpy(element + i, x.x, static_cast<size_t>(m) * sizeof(double));
+  Normals<double> normals;
+  for (int64_t i = 0; i < n; i += kNormals) {
+    const int64_t m = n - i < kNormals ? n - i : kNormals;
+    std::memcpy(element + i, normals.draw(seed, counter, i, m), static_cast<size_t>(m) * sizeof(double));
   }
 }
+
+template <class T>
+const T* Normals<T>::draw(uint64_t seed, uint64_t counter, int64_t first, int64_t n) {
+  alignas(64) uint32_t words[kNormals + 64];
+  const int64_t skip = first % 4, blocks = (normal_blocks(skip + n) + 7) / 8 * 8;  // whole vectors
+  philox_words(seed, counter + static_cast<uint64_t>(first / 4), blocks, words);
+  box_muller(words, 2 * blocks, numbers_);
+  return numbers_ + skip;
+}
+
+template class Normals<float>;
+template class Normals<double>;
 
 }  // namespace fastrl

@@ -15,11 +15,21 @@ struct Columns {
 // ---------------------------------------------------------------- the maths
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
-// One standard normal from the two halves of a block (Box-Muller): radius times cosine, u1 in (0, 1], u2 in [0, 1).
-FASTRL_HD FASTRL_INLINE double normal_radius(uint64_t first) {
-  return sqrt(-2.0 * log_positive(uniform(first) + 0x1p-53));
+// Two standard normals from two words of a block (Box-Muller): u = (first | 1) 2^-32 in (0, 1), v = second 2^-32 turns.
+// The largest is sqrt(64 log 2) = 6.66. The last argument gives the type.
+template <class T>
+struct NormalPair {
+  T even, odd;
+};
+template <class T>
+FASTRL_HD FASTRL_INLINE NormalPair<T> normal_pair(uint32_t first, uint32_t second, T type) {
+  const T radius = root(static_cast<T>(2) * minus_log_uniform(first, type));
+  const CosSin<T> turn = cos_sin_turns(second, type);
+  return {radius * turn.cos, radius * turn.sin};
 }
-FASTRL_HD FASTRL_INLINE double normal_cosine(uint64_t second) { return cos_turns(uniform(second)); }
+
+// Four elements share a block, in their order: what a call of n elements takes.
+FASTRL_HD FASTRL_INLINE int64_t normal_blocks(int64_t n) { return n / 4 + (n % 4 != 0); }
 
 // log density of x = mean + e^log_std z.
 FASTRL_HD FASTRL_INLINE double normal_log_density(double z, double log_std) {
@@ -47,7 +57,7 @@ struct NormalLogProb {
   void operator()(int64_t begin, int64_t end) const;
 };
 
-// noise.data null: element (b, j) takes block counter + b columns + j.
+// noise.data null: element i = b columns + j is number i mod 4 of block counter + i / 4.
 template <class T>
 struct NormalSample {
   int64_t columns;
@@ -83,8 +93,19 @@ struct NormalSampleGrad {
   void operator()(int64_t begin, int64_t end) const;
 };
 
-// element[i] <- the numbers of blocks counter + i.
+// element[i] <- the number of block counter + i; the i-th normal of a call.
 void fill_uniform(uint64_t seed, uint64_t counter, int64_t n, double* element);
 void fill_normal(uint64_t seed, uint64_t counter, int64_t n, double* element);
+
+// The normals first .. first + n - 1 of a call, n <= kNormals. What follows them, up to a whole vector, may be read.
+constexpr int64_t kNormals = 512;
+template <class T>
+class Normals {
+ public:
+  const T* draw(uint64_t seed, uint64_t counter, int64_t first, int64_t n);
+
+ private:
+  alignas(64) T numbers_[kNormals + 64] = {};
+};
 
 }  // namespace fastrl

@@ -44,4 +44,7 @@ FASTRL_HD FASTRL_INLINE double uniform(const Philox4& block) {
 // bits.
 void philox_blocks(uint64_t seed, uint64_t counter, int64_t n, uint64_t* first, uint64_t* second);
 
+// The same blocks one after the other: the four words of block counter + i from words[4 i] on.
+void philox_words(uint64_t seed, uint64_t counter, int64_t n, uint32_t* words);
+
 }  // namespace fastrl

@@ -143,10 +143,161 @@ FASTRL_HD FASTRL_INLINE double exp_negative(double x) {
   return (p + 1.0) * double_of((bits_of(shifted) << 52) + 0x3FF0000000000000u);
 }
 
-// cos(2 pi u) for u in [0, 1): of u = n / 4 + f / 4 with |f| <= 1/2, by the Taylor series of sin and cos at f pi / 2.
-FASTRL_HD FASTRL_INLINE double cos_turns(double u) {
-  const double q = 4.0 * u, shifted = q + 0x1.8p52, n = shifted - 0x1.8p52;
-  const double x = (q - n) * 0x1.921fb54442d18p+0, z = x * x;
+FASTRL_HD FASTRL_INLINE float root(float x) { return sqrtf(x); }
+FASTRL_HD FASTRL_INLINE double root(double x) { return sqrt(x); }
+
+// e^x in float64 for |x| <= 700, 3e-10 from it: for what is then used as a float32.
+FASTRL_HD FASTRL_INLINE double exp_rough(double x) {
+  const double shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52;
+  const double r = x - (shifted - 0x1.8p52) * 0x1.62e42fefa39efp-1;
+  double p = 1.0 / 40320;
+  p = p * r + 1.0 / 5040;
+  p = p * r + 1.0 / 720;
+  p = p * r + 1.0 / 120;
+  p = p * r + 1.0 / 24;
+  p = p * r + 1.0 / 6;
+  p = p * r + 0.5;
+  p = (p * r) * r + r;
+  const double scale = double_of((bits_of(shifted) << 52) + 0x3FF0000000000000u);
+  return p * scale + scale;
+}
+
+// log(1 + y) for y >= 0 and finite.
+FASTRL_HD FASTRL_INLINE double log1p_positive(double y) {
+  const double w = 1.0 + y;
+  return log_positive(w) + (y - (w - 1.0)) / w;
+}
+
+// e^x and e^x - 1, each to its own precision, for x <= 0.
+template <class T>
+struct ExpPair {
+  T e, minus_1;
+};
+
+FASTRL_HD FASTRL_INLINE ExpPair<float> exp_pair(float x) {
+  const float y = x < ExpFloor<float>::value ? ExpFloor<float>::value : x;
+  const float shifted = y * 0x1.715476p+0f + 0x1.8p23f, k = shifted - 0x1.8p23f;
+  const float r = (y - k * 0x1.62ep-1f) - k * 0x1.0bfbe8p-15f;
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = (p * r) * r + r;
+  const float scale = float_of((bits_of(shifted) << 23) + 0x3F800000u);
+  return {p * scale + scale, p * scale + (scale - 1.0f)};
+}
+
+FASTRL_HD FASTRL_INLINE ExpPair<double> exp_pair(double x) {
+  const double y = x < ExpFloor<double>::value ? ExpFloor<double>::value : x;
+  const double shifted = y * 0x1.71547652b82fep+0 + 0x1.8p52, k = shifted - 0x1.8p52;
+  const double r = (y - k * 0x1.62e42fee00000p-1) - k * 0x1.a39ef35793c76p-33;
+  double p = 1.0 / 6227020800;
+  p = p * r + 1.0 / 479001600;
+  p = p * r + 1.0 / 39916800;
+  p = p * r + 1.0 / 3628800;
+  p = p * r + 1.0 / 362880;
+  p = p * r + 1.0 / 40320;
+  p = p * r + 1.0 / 5040;
+  p = p * r + 1.0 / 720;
+  p = p * r + 1.0 / 120;
+  p = p * r + 1.0 / 24;
+  p = p * r + 1.0 / 6;
+  p = p * r + 0.5;
+  p = (p * r) * r + r;
+  const double scale = double_of((bits_of(shifted) << 52) + 0x3FF0000000000000u);
+  return {p * scale + scale, p * scale + (scale - 1.0)};
+}
+
+// log((1 + s) / (1 - s)) for s in [0, 1/3].
+FASTRL_HD FASTRL_INLINE float log_ratio(float s) {
+  const float z = s * s;
+  float r = 2.0f / 13;
+  r = r * z + 2.0f / 11;
+  r = r * z + 2.0f / 9;
+  r = r * z + 2.0f / 7;
+  r = r * z + 2.0f / 5;
+  r = r * z + 2.0f / 3;
+  return (r * z) * s + 2.0f * s;
+}
+
+FASTRL_HD FASTRL_INLINE double log_ratio(double s) {
+  const double z = s * s;
+  double r = 2.0 / 31;
+  r = r * z + 2.0 / 29;
+  r = r * z + 2.0 / 27;
+  r = r * z + 2.0 / 25;
+  r = r * z + 2.0 / 23;
+  r = r * z + 2.0 / 21;
+  r = r * z + 2.0 / 19;
+  r = r * z + 2.0 / 17;
+  r = r * z + 2.0 / 15;
+  r = r * z + 2.0 / 13;
+  r = r * z + 2.0 / 11;
+  r = r * z + 2.0 / 9;
+  r = r * z + 2.0 / 7;
+  r = r * z + 2.0 / 5;
+  r = r * z + 2.0 / 3;
+  return (r * z) * s + 2.0 * s;
+}
+
+// -log u of u = (bits | 1) 2^-32, in (0, 1): through u where it is small and through 1 - u = (~bits | 1) 2^-32 where it
+// is near 1, so that the relative error stays that of the type. The float32 polynomial is that of Cephes' logf.
+FASTRL_HD FASTRL_INLINE float minus_log_uniform(uint32_t bits, float) {
+  // In units of 2^-31: as signed numbers, which every instruction set converts.
+  const float u = static_cast<float>(static_cast<int32_t>(bits >> 1)) + 0.5f;
+  const float rest = static_cast<float>(static_cast<int32_t>(~bits >> 1)) + 0.5f;
+  const bool near_1 = static_cast<int32_t>(bits >> 1) >= 0x5A82799A;  // u >= sqrt(1/2)
+  const int32_t b = static_cast<int32_t>(bits_of(u)) - 0x3F3504F3;
+  const float k = near_1 ? 0.0f : static_cast<float>((b >> 23) - 31);
+  const float m = float_of(static_cast<uint32_t>(b & 0x007FFFFF) + 0x3F3504F3u);
+  const float f = near_1 ? rest * -0x1p-31f : m - 1.0f, z = f * f;
+  float p = 7.0376836292e-2f;
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const float log_m = f - (0.5f * z - p * (f * z));
+  return -(k * 0x1.62ep-1f + (k * 0x1.0bfbe8p-15f + log_m));
+}
+
+FASTRL_HD FASTRL_INLINE double minus_log_uniform(uint32_t bits, double) {
+  // By the exponent trick: SSE2 and AVX2 have no conversion from unsigned.
+  return -log_positive((double_of(uint64_t{bits | 1u} | 0x4330000000000000u) - 0x1p52) * 0x1p-32);
+}
+
+// cos and sin of 2 pi v, v = bits 2^-32: of the nearest quarter turn and what is left, in [-1/8, 1/8) of a turn.
+template <class T>
+struct CosSin {
+  T cos, sin;
+};
+
+FASTRL_HD FASTRL_INLINE CosSin<float> cos_sin_turns(uint32_t bits, float) {
+  const auto rest = static_cast<int32_t>(bits << 2) >> 2;
+  const uint32_t quarter = (bits - static_cast<uint32_t>(rest)) >> 30;
+  const float x = static_cast<float>(rest) * 0x1.921fb6p-30f, z = x * x;
+  float s = -1.9515295891e-4f;  // the polynomials are those of Cephes' sinf
+  s = s * z + 8.3321608736e-3f;
+  s = s * z - 1.6666654611e-1f;
+  s = (s * z) * x + x;
+  float c = 2.443315711809948e-5f;
+  c = c * z - 1.388731625493765e-3f;
+  c = c * z + 4.166664568298827e-2f;
+  c = (c * z) * z - 0.5f * z + 1.0f;
+  const bool odd = quarter & 1;
+  return {float_of(bits_of(odd ? s : c) ^ (((quarter + 1) & 2) << 30)),
+          float_of(bits_of(odd ? c : s) ^ ((quarter & 2) << 30))};
+}
+
+FASTRL_HD FASTRL_INLINE CosSin<double> cos_sin_turns(uint32_t bits, double) {
+  const auto rest = static_cast<int32_t>(bits << 2) >> 2;
+  const uint64_t quarter = (bits - static_cast<uint32_t>(rest)) >> 30;
+  const double x = static_cast<double>(rest) * 0x1.921fb54442d18p-30, z = x * x;
   double s = -1.0 / 1307674368000;
   s = s * z + 1.0 / 6227020800;
   s = s * z - 1.0 / 39916800;
@@ -164,9 +315,9 @@ FASTRL_HD FASTRL_INLINE double cos_turns(double u) {
   c = c * z + 1.0 / 24;
   c = c * z - 0.5;
   c = c * z + 1.0;
-  const uint64_t quarter = bits_of(shifted);  // its low bits hold n: 0 cos, 1 -sin, 2 -cos, 3 sin
-  const double value = quarter & 1 ? s : c;
-  return double_of(bits_of(value) ^ (((quarter + 1) & 2) << 62));
+  const bool odd = quarter & 1;
+  return {double_of(bits_of(odd ? s : c) ^ (((quarter + 1) & 2) << 62)),
+          double_of(bits_of(odd ? c : s) ^ ((quarter & 2) << 62))};
 }
 
 }  // namespace fastrl

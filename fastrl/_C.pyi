@@ -22,6 +22,71 @@ def normal_log_prob_entropy_backward(
     want_action: bool,
 ) -> tuple[Any, Any, Any]: ...
 def draw(state: Any, n: int, normal: bool) -> Any: ...
+def tanh_normal_sample(
+    mean: Any,
+    log_std: Any,
+    noise: Any,
+    state: Any,
+    low: Any,
+    high: Any,
+    log_std_min: float,
+    log_std_max: float,
+    epsilon: float,
+    with_saved: bool,
+) -> tuple[Any, Any, Any]: ...
+def tanh_normal_sample_backward(
+    saved: Any,
+    log_std: Any,
+    grad_action: Any,
+    grad_log_prob: Any,
+    low: Any,
+    high: Any,
+    log_std_min: float,
+    log_std_max: float,
+    epsilon: float,
+    want_mean: bool,
+    want_log_std: bool,
+) -> tuple[Any, Any]: ...
+def tanh_normal_log_prob(
+    mean: Any,
+    log_std: Any,
+    action: Any,
+    low: Any,
+    high: Any,
+    log_std_min: float,
+    log_std_max: float,
+    epsilon: float,
+) -> Any: ...
+def tanh_normal_log_prob_backward(
+    mean: Any,
+    log_std: Any,
+    action: Any,
+    grad_log_prob: Any,
+    low: Any,
+    high: Any,
+    log_std_min: float,
+    log_std_max: float,
+    epsilon: float,
+    want_mean: bool,
+    want_log_std: bool,
+    want_action: bool,
+) -> tuple[Any, Any, Any]: ...
+def tanh_normal_mode(mean: Any, low: Any, high: Any) -> Any: ...
+def tanh_normal_mode_backward(mean: Any, grad_action: Any, low: Any, high: Any) -> Any: ...
+def cg_start(b: Any, x: Any, z: Any, inverse: Any, damping: float, r: Any, p: Any) -> tuple[float, float, float]: ...
+def cg_step(
+    x: Any,
+    x_next: Any,
+    r: Any,
+    p: Any,
+    z: Any,
+    inverse: Any,
+    damping: float,
+    rz: float,
+    target: float,
+    fused: bool,
+) -> tuple[int, float, float]: ...
+def cg_direction(y: Any, r: Any, p: Any, rz: float) -> float: ...
 def gather_rows(arrays: Any, indices: Any, out: Any) -> Any: ...
 def n_step_gather(
     rewards: Any,
@@ -36,6 +101,18 @@ def n_step_gather(
     cut: Any,
     out: Any,
 ) -> tuple[Any, Any, Any]: ...
+def adam_step(
+    params: Any,
+    grads: Any,
+    exp_avgs: Any,
+    exp_avg_sqs: Any,
+    steps: Any,
+    lr: Any,
+    beta1: Any,
+    beta2: Any,
+    eps: Any,
+    weight_decay: Any,
+) -> None: ...
 def reverse_affine_scan(a: Any, b: Any, y_T: Any, out: Any) -> Any: ...
 def gae(
     rewards: Any,
@@ -95,6 +172,13 @@ def _probe(a: Any, b: Any, c: Any, d: Any) -> tuple[Any, Any]: ...
 
 @type_check_only
 class _PybindType(type): ...
+
+class MlpFisher(metaclass=_PybindType):
+    def __init__(
+        self, n: int, layers: list[tuple[int, int, int, int, int]], log_std_at: int, categorical: bool
+    ) -> None: ...
+    def refresh(self, weights: list[Any], values: list[Any], slopes: list[Any], scale: Any) -> None: ...
+    def product(self, v: Any, damping: float) -> Any: ...
 
 class SumTreeCore(metaclass=_PybindType):
     def __init__(self, capacity: int, dtype: str, state: Any, tensor_type: Any = None) -> None: ...

@@ -6,6 +6,32 @@ from typing import Any, type_check_only
 def devices() -> list[str]: ...
 def categorical_log_prob_entropy(logits: Any, action: Any) -> tuple[Any, Any]: ...
 def categorical_log_prob_entropy_backward(logits: Any, action: Any, grad_log_prob: Any, grad_entropy: Any) -> Any: ...
+def cg_start(
+    b: Any,
+    x: Any,
+    z: Any,
+    inverse: Any,
+    damping: float,
+    rtol: float,
+    atol: float,
+    r: Any,
+    p: Any,
+    state: Any,
+    scratch: Any,
+) -> None: ...
+def cg_step(
+    x: Any,
+    x_next: Any,
+    r: Any,
+    p: Any,
+    z: Any,
+    inverse: Any,
+    damping: float,
+    state: Any,
+    scratch: Any,
+    fused: bool,
+) -> None: ...
+def cg_direction(y: Any, r: Any, p: Any, state: Any, scratch: Any, first: bool) -> None: ...
 def categorical_sample(logits: Any, state: Any, uniform: Any) -> tuple[Any, Any]: ...
 def normal_log_prob_entropy(mean: Any, log_std: Any, action: Any) -> tuple[Any, Any]: ...
 def normal_log_prob_entropy_backward(
@@ -20,6 +46,57 @@ def normal_log_prob_entropy_backward(
 ) -> tuple[Any, Any, Any]: ...
 def normal_sample(mean: Any, log_std: Any, noise: Any, state: Any, with_noise: bool) -> tuple[Any, Any, Any]: ...
 def normal_sample_backward(log_std: Any, noise: Any, grad_action: Any, grad_log_prob: Any) -> Any: ...
+def tanh_normal_sample(
+    mean: Any,
+    log_std: Any,
+    noise: Any,
+    state: Any,
+    low: Any,
+    high: Any,
+    log_std_min: float,
+    log_std_max: float,
+    epsilon: float,
+    with_saved: bool,
+) -> tuple[Any, Any, Any]: ...
+def tanh_normal_sample_backward(
+    saved: Any,
+    log_std: Any,
+    grad_action: Any,
+    grad_log_prob: Any,
+    low: Any,
+    high: Any,
+    log_std_min: float,
+    log_std_max: float,
+    epsilon: float,
+    want_mean: bool,
+    want_log_std: bool,
+) -> tuple[Any, Any]: ...
+def tanh_normal_log_prob(
+    mean: Any,
+    log_std: Any,
+    action: Any,
+    low: Any,
+    high: Any,
+    log_std_min: float,
+    log_std_max: float,
+    epsilon: float,
+) -> Any: ...
+def tanh_normal_log_prob_backward(
+    mean: Any,
+    log_std: Any,
+    action: Any,
+    grad_log_prob: Any,
+    low: Any,
+    high: Any,
+    log_std_min: float,
+    log_std_max: float,
+    epsilon: float,
+    want_mean: bool,
+    want_log_std: bool,
+    want_action: bool,
+) -> tuple[Any, Any, Any]: ...
+def tanh_normal_mode(mean: Any, low: Any, high: Any) -> Any: ...
+def tanh_normal_mode_backward(mean: Any, grad_action: Any, low: Any, high: Any) -> Any: ...
 def n_step_gather(
     rewards: Any,
     terminated: Any,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fastrl import bench
     from fastrl.agents.agent import Agent
 
 USAGE = """\
@@ -29,6 +30,7 @@ usage: fastrl train ALGORITHM --env ENV [--total-steps N] [--seed S] [--out DIR]
        fastrl train ALGORITHM --resume RUN                                             go on with a run
        fastrl eval RUN [--episodes 20] [--video DIR]                                   greedy returns of a saved agent
        fastrl plot RUN [RUN ...] -o curves.png                                         learning curves over seeds
+       fastrl bench [-o FOLDER] [--kernels gae sum_tree ...] [--quick]                 the kernels' speed here
        fastrl info                                                                     versions and backends
        fastrl --version
 
@@ -36,7 +38,7 @@ usage: fastrl train ALGORITHM --env ENV [--total-steps N] [--seed S] [--out DIR]
 AGENT_PACKAGES = ("gymnasium", "rich", "safetensors", "tensorboard", "torch", "tyro")
 DEFAULT_STEPS = {"dqn": 50_000, "reinforce": 200_000, "a2c": 500_000, "actor_critic": 500_000}
 OTHERS_STEPS = 100_000
-COMMANDS = ("train", "eval", "plot", "info")
+COMMANDS = ("train", "eval", "plot", "bench", "info")
 
 C = TypeVar("C")
 
@@ -95,6 +97,20 @@ class Plot:
     """Over all of the picture."""
 
 
+@dataclasses.dataclass
+class Bench:
+    """The kernels' speed on this machine, beside plain code and the libraries that are installed."""
+
+    kernels: tuple[str, ...] = ()
+    """Only these (all)."""
+    quick: bool = False
+    """One tiny size each: shows that it works, not how fast it is."""
+    out: Path | None = None
+    """Folder for bench.csv and bench.png (-o for short); must not exist or be empty."""
+    threads: int = 1
+    """CPU threads, for us and for the others."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0, 2 (the user's input is at fault) or 130 (Ctrl-C)."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -116,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            return {"train": _train, "eval": _eval, "plot": _plot}[args[0]](args[1:])
+            return {"train": _train, "eval": _eval, "plot": _plot, "bench": _bench}[args[0]](args[1:])
     except InputError as error:
         return _fail(str(error))
     except MemoryError as error:
@@ -324,6 +340,66 @@ def _plot(args: list[str]) -> int:
 def _long_out(args: list[str]) -> list[str]:
     """-o FILE, -oFILE and -o=FILE as --out FILE."""
     return [re.sub(r"^-o=?(?=[^=])", "--out=", "--out" if arg == "-o" else arg) for arg in args]
+
+
+def _bench(args: list[str]) -> int:
+    from fastrl import bench
+    from fastrl.agents.config import InputError
+
+    options = _parse(Bench, _long_out(args), "fastrl bench", None)
+    unknown = [name for name in options.kernels if name not in bench.KERNELS]
+    if unknown:
+        raise InputError(f"unknown kernel {unknown[0]!r}; known are {', '.join(bench.KERNELS)}")
+    if not 1 <= options.threads <= 1024:
+        raise InputError(f"--threads must be in [1, 1024], got {options.threads}")
+    if options.out is not None:
+        if importlib.util.find_spec("matplotlib") is None:
+            raise InputError('-o needs matplotlib; to install: pip install "fastrl-kernels[plot]"')
+        _check_new(options.out)
+    warnings.filterwarnings("ignore")  # the others deprecate much at import
+    bench.set_threads(options.threads)
+    title = bench.machine()
+    kernels = list(dict.fromkeys(options.kernels)) or list(bench.KERNELS)
+    left_out: dict[str, str] = {}
+    rows = list(bench.run(kernels, options.quick, lambda line: print(f"timing {line}", file=sys.stderr), left_out))
+    _bench_table(title, rows)
+    for contender, why in left_out.items():
+        print(f"left out: {contender}: {why}")
+    if options.out is not None:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+            bench.write_csv(rows, options.out / "bench.csv")
+            bench.draw(rows, options.out / "bench.png", title)
+        except OSError as error:
+            raise InputError(f"cannot write to {options.out}: {error.strerror or error}") from None
+        print(f"saved in {options.out}")
+    return 0
+
+
+def _bench_table(title: str, rows: Sequence[bench.Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from fastrl import bench
+
+    caption = "us: a call takes so many microseconds; x: how many times longer than fastrl"
+    table = Table(title=Text(title), caption=Text(caption))
+    table.add_column("kernel", no_wrap=True)
+    table.add_column("size")
+    table.add_column("contender", no_wrap=True)
+    table.add_column("us", justify="right", no_wrap=True)
+    table.add_column("x", justify="right", no_wrap=True)
+    last = None
+    for row in rows:
+        new = (row.kernel, row.size) != last
+        if new and last is not None:
+            table.add_section()
+        last = (row.kernel, row.size)
+        first = (row.kernel, row.size) if new else ("", "")
+        cells = (*first, row.contender, bench.microseconds(row.us), f"{row.ratio:.2f}")
+        table.add_row(*map(Text, cells))
+    Console().print(table)
 
 
 def _algorithms() -> dict[str, type[Agent[Any]]]:

@@ -72,18 +72,18 @@ def test_train_eval_and_resume(run_folder, capsys, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"dqn"}))
 def test_every_algorithm_trains_evaluates_and_resumes(name, tmp_path, capsys):
-    run = tmp_path / "run"
-    argv = ["train", name, "--env", "CartPole-v1", "--num-envs", "8", "--total-steps", "600", "--hidden", "16"]
+    run, env = tmp_path / "run", "CartPole-v1" if ALGORITHMS[name].discrete else "Pendulum-v1"
+    argv = ["train", name, "--env", env, "--num-envs", "8", "--total-steps", "600", "--hidden", "16"]
     assert cli.main([*argv, "--out", str(run)]) == 0
     out = capsys.readouterr().out
-    assert "on CartPole-v1" in out and "return, greedy, 20 episodes" in out
+    assert f"on {env}" in out and "return, greedy, 20 episodes" in out
     saved = json.loads((run / "checkpoint" / "config.json").read_text())
     assert (saved["algorithm"], saved["config"]["num_envs"], saved["config"]["hidden"]) == (name, 8, [16])
     steps = ALGORITHMS[name].load(run).steps
     assert cli.main(["train", name, "--resume", str(run), "--total-steps", str(steps + 100)]) == 0
     assert ALGORITHMS[name].load(run).steps >= steps + 100
     assert cli.main(["eval", str(run), "--episodes", "2"]) == 0
-    assert "on CartPole-v1" in capsys.readouterr().out
+    assert f"on {env}" in capsys.readouterr().out
 
 
 def test_plot_of_runs(run_folder, tmp_path, capsys):
@@ -281,7 +281,7 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         (["train", "dqn", "--env", "nosuchmodule:Env-v3"], "cannot make environment 'nosuchmodule:Env-v3'"),
         (["train", "dqn"], "--env ENV is missing"),
         (["train", "sarsa", "--env", "CartPole-v1"], "unknown algorithm 'sarsa'; known are dqn"),
-        (["play"], "unknown command 'play'; known are train, eval, plot, info"),
+        (["play"], "unknown command 'play'; known are train, eval, plot, bench, info"),
         ([*TRAIN[:4], "--total-steps", "0"], "total_steps must be > 0"),
         ([*TRAIN[:4], "--total-steps", "-5"], "total_steps must be > 0"),
         ([*TRAIN[:4], "--total-steps", "many"], "total-steps.*many"),

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.networks import gradient_step
@@ -116,7 +117,7 @@ class A2C(Agent[A2CConfig]):
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.RMSprop(vector, lr=c.learning_rate, alpha=0.99, eps=c.optimizer_eps)
             if c.optimizer == "rmsprop"
-            else torch.optim.Adam(vector, lr=c.learning_rate, eps=c.optimizer_eps, fused=True)
+            else Adam(vector, lr=c.learning_rate, eps=c.optimizer_eps)
         )
         self.rollout = Rollout(self.envs, self.policy, c.n_steps)
         self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
@@ -206,6 +207,10 @@ class ActorCriticConfig(A2CConfig):
     """Discount."""
     entropy_coef: float = 0.01  # [M] [T]
     """Weight of the entropy, which is maximised."""
+    normalize_advantages: bool = False  # [M] [T] with it a seed now and then ends in a policy that never acts otherwise
+    """Mean 0 and standard deviation 1 within each update of more than one step."""
+    max_grad_norm: float | None = 0.5  # [S] [T]
+    """Gradients are scaled down to this norm; None leaves them alone."""
 
 
 class OneStepActorCritic(A2C):

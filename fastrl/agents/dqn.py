@@ -9,7 +9,6 @@ n_step       Sutton and Barto 2018, section 7.1; Hessel et al. 2018 (Rainbow), a
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,13 +19,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrl.agents.agent import Agent, Env
+from fastrl.agents.adam import Adam
+from fastrl.agents.agent import Env
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.networks import flatten_parameters, numpy_forward, q_network
+from fastrl.agents.off_policy import INF, OffPolicyAgent
 from fastrl.agents.training import check_loss
-from fastrl.replay import PrioritizedReplay, ReplayBuffer
-
-INF = float("inf")
+from fastrl.replay import PrioritizedReplay
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class DQNConfig:
             raise InputError("DQNConfig: hidden must name at least one layer, got ()")
 
 
-class DQN(Agent[DQNConfig]):
+class DQN(OffPolicyAgent[DQNConfig]):
     """An agent for environments with discrete actions and Box observations (which an MLP sees flattened).
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
@@ -126,7 +125,6 @@ class DQN(Agent[DQNConfig]):
     algorithm = "dqn"
     config_class = DQNConfig
     continuous = False
-    buffer: ReplayBuffer
 
     def __init__(self, env: Env, config: DQNConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
@@ -142,43 +140,19 @@ class DQN(Agent[DQNConfig]):
         self.target = copy.deepcopy(self.online)
         self._online_vector, self._gradient = flatten_parameters(self.online)
         self._target_vector, _ = flatten_parameters(self.target)
-        self.optimizer = torch.optim.Adam([self._online_vector], lr=c.learning_rate, fused=True)
+        self.optimizer = Adam([self._online_vector], lr=c.learning_rate)
         self._numpy_q = numpy_forward(self.online) if self.device.type == "cpu" else None
 
-        space = (c.buffer_size, observation_space, action_space, c.num_envs)
-        common: dict[str, Any] = {"n_step": c.n_step, "gamma": c.gamma, "device": self.device, "seed": c.seed}
-        self.buffer = (
-            PrioritizedReplay(
-                *space,
-                **common,
-                alpha=c.per_alpha,
-                beta=c.per_beta,
-                beta_end=c.per_beta_end,
-                beta_steps=c.per_beta_steps,
-                eps=c.per_eps,
-            )
-            if c.prioritized
-            else ReplayBuffer(*space, **common)
-        )
-        self._predict_rng = np.random.default_rng(c.seed)
+        self.buffer = self._replay(action_space)
         self._log = {"loss": 0.0, "mean_q": 0.0}
-        self._last: tuple[Tensor, Tensor] | None = None  # of these, not read from the device yet
 
     @property
     def epsilon(self) -> float:
         """The probability of a random action now: linear from epsilon_start to epsilon_end."""
         return self._linear(self.config.epsilon_start, self.config.epsilon_end, self.config.epsilon_steps)
 
-    def _iterate(self) -> None:
-        c, obs = self.config, self.envs.obs
-        action = self._act(obs, self.rng)
-        t = self.envs.step(action)
-        self.buffer.add(obs, action, t.reward, t.next_obs, t.terminated, t.truncated, t.mask)
-        before, self.steps = self.steps, self.steps + c.num_envs
-        if self.steps > c.learning_starts and self.steps // c.train_every > before // c.train_every:
-            self.optimizer.param_groups[0]["lr"] = self.learning_rate
-            for _ in range(c.updates):
-                self._update()
+    def _set_learning_rates(self) -> None:
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate
 
     def _update(self) -> None:
         """One gradient step on L = mean_i w_i l(Q(s_i, a_i) - y_i), and the target network's turn when it is due.
@@ -209,7 +183,7 @@ class DQN(Agent[DQNConfig]):
             torch.nn.utils.clip_grad_norm_(self._online_vector, c.max_grad_norm)
         self.optimizer.step()
         self.n_updates += 1
-        self._last = mean_loss.detach(), q.detach().mean()
+        self._last = {"loss": mean_loss.detach(), "mean_q": q.detach()}
         if isinstance(self.buffer, PrioritizedReplay):
             check_loss(mean_loss.item(), self.steps)  # no priority can be made of a NaN
             self.buffer.update_priorities(batch.indices, (q.detach() - y).abs())
@@ -252,14 +226,7 @@ class DQN(Agent[DQNConfig]):
     def metrics(self) -> dict[str, float]:
         """For the logs: of the last update the loss and the mean Q(s, a), and the exploration now."""
         explore = {"epsilon": self.epsilon} if self.config.exploration == "epsilon-greedy" else {}
-        if self._last is not None:
-            self._log = {"loss": self._last[0].item(), "mean_q": self._last[1].item()}
         return {**super().metrics(), **explore}
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write a checkpoint folder from which `load` goes on exactly; see `fastrl.agents.checkpoint`."""
-        self.metrics()  # brings the log up to date
-        super().save(folder)
 
     def _parts(self) -> dict[str, Any]:
         return {"online": self.online, "target": self.target, "optimizer": self.optimizer}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -58,6 +59,105 @@ def q_network(n_obs: int, n_actions: int, hidden: Sequence[int], dueling: bool) 
     return nn.Sequential(nn.Flatten(), *trunk, streams)
 
 
+class ParallelMLP(nn.Module):
+    """`n` MLPs of the given sizes with ReLU between their layers, side by side: ``[B, in]`` -> ``[n, B, out]``.
+
+    One batched matrix product a layer serves them all.  The parameters are one `vector` and the gradients too, and
+    backward passes are explicit (`linearize`) instead of recorded by autograd: in small networks another tensor or node
+    costs as much as a product.  Each starts as `nn.Linear` layers do, uniform within 1 / sqrt(in).
+    """
+
+    def __init__(self, n: int, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self._shapes = [shape for n_in, n_out in pairwise(sizes) for shape in ((n, n_in, n_out), (n, 1, n_out))]
+        bounds = [n_in**-0.5 for n_in in sizes[:-1] for _ in range(2)]
+        parts = [torch.empty(math.prod(s)).uniform_(-x, x) for s, x in zip(self._shapes, bounds, strict=True)]
+        self.vector = nn.Parameter(torch.cat(parts), requires_grad=False)
+        self._views: list[Tensor] = []
+        self._gradient_views: list[Tensor] = []
+
+    def _split(self, vector: Tensor) -> list[Tensor]:
+        """Of a vector like the parameters' the weights ``[n, in, out]`` and biases ``[n, 1, out]``, layer by layer."""
+        parts = torch.split(vector, [math.prod(shape) for shape in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def views(self) -> list[Tensor]:
+        """The weights ``[n, in, out]`` and biases ``[n, 1, out]``, layer by layer: views of `vector`."""
+        if not self._views or self._views[0].data_ptr() != self.vector.data_ptr():  # new, moved or copied
+            self._views = self._split(self.vector.data)
+            self.vector.grad = torch.zeros_like(self.vector)
+            self._gradient_views = self._split(self.vector.grad)
+        return self._views
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linearize(x)[0]
+
+    def linearize(self, x: Tensor, first: int | None = None) -> tuple[Tensor, Pullback]:
+        """The outputs of all networks, or of the `first` ones, and how gradients go back through them."""
+        views = self.views() if first is None else [view[:first] for view in self.views()]
+        weights, biases = views[::2], views[1::2]
+        h = x.expand(len(weights[0]), *x.shape)
+        inputs = [h]
+        for weight, bias in zip(weights[:-1], biases, strict=False):
+            h = torch.bmm(h, weight).add_(bias).relu_()  # baddbmm would copy the bias into every row first
+            inputs.append(h)
+        return torch.bmm(h, weights[-1]).add_(biases[-1]), Pullback(self, inputs, weights)
+
+
+class Pullback:
+    """Gradients of sum(d_out * out), for a given d_out ``[n, B, out]`` and the outputs of one `linearize`."""
+
+    def __init__(self, mlp: ParallelMLP, inputs: list[Tensor], weights: list[Tensor]) -> None:
+        self._mlp, self._inputs, self._weights = mlp, inputs, weights  # the inputs of the layers
+
+    def parameters(self, d_out: Tensor) -> None:
+        """With respect to the parameters: overwrites the gradient of the network's `vector`."""
+        for i, d in self._layers(d_out):
+            d_weight, d_bias = self._mlp._gradient_views[2 * i : 2 * i + 2]
+            torch.bmm(d.transpose(1, 2), self._inputs[i], out=d_weight.transpose(1, 2))
+            torch.sum(d, 1, keepdim=True, out=d_bias)
+
+    def last_inputs(self, d_out: Tensor, n: int) -> Tensor:
+        """With respect to the last `n` of the inputs: ``[B, n]``."""
+        *_, (_, d) = self._layers(d_out)
+        return torch.bmm(d, self._weights[0][:, -n:].transpose(1, 2)).sum(0)
+
+    def _layers(self, d: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """From the last layer to the first its number and the gradient with respect to its outputs before the ReLU."""
+        for i in reversed(range(len(self._weights))):
+            yield i, d
+            if i > 0:
+                weight = self._weights[i].transpose(1, 2)
+                d = d * weight if d.shape[2] == 1 else torch.bmm(d, weight)
+                torch.ops.aten.threshold_backward.grad_input(d, self._inputs[i], 0, grad_input=d)
+
+
+class Actor(ParallelMLP):
+    """``[B, *observation]`` -> ``[B, n_out]``: one MLP of the critics' kind."""
+
+    def __init__(self, n_obs: int, n_out: int, hidden: Sequence[int]) -> None:
+        super().__init__(1, (n_obs, *hidden, n_out))
+
+    def linearize(self, obs: Tensor, first: int | None = None) -> tuple[Tensor, Pullback]:
+        out, pullback = super().linearize(obs.flatten(1), first)
+        return out[0], pullback
+
+
+class Critics(ParallelMLP):
+    """`n` networks Q_k(s, a): ``[B, *observation]``, ``[B, A]`` -> ``[n, B]``."""
+
+    def __init__(self, n: int, n_obs: int, n_actions: int, hidden: Sequence[int]) -> None:
+        super().__init__(n, (n_obs + n_actions, *hidden, 1))
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:  # type: ignore[override]
+        return self.q(obs, action)[0]
+
+    def q(self, obs: Tensor, action: Tensor, first: int | None = None) -> tuple[Tensor, Pullback]:
+        """Q of all networks, or of the `first` ones, and how gradients go back through them."""
+        q, pullback = self.linearize(torch.cat((obs.flatten(1), action), 1), first)
+        return q.squeeze(2), pullback
+
+
 def flatten_parameters(module: nn.Module) -> tuple[nn.Parameter, Tensor]:
     """Make the parameters of `module` and their gradients views of one vector each, and return the two.
 
@@ -90,6 +190,31 @@ def gradient_step(
     optimizer.step()
 
 
+@torch.no_grad()
+def regression_gradient(net: nn.Sequential, x: Tensor, target: Tensor) -> Tensor:
+    """mean (net(x) - target)^2 / 2 of an MLP ``[B, in]`` -> ``[B, 1]``; the gradient overwrites that of the parameters.
+
+    `net` is one of `mlp` with Tanh or ReLU, its gradients those of `flatten_parameters`.  The backward pass is written
+    out: for small networks recording it for autograd costs more than the products.
+    """
+    linear = [layer for layer in net if isinstance(layer, nn.Linear)]
+    tanh = isinstance(net[1], nn.Tanh)
+    inputs = [x]
+    for layer in linear[:-1]:
+        h = torch.addmm(layer.bias, inputs[-1], layer.weight.t())
+        inputs.append(h.tanh_() if tanh else h.relu_())
+    error = torch.addmm(linear[-1].bias, inputs[-1], linear[-1].weight.t()).squeeze(1).sub_(target)
+    d = (error / len(x)).unsqueeze(1)
+    for i, layer in reversed(list(enumerate(linear))):
+        torch.mm(d.t(), inputs[i], out=layer.weight.grad)
+        torch.sum(d, 0, out=layer.bias.grad)
+        if i > 0:
+            d = d @ layer.weight
+            h = inputs[i]
+            d = torch.ops.aten.tanh_backward(d, h) if tanh else torch.ops.aten.threshold_backward(d, h, 0)
+    return 0.5 * error.square().mean()
+
+
 def numpy_forward(module: nn.Module) -> Policy:
     """The forward pass of a CPU module of the layers above as a NumPy function ``float32 [B, ...] -> float32 [B, A]``.
 
@@ -99,6 +224,18 @@ def numpy_forward(module: nn.Module) -> Policy:
     if isinstance(module, nn.Linear):
         weight, bias = module.weight.detach().numpy().T, module.bias.detach().numpy()
         return lambda x: x @ weight + bias
+    if isinstance(module, Actor):
+        views = [view[0].numpy() for view in module.views()]
+        weights, biases = views[::2], views[1::2]
+
+        def actor(x: NDArray[np.float32]) -> NDArray[np.float32]:
+            x = x.reshape(len(x), -1)
+            for weight, bias in zip(weights[:-1], biases, strict=False):
+                x = np.maximum(x @ weight + bias, 0)
+            out: NDArray[np.float32] = x @ weights[-1] + biases[-1]
+            return out
+
+        return actor
     if isinstance(module, nn.Tanh):
         return np.tanh
     if isinstance(module, nn.ReLU):

@@ -95,9 +95,10 @@ class ActorCritic(nn.Module):
             old, new = old_out.log_softmax(1), out.log_softmax(1)
             return (old.exp() * (old - new)).sum(1)
         assert old_log_std is not None
-        ratio = torch.exp(2 * (old_log_std - self.log_std))
-        distance = ((old_out - out) * torch.exp(-self.log_std)).square()
-        return (self.log_std - old_log_std + 0.5 * (ratio + distance - 1)).sum(1)
+        log_std = self.log_std.to(out.dtype)
+        ratio = torch.exp(2 * (old_log_std - log_std))
+        distance = ((old_out - out) * torch.exp(-log_std)).square()
+        return (log_std - old_log_std + 0.5 * (ratio + distance - 1)).sum(1)
 
     def prepare(self, obs: NDArray[Any]) -> NDArray[np.float32]:
         """Observations ``[..., *observation]`` as the networks take them: float32, normalised if that is wanted."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.networks import gradient_step
@@ -155,7 +156,7 @@ class PPO(Agent[PPOConfig]):
             seed=c.seed,
             device=self.device,
         )
-        self.optimizer = torch.optim.Adam([self.policy.flat[0]], lr=c.learning_rate, eps=c.adam_eps, fused=True)
+        self.optimizer = Adam([self.policy.flat[0]], lr=c.learning_rate, eps=c.adam_eps)
         self.rollout = Rollout(envs, self.policy, c.n_steps)
         self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
         self.generator = Generator(c.seed, self.device)  # of the actions

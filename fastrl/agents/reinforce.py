@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.networks import gradient_step
@@ -99,7 +100,7 @@ class REINFORCE(Agent[REINFORCEConfig]):
             seed=c.seed,
             device=self.device,
         )
-        self.optimizer = torch.optim.Adam([self.policy.flat[0]], lr=c.learning_rate, fused=True)
+        self.optimizer = Adam([self.policy.flat[0]], lr=c.learning_rate)
         self.rollout = Rollout(self.envs, self.policy, 512)  # it grows with the episodes
         self.generator = Generator(c.seed, self.device)  # of the actions
         self._predict_generator = Generator(c.seed, self.device)

@@ -3,11 +3,19 @@
 Importing this package imports neither torch nor numba.
 """
 
+from fastrl.kernels.adam import adam_step, adam_step_reference
 from fastrl.kernels.categorical import (
     categorical_log_prob_entropy,
     categorical_log_prob_entropy_reference,
     categorical_sample,
     categorical_sample_reference,
+)
+from fastrl.kernels.conjugate_gradient import CGInfo, conjugate_gradient, conjugate_gradient_reference
+from fastrl.kernels.curvature import (
+    FisherVectorProduct,
+    hessian_vector_product,
+    line_search,
+    natural_gradient_step,
 )
 from fastrl.kernels.gather_rows import gather_rows, gather_rows_reference
 from fastrl.kernels.generator import Generator, manual_seed
@@ -28,29 +36,52 @@ from fastrl.kernels.scans import (
     vtrace,
 )
 from fastrl.kernels.sum_tree import SumTree, SumTreeReference
+from fastrl.kernels.tanh_normal import (
+    tanh_normal_log_prob,
+    tanh_normal_log_prob_reference,
+    tanh_normal_mode,
+    tanh_normal_mode_reference,
+    tanh_normal_sample,
+    tanh_normal_sample_reference,
+)
 
 __all__ = [
+    "CGInfo",
+    "FisherVectorProduct",
     "Generator",
     "SumTree",
     "SumTreeReference",
+    "adam_step",
+    "adam_step_reference",
     "categorical_log_prob_entropy",
     "categorical_log_prob_entropy_reference",
     "categorical_sample",
     "categorical_sample_reference",
+    "conjugate_gradient",
+    "conjugate_gradient_reference",
     "discounted_returns",
     "gae",
     "gather_rows",
     "gather_rows_reference",
+    "hessian_vector_product",
     "lambda_returns",
+    "line_search",
     "manual_seed",
     "n_step_gather",
     "n_step_gather_reference",
     "n_step_returns",
+    "natural_gradient_step",
     "normal_log_prob_entropy",
     "normal_log_prob_entropy_reference",
     "normal_sample",
     "normal_sample_reference",
     "off_policy_returns",
     "reverse_affine_scan",
+    "tanh_normal_log_prob",
+    "tanh_normal_log_prob_reference",
+    "tanh_normal_mode",
+    "tanh_normal_mode_reference",
+    "tanh_normal_sample",
+    "tanh_normal_sample_reference",
     "vtrace",
 ]

@@ -129,9 +129,13 @@ def uniforms(state: Any, n: int) -> Any:
 
 
 def normals(state: Any, n: int) -> Any:
-    """n float64 standard normals, one a block: sqrt(-2 log u1) cos(2 pi u2), u1 in (0, 1], u2 in [0, 1)."""
-    words = _words(state, n)
+    """n float64 standard normals, four a block: of its words x, sqrt(-2 log u) times cos(2 pi v) and sin(2 pi v).
+
+    (u, v) = ((x0 | 1) 2^-32, x1 2^-32) gives elements 0 and 1 of the block's four, (x2, x3) likewise 2 and 3.
+    """
+    words = _words(state, -(-n // 4))
     xp = module_of(words)
-    u1 = _uniform(words[:, 0], words[:, 1]) + 2.0**-53
-    u2 = _uniform(words[:, 2], words[:, 3])
-    return xp.sqrt(-2.0 * xp.log(u1)) * xp.cos(2.0 * np.pi * u2)
+    u = to_float64(words[:, ::2] | 1) * 2.0**-32
+    angle = to_float64(words[:, 1::2]) * (2.0 * np.pi * 2.0**-32)
+    radius = xp.sqrt(-2.0 * xp.log(u))
+    return xp.stack((radius * xp.cos(angle), radius * xp.sin(angle)), -1).reshape(-1)[:n]

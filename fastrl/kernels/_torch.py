@@ -22,8 +22,10 @@ from fastrl import _backend
 from fastrl.kernels import _arrays, _heads
 from fastrl.kernels.categorical import kernels_for as categorical_kernels
 from fastrl.kernels.generator import Generator, default_generator
+from fastrl.kernels.n_step_gather import backend as gather_backend
 from fastrl.kernels.normal import kernels_for as normal_kernels
 from fastrl.kernels.scans import backend_for
+from fastrl.kernels.tanh_normal import kernels_for as tanh_normal_kernels
 
 # ---- what every op needs -----------------------------------------------------------------------------------------
 
@@ -313,6 +315,273 @@ def normal_sample(
     return drawn
 
 
+# ---- tanh_normal -------------------------------------------------------------------------------------------------
+# `limits` is what a backend takes last: log_std_min, log_std_max, epsilon.  `saved` is [2, B, A]: u and e^s eps.
+
+
+def _refuse_grads(op: str, noise: Any, low: Any, high: Any) -> None:
+    for name, x in (("noise", noise), ("low", low), ("high", high)):
+        if isinstance(x, Tensor) and x.requires_grad:
+            raise ValueError(f"{op}: {name} must not require a gradient: it is taken as a constant")
+
+
+class TanhNormalSample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, noise: Any, state: Any, options: Any) -> Any:
+        kernels = tanh_normal_kernels(mean)
+        action, log_prob, saved = kernels.tanh_normal_sample(mean, log_std, noise, state, *options, True)
+        ctx.save_for_backward(log_std, saved)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return action, log_prob
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad_action: Tensor | None, grad_log_prob: Tensor | None) -> Any:
+        log_std, saved = ctx.saved_tensors
+        want_mean, want_log_std = ctx.needs_input_grad[:2]
+        grad_mean, grad_log_std = tanh_normal_kernels(log_std).tanh_normal_sample_backward(
+            saved, log_std, grad_action, grad_log_prob, *ctx.options, want_mean, want_log_std
+        )
+        return grad_mean, grad_log_std, None, None, None
+
+
+class TanhNormalLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, action: Tensor, options: Any) -> Any:
+        log_prob = tanh_normal_kernels(mean).tanh_normal_log_prob(mean, log_std, action, *options)
+        ctx.save_for_backward(mean, log_std, action)
+        ctx.options = options
+        return log_prob
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad_log_prob: Tensor) -> Any:
+        saved = ctx.saved_tensors
+        backward = tanh_normal_kernels(saved[0]).tanh_normal_log_prob_backward
+        return *backward(*saved, grad_log_prob, *ctx.options, *ctx.needs_input_grad[:3]), None
+
+
+class TanhNormalMode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, low: Any, high: Any) -> Any:
+        ctx.save_for_backward(mean)
+        ctx.bounds = low, high
+        return tanh_normal_kernels(mean).tanh_normal_mode(mean, low, high)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad_action: Tensor) -> Any:
+        (mean,) = ctx.saved_tensors
+        return tanh_normal_kernels(mean).tanh_normal_mode_backward(mean, grad_action, *ctx.bounds), None, None
+
+
+_tanh_normal_sample_apply: Any = TanhNormalSample.apply
+_tanh_normal_log_prob_apply: Any = TanhNormalLogProb.apply
+_tanh_normal_mode_apply: Any = TanhNormalMode.apply
+
+
+def tanh_normal_sample_autograd(
+    mean: Any, log_std: Any, noise: Any, state: Any, low: Any, high: Any, *limits: float
+) -> Any:
+    _refuse_grads("tanh_normal_sample", noise, low, high)
+    return _tanh_normal_sample_apply(mean, log_std, noise, state, (low, high, *limits))
+
+
+def tanh_normal_log_prob_autograd(mean: Any, log_std: Any, action: Any, low: Any, high: Any, *limits: float) -> Any:
+    _refuse_grads("tanh_normal_log_prob", None, low, high)
+    return _tanh_normal_log_prob_apply(mean, log_std, action, (low, high, *limits))
+
+
+def tanh_normal_mode_autograd(mean: Any, low: Any, high: Any) -> Any:
+    _refuse_grads("tanh_normal_mode", None, low, high)
+    return _tanh_normal_mode_apply(mean, low, high)
+
+
+# The registered ops take a bound as a tensor, or as None and a number.
+
+
+def _tanh_normal_sample(
+    mean: Tensor, log_std: Tensor, noise: Tensor, low: Tensor | None, high: Tensor | None,
+    low_number: float, high_number: float, log_std_min: float, log_std_max: float, epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    drawn: tuple[Tensor, Tensor, Tensor] = tanh_normal_kernels(mean).tanh_normal_sample(
+        mean, log_std, noise, None, low_number if low is None else low, high_number if high is None else high,
+        log_std_min, log_std_max, epsilon, True,
+    )  # fmt: skip
+    return drawn
+
+
+def _tanh_normal_sample_backward(
+    saved: Tensor, log_std: Tensor, grad_action: Tensor | None, grad_log_prob: Tensor | None,
+    low: Tensor | None, high: Tensor | None, low_number: float, high_number: float,
+    log_std_min: float, log_std_max: float, epsilon: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    grads: tuple[Tensor, Tensor] = tanh_normal_kernels(log_std).tanh_normal_sample_backward(
+        saved, log_std, grad_action, grad_log_prob,
+        low_number if low is None else low, high_number if high is None else high,
+        log_std_min, log_std_max, epsilon, True, True,
+    )  # fmt: skip
+    return grads
+
+
+def _tanh_normal_log_prob(
+    mean: Tensor, log_std: Tensor, action: Tensor, low: Tensor | None, high: Tensor | None,
+    low_number: float, high_number: float, log_std_min: float, log_std_max: float, epsilon: float,
+) -> Tensor:  # fmt: skip
+    log_prob: Tensor = tanh_normal_kernels(mean).tanh_normal_log_prob(
+        mean, log_std, action, low_number if low is None else low, high_number if high is None else high,
+        log_std_min, log_std_max, epsilon,
+    )  # fmt: skip
+    return log_prob
+
+
+def _tanh_normal_log_prob_backward(
+    mean: Tensor, log_std: Tensor, action: Tensor, grad_log_prob: Tensor, low: Tensor | None, high: Tensor | None,
+    low_number: float, high_number: float, log_std_min: float, log_std_max: float, epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grads: tuple[Tensor, Tensor, Tensor] = tanh_normal_kernels(mean).tanh_normal_log_prob_backward(
+        mean, log_std, action, grad_log_prob,
+        low_number if low is None else low, high_number if high is None else high,
+        log_std_min, log_std_max, epsilon, True, True, True,
+    )  # fmt: skip
+    return grads
+
+
+def _tanh_normal_mode(
+    mean: Tensor, low: Tensor | None, high: Tensor | None, low_number: float, high_number: float
+) -> Tensor:
+    action: Tensor = tanh_normal_kernels(mean).tanh_normal_mode(
+        mean, low_number if low is None else low, high_number if high is None else high
+    )
+    return action
+
+
+def _tanh_normal_mode_backward(
+    mean: Tensor, grad_action: Tensor, low: Tensor | None, high: Tensor | None, low_number: float, high_number: float
+) -> Tensor:
+    grad: Tensor = tanh_normal_kernels(mean).tanh_normal_mode_backward(
+        mean, grad_action, low_number if low is None else low, high_number if high is None else high
+    )
+    return grad
+
+
+def _save_tanh_normal(ctx: Any, inputs: Any, output: Any) -> None:
+    log_std, low, high = inputs[1], inputs[3], inputs[4]
+    ctx.save_for_backward(log_std, output[2], low, high)
+    ctx.mark_non_differentiable(output[2])
+    ctx.numbers = inputs[5:]
+
+
+def _tanh_normal_sample_grad(ctx: Any, grad_action: Tensor | None, grad_log_prob: Tensor | None, _: Any) -> Any:
+    log_std, saved, low, high = ctx.saved_tensors
+    grads = _tanh_normal_sample_backward_op(saved, log_std, grad_action, grad_log_prob, low, high, *ctx.numbers)
+    return *grads, *([None] * 8)
+
+
+def _save_tanh_normal_given(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.numbers = inputs[5:]
+
+
+def _tanh_normal_log_prob_grad(ctx: Any, grad_log_prob: Tensor) -> Any:
+    mean, log_std, action, low, high = ctx.saved_tensors
+    grads = _tanh_normal_log_prob_backward_op(mean, log_std, action, grad_log_prob, low, high, *ctx.numbers)
+    return *grads, *([None] * 7)
+
+
+def _save_tanh_normal_mode(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.numbers = inputs[3:]
+
+
+def _tanh_normal_mode_grad(ctx: Any, grad_action: Tensor) -> Any:
+    mean, low, high = ctx.saved_tensors
+    return _tanh_normal_mode_backward_op(mean, grad_action, low, high, *ctx.numbers), None, None, None, None
+
+
+_tanh_normal_sample_backward_op = register(
+    _tanh_normal_sample_backward,
+    lambda saved, log_std, *_: (log_std.new_empty(saved.shape[1:]), log_std.new_empty(log_std.shape)),
+)
+_tanh_normal_sample_op = register(
+    _tanh_normal_sample,
+    lambda mean, *_: (
+        mean.new_empty(mean.shape),
+        mean.new_empty(mean.shape[0]),
+        mean.new_empty((2, *mean.shape), dtype=torch.float32 if mean.dtype.itemsize == 2 else mean.dtype),
+    ),
+    save=_save_tanh_normal,
+    backward=_tanh_normal_sample_grad,
+)
+_tanh_normal_log_prob_backward_op = register(
+    _tanh_normal_log_prob_backward,
+    lambda mean, log_std, *_: (
+        mean.new_empty(mean.shape),
+        mean.new_empty(log_std.shape),
+        mean.new_empty(mean.shape),
+    ),
+)
+_tanh_normal_log_prob_op = register(
+    _tanh_normal_log_prob,
+    lambda mean, *_: mean.new_empty(mean.shape[0]),
+    save=_save_tanh_normal_given,
+    backward=_tanh_normal_log_prob_grad,
+)
+_tanh_normal_mode_backward_op = register(_tanh_normal_mode_backward, lambda mean, *_: mean.new_empty(mean.shape))
+_tanh_normal_mode_op = register(
+    _tanh_normal_mode,
+    lambda mean, *_: mean.new_empty(mean.shape),
+    save=_save_tanh_normal_mode,
+    backward=_tanh_normal_mode_grad,
+)
+
+
+def _bounds(op: str, low: Any, high: Any) -> tuple[Tensor | None, Tensor | None, float, float]:
+    numbers = []
+    for name, bound in (("low", low), ("high", high)):
+        if isinstance(bound, Tensor):
+            numbers.append(0.0)
+        elif isinstance(bound, float):  # or torch.compile's symbol for one
+            numbers.append(bound)
+        elif _arrays.is_number(bound):
+            numbers.append(_arrays.to_float(bound))
+        else:
+            raise TypeError(f"{op}: {name} must be a number or an array, got {type(bound).__name__}")
+    return low if isinstance(low, Tensor) else None, high if isinstance(high, Tensor) else None, numbers[0], numbers[1]
+
+
+def tanh_normal_sample(
+    mean: Tensor,
+    log_std: Tensor,
+    noise: Tensor | None,
+    generator: Generator | None,
+    low: Any,
+    high: Any,
+    *limits: float,
+) -> tuple[Tensor, Tensor]:
+    _refuse_grads("tanh_normal_sample", noise, low, high)
+    bounds = _bounds("tanh_normal_sample", low, high)
+    if noise is None:
+        state = _state_tensor(generator, mean, "tanh_normal_sample")
+        noise = _draw_op(state, mean.shape[0] * mean.shape[1], True).view(mean.shape).to(mean.dtype)
+    action, log_prob, _ = _tanh_normal_sample_op(mean, log_std, noise, *bounds, *limits)
+    return action, log_prob
+
+
+def tanh_normal_log_prob(mean: Tensor, log_std: Tensor, action: Tensor, low: Any, high: Any, *limits: float) -> Tensor:
+    _refuse_grads("tanh_normal_log_prob", None, low, high)
+    bounds = _bounds("tanh_normal_log_prob", low, high)
+    log_prob: Tensor = _tanh_normal_log_prob_op(mean, log_std, action, *bounds, *limits)
+    return log_prob
+
+
+def tanh_normal_mode(mean: Tensor, low: Any, high: Any) -> Tensor:
+    _refuse_grads("tanh_normal_mode", None, low, high)
+    action: Tensor = _tanh_normal_mode_op(mean, *_bounds("tanh_normal_mode", low, high))
+    return action
+
+
 # ---- scans -------------------------------------------------------------------------------------------------------
 
 
@@ -493,3 +762,38 @@ n_step_returns = _scan(
 )
 vtrace = _scan(_vtrace, lambda rewards, *_: (_like(rewards), _like(rewards)))
 off_policy_returns = _scan(_off_policy_returns, lambda rewards, *_: _like(rewards))
+
+
+# ---- n_step_gather -----------------------------------------------------------------------------------------------
+
+
+def _n_step_gather(
+    rewards: Tensor, terminated: Tensor, truncated: Tensor, indices: Tensor, cursor: Tensor | None, size: Tensor | None,
+    one_cursor: int, one_size: int, gamma: float, n: int, next_values: Tensor | None, cut: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    found: tuple[Tensor, Tensor, Tensor] = gather_backend(
+        rewards, terminated, truncated, indices, one_cursor if cursor is None else cursor,
+        one_size if size is None else size, gamma, n, next_values, cut, None,
+    )  # fmt: skip
+    return found
+
+
+_n_step_gather_op = register(
+    _n_step_gather,
+    lambda rewards, terminated, truncated, indices, *_: (
+        rewards.new_empty(indices.shape),
+        rewards.new_empty(indices.shape),
+        rewards.new_empty(indices.shape, dtype=torch.int64),
+    ),
+)
+
+
+def n_step_gather(
+    rewards: Tensor, terminated: Tensor, truncated: Tensor, indices: Tensor, cursor: Any, size: Any, gamma: float,
+    n: int, next_values: Tensor | None, cut: Tensor | None, out: Any,
+) -> Any:  # fmt: skip
+    """`cursor` and `size` are each an int or a tensor: two arguments of the op, for a schema has one type for each."""
+    tensors = [x if isinstance(x, Tensor) else None for x in (cursor, size)]
+    ints = [0 if isinstance(x, Tensor) else x for x in (cursor, size)]
+    found = _n_step_gather_op(rewards, terminated, truncated, indices, *tensors, *ints, gamma, n, next_values, cut)
+    return _into(out, found)

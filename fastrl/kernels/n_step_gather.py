@@ -74,7 +74,8 @@ def n_step_gather(
 
     Source: Sutton and Barto, "Reinforcement Learning" (2018), eq. 7.1.
     """
-    found: tuple[Any, Any, Any] = _n_step_gather(
+    gather = _registered if _arrays.is_compiling() else backend
+    found: tuple[Any, Any, Any] = gather(
         rewards, terminated, truncated, indices, cursor, size, gamma, n, next_values, cut, out
     )
     return found
@@ -359,4 +360,11 @@ def _gather_numba(rewards: Any, *arguments: Any) -> Any:
     return gather(rewards, *arguments)
 
 
-_n_step_gather = {"cpp": _gather_cpp, "numba": _gather_numba, "reference": _gather_python}[_backend.CPU_BACKEND]
+def _registered(*arguments: Any) -> Any:
+    """The op for torch.compile."""
+    from fastrl.kernels import _torch
+
+    return _torch.n_step_gather(*arguments)
+
+
+backend = {"cpp": _gather_cpp, "numba": _gather_numba, "reference": _gather_python}[_backend.CPU_BACKEND]

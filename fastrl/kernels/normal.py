@@ -26,8 +26,9 @@ def normal_sample(mean: Any, log_std: Any, *, noise: Any = None, generator: Gene
     action_bj = mean_bj + e^{log_std_bj} eps_bj
     log_prob_b = sum_j [ - eps_bj^2 / 2 - log_std_bj - log(2 pi) / 2 ],  b = 0 .. B-1, j = 0 .. A-1
 
-    eps_bj is made from block counter + b A + j of the generator, which advances by B A: sqrt(-2 log u1) cos(2 pi u2)
-    with u1 in (0, 1] from the block's first two words and u2 in [0, 1) from the other two (Box and Muller 1958).  So a
+    eps_bj, element i = b A + j, is made from block counter + i // 4 of the generator, which advances by ceil(B A / 4):
+    sqrt(-2 log u) times cos(2 pi v) where i is even, sin(2 pi v) where it is odd (Box and Muller 1958), with
+    u = (x | 1) 2^-32 and v = y 2^-32 of words x, y = 0, 1 of the block for i mod 4 < 2, else 2, 3; so |eps| < 6.67.  A
     seed gives the same numbers, to rounding, on every backend and with any number of threads.
 
     Gradients with respect to mean and log_std flow through the action (the reparameterisation) and the log_prob, for

@@ -11,10 +11,10 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from fastrl.agents import A2C, ALGORITHMS, PPO, REINFORCE, OneStepActorCritic, checkpoint
+from fastrl.agents import A2C, ALGORITHMS, PPO, REINFORCE, TRPO, OneStepActorCritic, checkpoint
 from fastrl.agents.config import InputError
 
-ON_POLICY = [A2C, OneStepActorCritic, PPO, REINFORCE]
+ON_POLICY = [A2C, OneStepActorCritic, PPO, REINFORCE, TRPO]
 NORMALIZED = {"normalize_obs": True, "normalize_rewards": True}
 SMALL = {"hidden": (8,), "num_envs": 2, "learning_rate_steps": 700}
 PPO_SMALL = {**SMALL, "n_steps": 16, "epochs": 2, "minibatches": 3}
@@ -28,6 +28,8 @@ CASES = {
     "ppo_all": (PPO, "Pendulum-v1", {**PPO_SMALL, **NORMALIZED, "clip_value": 0.2, "target_kl": 0.02}),
     "reinforce": (REINFORCE, "CartPole-v1", {**SMALL, "episodes": 2}),
     "reinforce_plain": (REINFORCE, "CartPole-v1", {**SMALL, "num_envs": 1, "baseline": False}),
+    "trpo": (TRPO, "CartPole-v1", {**SMALL, "n_steps": 16, "value_epochs": 2}),
+    "trpo_all": (TRPO, "Pendulum-v1", {**SMALL, **NORMALIZED, "n_steps": 50, "value_epochs": 2}),
 }
 
 
@@ -113,7 +115,7 @@ def test_predict(cls, target_env):
 
 @pytest.mark.parametrize("cls", ON_POLICY)
 def test_logs_and_checkpoints_of_a_run(cls, tmp_path):
-    agent = cls("CartPole-v1", hidden=(8,))
+    agent = cls("CartPole-v1", hidden=(8,), learning_rate_end=0.0)
     assert "loss" in agent.metrics()
     agent.learn(1500, folder=tmp_path, progress=False, save_every=400)
     cls.load(tmp_path).learn(agent.steps + 500, folder=tmp_path, progress=False)
@@ -128,7 +130,7 @@ def test_logs_and_checkpoints_of_a_run(cls, tmp_path):
 
 def test_algorithms_and_descriptions():
     assert {name: cls.algorithm for name, cls in ALGORITHMS.items()} == {name: name for name in ALGORITHMS}
-    assert {"dqn", "reinforce", "a2c", "actor_critic", "ppo"} == set(ALGORITHMS)
+    assert {"dqn", "reinforce", "a2c", "actor_critic", "ppo", "trpo"} == set(ALGORITHMS)
     assert PPO("CartPole-v1").describe() == "PPO on CartPole-v1"
     assert PPO("CartPole-v1", objective="penalty").describe() == "PPO (penalty) on CartPole-v1"
     assert (

@@ -565,3 +565,63 @@ def test_the_public_function():
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6, atol=1e-6)
     with pytest.raises(TypeError):
         public_n_step_gather(ring.rewards, ring.terminated, ring.truncated, indices, 0, 33, 0.9, 3)
+
+
+# ---- torch.compile -----------------------------------------------------------------------------------------------
+
+
+def compile_calls(torch):
+    """Calls of the public function and of the registered op: with numbers, and with arrays and all that is optional."""
+    ring = Ring(histories((20, 9, 13), 5, cut=0.1), 16)
+    rewards, values, terminated, truncated, cut, cursor, size = map(
+        torch.from_numpy, (ring.rewards, ring.values, ring.terminated, ring.truncated, ring.cut, ring.cursor, ring.size)
+    )
+    indices = torch.tensor([ring.index(*item) for item in ring.all_items()])
+    slots = torch.arange(16)[:7]
+    full = torch.zeros(16), torch.zeros(16, dtype=torch.bool), torch.zeros(16, dtype=torch.bool), slots
+    ends = rewards, terminated, truncated, indices
+    public = [
+        lambda r: fastrl.n_step_gather(r[:, 0] * 0 + 1, *full[1:], 3, 16, gamma=0.9, n=3),
+        lambda r: fastrl.n_step_gather(1 * r, *ends[1:], cursor, size, gamma=0.5, n=4, next_values=1 * values, cut=cut),
+    ]
+    registered = [
+        (*full, None, None, 3, 16, 0.9, 3, None, None),
+        (*ends, cursor, size, 0, 0, 0.5, 4, values, cut),
+    ]
+    return rewards.nan_to_num(), public, registered
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own compiler
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_as_one_graph(dynamic):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch._dynamo.reset()
+    rewards, public, _ = compile_calls(torch)
+    compiled = torch.compile(lambda r: [f(r) for f in public], backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for found, call in zip(compiled(rewards), public, strict=True):
+        for x, y in zip(found, call(rewards), strict=True):
+            assert torch.equal(x, y) and x.dtype == y.dtype
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_out_is_written_in_a_compiled_call():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch._dynamo.reset()
+    ring = torch.ones(8), torch.zeros(8, dtype=torch.bool), torch.zeros(8, dtype=torch.bool)
+    indices = torch.arange(3)
+    out = torch.full((3,), np.nan), torch.full((3,), np.nan), torch.full((3,), -1)
+
+    def fn(*out):
+        return fastrl.n_step_gather(*ring, indices, 0, 8, gamma=0.5, n=2, out=out)
+
+    torch.compile(fn, backend="aot_eager", fullgraph=True)(*out)
+    assert [x.tolist() for x in out] == [[1.5] * 3, [0.25] * 3, [1, 2, 3]]
+
+
+def test_opcheck():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    import fastrl.kernels._torch  # noqa: F401 (registers the op)
+
+    for args in compile_calls(torch)[2]:
+        results = torch.library.opcheck(torch.ops.fastrl.n_step_gather, args)
+        assert set(results.values()) == {"SUCCESS"}, results

@@ -19,8 +19,8 @@ _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 def _normals(seed: Any, counter: Any, out: Any) -> None:
     """Philox 4x32-10 and Box-Muller, as `_heads.normals`."""
     mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    for i in range(len(out)):
-        block = counter + np.uint64(i)
+    for i in range(0, len(out), 4):
+        block = counter + np.uint64(i // 4)
         c0, c1 = block & mask, block >> shift
         c2, c3 = np.uint64(0), np.uint64(0)
         k0, k1 = seed & mask, seed >> shift
@@ -28,9 +28,11 @@ def _normals(seed: Any, counter: Any, out: Any) -> None:
             p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
             c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & mask, (p0 >> shift) ^ c3 ^ k1, p0 & mask
             k0, k1 = (k0 + np.uint64(0x9E3779B9)) & mask, (k1 + np.uint64(0xBB67AE85)) & mask
-        u1 = np.float64(((c1 << shift) | c0) >> np.uint64(11)) * 2.0**-53 + 2.0**-53
-        u2 = np.float64(((c3 << shift) | c2) >> np.uint64(11)) * 2.0**-53
-        out[i] = math.sqrt(-2.0 * math.log(u1)) * math.cos(2.0 * math.pi * u2)
+        for k in range(i, min(i + 4, len(out))):
+            first, second = (c0, c1) if k - i < 2 else (c2, c3)
+            radius = math.sqrt(-2.0 * math.log(np.float64(first | np.uint64(1)) * 2.0**-32))
+            angle = np.float64(second) * (2.0 * math.pi * 2.0**-32)
+            out[k] = radius * (math.sin(angle) if k % 2 else math.cos(angle))
 
 
 # log_std is [B, A] in these loops, of row stride 0 where the caller's is [A].
@@ -89,7 +91,7 @@ def normal_sample(mean: Any, log_std: Any, noise: Any, state: Any, with_noise: b
     m = load_mean(mean, "normal_sample: mean")
     s = load_log_std(log_std, "normal_sample: log_std", mean, "mean")
     if noise is None:
-        seed, counter = advance(state, m.size)
+        seed, counter = advance(state, -(-m.size // 4))
         eps = np.empty(m.shape)
         _normals(np.uint64(seed), np.uint64(counter), eps.reshape(-1))
     else:

@@ -1,0 +1,361 @@
+#include "tanh_normal.h"
+
+#include "chunks.h"
+
+namespace fastrl {
+namespace {
+
+// Elements that are worked on together.
+constexpr int64_t kChunk = 512;
+static_assert(kChunk <= kNormals, "a chunk's noise is drawn at once");
+
+template <class R>
+struct alignas(64) Buffer {
+  R x[kChunk];
+};
+
+// What is read to the end of the last vector, beyond what was copied there.
+template <class R>
+struct Staged : Buffer<R> {
+  Staged() : Buffer<R>{} {}
+};
+
+// ---------------------------------------------------------------- the loops: whole vectors
+// u, e^s eps, and the part of log_prob that is summed in float64 from the start.
+template <class R>
+FASTRL_INLINE void draw_loop(const R* mean, const R* log_std, const R* eps, R low, R high, double abs_u, int64_t n,
+                             R* u, R* scaled_noise, double* part) {
+  FASTRL_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    const R s = clamp(log_std[i], low, high), zero = 0;
+    const R poison = mean[i] * zero + s * zero + eps[i] * zero;  // NaN of NaN and infinities
+    const double e = eps[i], d = sigma_of(s) * e, x = mean[i] + d + poison;
+    u[i] = static_cast<R>(x);
+    scaled_noise[i] = static_cast<R>(d);
+    part[i] = log_prob_part(x, e, s, abs_u);
+  }
+}
+
+template <class R>
+FASTRL_INLINE void squash_loop(const R* u, const R* scale, const R* bias, const R* low, const R* high, int64_t n,
+                               R* action, double* part) {
+  FASTRL_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    const Squashed<R> q = squash(u[i]);
+    action[i] = clamp(bias[i] + scale[i] * q.t, low[i], high[i]);
+    part[i] += 2.0 * static_cast<double>(q.log1p_w);
+  }
+}
+
+template <class R>
+FASTRL_INLINE void squash_epsilon_loop(const R* u, const R* scale, double epsilon, int64_t n, double* part) {
+  FASTRL_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i)
+    part[i] -= log_positive(static_cast<double>(scale[i]) * static_cast<double>(squash(u[i]).slope) + epsilon);
+}
+
+template <class R>
+FASTRL_INLINE void mode_loop(const R* mean, const R* scale, const R* bias, const R* low, const R* high, int64_t n,
+                             R* action) {
+  FASTRL_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) action[i] = clamp(bias[i] + scale[i] * squash(mean[i]).t, low[i], high[i]);
+}
+
+template <bool stable, class R>
+FASTRL_INLINE void grad_loop(const R* u, const R* scaled_noise, const R* scale, R epsilon, const R* ga, const R* gl,
+                             int64_t n, R* g_mean, R* g_log_std) {
+  FASTRL_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    const R g = squash_grad(squash(u[i]), scale[i], stable ? R(0) : epsilon, ga[i], gl[i]);
+    g_mean[i] = g;
+    g_log_std[i] = g * scaled_noise[i] - gl[i];
+  }
+}
+
+template <class R>
+FASTRL_INLINE void stop_clamped_loop(const R* log_std, R low, R high, int64_t n, R* grad) {
+  FASTRL_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) grad[i] = log_std[i] < low || log_std[i] > high ? R(0) : grad[i];
+}
+
+// The clones by name, one for each dtype: GCC cannot clone templates. With AVX-512 where there is.
+#define FASTRL_LOOPS(R)                                                                                                \
+  FASTRL_CLONES void draw(const R* mean, const R* log_std, const R* eps, R low, R high, double abs_u, int64_t n, R* u, \
+                          R* scaled_noise, double* part) {                                                             \
+    draw_loop(mean, log_std, eps, low, high, abs_u, n, u, scaled_noise, part);                                         \
+  }                                                                                                                    \
+  FASTRL_CLONES void squash_all(const R* u, const R* scale, const R* bias, const R* low, const R* high, int64_t n,     \
+                                R* action, double* part) {                                                             \
+    squash_loop(u, scale, bias, low, high, n, action, part);                                                           \
+  }                                                                                                                    \
+  FASTRL_CLONES void subtract_log_width(const R* u, const R* scale, double epsilon, int64_t n, double* part) {         \
+    squash_epsilon_loop(u, scale, epsilon, n, part);                                                                   \
+  }                                                                                                                    \
+  FASTRL_CLONES void modes(const R* mean, const R* scale, const R* bias, const R* low, const R* high, int64_t n,       \
+                           R* action) {                                                                                \
+    mode_loop(mean, scale, bias, low, high, n, action);                                                                \
+  }                                                                                                                    \
+  FASTRL_CLONES void gradients(const R* u, const R* scaled_noise, const R* scale, R epsilon, const R* ga, const R* gl, \
+                               int64_t n, R* g_mean, R* g_log_std) {                                                   \
+    grad_loop<true>(u, scaled_noise, scale, epsilon, ga, gl, n, g_mean, g_log_std);                                    \
+  }                                                                                                                    \
+  FASTRL_CLONES void gradients_epsilon(const R* u, const R* scaled_noise, const R* scale, R epsilon, const R* ga,      \
+                                       const R* gl, int64_t n, R* g_mean, R* g_log_std) {                              \
+    grad_loop<false>(u, scaled_noise, scale, epsilon, ga, gl, n, g_mean, g_log_std);                                   \
+  }                                                                                                                    \
+  FASTRL_CLONES void stop_clamped(const R* log_std, R low, R high, int64_t n, R* grad) {                               \
+    stop_clamped_loop(log_std, low, high, n, grad);                                                                    \
+  }                                                                                                                    \
+  FASTRL_CLONES void stage(const Columns& a, const Chunk& c, R* x) { stage_chunk<R>(a, c, x); }                        \
+  FASTRL_CLONES void stage_wide(const Columns& a, const Chunk& c, double* x, R) { stage_chunk<R>(a, c, x); }
+FASTRL_LOOPS(float)
+FASTRL_LOOPS(double)
+#undef FASTRL_LOOPS
+
+// In float64.
+struct BoundRows {
+  const double *low, *high, *first_in, *last_in;
+};
+FASTRL_INLINE Unsquashed unsquash_at(const double* mean, const double* log_std, const double* action,
+                                     const BoundRows& b, double low, double high, int64_t i) {
+  return unsquash(mean[i], clamp(log_std[i], low, high), action[i], b.low[i], b.high[i], b.first_in[i], b.last_in[i]);
+}
+
+FASTRL_CLONES_256 void log_probs(const double* mean, const double* log_std, const double* action, const BoundRows& b,
+                                 double low, double high, double epsilon, int64_t n, double* term) {
+  FASTRL_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i)
+    term[i] =
+        unsquashed_log_prob(unsquash_at(mean, log_std, action, b, low, high, i), clamp(log_std[i], low, high), epsilon);
+}
+
+FASTRL_CLONES_256 void log_prob_grads(const double* mean, const double* log_std, const double* action,
+                                      const BoundRows& b, double low, double high, double epsilon, double largest,
+                                      const double* gl, int64_t n, double* g_mean, double* g_log_std,
+                                      double* g_action) {
+  FASTRL_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    const Unsquashed s = unsquash_at(mean, log_std, action, b, low, high, i);
+    g_mean[i] = gl[i] * (s.z * s.inverse_sigma);
+    g_log_std[i] = gl[i] * (s.z * s.z - 1.0);
+    g_action[i] = clamp(gl[i] * unsquashed_grad(s, epsilon), -largest, largest);
+  }
+}
+
+// ---------------------------------------------------------------- what the rows of a chunk share
+// Numbers of the columns, a row after the other: made again only where a chunk begins at another column.
+template <class R>
+struct RowPattern : Staged<R> {
+  template <class F>
+  void fill(const Chunk& c, int64_t columns, F f) {
+    if (c.columns == columns && c.rows <= rows_) return;
+    for (int64_t j = 0; j < c.columns; ++j) this->x[j] = f(c.column + j);
+    const int64_t n = c.size();
+    for (int64_t done = c.columns; done < n; done *= 2)  // each copy doubles what there is
+      std::memcpy(this->x + done, this->x, static_cast<size_t>(n - done < done ? n - done : done) * sizeof(R));
+    rows_ = c.columns == columns ? c.rows : 0;
+  }
+
+ private:
+  int64_t rows_ = 0;
+};
+
+template <class R>
+struct ScaleRows {
+  RowPattern<R> scale, bias, low, high;
+  void fill(const Bound* b, const Chunk& c, int64_t columns) {
+    scale.fill(c, columns, [&](int64_t j) { return static_cast<R>(b[j].scale()); });
+    bias.fill(c, columns, [&](int64_t j) { return static_cast<R>(b[j].bias()); });
+    low.fill(c, columns, [&](int64_t j) { return static_cast<R>(b[j].low); });
+    high.fill(c, columns, [&](int64_t j) { return static_cast<R>(b[j].high); });
+  }
+};
+
+struct LimitRows {
+  RowPattern<double> low, high, first_in, last_in;
+  BoundRows fill(const Bound* b, const Chunk& c, int64_t columns) {
+    low.fill(c, columns, [&](int64_t j) { return b[j].low; });
+    high.fill(c, columns, [&](int64_t j) { return b[j].high; });
+    first_in.fill(c, columns, [&](int64_t j) { return b[j].first_in; });
+    last_in.fill(c, columns, [&](int64_t j) { return b[j].last_in; });
+    return {low.x, high.x, first_in.x, last_in.x};
+  }
+};
+
+// log_std of a chunk, copied again only where it changes from row to row.
+template <class T>
+struct LogStdRows : RowPattern<T> {
+  void load(const Columns& a, const Chunk& c, int64_t columns) {
+    if (a.row_stride != 0) return stage(a, c, this->x);
+    this->fill(c, columns, [&](int64_t j) { return load_item<T>(a.data + j * a.column_stride); });
+  }
+};
+
+template <class T, class R>
+FASTRL_INLINE void stage_row_grads(const T* g, const Chunk& c, R* x) {
+  if (!g) return;
+  g += c.row;
+  for (int64_t r = 0; r < c.rows; ++r)
+    for (int64_t j = 0; j < c.columns; ++j) *x++ = static_cast<R>(g[r]);
+}
+
+template <class T>
+void copy_out(const T* x, const Chunk& c, int64_t columns, T* out) {
+  std::memcpy(out + c.row * columns + c.column, x, static_cast<size_t>(c.size()) * sizeof(T));
+}
+
+template <class T>
+void narrow_out(const double* x, const Chunk& c, int64_t columns, T* out) {
+  out += c.row * columns + c.column;
+  for (int64_t i = 0; i < c.size(); ++i) out[i] = static_cast<T>(x[i]);
+}
+
+double constant_of(const TanhNormal& call) {
+  double sum = 0;
+  for (int64_t j = 0; j < call.columns; ++j) sum += log_prob_constant(call.bounds[j].scale(), call.epsilon == 0);
+  return sum;
+}
+
+}  // namespace
+
+template <class T>
+void TanhNormalSample<T>::operator()(int64_t begin, int64_t end) const {
+  ScaleRows<T> rows;
+  LogStdRows<T> s;
+  Normals<T> normals;
+  Staged<T> m, given;
+  Buffer<T> x, d, a;
+  Buffer<double> part;
+  const double constant = constant_of(*this);
+  const auto low = static_cast<T>(log_std_min), high = static_cast<T>(log_std_max);
+  double carry = 0;
+  for_chunks<kChunk>(begin, end, columns, [&](const Chunk& c) {
+    const int64_t n = c.padded(), at = c.row * columns + c.column;
+    rows.fill(bounds, c, columns);
+    s.load(log_std, c, columns);
+    stage(mean, c, m.x);
+    const T* eps = given.x;
+    if (noise.data)
+      stage(noise, c, given.x);
+    else
+      eps = normals.draw(seed, counter, at, c.size());
+    draw(m.x, s.x, eps, low, high, epsilon > 0 ? 0.0 : 2.0, n, x.x, d.x, part.x);
+    if (epsilon > 0) {
+      modes(x.x, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, a.x);
+      subtract_log_width(x.x, rows.scale.x, epsilon, n, part.x);
+    } else {
+      squash_all(x.x, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, a.x, part.x);
+    }
+    copy_out(a.x, c, columns, action);
+    if (u) copy_out(x.x, c, columns, u), copy_out(d.x, c, columns, scaled_noise);
+    put_row_sums(part.x, c, columns, -constant, carry, log_prob);
+  });
+}
+
+template <class T>
+void TanhNormalSampleGrad<T>::operator()(int64_t begin, int64_t end) const {
+  ScaleRows<T> rows;
+  LogStdRows<T> s;
+  Staged<T> x, d, ga, gl;
+  Buffer<T> g_mean, g_log_std;
+  const auto low = static_cast<T>(log_std_min), high = static_cast<T>(log_std_max);
+  const bool limited = log_std_min > -kInf || log_std_max < kInf;
+  const auto size = static_cast<int64_t>(sizeof(T));
+  const Columns kept_u{reinterpret_cast<const char*>(u), columns * size, size};
+  const Columns kept_noise{reinterpret_cast<const char*>(scaled_noise), columns * size, size};
+  for_pieces<kChunk>(begin, end, columns, [&](const Chunk& c) {
+    const int64_t n = c.padded();
+    rows.fill(bounds, c, columns);
+    stage(kept_u, c, x.x);
+    stage(kept_noise, c, d.x);
+    if (grad_action.data) stage(grad_action, c, ga.x);
+    stage_row_grads(grad_log_prob, c, gl.x);
+    if (epsilon > 0)
+      gradients_epsilon(x.x, d.x, rows.scale.x, static_cast<T>(epsilon), ga.x, gl.x, n, g_mean.x, g_log_std.x);
+    else
+      gradients(x.x, d.x, rows.scale.x, static_cast<T>(epsilon), ga.x, gl.x, n, g_mean.x, g_log_std.x);
+    if (grad_mean) copy_out(g_mean.x, c, columns, grad_mean);
+    if (!grad_log_std && !sums) return;
+    if (limited) {
+      s.load(log_std, c, columns);
+      stop_clamped(s.x, low, high, n, g_log_std.x);
+    }
+    if (grad_log_std)
+      copy_out(g_log_std.x, c, columns, grad_log_std);
+    else
+      add_to_sums(g_log_std.x, c, columns, sums);
+  });
+}
+
+template <class T>
+void TanhNormalLogProb<T>::operator()(int64_t begin, int64_t end) const {
+  LimitRows limits;
+  Staged<double> m, s, a;
+  Buffer<double> term;
+  double carry = 0;
+  for_chunks<kChunk>(begin, end, columns, [&](const Chunk& c) {
+    const BoundRows b = limits.fill(bounds, c, columns);
+    stage_wide(mean, c, m.x, T());
+    stage_wide(log_std, c, s.x, T());
+    stage_wide(action, c, a.x, T());
+    log_probs(m.x, s.x, a.x, b, log_std_min, log_std_max, epsilon, c.padded(), term.x);
+    put_row_sums(term.x, c, columns, 0.0, carry, log_prob);
+  });
+}
+
+template <class T>
+void TanhNormalLogProbGrad<T>::operator()(int64_t begin, int64_t end) const {
+  LimitRows limits;
+  Staged<double> m, s, a, gl;
+  Buffer<double> g_mean, g_log_std, g_action;
+  const double largest = std::numeric_limits<T>::max();
+  for_pieces<kChunk>(begin, end, columns, [&](const Chunk& c) {
+    const int64_t n = c.padded();
+    const BoundRows b = limits.fill(bounds, c, columns);
+    stage_wide(mean, c, m.x, T());
+    stage_wide(log_std, c, s.x, T());
+    stage_wide(action, c, a.x, T());
+    stage_row_grads(grad_log_prob, c, gl.x);
+    log_prob_grads(m.x, s.x, a.x, b, log_std_min, log_std_max, epsilon, largest, gl.x, n, g_mean.x, g_log_std.x,
+                   g_action.x);
+    if (grad_mean) narrow_out(g_mean.x, c, columns, grad_mean);
+    if (grad_action) narrow_out(g_action.x, c, columns, grad_action);
+    if (!grad_log_std && !sums) return;
+    stop_clamped(s.x, log_std_min, log_std_max, n, g_log_std.x);
+    if (grad_log_std)
+      narrow_out(g_log_std.x, c, columns, grad_log_std);
+    else
+      add_to_sums(g_log_std.x, c, columns, sums);
+  });
+}
+
+template <class T>
+void TanhNormalMode<T>::operator()(int64_t begin, int64_t end) const {
+  ScaleRows<T> rows;
+  Staged<T> m, d, ga, gl;
+  Buffer<T> a;
+  for_chunks<kChunk>(begin, end, columns, [&](const Chunk& c) {
+    const int64_t n = c.padded();
+    rows.fill(bounds, c, columns);
+    stage(mean, c, m.x);
+    for (int64_t i = 0; i < n; ++i) m.x[i] += m.x[i] * T(0);  // NaN of infinities
+    if (grad_action.data) {
+      stage(grad_action, c, ga.x);
+      gradients(m.x, d.x, rows.scale.x, T(0), ga.x, gl.x, n, a.x, d.x);
+    } else {
+      modes(m.x, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, a.x);
+    }
+    copy_out(a.x, c, columns, out);
+  });
+}
+
+#define FASTRL_INSTANTIATE(T)               \
+  template struct TanhNormalSample<T>;      \
+  template struct TanhNormalSampleGrad<T>;  \
+  template struct TanhNormalLogProb<T>;     \
+  template struct TanhNormalLogProbGrad<T>; \
+  template struct TanhNormalMode<T>;
+FASTRL_INSTANTIATE(float)
+FASTRL_INSTANTIATE(double)
+
+}  // namespace fastrl

@@ -1,0 +1,143 @@
+// Tanh-Gaussian policy head: u = mean + e^log_std eps, action = bias + scale tanh(u), its log-probability, and their
+// gradients. Float32 data are worked on in float32, but for u and the sum of a row; those of a given action in float64.
+#pragma once
+
+#include "normal.h"
+
+namespace fastrl {
+
+// ---------------------------------------------------------------- the maths
+constexpr double kLog2 = 0.69314718055994530942;
+
+// Of w = e^{-2|u|}: tanh u, 1 - tanh^2 u = 4 w / (1 + w)^2, which rounds to 0 only where w does, and log(1 + w).
+template <class R>
+struct Squashed {
+  R t, slope, log1p_w;
+};
+template <class R>
+FASTRL_HD FASTRL_INLINE Squashed<R> squash(R u) {
+  const R one = 1, two = 2;
+  const ExpPair<R> w = exp_pair(u < 0 ? two * u : -two * u);
+  const R a = one + w.e, b = two + w.e, inverse = one / (a * b);  // one division for 1 / (1 + w) and 1 / (2 + w)
+  const R t = -w.minus_1 * (inverse * b), w_a = w.e * (inverse * b);
+  return {u < 0 ? -t : t, R(4) * w_a * (inverse * b), log_ratio(w.e * (inverse * a))};
+}
+
+// NaN stays NaN.
+template <class R>
+FASTRL_HD FASTRL_INLINE R clamp(R x, R low, R high) {
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
+// e^log_std; beyond +-700 it is 0 or infinite as a float32.
+FASTRL_HD FASTRL_INLINE double sigma_of(float log_std) {
+  return exp_rough(static_cast<double>(clamp(log_std, -700.0f, 700.0f)));
+}
+FASTRL_HD FASTRL_INLINE double sigma_of(double log_std) { return exp_bounded(log_std); }
+
+// The number of a row's element that does not need 1 - tanh^2; the rest is 2 log(1 + w), or minus log(scale (1 -
+// tanh^2) + epsilon) (then abs_u is 0), and minus log_prob_constant.
+FASTRL_HD FASTRL_INLINE double log_prob_part(double u, double eps, double log_std, double abs_u) {
+  return abs_u * (u < 0 ? -u : u) - 0.5 * eps * eps - log_std;
+}
+FASTRL_HD FASTRL_INLINE double log_prob_constant(double scale, bool stable) {
+  return kHalfLog2Pi + (stable ? 2.0 * kLog2 + log_positive(scale) : 0.0);
+}
+
+// d loss / d u, from the gradients of action and log_prob.
+template <class R>
+FASTRL_HD FASTRL_INLINE R squash_grad(const Squashed<R>& q, R scale, R epsilon, R grad_action, R grad_log_prob) {
+  const R width = scale * q.slope, share = epsilon > 0 ? width / (width + epsilon) : R(1);
+  return grad_action * width + grad_log_prob * (R(2) * q.t) * share;
+}
+
+// A dimension's bounds; an action at one, or beyond, is taken at first_in or last_in.
+struct Bound {
+  double low, high, first_in, last_in;
+  FASTRL_HD double scale() const { return 0.5 * high - 0.5 * low; }
+  FASTRL_HD double bias() const { return 0.5 * high + 0.5 * low; }
+};
+
+// What a given action stands for: x = tanh u = (action - bias) / scale; width = scale (1 - x^2).
+struct Unsquashed {
+  double z, inverse_sigma, x, width, log_width;
+};
+FASTRL_HD FASTRL_INLINE Unsquashed unsquash(double mean, double log_std, double action, double low, double high,
+                                            double first_in, double last_in) {
+  const double poison = 0.0 * mean + 0.0 * log_std + 0.0 * action;
+  const double scale = 0.5 * high - 0.5 * low, bias = 0.5 * high + 0.5 * low;
+  const double a = clamp(action, first_in, last_in), x = (a - bias) / scale, abs_x = x < 0 ? -x : x;
+  // 1 - |x|, without rounding near the bound.
+  const double below = a - low, above = high - a, near = (below < above ? below : above) / scale;
+  const bool tiny = near < 0x1p-1000;  // 2 |x| / near must not overflow
+  const double odds = 2.0 * abs_x / (tiny ? near * 0x1p200 : near);
+  const double two_u = log1p_positive(odds < 0x1p1023 ? odds : 0x1p1023) + (tiny ? 200.0 * kLog2 : 0.0);
+  const double inverse = exp_bounded(-log_std), u = x < 0 ? -0.5 * two_u : 0.5 * two_u;
+  return {(u - mean) * inverse + poison, inverse, x, scale * near * (1.0 + abs_x),
+          log_positive(scale) + 2.0 * log1p_positive(abs_x) - two_u};
+}
+
+FASTRL_HD FASTRL_INLINE double unsquashed_log_prob(const Unsquashed& s, double log_std, double epsilon) {
+  const double log_width = epsilon > 0 ? log_positive(s.width + epsilon) : s.log_width;
+  return -0.5 * s.z * s.z - log_std - kHalfLog2Pi - log_width;
+}
+
+// d log_prob / d action.
+FASTRL_HD FASTRL_INLINE double unsquashed_grad(const Unsquashed& s, double epsilon) {
+  const double share = epsilon > 0 ? s.width / (s.width + epsilon) : 1.0;
+  return (2.0 * s.x * share - s.z * s.inverse_sigma) / s.width;
+}
+
+// ---------------------------------------------------------------- the CPU drivers: rows [begin, end)
+// Outputs are contiguous. `bounds` is of the columns; log_std is clamped to its own; epsilon 0: the stable form.
+struct TanhNormal {
+  int64_t columns;
+  const Bound* bounds;
+  double log_std_min, log_std_max, epsilon;
+};
+
+template <class T>
+struct TanhNormalSample : TanhNormal {
+  Columns mean, log_std, noise;  // noise.data null: drawn as by NormalSample
+  uint64_t seed, counter;
+  T *action, *log_prob, *u, *scaled_noise;  // u, e^log_std eps: for the gradient; null: not wanted
+  void operator()(int64_t begin, int64_t end) const;
+};
+
+// The gradient of log_std as in normal.h: written or, for one of shape [columns], added to `sums`.
+template <class T>
+struct TanhNormalSampleGrad : TanhNormal {
+  const T *u, *scaled_noise;
+  Columns log_std, grad_action;  // grad_action.data null: 0
+  const T* grad_log_prob;        // null: 0
+  T *grad_mean, *grad_log_std;
+  double* sums;
+  void operator()(int64_t begin, int64_t end) const;
+};
+
+template <class T>
+struct TanhNormalLogProb : TanhNormal {
+  Columns mean, log_std, action;
+  T* log_prob;
+  void operator()(int64_t begin, int64_t end) const;
+};
+
+template <class T>
+struct TanhNormalLogProbGrad : TanhNormal {
+  Columns mean, log_std, action;
+  const T* grad_log_prob;
+  T *grad_mean, *grad_log_std, *grad_action;
+  double* sums;
+  void operator()(int64_t begin, int64_t end) const;
+};
+
+// action = bias + scale tanh(mean), or, where grad_action.data is not null, its gradient.
+template <class T>
+struct TanhNormalMode : TanhNormal {
+  Columns mean, grad_action;
+  T* out;
+  void operator()(int64_t begin, int64_t end) const;
+};
+
+}  // namespace fastrl

@@ -1,0 +1,124 @@
+"""Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv:1509.02971), with switches in any combination:
+
+noise        gaussian, or the paper's Ornstein-Uhlenbeck process
+prioritized  Schaul et al. 2016, arXiv:1511.05952
+n_step       Sutton and Barto 2018, section 7.1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.agents.agent import Env
+from fastrl.agents.config import check_range
+from fastrl.agents.envs import Transition
+from fastrl.agents.off_policy import INF, ContinuousConfig, DeterministicActorAgent
+
+
+@dataclass(frozen=True)
+class DDPGConfig(ContinuousConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [L] Lillicrap et al. 2016, [C] CleanRL's ddpg_continuous_action, [S] Stable-Baselines3's DDPG.
+    # The string under a setting is its help on the command line.
+    learning_rate: float = 1e-3  # [L] [S]
+    """Of the critic's Adam, at the start."""
+    actor_learning_rate: float = 1e-3  # [S]
+    """Of the actor's Adam, at the start; falls in the same proportion as the critic's."""
+    noise: Literal["gaussian", "ou"] = "gaussian"  # [C]; [L] has ou
+    """Of the exploration: independent from step to step, or an Ornstein-Uhlenbeck process, begun anew each episode."""
+    noise_std: float = 0.1  # [C]
+    """Standard deviation of the noise, or of the process's increments, where the actions' range is [-1, 1]."""
+    ou_theta: float = 0.15  # [L]
+    """How much of its value the Ornstein-Uhlenbeck process loses in a step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 0, INF, "noise_std")
+        check_range(self, 1e-12, 1, "ou_theta")
+
+
+class DDPG(DeterministicActorAgent[DDPGConfig]):
+    """An agent for bounded Box actions; observations are Boxes, which an MLP sees flattened.
+
+    `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
+    overrides set the hyperparameters of `DDPGConfig`.  Raises InputError for anything that cannot work.
+
+    >>> agent = DDPG("Pendulum-v1", seed=0, noise="ou").learn(20_000)
+    >>> agent.evaluate().mean()
+    """
+
+    algorithm = "ddpg"
+    config_class = DDPGConfig
+    n_critics = 1
+
+    def __init__(self, env: Env, config: DDPGConfig | None = None, **overrides: Any) -> None:
+        super().__init__(env, config, **overrides)
+        c = self.config
+        self.ou = OrnsteinUhlenbeck((c.num_envs, self.n_actions), c.noise_std, c.ou_theta) if c.noise == "ou" else None
+
+    def _update(self) -> None:
+        """One gradient step of the critic and of the actor, and then the targets' turn.
+
+        y = sum_{k<m} gamma^k r_k + gamma^m (1 - terminated) Q_target(s', mu_target(s')), where s' is m <= n_step steps
+        on, at the end of the episode at most.  Truncation does not stop the bootstrap.
+        Critic: L = mean_i w_i (Q(s_i, a_i) - y_i)^2.  Actor: L = - mean_i Q(s_i, mu(s_i)).
+        """
+        batch, obs, next_obs = self._sample()
+        next_q = self.target_critics(next_obs, self.target_actor(next_obs).tanh())[0]
+        y = batch.reward + batch.discount * next_q
+        self._critic_step(obs, batch.action, y, batch)
+        self._deterministic_actor_step(obs)
+        self._update_targets()
+        self.n_updates += 1
+
+    def _explore(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
+        mean = self._mode(obs)
+        if self.ou is None:
+            noise = self.config.noise_std * rng.standard_normal(mean.shape, np.float32)
+        elif rng is self.rng:
+            noise = self.ou.step(rng)
+        else:  # a prediction is no step of the process
+            noise = self.ou.stationary_std * rng.standard_normal(mean.shape, np.float32)
+        action: NDArray[np.float32] = np.clip(mean + noise, -1, 1)
+        return action
+
+    def _after_step(self, transition: Transition) -> None:
+        if self.ou is not None:
+            self.ou.reset(transition.terminated | transition.truncated)
+
+    def _switches(self) -> list[str]:
+        return ["Ornstein-Uhlenbeck noise"] * (self.ou is not None) + super()._switches()
+
+    def _parts(self) -> dict[str, Any]:
+        return {**super()._parts(), **({} if self.ou is None else {"ou": self.ou})}
+
+
+class OrnsteinUhlenbeck:
+    """x <- (1 - theta) x + std N(0, 1) in every element of ``[num_envs, A]``, from 0 in each episode.
+
+    That is the process of Uhlenbeck and Ornstein (1930) in time steps of 1, as in section 7 of the paper.  In the long
+    run x has the standard deviation std / sqrt(theta (2 - theta)).
+    """
+
+    def __init__(self, shape: tuple[int, int], std: float, theta: float) -> None:
+        self.x = np.zeros(shape, np.float32)
+        self.std, self.theta = std, theta
+        self.stationary_std = std / (theta * (2 - theta)) ** 0.5
+
+    def step(self, rng: np.random.Generator) -> NDArray[np.float32]:
+        self.x += self.std * rng.standard_normal(self.x.shape, np.float32) - self.theta * self.x
+        return self.x
+
+    def reset(self, which: NDArray[np.bool_]) -> None:
+        self.x[which] = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"x": self.x.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.x[:] = state["x"]

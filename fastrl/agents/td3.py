@@ -1,0 +1,84 @@
+"""Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, arXiv:1802.09477), with two switches:
+
+prioritized  Schaul et al. 2016, arXiv:1511.05952
+n_step       Sutton and Barto 2018, section 7.1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastrl.agents.config import check_range
+from fastrl.agents.off_policy import INF, ContinuousConfig, DeterministicActorAgent
+
+
+@dataclass(frozen=True)
+class TD3Config(ContinuousConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [F] Fujimoto et al. 2018, [C] CleanRL's td3_continuous_action, [S] Stable-Baselines3's TD3.
+    # The string under a setting is its help on the command line.
+    learning_rate: float = 1e-3  # [F] [S]
+    """Of the critics' Adam, at the start."""
+    actor_learning_rate: float = 1e-3  # [F] [S]
+    """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
+    policy_delay: int = 2  # [F] [C] [S]
+    """Updates of the critics from one of the actor and the targets to the next."""
+    exploration_noise: float = 0.1  # [F] [C]
+    """Standard deviation of the Gaussian noise on the actions, where their range is [-1, 1]."""
+    target_noise: float = 0.2  # [F] [C] [S]
+    """Standard deviation of the noise on the target actor's actions, in the same units."""
+    target_noise_clip: float = 0.5  # [F] [C] [S]
+    """That noise is clipped to at most this much either way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, INF, "policy_delay")
+        check_range(self, 0, INF, "exploration_noise", "target_noise", "target_noise_clip")
+
+
+class TD3(DeterministicActorAgent[TD3Config]):
+    """An agent for bounded Box actions; observations are Boxes, which an MLP sees flattened.
+
+    `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
+    overrides set the hyperparameters of `TD3Config`.  Raises InputError for anything that cannot work.
+
+    >>> agent = TD3("Pendulum-v1", seed=0).learn(20_000)
+    >>> agent.evaluate().mean()
+    """
+
+    algorithm = "td3"
+    config_class = TD3Config
+    n_critics = 2
+
+    def _update(self) -> None:
+        """One gradient step of the critics, and every `policy_delay` times one of the actor and the targets' turn.
+
+        y = sum_{k<m} gamma^k r_k + gamma^m (1 - terminated) min_k Q_target,k(s', a'), where s' is m <= n_step steps on,
+        at the end of the episode at most, a' = clip(mu_target(s') + clip(eps, -c, c), -1, 1) and eps is Gaussian.
+        Truncation does not stop the bootstrap.
+        Critics: L = sum_k mean_i w_i (Q_k(s_i, a_i) - y_i)^2.  Actor: L = - mean_i Q_1(s_i, mu(s_i)).
+        """
+        c = self.config
+        batch, obs, next_obs = self._sample()
+        noise = c.target_noise * self.rng.standard_normal((c.batch_size, self.n_actions), np.float32)
+        noise = noise.clip(-c.target_noise_clip, c.target_noise_clip)
+        next_action = self.target_actor(next_obs).tanh() + torch.from_numpy(noise).to(self.device)
+        next_q = self.target_critics(next_obs, next_action.clamp_(-1, 1)).amin(0)
+        y = batch.reward + batch.discount * next_q
+        self._critic_step(obs, batch.action, y, batch)
+        self.n_updates += 1
+        if self.n_updates % c.policy_delay == 0:
+            self._deterministic_actor_step(obs)
+            self._update_targets()
+
+    def _explore(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
+        mean = self._mode(obs)
+        noise = self.config.exploration_noise * rng.standard_normal(mean.shape, np.float32)
+        action: NDArray[np.float32] = np.clip(mean + noise, -1, 1)
+        return action

@@ -1,0 +1,259 @@
+"""Trust region policy optimization (Schulman et al. 2015, arXiv:1502.05477): natural gradient steps of bounded KL.
+
+Advantages are GAE's (Schulman et al. 2016, arXiv:1506.02438).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fastrl.agents.adam import Adam
+from fastrl.agents.agent import Agent, Env
+from fastrl.agents.config import InputError, check_range
+from fastrl.agents.networks import regression_gradient
+from fastrl.agents.policies import Activation, ActorCritic
+from fastrl.agents.rollout import Minibatches, RewardScaling, Rollout, normalized
+from fastrl.agents.training import check_loss
+from fastrl.kernels import FisherVectorProduct, Generator, line_search, natural_gradient_step
+
+INF = float("inf")
+CG_STATUS = ("converged", "max_iter", "negative_curvature", "breakdown")
+
+
+@dataclass(frozen=True)
+class TRPOConfig:
+    """Hyperparameters.  The learning rate is the value network's: the policy's step has its length from max_kl."""
+
+    # Sources: [S] Schulman et al. 2015, [G] Schulman et al. 2016, [C] sb3-contrib's TRPO, [Z] rl-baselines3-zoo's
+    # settings of it for CartPole-v1, [T] tuned here on CartPole-v1.
+    # The string under a setting is its help on the command line.
+    num_envs: int = 8  # [T]; [Z] has 2
+    """Environments stepped together."""
+    n_steps: int = 128  # [T]; [Z] has 512, of as many steps in all
+    """Steps of each environment from one update to the next."""
+    max_kl: float = 0.01  # [S]
+    """No update moves the policy by more than this mean KL(old || new), at the start."""
+    max_kl_end: float = 1e-3  # [T]; the same as max_kl in [S]
+    """The same from learning_rate_steps on: at the bound, a policy that is good already still moves at random."""
+    cg_iterations: int = 15  # [C]; [S] has 10
+    """Of conjugate gradient, at most."""
+    cg_damping: float = 1e-3  # [Z]
+    """Added to the diagonal of the Fisher matrix."""
+    cg_rtol: float = 1e-5  # [C]: 1e-10 of the residual's square
+    """Conjugate gradient stops when the residual is this small relative to the gradient."""
+    backtracks: int = 10  # [S] [C]
+    """How often the line search makes the step shorter, at most."""
+    backtrack: float = 0.8  # [C]
+    """By this factor."""
+    value_epochs: int = 20  # [Z]
+    """Passes over the n_steps x num_envs steps to fit the value, in an update."""
+    minibatches: int = 8  # [C]: of 128 steps; [Z] has 2
+    """Equal parts of a pass, a gradient step each."""
+    hidden: tuple[int, ...] = (64, 64)  # [C]
+    """Sizes of the hidden layers, of the policy and of the value network."""
+    activation: Activation = "tanh"  # [S]
+    """Of the hidden layers: tanh or relu."""
+    learning_rate: float = 1e-3  # [C]
+    """Of Adam, at the start."""
+    learning_rate_end: float = 1e-3  # [C]
+    """Of Adam, from learning_rate_steps on."""
+    learning_rate_steps: int = 100_000
+    """Environment steps over which the learning rate and max_kl fall linearly."""
+    adam_eps: float = 1e-5  # [C]
+    """Of Adam: added to the root of the second moment."""
+    gamma: float = 0.98  # [T]; [S] [Z] have 0.99
+    """Discount."""
+    gae_lambda: float = 0.95  # [C]; [Z] has 0.98
+    """lambda of GAE: 0 is the one-step TD error, 1 the whole return."""
+    normalize_advantages: bool = True  # [C]
+    """Mean 0 and standard deviation 1 within each update."""
+    log_std: float = 0.0  # [C]
+    """Log of the standard deviation of continuous actions, at the start."""
+    normalize_obs: bool = False
+    """Observations are shifted and scaled to mean 0 and variance 1, as seen so far."""
+    normalize_rewards: bool = False
+    """Rewards are divided by the standard deviation of the discounted return, as seen so far."""
+    seed: int = 0
+    """Of everything random: environments, initial weights, actions, minibatches."""
+    device: str = "cpu"
+    """cpu, cuda or auto; small networks are faster on the CPU."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, 2**16, "num_envs", "hidden", "minibatches")
+        check_range(self, 1, 10**9, "n_steps", "cg_iterations", "backtracks", "value_epochs", "learning_rate_steps")
+        check_range(self, 0, 1, "gamma", "gae_lambda")
+        check_range(self, 0, INF, "learning_rate_end", "cg_damping", "cg_rtol")
+        check_range(self, 1e-12, INF, "learning_rate", "adam_eps", "max_kl", "max_kl_end")
+        check_range(self, 1e-3, 0.999, "backtrack")
+        check_range(self, -20, 5, "log_std")
+        check_range(self, 0, 2**63 - 1, "seed")
+        if not self.hidden:
+            raise InputError("TRPOConfig: hidden must name at least one layer, got ()")
+
+
+class TRPO(Agent[TRPOConfig]):
+    """An agent for discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+
+    `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
+    overrides set the hyperparameters of `TRPOConfig`.  Raises InputError for anything that cannot work.
+
+    >>> agent = TRPO("CartPole-v1", seed=0).learn(100_000)
+    >>> agent.evaluate().mean()
+    """
+
+    algorithm = "trpo"
+    config_class = TRPOConfig
+
+    def __init__(self, env: Env, config: TRPOConfig | None = None, **overrides: Any) -> None:
+        super().__init__(env, config, **overrides)
+        c, envs = self.config, self.envs
+        self.policy = ActorCritic(
+            envs.observation_space,
+            envs.action_space,
+            c.hidden,
+            activation=c.activation,
+            log_std=c.log_std,
+            normalize_obs=c.normalize_obs,
+            seed=c.seed,
+            device=self.device,
+        )
+        assert self.policy.critic is not None
+        # The policy's parameters come first in the vector of all, the value network's follow.
+        vector, gradient = self.policy.flat
+        n = vector.numel() - sum(p.numel() for p in self.policy.critic.parameters())
+        self.theta, self._theta_grad = vector.data[:n], gradient[:n]
+        value_vector = nn.Parameter(vector.data[n:])
+        value_vector.grad = gradient[n:]
+        self.optimizer = Adam([value_vector], lr=c.learning_rate, eps=c.adam_eps)
+        self._fisher: FisherVectorProduct | None = None
+        self.rollout = Rollout(envs, self.policy, c.n_steps)
+        self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
+        self.generator = Generator(c.seed, self.device)  # of the actions
+        self._predict_generator = Generator(c.seed, self.device)
+        names = ("loss", "policy_loss", "value_loss", "entropy", "kl", "step_fraction", "cg_iterations", "cg_status")
+        self._log = dict.fromkeys(names, 0.0)  # step_fraction: of the whole step; cg_status: its place in CG_STATUS
+
+    @property
+    def max_kl(self) -> float:
+        """The bound of an update now: linear from max_kl to max_kl_end."""
+        c = self.config
+        return self._linear(c.max_kl, c.max_kl_end, c.learning_rate_steps)
+
+    def _iterate(self) -> None:
+        c = self.config
+        self.rollout.collect(self.generator)
+        self.steps += c.n_steps * c.num_envs
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate
+        self._update()
+
+    def _update(self) -> None:
+        """One step of the policy, then `value_epochs` passes that fit the value; both learn from the whole rollout.
+
+        The advantages A_t and the value's targets G_t = A_t + V(s_t) are GAE's, of the values before the update.
+        """
+        c, r = self.config, self.rollout
+        advantages, returns, _ = r.advantages(c.gamma, c.gae_lambda, self.scale_rewards)
+        obs, action, _, advantage, target = r.batch(advantages, returns)
+        if len(obs):  # a rollout can hold nothing but resets
+            if c.normalize_advantages:
+                advantage = normalized(advantage)
+            self._log = self._improve_policy(obs, action, advantage)
+            self._log["value_loss"] = self._fit_value(obs, target)
+            self._log["loss"] = self._log["policy_loss"] + self._log["value_loss"]
+            check_loss(self._log["loss"], self.steps, self.policy.flat[0])
+        self.n_updates += 1
+        if self.policy.moments is not None:  # only now: the update sees observations as they were when acted on
+            self.policy.moments.update(r.real(r.obs))
+
+    def _improve_policy(self, obs: Tensor, action: Tensor, advantage: Tensor) -> dict[str, float]:
+        """maximise L(theta) = mean rho A  subject to  D(theta) = mean KL(pi_old(.|s) || pi_theta(.|s)) <= max_kl.
+
+        (Schulman et al. 2015, eq. 14, section 6 and appendix C.)  With rho = pi_theta(a|s) / pi_old(a|s), means over
+        the rollout, g the gradient of L and F the Hessian of D at the old parameters, conjugate gradient solves
+        (F + damping) x = g, and the step is sqrt(2 max_kl / x^T (F + damping) x) x.  The line search shortens it
+        until L is better than before and D <= max_kl; otherwise the policy stays as it is.  So it does if D, measured
+        once more when the parameters have their new values, is not within max_kl all the same.
+        """
+        c, policy, theta, max_kl = self.config, self.policy, self.theta, self.max_kl
+        old_theta = theta.clone()
+        old_log_std = None if policy.log_std is None else policy.log_std.detach().double()
+        out = policy.actor(policy.trunk(obs))
+        log_prob, entropy = policy.log_prob_entropy(out, action)
+        # What follows is relative to these.  The KL is computed in float64: it is a small difference of large terms.
+        old_out, old_log_prob = out.detach().double(), log_prob.detach()
+        surrogate = ((log_prob - old_log_prob).exp() * advantage).mean()
+
+        @torch.no_grad()
+        def evaluate(candidate: Tensor) -> tuple[float, float]:
+            theta.copy_(candidate)
+            out = policy.actor(policy.trunk(obs))
+            log_prob, _ = policy.log_prob_entropy(out, action)
+            gain = ((log_prob - old_log_prob).exp() * advantage).mean()
+            return gain.item(), policy.kl(old_out, old_log_std, out.double()).mean().item()
+
+        self._theta_grad.zero_()
+        surrogate.backward()  # type: ignore[no-untyped-call]
+        g = self._theta_grad.clone()
+        if self._fisher is None:
+            parameters = [x for name, x in policy.named_parameters() if not name.startswith("critic.")]
+            self._fisher = FisherVectorProduct(policy, obs, c.cg_damping, parameters=parameters)
+        else:
+            self._fisher.refresh(obs)
+        step, info = natural_gradient_step(self._fisher, g, max_kl=max_kl, max_iter=c.cg_iterations, rtol=c.cg_rtol)
+        before = surrogate.item()
+        gain, kl, fraction = before, 0.0, 0.0
+        if info.scale > 0:
+            found = line_search(
+                evaluate,
+                old_theta,
+                step,
+                expected_improvement=torch.dot(g, step).item(),
+                max_kl=max_kl,
+                max_backtracks=c.backtracks,
+                backtrack=c.backtrack,
+                surrogate=before,
+            )
+            if found.accepted:
+                gain, kl = evaluate(found.params)
+                fraction = found.fraction
+            if not (found.accepted and kl <= max_kl and math.isfinite(gain)):
+                theta.copy_(old_theta)
+                gain, kl, fraction = before, 0.0, 0.0
+        return {
+            "policy_loss": -gain,
+            "entropy": entropy.mean().item(),
+            "kl": max(kl, 0.0),  # rounded
+            "step_fraction": fraction,
+            "cg_iterations": float(info.iterations),
+            "cg_status": float(CG_STATUS.index(info.status)),
+        }
+
+    def _fit_value(self, obs: Tensor, target: Tensor) -> float:
+        """`value_epochs` passes of Adam on mean (V(s) - G)^2 / 2; returns that of the last minibatch."""
+        c, policy = self.config, self.policy
+        assert policy.critic is not None
+        one_pass = Minibatches([obs, target], c.minibatches, self.rng)
+        for _ in range(c.value_epochs):
+            for x, y in one_pass:
+                loss = regression_gradient(policy.critic, policy.trunk(x), y)
+                self.optimizer.step()
+        return float(loss.item())
+
+    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
+        return self.policy.predict(obs, None if deterministic else self._predict_generator)
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "generator": self.generator,
+            "obs_moments": self.policy.moments,
+            "reward_scaling": self.scale_rewards,
+        }
+        return {name: part for name, part in parts.items() if part is not None}

@@ -1,0 +1,292 @@
+"""Adam for lists of parameters: one call and one pass."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from typing import Any
+
+import numpy as np
+
+from fastrl import _backend
+from fastrl.kernels import _arrays
+
+_FLOATS = ("float32", "float64")
+_LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "steps")
+
+
+def adam_step(
+    params: Any,
+    grads: Any,
+    exp_avgs: Any,
+    exp_avg_sqs: Any,
+    steps: Any,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> None:
+    """One step of Adam down the gradients g of all parameters p of a list, in place.
+
+        t <- t + 1
+        g <- g + weight_decay p
+        m <- m + (1 - beta1) (g - m)
+        v <- beta2 v + (1 - beta2) g^2
+        p <- p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
+
+    The state is that of ``torch.optim.Adam``, and either can go on where the other stopped: the results agree within
+    the rounding of single steps (in C++, on processors with fused multiply-add, m and v are as a rule those of torch's
+    fused Adam to the bit).  They depend neither on strides nor on the number of threads.
+
+    As under ``torch.no_grad()`` no gradient is recorded, and torch is told that the parameters changed, so that a
+    backward pass through their old values raises.  torch.compile breaks its graph at the call.
+
+    CUDA tensors are checked and given to torch's own fused kernel (one launch for many tensors; can be captured in a
+    CUDA graph): they must have no gaps, and `steps` must be float32.
+
+    Args:
+        params: list or tuple of p, NumPy arrays or torch tensors, all arrays of a call of one kind and device; float32
+            or float64; any strides.  Empty lists and arrays are left as they are.
+        grads, exp_avgs, exp_avg_sqs: lists of g, m and v, each like its p.  g is only read; m and v start from zeros.
+        steps: list of arrays without dimensions, float32 or float64, each t of one parameter; 0 to start with.
+        lr, eps, weight_decay: finite, >= 0.  On CUDA `lr` may be a tensor without dimensions, which a captured graph
+            reads anew at each replay.
+        beta1, beta2: in [0, 1).
+
+    Raises:
+        TypeError: a wrong type, or another kind of array.
+        ValueError: a wrong length, dtype, shape or device; a number out of range; a step that is negative or NaN (on
+            CUDA nothing waits for the device to check that); an array that is not aligned, or is to be written and is
+            read-only or shares memory with another array of the call.  Views that only interleave (two columns of a
+            matrix) count as sharing.
+        Nothing is written in any of these cases.
+
+    Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
+    """
+    _backend_for(params).adam_step(params, grads, exp_avgs, exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay)
+    torch = sys.modules.get("torch")
+    if torch is not None and params and isinstance(params[0], torch.Tensor):
+        torch.autograd.graph.increment_version(params)
+
+
+def adam_step_reference(
+    params: Any,
+    grads: Any,
+    exp_avgs: Any,
+    exp_avg_sqs: Any,
+    steps: Any,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> None:
+    """`adam_step` in NumPy."""
+    reference.adam_step(params, grads, exp_avgs, exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay)
+
+
+class ReferenceAdam:
+    """The arguments of a call, taken in and checked, and the arithmetic; the Numba backend replaces the arithmetic."""
+
+    def adam_step(
+        self, params: Any, grads: Any, exp_avgs: Any, exp_avg_sqs: Any, steps: Any,
+        lr: Any, beta1: Any, beta2: Any, eps: Any, weight_decay: Any,
+    ) -> None:  # fmt: skip
+        lists = self._load_lists(dict(zip(_LISTS, (params, grads, exp_avgs, exp_avg_sqs, steps), strict=True)))
+        lr = self._rate(lr, params)
+        beta1, beta2 = _number("beta1", beta1, below_1=True), _number("beta2", beta2, below_1=True)
+        eps, weight_decay = _number("eps", eps), _number("weight_decay", weight_decay)
+        _check_apart(lists)
+        if params:
+            self._update_all(lists, lr, beta1, beta2, eps, weight_decay)
+
+    def _load_lists(self, lists: dict[str, Any]) -> dict[str, list[Any]]:
+        params = lists["params"]
+        for name, arrays in lists.items():
+            if not isinstance(arrays, (list, tuple)):
+                raise TypeError(f"adam_step: {name} must be a list or tuple of arrays, got {type(arrays).__name__}")
+            if len(arrays) != len(params):
+                raise ValueError(f"adam_step: {name} must have {len(params)} arrays like params, got {len(arrays)}")
+        loaded: dict[str, list[Any]] = {name: [] for name in lists}
+        for i in range(len(params)):
+            for name, arrays in lists.items():
+                where = f"adam_step: {name}[{i}]"
+                array = self._load(arrays[i], where, params[0])
+                like = array if name == "params" else loaded["params"][i]
+                shape, wanted = tuple(array.shape), tuple(like.shape)
+                if name == "steps":
+                    if shape != ():
+                        raise ValueError(f"{where} must have shape (), got {shape}")
+                elif array.dtype != like.dtype:
+                    raise ValueError(f"{where} must have dtype {_dtype(like)} like params[{i}], got {_dtype(array)}")
+                elif shape != wanted:
+                    raise ValueError(f"{where} must have shape {wanted} like params[{i}], got {shape}")
+                self._check_memory(array, where, name, like)
+                loaded[name].append(array)
+        return loaded
+
+    # What differs between NumPy and torch.
+    def _load(self, obj: Any, where: str, first: Any) -> Any:
+        array = _arrays.load(obj, where, _FLOATS)
+        kind, wanted = _arrays.kind_name(obj), _arrays.kind_name(first)
+        if kind != wanted:
+            raise TypeError(f"{where} must be a {wanted} like params[0], got a {kind}")
+        return array
+
+    def _check_memory(self, array: Any, where: str, name: str, first: Any) -> None:
+        if not array.flags.aligned:
+            raise ValueError(f"{where} must be aligned")
+        if name == "grads":
+            return
+        if not array.flags.writeable:
+            raise ValueError(f"{where} must be writable")
+        if array.size and any(s == 0 and n > 1 for s, n in zip(array.strides, array.shape, strict=True)):
+            raise ValueError(f"{where} must not overlap itself")
+
+    def _rate(self, lr: Any, params: Any) -> Any:
+        return _number("lr", lr)
+
+    def _update_all(
+        self, lists: dict[str, list[Any]], lr: float, beta1: float, beta2: float, eps: float, decay: float
+    ) -> None:
+        for i, step in enumerate(lists["steps"]):
+            if not step >= 0:
+                raise ValueError(f"adam_step: steps[{i}] must be >= 0, got {float(step)!r}")
+        for p, g, m, v, step in zip(*lists.values(), strict=True):
+            step += 1
+            t = float(step)
+            bias1, bias2 = 1 - beta1**t, 1 - beta2**t
+            with np.errstate(all="ignore"):
+                self._update(p, g, m, v, decay, 1 - beta1, beta2, 1 - beta2, 1 / math.sqrt(bias2), eps, lr / bias1)
+
+    def _update(
+        self, p: Any, g: Any, m: Any, v: Any, decay: float, weight1: float, beta2: float, weight2: float,
+        inverse_root: float, eps: float, size: float,
+    ) -> None:  # fmt: skip
+        if decay:
+            g = g + decay * p
+        # From the nearer end, as torch has it.
+        m[...] = m + weight1 * (g - m) if weight1 < 0.5 else g - (1 - weight1) * (g - m)
+        v[...] = v * beta2 + weight2 * g * g
+        p -= size * m / (np.sqrt(v) * inverse_root + eps)
+
+
+class TorchAdam(ReferenceAdam):
+    """CUDA tensors: torch's own multi-tensor kernel, after the same checks."""
+
+    def __init__(self, torch: Any) -> None:
+        self.torch = torch
+
+    def _load(self, obj: Any, where: str, first: Any) -> Any:
+        return _arrays.load_tensor(obj, where, _FLOATS, first, "params[0]")
+
+    def _check_memory(self, array: Any, where: str, name: str, first: Any) -> None:
+        if name == "steps":
+            if array.dtype != self.torch.float32:  # torch's kernel reads no other
+                raise ValueError(f"{where} must have dtype float32, got {_dtype(array)}")
+        elif array.stride() != first.stride() or not _is_dense(array):
+            raise ValueError(f"{where} must have no gaps on CUDA, and one order of dimensions in all lists")
+
+    def _rate(self, lr: Any, params: Any) -> Any:
+        if not isinstance(lr, self.torch.Tensor) or not params:
+            return super()._rate(lr, params)
+        lr = self._load(lr, "adam_step: lr", params[0])
+        if lr.ndim:
+            raise ValueError(f"adam_step: lr must have shape (), got {tuple(lr.shape)}")
+        return lr
+
+    def _update_all(
+        self, lists: dict[str, list[Any]], lr: Any, beta1: float, beta2: float, eps: float, decay: float
+    ) -> None:
+        self.torch._foreach_add_(lists["steps"], 1)
+        for dtype in {p.dtype for p in lists["params"]}:  # a call takes one
+            chosen = [[x for x, p in zip(arrays, lists["params"], strict=True) if p.dtype == dtype]
+                      for arrays in lists.values()]  # fmt: skip
+            self.torch._fused_adam_(
+                *chosen[:4], [], chosen[4], lr=lr, beta1=beta1, beta2=beta2, weight_decay=decay, eps=eps,
+                amsgrad=False, maximize=False,
+            )  # fmt: skip
+
+
+def _dtype(array: Any) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _number(name: str, value: Any, below_1: bool = False) -> float:
+    if not _arrays.is_number(value):
+        raise TypeError(f"adam_step: {name} must be a float, got {type(value).__name__}")
+    number = _arrays.to_float(value)
+    if not 0 <= number < (1 if below_1 else math.inf):
+        raise ValueError(f"adam_step: {name} must be {'in [0, 1)' if below_1 else 'finite and >= 0'}, got {number!r}")
+    return number
+
+
+def _layout(array: Any) -> tuple[int, int, list[tuple[int, int]]]:
+    """Address, bytes of an item, and (stride in bytes, length) of each dimension longer than 1."""
+    if isinstance(array, np.ndarray):
+        address, size, strides = array.__array_interface__["data"][0], array.itemsize, array.strides
+    else:
+        address, size = array.data_ptr(), array.element_size()
+        strides = tuple(s * size for s in array.stride())
+    return address, size, [(s, n) for s, n in zip(strides, array.shape, strict=True) if n != 1]
+
+
+def _is_dense(array: Any) -> bool:
+    """Whether the items fill their memory without a gap or an overlap, in any order of the dimensions."""
+    _, expected, dims = _layout(array)
+    for stride, length in sorted(dims):
+        if stride != expected and 0 not in array.shape:
+            return False
+        expected *= length
+    return True
+
+
+def _check_apart(lists: dict[str, list[Any]]) -> None:
+    """Nothing that is written shares memory with another array of the call."""
+    extents = []
+    places = [(i, name) for i in range(len(lists["params"])) for name in lists]
+    for position, (i, name) in enumerate(places):
+        array = lists[name][i]
+        if 0 in array.shape:
+            continue
+        address, size, dims = _layout(array)
+        start = address + sum(s * (n - 1) for s, n in dims if s < 0)
+        end = address + size + sum(s * (n - 1) for s, n in dims if s > 0)
+        extents.append((start, position, end, f"{name}[{i}]", name != "grads"))
+    longest: list[Any] = [None, None]  # the one that ends last, of all and of the written, among those seen
+    for extent in sorted(extents):
+        start, position, end, name, written = extent
+        held = longest[0 if written else 1]
+        if held is not None and start < held[2]:
+            low, high = sorted((extent, held), key=lambda e: int(e[1]))
+            raise ValueError(f"adam_step: {high[3]} must not share memory with {low[3]}")
+        for k in (0, 1) if written else (0,):
+            if longest[k] is None or end > longest[k][2]:
+                longest[k] = extent
+
+
+reference = ReferenceAdam()
+
+
+@functools.cache
+def _cpu() -> Any:
+    """What serves NumPy arrays and CPU tensors."""
+    if _backend.CPU_BACKEND == "numba":
+        from fastrl.kernels._numba.adam import NumbaAdam  # not before it is needed
+
+        return NumbaAdam()
+    return _backend._C if _backend.CPU_BACKEND == "cpp" else reference
+
+
+@functools.cache
+def _cuda() -> Any:
+    return TorchAdam(sys.modules["torch"])
+
+
+def _backend_for(arrays: Any) -> Any:
+    on_cuda = isinstance(arrays, (list, tuple)) and arrays and getattr(arrays[0], "is_cuda", False)
+    return _cuda() if on_cuda else _cpu()

@@ -1,0 +1,97 @@
+"""DDPG's update rule by hand, and its two kinds of noise."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastrl.agents import DDPG
+from fastrl.agents.ddpg import OrnsteinUhlenbeck
+
+SMALL = {"hidden": (16, 12), "learning_starts": 40, "batch_size": 16, "buffer_size": 400, "seed": 1}
+
+
+def layers(mlp, k=0):
+    views = [view[k].double() for view in mlp.views()]
+    return list(zip(views[::2], views[1::2], strict=True))
+
+
+def forward(parameters, x):
+    """An MLP by its formula, in float64."""
+    for weight, bias in parameters[:-1]:
+        x = (x @ weight + bias).clamp(min=0)
+    weight, bias = parameters[-1]
+    return x @ weight + bias
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_update_against_hand_computation(n_step, monkeypatch):
+    agent = DDPG("Pendulum-v1", **SMALL, n_step=n_step, actor_learning_rate=1e-3).learn(60, progress=False)
+    agent.target_actor.vector.data.add_(0.1)
+    agent.target_critics.vector.data.sub_(0.1)
+    batch, seen = agent.buffer.sample(16), {}
+    batch = batch._replace(terminated=batch.terminated | (torch.arange(16) % 3 == 0))
+    batch = batch._replace(discount=batch.discount * ~batch.terminated)
+    assert n_step == 1 or batch.discount.unique().numel() > 1
+    monkeypatch.setattr(agent.buffer, "sample", lambda n: batch)
+    step = agent._critic_step
+    monkeypatch.setattr(agent, "_critic_step", lambda o, a, y, b: (seen.update(y=y), step(o, a, y, b)))
+
+    obs, next_obs, action = batch.obs.double(), batch.next_obs.double(), batch.action.double()
+    next_action = forward(layers(agent.target_actor), next_obs).tanh()
+    next_q = forward(layers(agent.target_critics), torch.cat((next_obs, next_action), 1)).squeeze(1)
+    y = batch.reward.double() + batch.discount.double() * next_q
+    q = forward(layers(agent.critics), torch.cat((obs, action), 1)).squeeze(1)
+    actor = [(w.clone().requires_grad_(), b.clone().requires_grad_()) for w, b in layers(agent.actor)]
+
+    agent._update()
+    torch.testing.assert_close(seen["y"].double(), y, rtol=1e-5, atol=1e-5)
+    assert agent.metrics()["loss"] == pytest.approx(((q - y) ** 2).mean().item(), rel=1e-4)
+    # The actor's gradient goes through the critic as it is after its own step.
+    loss = -forward(layers(agent.critics), torch.cat((obs, forward(actor, obs).tanh()), 1)).mean()
+    loss.backward()
+    assert agent.metrics()["actor_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for (weight, bias), i in zip(actor, range(0, 6, 2), strict=True):
+        d_weight, d_bias = agent.actor._gradient_views[i : i + 2]
+        torch.testing.assert_close(d_weight[0].double(), weight.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(d_bias[0, 0].double(), bias.grad.flatten(), rtol=1e-4, atol=1e-6)
+
+
+def test_gaussian_noise_is_added_in_the_units_of_the_range_and_clipped():
+    agent = DDPG("Pendulum-v1", **SMALL, noise_std=0.2)
+    agent.steps = 40
+    obs = np.zeros((20_000, 3), np.float32)
+    noise = agent._act(obs, agent.rng) - agent._mode(obs)
+    assert noise.dtype == np.float32 and abs(noise.std() - 0.2) < 0.005 and abs(noise.mean()) < 0.005
+    agent.actor.views()[-1].fill_(0.9)  # the last bias: the mode is near 0.7
+    acted = agent._act(obs, agent.rng)
+    assert acted.max() == 1.0 and acted.min() > -1 and (acted == 1).mean() > 0.02
+
+
+def test_ou_process_moments_correlation_and_reset():
+    rng, ou = np.random.default_rng(0), OrnsteinUhlenbeck((4000, 2), 0.3, 0.15)
+    for _ in range(60):
+        before = ou.step(rng).copy()
+    after = ou.step(rng)
+    wanted = 0.3 / np.sqrt(0.15 * 1.85)
+    assert ou.stationary_std == pytest.approx(wanted)
+    assert abs(after.std() - wanted) < 0.02 and abs(after.mean()) < 0.03
+    assert abs(np.corrcoef(before.ravel(), after.ravel())[0, 1] - 0.85) < 0.01
+    np.testing.assert_allclose(np.std(after - 0.85 * before), 0.3, rtol=0.03)
+    ou.reset(np.arange(4000) % 2 == 0)
+    assert not ou.x[::2].any() and ou.x[1::2].all()
+
+
+def test_ou_noise_begins_anew_each_episode_and_predictions_take_no_step():
+    agent = DDPG("Pendulum-v1", **SMALL, noise="ou", num_envs=2).learn(398, progress=False)
+    assert agent.ou.x.all() and "Ornstein-Uhlenbeck" in agent.describe()
+    x = agent.ou.x.copy()
+    agent.predict(agent.envs.obs, deterministic=False)
+    np.testing.assert_array_equal(agent.ou.x, x)
+    agent.learn(400, progress=False)  # the 200th step of both
+    assert agent.envs.episodes == 2 and not agent.ou.x.any()
+
+
+@pytest.mark.slow
+def test_learns_pendulum():
+    agent = DDPG("Pendulum-v1", hidden=(64, 64), batch_size=128).learn(10_000, progress=False)
+    assert agent.evaluate(10).mean() > -250

@@ -1,0 +1,377 @@
+"""What DDPG, TD3 and SAC share: networks and their gradients, bounds, switches, exact resume, vector environments."""
+
+import copy
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import nn
+
+from fastrl.agents import DDPG, SAC, TD3, checkpoint
+from fastrl.agents.config import InputError
+from fastrl.agents.networks import Actor, Critics, numpy_forward
+from fastrl.agents.off_policy import ContinuousConfig
+from fastrl.replay import Batch, PrioritizedReplay
+
+AGENTS = [DDPG, TD3, SAC]
+SMALL = {"hidden": (16, 16), "learning_starts": 40, "batch_size": 16, "buffer_size": 400}
+CASES = {
+    "ddpg": (DDPG, {}),
+    "ddpg_ou": (DDPG, {"noise": "ou", "noise_std": 0.3, "num_envs": 2, "prioritized": True}),
+    "td3": (TD3, {}),
+    "td3_all": (TD3, {"prioritized": True, "n_step": 3, "num_envs": 2, "updates": 2, "max_grad_norm": 1.0}),
+    "sac": (SAC, {}),
+    "sac_all": (SAC, {"prioritized": True, "n_step": 3, "num_envs": 2, "learning_rate_end": 1e-4, "updates": 3}),
+    "sac_fixed": (SAC, {"temperature": 0.1, "train_every": 2, "max_grad_norm": 0.5}),
+}
+
+
+def make(case, **more):
+    cls, settings = CASES[case]
+    return cls("Pendulum-v1", **{**SMALL, **settings, **more})
+
+
+def tensors(agent):
+    """Everything of the checkpoint that is a tensor, and the states of the rest."""
+    found, states = {}, {}
+    for name, part in agent._parts().items():
+        if isinstance(part, torch.nn.Module):
+            found |= {f"{name}.{k}": v for k, v in part.state_dict().items()}
+        elif isinstance(part, torch.optim.Optimizer):
+            found |= checkpoint.optimizer_tensors(part, f"{name}.")
+        else:
+            states[name] = part.state_dict()
+    return found, states
+
+
+def assert_same(a, b):
+    (x, states_a), (y, states_b) = tensors(a), tensors(b)
+    assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+    assert states_a == states_b
+    assert a.rng.bit_generator.state == b.rng.bit_generator.state
+    assert a.envs.obs.tobytes() == b.envs.obs.tobytes()
+    assert (a.steps, a.n_updates, a.envs.episodes) == (b.steps, b.n_updates, b.envs.episodes)
+    assert a.envs.recent == b.envs.recent and a.metrics() == b.metrics()
+    x, y = copy.deepcopy(a.buffer.sample(64)), b.buffer.sample(64)
+    assert all(torch.equal(x[i], y[i]) for i in range(len(x)))
+
+
+def test_resume_in_a_new_process_is_exact(tmp_path):
+    for case in CASES:
+        make(case).learn(230, progress=False).save(tmp_path / case)
+    code = (
+        "import sys, fastrl.agents as f\n"
+        "for case in sys.argv[2:]:\n"
+        "    agent = f.ALGORITHMS[case.split('_')[0]].load(f'{sys.argv[1]}/{case}')\n"
+        "    agent.learn(330, progress=False).save(f'{sys.argv[1]}/{case}_on')"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path, *CASES], check=True)
+    for case, (cls, _) in CASES.items():
+        assert_same(make(case).learn(330, progress=False), cls.load(tmp_path / f"{case}_on"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_save_does_not_disturb_and_every_switch_trains(case, tmp_path):
+    agent = make(case).learn(250, progress=False)
+    before, _ = tensors(agent)
+    before = {k: v.clone() for k, v in before.items()}
+    agent.save(tmp_path / "a")
+    agent.learn(330, progress=False)
+    assert_same(agent, make(case).learn(330, progress=False))
+    after, _ = tensors(agent)
+    assert all(torch.isfinite(v).all() for v in after.values())
+    assert not any(torch.equal(before[k], after[k]) for k in after if k != "temperature.log" or case != "sac_fixed")
+    assert all(np.isfinite(v) for v in agent.metrics().values())
+    c = agent.config
+    assert agent.n_updates == (330 - 40) // max(c.train_every, c.num_envs) * c.updates
+    assert isinstance(agent.buffer, PrioritizedReplay) == c.prioritized
+    assert agent.evaluate(2).shape == (2,)
+
+
+# ---- networks
+
+
+def twins(critics):
+    """The critics as nn.Sequential networks of their own."""
+    views = critics.views()
+    nets = []
+    for k in range(len(views[0])):
+        layers = []
+        for weight, bias in zip(views[::2], views[1::2], strict=True):
+            layer = nn.Linear(*weight.shape[1:]).double()
+            layer.weight.data, layer.bias.data = weight[k].T.double(), bias[k, 0].double()
+            layers += [layer, nn.ReLU()]
+        nets.append(nn.Sequential(*layers[:-1]))
+    return nets
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("hidden", [(7,), (9, 5), (4, 6, 3)])
+@pytest.mark.parametrize("batch", [1, 13])
+def test_critics_equal_separate_networks(n, hidden, batch):
+    torch.manual_seed(n)
+    critics = Critics(n, 6, 2, hidden)
+    obs, action = torch.randn(batch, 2, 3), torch.randn(batch, 2)
+    q, pullback = critics.q(obs, action)
+    nets = twins(critics)
+    x = torch.cat((obs.flatten(1), action), 1).double().requires_grad_()
+    expected = torch.stack([net(x).squeeze(1) for net in nets])
+    torch.testing.assert_close(q.double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(critics(obs, action), q)
+
+    d_q = torch.randn(n, batch)
+    expected.backward(d_q.double())
+    critics.vector.grad.fill_(torch.nan)  # all of it is overwritten
+    pullback.parameters(d_q.unsqueeze(2))
+    for k, net in enumerate(nets):
+        for i, layer in enumerate(net[::2]):
+            weight, bias = critics._gradient_views[2 * i : 2 * i + 2]
+            torch.testing.assert_close(weight[k].T.double(), layer.weight.grad, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(bias[k, 0].double(), layer.bias.grad, rtol=1e-5, atol=1e-5)
+    gradient = critics.vector.grad.clone()
+    torch.testing.assert_close(pullback.last_inputs(d_q.unsqueeze(2), 2).double(), x.grad[:, -2:], rtol=1e-5, atol=1e-5)
+    assert torch.equal(critics.vector.grad, gradient)  # no gradient of the critics from that
+
+    first, pullback = critics.q(obs, action, first=1)
+    assert first.shape == (1, batch)
+    torch.testing.assert_close(first, q[:1], rtol=1e-5, atol=1e-6)
+    x.grad = None
+    nets[0](x).squeeze(1).backward(d_q[0].double())
+    torch.testing.assert_close(
+        pullback.last_inputs(d_q[:1].unsqueeze(2), 2).double(), x.grad[:, -2:], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_networks_start_like_linear_layers_and_survive_copies():
+    torch.manual_seed(0)
+    critics = Critics(2, 30, 6, (400, 300))
+    for view, n_in in zip(critics.views(), (36, 36, 400, 400, 300, 300), strict=True):
+        assert view.abs().max() <= n_in**-0.5
+        if view.numel() >= 600:
+            assert view.abs().max() > 0.97 * n_in**-0.5 and abs(view.mean()) < 0.1 * n_in**-0.5
+    assert not torch.equal(critics.views()[0][0], critics.views()[0][1])
+    obs, action = torch.randn(5, 30), torch.randn(5, 6)
+    other = copy.deepcopy(critics)
+    assert torch.equal(critics(obs, action), other(obs, action))
+    other.vector.data.mul_(2)
+    assert not torch.equal(critics(obs, action), other(obs, action))
+    other.load_state_dict(critics.state_dict())
+    assert torch.equal(critics(obs, action), other(obs, action))
+
+
+def test_numpy_actor_follows_training():
+    actor = Actor(6, 3, (8, 9))
+    act = numpy_forward(actor)
+    obs = torch.randn(4, 2, 3)
+    for _ in range(2):
+        np.testing.assert_allclose(act(obs.numpy()), actor(obs).numpy(), rtol=1e-5, atol=1e-6)
+        actor.vector.data.mul_(1.5)
+
+
+@pytest.mark.parametrize("cls", AGENTS)
+def test_update_costs_no_critic_gradients_in_the_actors_pass(cls, monkeypatch):
+    """The critics' gradient is computed once an update, and the actor's step changes neither it nor the critics."""
+    agent = cls("Pendulum-v1", **SMALL).learn(60, progress=False)
+    agent.n_updates = 1  # so that TD3 takes an actor's step
+    seen = []
+    step = type(agent)._actor_step
+
+    def record(self, pullback, d_out):
+        before = agent.critics.vector.clone(), agent.critics.vector.grad.clone()
+        assert d_out.any()
+        step(self, pullback, d_out)
+        seen.append(all(map(torch.equal, before, (agent.critics.vector, agent.critics.vector.grad))))
+
+    from fastrl.agents import networks
+
+    passes, parameters = [], networks.Pullback.parameters
+    monkeypatch.setattr(type(agent), "_actor_step", record)
+    monkeypatch.setattr(
+        networks.Pullback, "parameters", lambda self, d: (passes.append(self._mlp), parameters(self, d))
+    )
+    agent._update()
+    assert seen == [True] and passes == [agent.critics, agent.actor]
+
+
+# ---- actions and bounds
+
+
+class Wide(gym.Env):
+    """Actions ``[2, 2]`` with bounds of their own in each dimension."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2, 3), np.float64)
+    low, high = np.array([[-3, 0], [2, -1e-3]]), np.array([[-1, 100], [2.5, 1e-3]])
+
+    def __init__(self, dtype=np.float32, low=None, high=None):
+        low, high = (self.low if low is None else low), (self.high if high is None else high)
+        self.action_space = gym.spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+        self.actions = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, (2, 3)), {}
+
+    def step(self, action):
+        assert action.dtype == self.action_space.dtype and self.action_space.contains(action)
+        self.actions.append(action.copy())
+        return self.np_random.uniform(-1, 1, (2, 3)), 0.0, False, len(self.actions) % 9 == 0, {}
+
+
+@pytest.mark.parametrize("cls", AGENTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_actions_have_the_shape_dtype_and_bounds_of_the_box(cls, dtype):
+    env = Wide(dtype)
+    agent = cls(env, **{**SMALL, "learning_starts": 300}).learn(310, progress=False)
+    sent = np.array(env.actions)
+    random = (sent[:300] - env.low) / (env.high - env.low)  # uniform before learning_starts
+    assert (random.min(0) < 0.05).all() and (random.max(0) > 0.95).all() and (abs(random.mean(0) - 0.5) < 0.1).all()
+    kept = np.asarray(agent.buffer._action)
+    assert kept.shape[1:] == (4,) and kept.dtype == np.float32 and abs(kept).max() <= 1
+    obs = env.reset(seed=1)[0]
+    for deterministic in (True, False):
+        action = agent.predict(obs, deterministic)
+        assert action.shape == (2, 2) and action.dtype == dtype and env.action_space.contains(action)
+        assert agent.predict(np.stack([obs] * 5), deterministic).shape == (5, 2, 2)
+    np.testing.assert_array_equal(agent.predict(obs), agent.predict(obs))
+    assert not np.array_equal(agent.predict(obs, deterministic=False), agent.predict(obs, deterministic=False))
+
+
+def test_bounds_are_reached_exactly():
+    agent = TD3(Wide(), **SMALL)
+    ends = np.array([[-1, -1, -1, -1], [1, 1, 1, 1]], np.float32)
+    sent = agent._to_env(ends)
+    np.testing.assert_array_equal(sent[0], Wide.low.astype(np.float32))
+    np.testing.assert_array_equal(sent[1], Wide.high.astype(np.float32))
+
+
+@pytest.mark.parametrize("cls", AGENTS)
+@pytest.mark.parametrize(
+    ("where", "low", "high", "text"),
+    [
+        ((0, 1), -np.inf, 1.0, r"\[-inf, 1\] in dimension \(0, 1\)"),
+        ((1, 0), 0.0, np.inf, r"\[0, inf\] in dimension \(1, 0\)"),
+        ((1, 1), -np.inf, np.inf, r"\[-inf, inf\] in dimension \(1, 1\)"),
+        ((1, 1), 0.5, 0.5, r"\[0.5, 0.5\] in dimension \(1, 1\)"),
+        ((0, 0), -3e38, 3e38, r"\[-3e\+38, 3e\+38\] in dimension \(0, 0\)"),
+    ],
+)
+def test_unusable_bounds_name_the_dimension(cls, where, low, high, text):
+    lows, highs = Wide.low.copy(), Wide.high.copy()
+    lows[where], highs[where] = low, high
+    with pytest.raises(InputError, match=rf"^{cls.__name__} needs finite action bounds with low < high; .* {text}"):
+        cls(Wide(low=lows, high=highs), **SMALL)
+
+
+@pytest.mark.parametrize("cls", AGENTS)
+def test_discrete_actions_are_refused(cls):
+    with pytest.raises(InputError, match=f"^{cls.__name__} needs Box actions of floats; CartPole-v1 has action space"):
+        cls("CartPole-v1")
+
+
+def test_settings_are_checked():
+    for name, value in {
+        "tau": 0.0,
+        "gamma": 1.5,
+        "batch_size": 0,
+        "learning_rate": 0.0,
+        "actor_learning_rate": -1.0,
+    }.items():
+        with pytest.raises(InputError, match=f"ContinuousConfig: {name} must be"):
+            ContinuousConfig(**{name: value})
+    with pytest.raises(InputError, match="hidden must name at least one layer"):
+        TD3("Pendulum-v1", hidden=())
+    with pytest.raises(InputError, match="TD3Config: policy_delay must be"):
+        TD3("Pendulum-v1", policy_delay=0)
+    with pytest.raises(InputError, match="DDPGConfig: ou_theta must be"):
+        DDPG("Pendulum-v1", ou_theta=0.0)
+    with pytest.raises(InputError, match="SACConfig: log_std_min must be"):
+        SAC("Pendulum-v1", log_std_min=3.0)
+
+
+# ---- the loop
+
+
+def test_learning_rates():
+    settings = {"learning_rate_end": 2e-3, "learning_rate_steps": 100, "actor_learning_rate": 1e-3}
+    agent = SAC("Pendulum-v1", learning_rate=1e-2, **settings, **SMALL)
+    assert agent.learning_rate == 1e-2
+    for steps, wanted in ((50, 6e-3), (1000, 2e-3)):
+        agent.steps = steps
+        assert agent.learning_rate == agent.metrics()["learning_rate"] == pytest.approx(wanted)
+    agent.learn(1001, progress=False)
+    rates = [
+        o.param_groups[0]["lr"] for o in (agent.critic_optimizer, agent.temperature_optimizer, agent.actor_optimizer)
+    ]
+    assert rates == pytest.approx([2e-3, 2e-3, 2e-4])
+    assert TD3("Pendulum-v1", learning_rate=1e-2, **SMALL).learning_rate == 1e-2
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("cls", AGENTS)
+def test_vector_environments_in_all_autoreset_modes(cls, mode):
+    def env():
+        return gym.make("Pendulum-v1", max_episode_steps=7)
+
+    agent = cls(SyncVectorEnv([env] * 3, autoreset_mode=mode), **SMALL).learn(120, progress=False)
+    assert agent.steps == 120 and agent.n_updates > 0 and np.isfinite(agent.metrics()["loss"])
+    batch = agent.buffer.sample(200)
+    assert batch.truncated.any() and not batch.terminated.any()
+    assert (batch.discount == np.float32(0.99)).all()  # a truncation is bootstrapped
+    dummy = 120 // 8 if mode == AutoresetMode.NEXT_STEP else 0  # its resets are no transitions
+    assert agent.buffer._added == 120 - dummy
+
+
+def batch_of(n_obs, n_actions, size, seed=0):
+    rng = np.random.default_rng(seed)
+    terminated = rng.random(size) < 0.4
+
+    def normal(*shape):
+        return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+
+    return Batch(
+        obs=normal(size, n_obs),
+        action=torch.from_numpy(rng.uniform(-1, 1, (size, n_actions)).astype(np.float32)),
+        reward=normal(size),
+        next_obs=normal(size, n_obs),
+        terminated=torch.from_numpy(terminated),
+        truncated=torch.from_numpy(rng.random(size) < 0.4),
+        indices=torch.arange(size),
+        weights=torch.from_numpy(rng.uniform(0.2, 1, size).astype(np.float32)),
+        discount=torch.from_numpy(np.where(terminated, 0, 0.9 ** rng.integers(1, 4, size)).astype(np.float32)),
+    )
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_critic_step_against_autograd(prioritized, monkeypatch):
+    agent = TD3("Pendulum-v1", **SMALL, prioritized=prioritized)
+    batch, seen = batch_of(3, 1, 16), {}
+    if prioritized:
+        monkeypatch.setattr(agent.buffer, "update_priorities", lambda i, e: seen.update(indices=i, errors=e))
+    y, nets = torch.randn(16), twins(agent.critics)
+    x = torch.cat((batch.obs, batch.action), 1).double()
+    error = torch.stack([net(x).squeeze(1) for net in nets]) - y.double()
+    weights = batch.weights.double() if prioritized else torch.ones(16).double()
+    loss = (weights * error**2).mean(1).sum()
+    loss.backward()
+    agent._critic_step(batch.obs, batch.action, y, batch)
+    assert agent.metrics()["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for i, layers in enumerate(zip(*(net[::2] for net in nets), strict=True)):
+        ours = agent.critics._gradient_views[2 * i].transpose(1, 2).double()
+        torch.testing.assert_close(ours, torch.stack([layer.weight.grad for layer in layers]), rtol=1e-4, atol=1e-5)
+    if prioritized:
+        assert torch.equal(seen["indices"], batch.indices)
+        torch.testing.assert_close(seen["errors"].double(), error.abs().mean(0).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", AGENTS)
+def test_targets_move_by_tau(cls):
+    agent = cls("Pendulum-v1", **SMALL, tau=0.25).learn(60, progress=False)
+    agent.n_updates = 1
+    before = agent.target_critics.vector.clone()
+    agent._update()
+    expected = 0.75 * before + 0.25 * agent.critics.vector
+    torch.testing.assert_close(agent.target_critics.vector.data, expected.data, rtol=1e-5, atol=1e-6)
