@@ -1,9 +1,31 @@
 """Print README's tables from the kept results: `python bench/readme_tables.py`.  A test compares them."""
 
+import csv
 import json
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def short(x: float) -> str:
+    return f"{x:.3g}" if x < 1000 else f"{x:,.0f}"
+
+
+def bench() -> str:
+    """What `fastrl bench` saved: our time a call, and how many times longer the others take."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    with (RESULTS / "fastrl_bench.csv").open() as file:
+        for row in csv.DictReader(file):
+            cells = rows.setdefault((row["kernel"], row["size"]), [])
+            if row["contender"] == "fastrl":
+                cells.append(f"{short(float(row['us']))} us |")
+            else:
+                cells.append(f"{row['contender'].removeprefix('reference: ')} {short(float(row['ratio']))}x,")
+    lines = ["| kernel | size | fastrl | the others take |", "|---" * 4 + "|"]
+    lines += [f"| {kernel} | {size} | {' '.join(cells).rstrip(',')} |" for (kernel, size), cells in rows.items()]
+    return "\n".join(lines)
+
+
 PEERS = {
     "torchrl": ("torchrl segment trees", "torchrl PrioritizedSampler", "torchrl"),
     "Tianshou": ("tianshou",),
@@ -57,6 +79,53 @@ def scans() -> str:
     return "\n".join(lines)
 
 
+HEAD_PEERS = {
+    "CleanRL's code": "CleanRL inline",
+    "SB3": "Stable-Baselines3",
+    "torchrl": "torchrl TanhNormal",
+    "TransformedDistribution": "torch TransformedDistribution",
+    "torch.compile": "torch.compile, inline",
+    "plain torch": "torch inline",
+}
+
+
+def tanh_normal() -> str:
+    """Drawing actions with their log_prob: our median time a call, and how many times longer the others take."""
+    lines = [f"| tanh-Gaussian | [B, A] | fastrl | {' | '.join(HEAD_PEERS)} |", "|---" * (3 + len(HEAD_PEERS)) + "|"]
+    titles = {"tanh_normal_sample": "forward", "tanh_normal forward + backward": "forward + backward"}
+    for record in json.loads((RESULTS / "tanh_normal.json").read_text())["records"]:
+        results, size = record["results"], record["size"]
+        ratios = " | ".join(f"{results[name]['ratio']:.1f}x" for name in HEAD_PEERS.values())
+        us = results["fastrl"]["us"]
+        lines.append(f"| {titles[record['case']]} | {size['batch']} x {size['dims']} | {us:.0f} us | {ratios} |")
+    return "\n".join(lines)
+
+
+FISHER_PEERS = {
+    "Tianshou": "tianshou",
+    "sb3-contrib": "sb3-contrib",
+    "double backward": "double backward",
+    "torch.func, compiled": "torch.func, compiled",
+    "its matrix products": "matrix products alone",
+}
+
+
+def fisher() -> str:
+    """A Fisher product: our median time, and the times of the others in ours."""
+    lines = [
+        f"| Fisher product | batch | fastrl | {' | '.join(FISHER_PEERS)} |",
+        "|---" * (3 + len(FISHER_PEERS)) + "|",
+    ]
+    for record in json.loads((RESULTS / "conjugate_gradient.json").read_text())["records"]:
+        if record["case"] != "Fisher product":
+            continue
+        results, size = record["results"], record["size"]
+        ratios = [f"{results[name]['ratio']:.1f}x" if name in results else "-" for name in FISHER_PEERS.values()]
+        ms = results["fastrl"]["us"] / 1e3
+        lines.append(f"| {size['net']} | {size['batch']} | {ms:.1f} ms | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
 def learning() -> str:
     """The kept logs' table, from learning.py."""
     from learning import table  # beside this file
@@ -65,4 +134,4 @@ def learning() -> str:
 
 
 if __name__ == "__main__":
-    print(speed(), scans(), learning(), sep="\n\n")
+    print(bench(), speed(), scans(), tanh_normal(), fisher(), learning(), sep="\n\n")

@@ -356,7 +356,7 @@ def _bench(args: list[str]) -> int:
         if importlib.util.find_spec("matplotlib") is None:
             raise InputError('-o needs matplotlib; to install: pip install "fastrl-kernels[plot]"')
         _check_new(options.out)
-    warnings.filterwarnings("ignore")  # the others deprecate much at import
+    warnings.showwarning = lambda *_, **__: None  # the others deprecate much, and reset filters
     bench.set_threads(options.threads)
     title = bench.machine()
     kernels = list(dict.fromkeys(options.kernels)) or list(bench.KERNELS)

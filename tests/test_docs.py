@@ -28,7 +28,7 @@ def test_examples_run(name):
         exec(compile(block, name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("which", ["speed", "scans", "learning"])
+@pytest.mark.parametrize("which", ["bench", "speed", "scans", "tanh_normal", "fisher", "learning"])
 def test_readme_tables_are_those_of_the_kept_results(which, monkeypatch):
     pytest.importorskip("scipy")
     if not (ROOT / "bench" / "results").exists():
@@ -40,7 +40,16 @@ def test_readme_tables_are_those_of_the_kept_results(which, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["fastrl.kernels.sum_tree", "fastrl.kernels.categorical", "fastrl.kernels.normal", "fastrl.replay.buffer"]
+    "name",
+    [
+        "fastrl.kernels.sum_tree",
+        "fastrl.kernels.categorical",
+        "fastrl.kernels.conjugate_gradient",
+        "fastrl.kernels.curvature",
+        "fastrl.kernels.normal",
+        "fastrl.kernels.tanh_normal",
+        "fastrl.replay.buffer",
+    ],
 )
 def test_doctests(name):
     result = doctest.testmod(importlib.import_module(name))
