@@ -26,7 +26,7 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise RuntimeError('curvature products need PyTorch; to install: pip install torch') from error
+        raise RuntimeError("curvature products need PyTorch; to install: pip install torch") from error
     return torch
 
 
