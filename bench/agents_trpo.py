@@ -38,6 +38,8 @@ class Ours:
             hidden=(64, 64),
             gamma=0.99,
             gae_lambda=0.95,
+            max_kl=0.01,
+            max_kl_end=0.01,
             cg_damping=0.1,
             value_epochs=10,
             minibatches=16,

@@ -1,14 +1,12 @@
-"""Print README's tables from the kept results: `python bench/readme_tables.py`.  A test compares them."""
+"""Print the tables of README and docs/benchmarks.md from the kept results; a test compares them."""
 
 import csv
 import json
 from pathlib import Path
 
+from fastrl.bench import microseconds
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def short(x: float) -> str:
-    return f"{x:.3g}" if x < 1000 else f"{x:,.0f}"
 
 
 def bench() -> str:
@@ -18,9 +16,9 @@ def bench() -> str:
         for row in csv.DictReader(file):
             cells = rows.setdefault((row["kernel"], row["size"]), [])
             if row["contender"] == "fastrl":
-                cells.append(f"{short(float(row['us']))} us |")
+                cells.append(f"{microseconds(float(row['us']))} us |")
             else:
-                cells.append(f"{row['contender'].removeprefix('reference: ')} {short(float(row['ratio']))}x,")
+                cells.append(f"{row['contender'].removeprefix('reference: ')} {microseconds(float(row['ratio']))}x,")
     lines = ["| kernel | size | fastrl | the others take |", "|---" * 4 + "|"]
     lines += [f"| {kernel} | {size} | {' '.join(cells).rstrip(',')} |" for (kernel, size), cells in rows.items()]
     return "\n".join(lines)

@@ -7,8 +7,9 @@
 namespace fastrl {
 namespace {
 
-// a b + c. This file is compiled without contraction: which product is fused is written down, as torch fuses it. An
-// old processor, or a compiler that would call a function, rounds twice.
+// a b + c. This file is compiled without contraction: which product is fused is written down, as torch fuses it. An x86
+// processor without the instruction calls a function, which is slow but rounds alike; elsewhere without it, it rounds
+// twice.
 template <class T>
 FASTRL_INLINE T multiply_add(T a, T b, T c) {
 #if FASTRL_X86_LEVELS || defined(__FMA__) || defined(__aarch64__)

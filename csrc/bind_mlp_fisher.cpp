@@ -58,24 +58,34 @@ void refresh(MlpFisher& f, const py::list& weights, const py::list& values, cons
   const size_t count = f.layers.size();
   if (weights.size() != count || values.size() != count + 1 || slopes.size() != count)
     raise_value(std::string(kOp) + "there must be weights, values and slopes for each layer");
-  f.rows = load_cpu(values[0].ptr(), "FisherVectorProduct: observations", {DType::f32}).shape[0];
-  if (f.rows < 1) raise_value(std::string(kOp) + "observations must have at least one row");
+  const Array obs = load_cpu(values[0].ptr(), "FisherVectorProduct: observations", {DType::f32});
+  const int64_t rows = obs.ndim == 2 ? obs.shape[0] : 0;
+  if (rows < 1) raise_value(std::string(kOp) + "observations must have at least one row");
+  // All are checked before the first is copied.
+  MlpLayer& last = f.layers.back();
+  std::vector<Array> w, x, s(count);
+  for (size_t k = 0; k < count; ++k) {
+    const MlpLayer& l = f.layers[k];
+    w.push_back(load_matrix(weights[k], "weight", l.out, l.in));
+    x.push_back(load_matrix(values[k], "the values of a layer", rows, l.in));
+    if (l.activation == MlpActivation::other) s[k] = load_matrix(slopes[k], "the slopes of a layer", rows, l.out);
+  }
+  x.push_back(load_matrix(values[count], "the values of a layer", rows, last.out));
+  const Array spread = load_matrix(scale, "the scale", f.categorical ? rows : 1, last.out);
+  f.rows = 0;  // until all is there: memory may run out
   for (size_t k = 0; k < count; ++k) {
     MlpLayer& l = f.layers[k];
-    const Array w = load_matrix(weights[k], "weight", l.out, l.in);
-    copy_padded(w, l.weight);
+    copy_padded(w[k], l.weight);
     l.transposed.resize(l.in * padded(l.out));
     for (int64_t i = 0; i < l.in; ++i)
       for (int64_t j = 0; j < l.out; ++j)
         l.transposed.get()[i * padded(l.out) + j] = l.weight.get()[j * padded(l.in) + i];
-    copy_padded(load_matrix(values[k], "the values of a layer", f.rows, l.in), l.input);
-    if (l.activation == MlpActivation::other)
-      copy_padded(load_matrix(slopes[k], "the slopes of a layer", f.rows, l.out), l.slopes);
+    copy_padded(x[k], l.input);
+    if (l.activation == MlpActivation::other) copy_padded(s[k], l.slopes);
   }
-  MlpLayer& last = f.layers.back();
-  if (last.activation != MlpActivation::none)
-    copy_padded(load_matrix(values[count], "the values of a layer", f.rows, last.out), last.output);
-  copy_padded(load_matrix(scale, "the scale", f.categorical ? f.rows : 1, last.out), f.scale);
+  if (last.activation != MlpActivation::none) copy_padded(x[count], last.output);
+  copy_padded(spread, f.scale);
+  f.rows = rows;
 }
 
 py::object product(const MlpFisher& f, py::handle v, double damping) {

@@ -57,7 +57,7 @@ class Train(Generic[C]):
     resume: Path | None = None
     """Run folder to go on with, exactly where it stopped."""
     config: Path | None = None
-    """JSON file of hyperparameters, or a checkpoint's config.json; flags go before it."""
+    """JSON file of hyperparameters, or a checkpoint's config.json; flags override it."""
     save_every: int = 10_000
     """Environment steps from one checkpoint to the next."""
     threads: int = 1
@@ -156,6 +156,8 @@ def _train(args: list[str]) -> int:
         print("\n`fastrl train ALGORITHM --help` lists the hyperparameters.")
         return 0 if args else 2
     name, *flags = args
+    if name.startswith("-"):
+        raise InputError(f"the algorithm comes before {name}: fastrl train ALGORITHM ...")
     algorithm = _algorithm(name)
     config_class = algorithm.config_class
     command: type[Train[Any]] = Train[config_class]  # type: ignore[valid-type]

@@ -15,7 +15,7 @@ class Adam(torch.optim.Adam):
     """torch.optim.Adam (lr, betas, eps, weight_decay) with a faster step on the CPU, and torch's fused one on a GPU.
 
     State and `state_dict` are those of ``torch.optim.Adam(fused=True)``, so that a checkpoint of either loads into the
-    other.  A step costs a third of torch's or less for the small networks of the agents (docs/kernels.md).  Step hooks
+    other.  A step costs less than half of torch's for the small networks of the agents (docs/kernels.md).  Step hooks
     do not run on the CPU.
     """
 

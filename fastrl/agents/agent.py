@@ -66,8 +66,10 @@ class Agent(ABC, Generic[C]):
         if not fits:
             kinds = ["discrete actions 0, 1, ..."] * self.discrete + ["Box actions of floats"] * self.continuous
             raise InputError(f"{this} needs {' or '.join(kinds)}; {env} has action space {actions}")
-        if not isinstance(observations, gym.spaces.Box):
-            raise InputError(f"{this} needs Box observations; {env} has observation space {observations}")
+        if not isinstance(observations, gym.spaces.Box) or not observations.shape:
+            raise InputError(f"{this} needs Box observations [n, ...]; {env} has observation space {observations}")
+        if isinstance(actions, gym.spaces.Box) and 0 in actions.shape:
+            raise InputError(f"{this} needs at least one action; {env} has action space {actions}")
 
     @property
     def learning_rate(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -58,8 +59,9 @@ def check_range(config: Any, low: float, high: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) else (value,):
-            if item is not None and (not low <= item <= high or item == float("inf")):
-                bounds = f"finite and >= {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
+            if item is not None and (not (low <= item <= high and math.isfinite(item))):
+                at_least = "finite" if low == -math.inf else f"finite and >= {low:g}"
+                bounds = at_least if high == math.inf else f"in [{low:g}, {high:g}]"
                 raise InputError(f"{type(config).__name__}: {name} must be {bounds}, got {item!r}")
 
 

@@ -89,7 +89,8 @@ class DDPG(DeterministicActorAgent[DDPGConfig]):
 
     def _after_step(self, transition: Transition) -> None:
         if self.ou is not None:
-            self.ou.reset(transition.terminated | transition.truncated)
+            over = transition.terminated | transition.truncated
+            self.ou.reset(over if transition.mask is None else over | ~transition.mask)
 
     def _switches(self) -> list[str]:
         return ["Ornstein-Uhlenbeck noise"] * (self.ou is not None) + super()._switches()

@@ -78,7 +78,9 @@ class Envs:
         self._floats = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
         self._rng_states: list[Any] = [None] * self.num_envs
         self._actions: list[list[Any]] = [[] for _ in range(self.num_envs)]
-        self.obs, _ = self.vec.reset(seed=seed)
+        # Vector environments with copy=False write the next observations where these are.
+        self._copy = not getattr(self.vec, "copy", True)
+        self.obs = self._own(self.vec.reset(seed=seed)[0])
         if self.restorable:  # a second reset, from the generator's state instead of a seed, as all later ones
             self._reset(np.ones(self.num_envs, np.bool_))
         self._check_finite(self.obs, np.zeros(1))
@@ -91,12 +93,13 @@ class Envs:
         if self.restorable:
             self._reset(np.ones(self.num_envs, np.bool_))
         else:
-            self.obs, _ = self.vec.reset()
+            self.obs = self._own(self.vec.reset()[0])
         self._check_finite(self.obs, np.zeros(1))
 
     def step(self, actions: Array) -> Transition:
         """Take one step in every environment, and reset those whose episode ends."""
         obs, reward, terminated, truncated, info = self.vec.step(actions)
+        obs = self._own(obs)
         self._check_finite(obs, reward)
         self._returns += reward
         self._lengths += 1
@@ -125,6 +128,9 @@ class Envs:
                 self._lengths[done] = 0
         return Transition(next_obs, reward, terminated, truncated, mask)
 
+    def _own(self, obs: Array) -> Array:
+        return np.array(obs) if self._copy else obs
+
     def _check_finite(self, obs: Array, reward: NDArray[np.float64]) -> None:
         """Raise InputError for a NaN or infinity, from which nothing can be learned."""
         total = reward.sum() + (obs.sum() if self._floats else 0.0)
@@ -139,7 +145,7 @@ class Envs:
             for i in np.flatnonzero(which):
                 self._rng_states[i] = self._sub_envs[i].unwrapped.np_random.bit_generator.state
                 self._actions[i] = []
-        self.obs, _ = self.vec.reset(options={"reset_mask": which})
+        self.obs = self._own(self.vec.reset(options={"reset_mask": which})[0])
 
     @property
     def _sub_envs(self) -> list[gym.Env[Any, Any]]:

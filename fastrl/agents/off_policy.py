@@ -82,9 +82,10 @@ class OffPolicyAgent(Agent[C]):
         self.buffer.add(obs, action, t.reward, t.next_obs, t.terminated, t.truncated, t.mask)
         self._after_step(t)
         before, self.steps = self.steps, self.steps + c.num_envs
-        if self.steps > c.learning_starts and self.steps // c.train_every > before // c.train_every:
+        rounds = self.steps // c.train_every - before // c.train_every  # several environments may need several
+        if self.steps > c.learning_starts and rounds:
             self._set_learning_rates()
-            for _ in range(c.updates):
+            for _ in range(rounds * c.updates):
                 self._update()
 
     def metrics(self) -> dict[str, float]:
@@ -198,8 +199,7 @@ class ContinuousAgent(OffPolicyAgent[CC]):
         space = self.envs.action_space
         assert isinstance(space, gym.spaces.Box)
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        # Scaled to in float32, where the width must not overflow either.
-        ok = np.isfinite(low) & np.isfinite(high) & (low < high) & (high - low <= np.finfo(np.float32).max)
+        ok = np.isfinite(low) & np.isfinite(high) & (low < high)
         if not ok.all():
             where = tuple(int(i) for i in np.argwhere(~ok)[0])
             name = f"dimension {where[0] if len(where) == 1 else where}" if where else "its one dimension"
@@ -208,7 +208,7 @@ class ContinuousAgent(OffPolicyAgent[CC]):
                 f"{type(self).__name__} needs finite action bounds with low < high; {env} has "
                 f"[{low[where]:g}, {high[where]:g}] in {name}; gymnasium.wrappers.TransformAction can give it others"
             )
-        self._bias, self._scale = (high + low) / 2, (high - low) / 2
+        self._bias, self._scale = high / 2 + low / 2, high / 2 - low / 2
 
     @abstractmethod
     def _explore(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -240,7 +240,10 @@ class ContinuousAgent(OffPolicyAgent[CC]):
     def _act(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
         if self.steps < self.config.learning_starts:
             return 2 * rng.random((len(obs), self.n_actions), np.float32) - 1
-        return self._explore(obs, rng)
+        action = self._explore(obs, rng)
+        if not np.isfinite(action).all():
+            check_loss(np.nan, self.steps)
+        return action
 
     def _to_env(self, action: NDArray[Any]) -> NDArray[Any]:
         space: Any = self.envs.action_space

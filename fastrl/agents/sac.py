@@ -18,7 +18,7 @@ from torch import nn
 
 from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Env
-from fastrl.agents.config import check_range
+from fastrl.agents.config import InputError, check_range
 from fastrl.agents.off_policy import INF, ContinuousAgent, ContinuousConfig
 from fastrl.kernels import Generator, tanh_normal_mode, tanh_normal_sample
 
@@ -49,8 +49,11 @@ class SACConfig(ContinuousConfig):
         check_range(self, 0, INF, "temperature")
         check_range(self, 1e-12, INF, "initial_temperature")
         check_range(self, -INF, INF, "target_entropy")
-        check_range(self, -20, self.log_std_max, "log_std_min")
-        check_range(self, -20, 5, "log_std_max")
+        check_range(self, -20, 5, "log_std_min", "log_std_max")
+        if self.log_std_min > self.log_std_max:
+            raise InputError(
+                f"SACConfig: log_std_min must be at most log_std_max, got {self.log_std_min!r} and {self.log_std_max!r}"
+            )
 
 
 class SAC(ContinuousAgent[SACConfig]):

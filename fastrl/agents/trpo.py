@@ -40,7 +40,7 @@ class TRPOConfig:
     max_kl: float = 0.01  # [S]
     """No update moves the policy by more than this mean KL(old || new), at the start."""
     max_kl_end: float = 1e-3  # [T]; the same as max_kl in [S]
-    """The same from learning_rate_steps on: at the bound, a policy that is good already still moves at random."""
+    """From learning_rate_steps on, if less: at the bound, a policy that is good already still moves at random."""
     cg_iterations: int = 15  # [C]; [S] has 10
     """Of conjugate gradient, at most."""
     cg_damping: float = 1e-3  # [Z]
@@ -143,7 +143,7 @@ class TRPO(Agent[TRPOConfig]):
     def max_kl(self) -> float:
         """The bound of an update now: linear from max_kl to max_kl_end."""
         c = self.config
-        return self._linear(c.max_kl, c.max_kl_end, c.learning_rate_steps)
+        return self._linear(c.max_kl, min(c.max_kl, c.max_kl_end), c.learning_rate_steps)
 
     def _iterate(self) -> None:
         c = self.config

@@ -160,16 +160,17 @@ class Direct:
     @torch.no_grad()
     def refresh(self, observations: Any) -> bool:
         """The forward pass; False if the policy turns out to be more than its chain."""
-        rows = observations.shape[0]
+        rows, dtype = observations.shape[0], self.layers[0].weight.dtype
+        steps = self._run(observations) if self.head is None else self._watch(observations)
+        if steps is None or any(x.dtype != dtype for step in steps for x in step):  # autocast
+            return False
         if self.fused is None and rows != self.rows:
             self.tangents = [observations.new_empty(rows, layer.weight.shape[0]) for layer in self.layers]
             self.ones = observations.new_ones(rows)
         self.rows = rows
-        steps = self._run(observations) if self.head is None else self._watch(observations)
-        if steps is None:
-            return False
-        self.inputs = [steps[0][0].contiguous()]
-        self.weights = [layer.weight.detach() for layer in self.layers]
+        # Copies: whoever changes his own does not change half of the product.
+        self.inputs = [steps[0][0].clone(memory_format=torch.contiguous_format)]
+        self.weights = [layer.weight.detach().clone() for layer in self.layers]
         self.slopes: list[Any] = []
         for layer, (_, z, h) in zip(self.layers, steps, strict=True):
             slope = None
@@ -189,7 +190,7 @@ class Direct:
 
     def _run(self, observations: Any) -> list[tuple[Any, Any, Any]]:
         """Input, what goes into the activation, and output, of each layer."""
-        steps, h = [], observations.reshape(self.rows, -1)
+        steps, h = [], observations.reshape(len(observations), -1)
         for layer in self.layers:
             z = out = layer.modules[0](h)
             if layer.activation:
@@ -202,13 +203,18 @@ class Direct:
         """The same from a call of the policy.
 
         None unless the policy gives the very tensor that the chain ends with, each layer got the very tensor that the
-        one before gave, and the first one the observations.
+        one before gave, and the first one the observations, and nothing changed them in place.
         """
+        if torch.is_inference_mode_enabled():  # its tensors do not tell whether they were changed
+            return None
         seen: list[tuple[nn.Module, Any, Any]] = []
+        versions: list[int] = []
+        before = observations._version
         modules = [module for layer in self.layers for module in layer.modules]
 
         def note(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             seen.append((module, args[0], out))
+            versions.append(out._version)
 
         hooks = [module.register_forward_hook(note) for module in modules]
         try:
@@ -221,7 +227,9 @@ class Direct:
         if len(seen) != len(modules) or any(s[0] is not module for s, module in zip(seen, modules, strict=True)):
             return None
         first = seen[0][1]
-        if first.data_ptr() != observations.data_ptr() or first.shape != (self.rows, observations[0].numel()):
+        if first.data_ptr() != observations.data_ptr() or first.shape != (len(observations), observations[0].numel()):
+            return None
+        if observations._version != before or seen[-1][2]._version != versions[-1]:
             return None
         if outputs[0] is not seen[-1][2] or any(b[1] is not a[2] for a, b in pairwise(seen)):
             return None

@@ -325,23 +325,33 @@ def _refuse_grads(op: str, noise: Any, low: Any, high: Any) -> None:
             raise ValueError(f"{op}: {name} must not require a gradient: it is taken as a constant")
 
 
+def _split_bounds(ctx: Any, options: Any) -> tuple[list[Any], Any]:
+    """Bounds that are tensors, to save (None for numbers, which `ctx` keeps), and the options behind the bounds."""
+    ctx.numbers = [None if isinstance(x, Tensor) else x for x in options[:2]]
+    return [x if isinstance(x, Tensor) else None for x in options[:2]], options[2:]
+
+
+def _join_bounds(ctx: Any, low: Any, high: Any) -> tuple[Any, ...]:
+    return (*(n if x is None else x for x, n in zip((low, high), ctx.numbers, strict=True)), *ctx.limits)
+
+
 class TanhNormalSample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_std: Tensor, noise: Any, state: Any, options: Any) -> Any:
         kernels = tanh_normal_kernels(mean)
         action, log_prob, saved = kernels.tanh_normal_sample(mean, log_std, noise, state, *options, True)
-        ctx.save_for_backward(log_std, saved)
-        ctx.options = options
+        bounds, ctx.limits = _split_bounds(ctx, options)
+        ctx.save_for_backward(log_std, saved, *bounds, mean)  # mean: so that a second derivative raises
         ctx.set_materialize_grads(False)
         return action, log_prob
 
     @staticmethod
     @once
     def backward(ctx: Any, grad_action: Tensor | None, grad_log_prob: Tensor | None) -> Any:
-        log_std, saved = ctx.saved_tensors
+        log_std, saved, low, high, _ = ctx.saved_tensors
         want_mean, want_log_std = ctx.needs_input_grad[:2]
         grad_mean, grad_log_std = tanh_normal_kernels(log_std).tanh_normal_sample_backward(
-            saved, log_std, grad_action, grad_log_prob, *ctx.options, want_mean, want_log_std
+            saved, log_std, grad_action, grad_log_prob, *_join_bounds(ctx, low, high), want_mean, want_log_std
         )
         return grad_mean, grad_log_std, None, None, None
 
@@ -350,30 +360,31 @@ class TanhNormalLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_std: Tensor, action: Tensor, options: Any) -> Any:
         log_prob = tanh_normal_kernels(mean).tanh_normal_log_prob(mean, log_std, action, *options)
-        ctx.save_for_backward(mean, log_std, action)
-        ctx.options = options
+        bounds, ctx.limits = _split_bounds(ctx, options)
+        ctx.save_for_backward(mean, log_std, action, *bounds)
         return log_prob
 
     @staticmethod
     @once
     def backward(ctx: Any, grad_log_prob: Tensor) -> Any:
-        saved = ctx.saved_tensors
+        *saved, low, high = ctx.saved_tensors
         backward = tanh_normal_kernels(saved[0]).tanh_normal_log_prob_backward
-        return *backward(*saved, grad_log_prob, *ctx.options, *ctx.needs_input_grad[:3]), None
+        return *backward(*saved, grad_log_prob, *_join_bounds(ctx, low, high), *ctx.needs_input_grad[:3]), None
 
 
 class TanhNormalMode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, low: Any, high: Any) -> Any:
-        ctx.save_for_backward(mean)
-        ctx.bounds = low, high
+        bounds, ctx.limits = _split_bounds(ctx, (low, high))
+        ctx.save_for_backward(mean, *bounds)
         return tanh_normal_kernels(mean).tanh_normal_mode(mean, low, high)
 
     @staticmethod
     @once
     def backward(ctx: Any, grad_action: Tensor) -> Any:
-        (mean,) = ctx.saved_tensors
-        return tanh_normal_kernels(mean).tanh_normal_mode_backward(mean, grad_action, *ctx.bounds), None, None
+        mean, low, high = ctx.saved_tensors
+        bounds = _join_bounds(ctx, low, high)
+        return tanh_normal_kernels(mean).tanh_normal_mode_backward(mean, grad_action, *bounds), None, None
 
 
 _tanh_normal_sample_apply: Any = TanhNormalSample.apply

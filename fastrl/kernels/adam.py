@@ -69,7 +69,8 @@ def adam_step(
     _backend_for(params).adam_step(params, grads, exp_avgs, exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay)
     torch = sys.modules.get("torch")
     if torch is not None and params and isinstance(params[0], torch.Tensor):
-        torch.autograd.graph.increment_version(params)
+        for p in params:  # of a list only newer versions of torch take all at once
+            torch.autograd.graph.increment_version(p)
 
 
 def adam_step_reference(

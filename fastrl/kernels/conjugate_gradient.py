@@ -266,6 +266,11 @@ def _zeros_like(b: Any) -> Any:
     return sys.modules["torch"].zeros(b.shape, dtype=b.dtype, device=b.device)
 
 
+def _times(array: Any, factor: float) -> Any:
+    with np.errstate(all="ignore"):
+        return array * factor if isinstance(array, np.ndarray) else array.detach() * factor
+
+
 def _solve_on_host(
     kernels: Any,
     product: Any,
@@ -282,9 +287,19 @@ def _solve_on_host(
     x_next, r, p = _empty_like(b), _empty_like(b), _empty_like(b)
     z = None if x0 is None else product(x)
     bb, rr, rz = kernels.cg_start(b, x, z, inverse, damping, r, p)
-    if bb == 0:
-        return _zeros_like(b), CGInfo(0, 0.0, "converged"), r
-    target = max(rtol * math.sqrt(bb), atol) ** 2 if bb < math.inf else math.nan
+    if not 1e-280 <= bb < math.inf:  # b is zero, or not finite, or its squares leave float64
+        largest = float(np.abs(view(b)).max(initial=0.0))
+        if largest == 0:
+            return _zeros_like(b), CGInfo(0, 0.0, "converged"), r
+        if largest < math.inf:  # in units of a power of two
+            unit = math.ldexp(1.0, max(math.frexp(largest)[1] - 1, -1022))
+            start = None if x0 is None else _times(x0, 1 / unit)
+            settings = (max_iter, rtol, atol / unit, damping, inverse, precondition)
+            x, info, r = _solve_on_host(kernels, product, _times(b, 1 / unit), start, *settings)
+            scaled = CGInfo(info.iterations, info.residual_norm * unit, info.status)
+            return _times(x, unit), scaled, _times(r, unit)
+    reach = max(rtol * math.sqrt(bb), atol)
+    target = reach * reach
     if not (rr < math.inf and bb < math.inf):
         if x0 is not None:
             start = _arrays.load(x, _OP)

@@ -267,12 +267,23 @@ class FisherVectorProduct:
                 f"{op}: observations must be on {self._parameters.device} like the parameters, "
                 f"got {observations.device}"
             )
+        if observations.is_floating_point() and observations.dtype != self._parameters.dtype:
+            raise ValueError(
+                f"{op}: observations must have dtype {_dtype_name(self._parameters.dtype)} like the parameters, "
+                f"got {_dtype_name(observations.dtype)}"
+            )
         return observations.detach()
 
     def refresh(self, observations: Tensor | None = None) -> None:
         """Do the forward pass anew: the parameters have moved, or `observations` are others."""
         if observations is not None:
-            self._observations = self._check(observations)
+            checked = self._check(observations)
+            if checked.shape[1:] != self._observations.shape[1:]:
+                shape, rest = tuple(checked.shape), ", ".join(map(str, self._observations.shape[1:]))
+                raise ValueError(
+                    f"FisherVectorProduct: observations must have shape [B, {rest}] as before, got {shape}"
+                )
+            self._observations = checked
         fits = self._product.refresh(self._observations)
         if self.method == "direct" and not fits:  # a policy that holds a chain and does more, which did not show before
             if self._only_direct:
@@ -634,13 +645,21 @@ def line_search(
             f"{op}: step must have dtype {_dtype_name(params_vector.dtype)} like params_vector, "
             f"got {_dtype_name(step.dtype)}"
         )
+    if _dtype_name(params_vector.dtype) not in ("float32", "float64"):
+        raise ValueError(
+            f"{op}: params_vector must have dtype float32 or float64, got {_dtype_name(params_vector.dtype)}"
+        )
     max_kl = check_number(max_kl, f"{op}: max_kl")
     accept_ratio = check_number(accept_ratio, f"{op}: accept_ratio")
     max_backtracks = check_max_iter(max_backtracks, f"{op}: max_backtracks")
     backtrack = check_number(backtrack, f"{op}: backtrack")
     if not 0 < backtrack < 1:
         raise ValueError(f"{op}: backtrack must be in (0, 1), got {backtrack!r}")
-    expected = float(expected_improvement)
+    if not (_arrays.is_number(expected_improvement) or getattr(expected_improvement, "ndim", 1) == 0):
+        raise TypeError(f"{op}: expected_improvement must be a number, got {type(expected_improvement).__name__}")
+    expected = _number(expected_improvement)
+    if accept_ratio and not math.isfinite(expected):
+        raise ValueError(f"{op}: expected_improvement must be finite, got {expected!r}")
     start = params_vector.detach() if is_tensor else params_vector
     before = start.clone() if is_tensor else start.copy()
     direction = step.detach() if is_tensor else step
@@ -658,7 +677,7 @@ def line_search(
             value, kl = map(_number, evaluate(candidate))
             evaluations += 1
             improvement = value - first
-            enough = improvement > 0 and improvement >= accept_ratio * fraction * expected
+            enough = improvement > 0 and (not accept_ratio or improvement >= accept_ratio * fraction * expected)
             # A difference of two infinities or a NaN compares as False.
             if enough and math.isfinite(improvement) and math.isfinite(kl) and kl <= max_kl:
                 accepted = True
@@ -668,7 +687,7 @@ def line_search(
         if not accepted:
             if is_tensor:
                 start.copy_(before)
-            else:
+            elif start.tobytes() != before.tobytes():  # it may be read-only
                 start[...] = before
 
 

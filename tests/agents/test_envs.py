@@ -32,13 +32,14 @@ class Counter(gym.Env):
         return np.array([self.episode, self.t], np.float32), 1.0, end and not odd, end and odd, {}
 
 
-def make_vec(mode):
-    return SyncVectorEnv([lambda n=n: Counter(n) for n in LENGTHS], autoreset_mode=mode)
+def make_vec(mode, **kwargs):
+    return SyncVectorEnv([lambda n=n: Counter(n) for n in LENGTHS], autoreset_mode=mode, **kwargs)
 
 
+@pytest.mark.parametrize("copy", [True, False], ids=["copies", "shared"])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_transitions_are_the_same_in_every_autoreset_mode(mode):
-    envs, transitions = Envs(make_vec(mode), 2, seed=0), [[], []]
+def test_transitions_are_the_same_in_every_autoreset_mode(mode, copy):
+    envs, transitions = Envs(make_vec(mode, copy=copy), 2, seed=0), [[], []]
     for _ in range(40):
         obs, action = envs.obs, np.zeros(2, np.int64)
         t = envs.step(action)

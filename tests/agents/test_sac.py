@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastrl.agents import SAC
+from fastrl.agents import SAC, SACConfig
+from fastrl.agents.config import InputError
 
 SMALL = {"hidden": (16, 12), "learning_starts": 40, "batch_size": 16, "buffer_size": 400, "seed": 1}
 
@@ -148,3 +149,16 @@ def test_log_std_is_clamped():
 def test_learns_pendulum():
     agent = SAC("Pendulum-v1", hidden=(64, 64), batch_size=128, actor_learning_rate=1e-3).learn(10_000, progress=False)
     assert agent.evaluate(10).mean() > -250
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"log_std_max": -30.0}, r"log_std_max must be in \[-20, 5\], got -30.0"),
+        ({"log_std_min": 1.0, "log_std_max": 0.0}, "log_std_min must be at most log_std_max, got 1.0 and 0.0"),
+        ({"target_entropy": -math.inf}, "target_entropy must be finite, got -inf"),
+    ],
+)
+def test_settings_that_cannot_work(settings, text):
+    with pytest.raises(InputError, match=f"^SACConfig: {text}$"):
+        SACConfig(**settings)

@@ -547,3 +547,17 @@ def test_info():
     iterations, norm, status = info
     assert (iterations, norm, status) == (3, 0.5, "converged")
     assert repr(info) == "CGInfo(iterations=3, residual_norm=0.5, status='converged')"
+
+
+@pytest.mark.parametrize("size", [1e-320, 1e-170, 1e160, 1e300])
+def test_right_hand_sides_whose_squares_leave_float64(solve, size):
+    b = np.array([size, -size])
+    x, info = solve(np.diag([2.0, 4.0]), b, max_iter=5)
+    assert info.status == "converged"
+    np.testing.assert_allclose(x, b / np.array([2.0, 4.0]), rtol=1e-3 if size < 1e-300 else 1e-12)
+    assert 0 <= info.residual_norm <= 1e-4 * size
+
+
+def test_a_huge_tolerance_is_met_at_once(solve):
+    x, info = solve(np.eye(2), np.ones(2), atol=1e200)
+    assert (info.iterations, info.status) == (0, "converged") and not x.any()

@@ -424,6 +424,46 @@ def test_a_chain_that_turns_out_not_to_be_one(method):
     torch.testing.assert_close(fisher(v), FisherVectorProduct(policy, obs, method="double_backward")(v), **EXACT)
 
 
+def test_a_chain_whose_output_is_changed_in_place_is_not_taken_for_one():
+    class Scaled(Gaussian):
+        def forward(self, obs):
+            mean = self.net(obs)
+            mean *= 5
+            return mean, self.log_std
+
+    torch.manual_seed(0)
+    policy, obs, v = Scaled(chain((5, 8, 3)), 3), torch.randn(9, 5), torch.randn(78)
+    fisher = FisherVectorProduct(policy, obs)
+    assert fisher.method == "func"
+    torch.testing.assert_close(fisher(v), FisherVectorProduct(policy, obs, method="double_backward")(v))
+
+
+def test_a_refresh_that_fails_leaves_the_product_as_it_was():
+    torch.manual_seed(0)
+    policy, obs, v = chain((3, 16, 2)), torch.randn(8, 3), torch.randn(98)
+    fisher = FisherVectorProduct(policy, obs, method="direct")
+    before = fisher(v)
+    for bad in (torch.randn(1000, 3).double(), torch.randn(8, 3, 1), torch.randn(8, 4)):
+        with pytest.raises(ValueError, match="FisherVectorProduct: observations must have"):
+            fisher.refresh(bad)
+        assert torch.equal(fisher(v), before)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="not that of its chain"):
+        fisher.refresh(torch.randn(1000, 3))
+    assert torch.equal(fisher(v), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_product_is_that_of_the_last_refresh(dtype):
+    torch.manual_seed(0)
+    policy, obs = chain((3, 16, 2)).to(dtype), torch.randn(8, 3, dtype=dtype)
+    fisher, v = FisherVectorProduct(policy, obs, method="direct"), torch.randn(98, dtype=dtype)
+    before = fisher(v)
+    with torch.no_grad():
+        policy[2].weight.mul_(2)
+        obs.mul_(2)
+    assert torch.equal(fisher(v), before)
+
+
 @pytest.mark.parametrize("level", ["1", "3"])
 def test_simd_levels_and_threads(level):
     """The C++ kernel of small chains, by the code of lesser processors and by several threads."""
@@ -856,3 +896,19 @@ def test_line_search_errors(vector):
     ):
         with pytest.raises(kind, match=text):
             line_search(lambda p: (0.0, 0.0), *args, **options)
+
+
+def test_line_search_of_read_only_parameters():
+    params = np.zeros(2)
+    params.flags.writeable = False
+    found = line_search(lambda p: (-1.0, 0.0), params, np.ones(2), expected_improvement=1.0, max_kl=1.0, surrogate=0.0)
+    assert not found.accepted and found.params is params
+    for wrong, error in (("1", TypeError), (math.nan, ValueError)):
+        with pytest.raises(error, match="line_search: expected_improvement must be"):
+            line_search(
+                lambda p: (1.0, 0.0), params, np.ones(2), expected_improvement=wrong, max_kl=1.0, accept_ratio=0.1
+            )
+    with pytest.raises(ValueError, match="params_vector must have dtype float32 or float64, got int64"):
+        line_search(
+            lambda p: (1.0, 0.0), np.zeros(2, np.int64), np.ones(2, np.int64), expected_improvement=1.0, max_kl=1.0
+        )

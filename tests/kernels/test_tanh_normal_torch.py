@@ -148,3 +148,19 @@ def test_compiled_step_with_dynamic_shapes(tolerance):
         grads = [torch.autograd.grad(sum(x.sum() for x in r), (mean, log_std)) for r in (found, wanted)]
         for a, b in zip((*found, *grads[0]), (*wanted, *grads[1]), strict=True):
             np.testing.assert_allclose(a.detach(), b.detach(), **tolerance("float64"))
+
+
+def test_second_derivatives_raise_where_only_the_mean_has_a_gradient():
+    mean = torch.zeros(2, 3, requires_grad=True)
+    action, log_prob = tanh_normal_sample(mean, torch.zeros(3), noise=torch.ones(2, 3))
+    (gradient,) = torch.autograd.grad((action.sum(1) + log_prob).sum(), mean, create_graph=True)
+    with pytest.raises(RuntimeError, match="second|twice|once"):
+        gradient.square().sum().backward()
+
+
+def test_a_bound_that_is_changed_before_the_backward_pass_is_noticed():
+    mean, high = torch.zeros(2, 1, requires_grad=True), torch.ones(1)
+    action, _ = tanh_normal_sample(mean, torch.zeros(1), noise=torch.ones(2, 1), high=high)
+    high.mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        action.sum().backward()
