@@ -247,26 +247,20 @@ class Direct:
         for layer, weight, h, t, slope in zip(
             self.layers, self.weights, self.inputs, self.tangents, self.slopes, strict=False
         ):
-            started = tangent is not None
-            if started:
-                torch.mm(tangent, weight.t(), out=t)
+            begun = tangent is not None
+            bias = None if layer.bias_at is None else v[slice(*layer.bias_at)]  # added in the first product's pass
+            if begun:
+                _product(bias, tangent, weight.t(), t)
             if layer.weight_at:
-                begin, end = layer.weight_at
-                v_weight = v[begin:end].view(weight.shape).t()
-                if started:
+                v_weight = v[slice(*layer.weight_at)].view(weight.shape).t()
+                if begun:
                     t.addmm_(h, v_weight)
                 else:
-                    torch.mm(h, v_weight, out=t)
-                started = True
-            if layer.bias_at:
-                begin, end = layer.bias_at
-                if started:
-                    t.add_(v[begin:end])
-                else:
-                    t.copy_(v[begin:end])
-                started = True
-            if not started:
-                continue
+                    _product(bias, h, v_weight, t)
+            elif not begun:
+                if bias is None:
+                    continue
+                t.copy_(bias)
             if slope is not None:
                 t.mul_(slope)
             tangent = t
@@ -295,3 +289,11 @@ class Direct:
             if k == 0 or not any(x.weight_at or x.bias_at for x in self.layers[:k]):
                 break
             g = torch.mm(g, weight, out=self.tangents[k - 1])
+
+
+def _product(bias: Any, x: Any, weight: Any, out: Any) -> None:
+    """x weight + bias, or x weight."""
+    if bias is None:
+        torch.mm(x, weight, out=out)
+    else:
+        torch.addmm(bias, x, weight, out=out)
