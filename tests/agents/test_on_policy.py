@@ -191,7 +191,7 @@ def test_bad_hyperparameters_are_named(cls, settings):
 
 @pytest.mark.parametrize("cls", ON_POLICY)
 def test_unsuitable_environments(cls):
-    with pytest.raises(InputError, match=rf"{cls.__name__} needs Box observations; FrozenLake"):
+    with pytest.raises(InputError, match=rf"{cls.__name__} needs Box observations .*; FrozenLake"):
         cls("FrozenLake-v1")
     env = gym.wrappers.TransformAction(gym.make("CartPole-v1"), lambda a: a[0], gym.spaces.MultiDiscrete([2, 2]))
     with pytest.raises(
