@@ -103,8 +103,8 @@ py::tuple cg_start(py::handle b, py::handle x, py::handle z, py::handle inverse,
 }
 
 template <class T>
-py::tuple step_of(const Array& x, const Array& x_next, const Array& r, const Array& p, py::handle z, py::handle inverse,
-                  double damping, double rz, double target, bool fused) {
+py::tuple step_of(const Array& x, const Array& x_next, const Array& r, const Array& r_next, const Array& p,
+                  py::handle z, py::handle inverse, double damping, double rz, double target, bool fused) {
   const Array product_array = load_like_b(z, "the result of matvec", r);
   const Contiguous<T> product(product_array);
   const Optional<T> scale(inverse, "preconditioner", r);
@@ -121,8 +121,8 @@ py::tuple step_of(const Array& x, const Array& x_next, const Array& r, const Arr
     } else if (c <= 0) {
       status = CgStatus::negative_curvature;
     } else {
-      CgUpdate<T> update{n,      data_of<T>(x), data_of<T>(p),      product.data(), scale.data(),
-                         rz / c, damping,       data_of<T>(x_next), data_of<T>(r),  nullptr};
+      CgUpdate<T> update{n,      data_of<T>(x), data_of<T>(r),      data_of<T>(p),      product.data(), scale.data(),
+                         rz / c, damping,       data_of<T>(x_next), data_of<T>(r_next), nullptr};
       s = total(update, threads);
       if (!std::isfinite(s.a) || s.c != 0) {
         status = CgStatus::breakdown;
@@ -130,7 +130,7 @@ py::tuple step_of(const Array& x, const Array& x_next, const Array& r, const Arr
       } else if (s.a <= target) {
         status = CgStatus::converged;
       } else if (fused) {
-        const CgDirection<T> next{n, data_of<T>(r), scale.data(), s.b / rz, data_of<T>(p)};
+        const CgDirection<T> next{n, data_of<T>(r_next), scale.data(), s.b / rz, data_of<T>(p)};
         parallel_for(cg_pieces(n), threads, next);
       }
     }
@@ -138,14 +138,15 @@ py::tuple step_of(const Array& x, const Array& x_next, const Array& r, const Arr
   return py::make_tuple(static_cast<int>(status), s.a, s.b);
 }
 
-py::tuple cg_step(py::handle x, py::handle x_next, py::handle r, py::handle p, py::handle z, py::handle inverse,
-                  double damping, double rz, double target, bool fused) {
+py::tuple cg_step(py::handle x, py::handle x_next, py::handle r, py::handle r_next, py::handle p, py::handle z,
+                  py::handle inverse, double damping, double rz, double target, bool fused) {
   const Array residual = load_work(r, "r");
   const Array now = load_work(x, "x", residual), following = load_work(x_next, "x_next", residual);
-  const Array direction = load_work(p, "p", residual);
-  return residual.dtype == DType::f32
-             ? step_of<float>(now, following, residual, direction, z, inverse, damping, rz, target, fused)
-             : step_of<double>(now, following, residual, direction, z, inverse, damping, rz, target, fused);
+  const Array residual_next = load_work(r_next, "r_next", residual), direction = load_work(p, "p", residual);
+  return residual.dtype == DType::f32 ? step_of<float>(now, following, residual, residual_next, direction, z, inverse,
+                                                       damping, rz, target, fused)
+                                      : step_of<double>(now, following, residual, residual_next, direction, z, inverse,
+                                                        damping, rz, target, fused);
 }
 
 template <class T>
@@ -177,8 +178,8 @@ double cg_direction(py::handle y, py::handle r, py::handle p, double rz) {
 void bind_conjugate_gradient(py::module_& m) {
   m.def("cg_start", &cg_start, py::arg("b"), py::arg("x"), py::arg("z"), py::arg("inverse"), py::arg("damping"),
         py::arg("r"), py::arg("p"));
-  m.def("cg_step", &cg_step, py::arg("x"), py::arg("x_next"), py::arg("r"), py::arg("p"), py::arg("z"),
-        py::arg("inverse"), py::arg("damping"), py::arg("rz"), py::arg("target"), py::arg("fused"));
+  m.def("cg_step", &cg_step, py::arg("x"), py::arg("x_next"), py::arg("r"), py::arg("r_next"), py::arg("p"),
+        py::arg("z"), py::arg("inverse"), py::arg("damping"), py::arg("rz"), py::arg("target"), py::arg("fused"));
   m.def("cg_direction", &cg_direction, py::arg("y"), py::arg("r"), py::arg("p"), py::arg("rz"));
 }
 

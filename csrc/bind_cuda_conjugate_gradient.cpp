@@ -60,15 +60,14 @@ void cg_start(py::handle b, py::handle x, py::handle z, py::handle inverse, doub
   launch_on(right.api, right.device, "conjugate_gradient", [&](cudaStream_t s) { return cuda_cg_start(c, s); });
 }
 
-void cg_step(py::handle x, py::handle x_next, py::handle r, py::handle p, py::handle z, py::handle inverse,
-             double damping, py::handle state, py::handle scratch, bool fused) {
+void cg_step(py::handle x, py::handle r, py::handle p, py::handle z, py::handle inverse, double damping,
+             py::handle state, py::handle scratch, bool fused) {
   const Array residual = load_first(r, "r");
   CudaCg c = call_of(residual, state, scratch);
   if (z.is_none()) raise_type("conjugate_gradient: the result of matvec must be an array, got NoneType");
   c.z = load_like_b(z, "the result of matvec", residual);
   c.inverse = load_like_b(inverse, "preconditioner", residual);
-  c.x = work(x, "x", residual), c.x_next = work(x_next, "x_next", residual);
-  c.r = work(r, "r", residual), c.p = work(p, "p", residual);
+  c.x = work(x, "x", residual), c.r = work(r, "r", residual), c.p = work(p, "p", residual);
   c.damping = damping, c.fused = fused;
   launch_on(residual.api, residual.device, "conjugate_gradient", [&](cudaStream_t s) { return cuda_cg_step(c, s); });
 }
@@ -89,8 +88,8 @@ void cg_direction(py::handle y, py::handle r, py::handle p, py::handle state, py
 void bind_cuda_conjugate_gradient(py::module_& m) {
   m.def("cg_start", &cg_start, py::arg("b"), py::arg("x"), py::arg("z"), py::arg("inverse"), py::arg("damping"),
         py::arg("rtol"), py::arg("atol"), py::arg("r"), py::arg("p"), py::arg("state"), py::arg("scratch"));
-  m.def("cg_step", &cg_step, py::arg("x"), py::arg("x_next"), py::arg("r"), py::arg("p"), py::arg("z"),
-        py::arg("inverse"), py::arg("damping"), py::arg("state"), py::arg("scratch"), py::arg("fused"));
+  m.def("cg_step", &cg_step, py::arg("x"), py::arg("r"), py::arg("p"), py::arg("z"), py::arg("inverse"),
+        py::arg("damping"), py::arg("state"), py::arg("scratch"), py::arg("fused"));
   m.def("cg_direction", &cg_direction, py::arg("y"), py::arg("r"), py::arg("p"), py::arg("state"), py::arg("scratch"),
         py::arg("first"));
 }

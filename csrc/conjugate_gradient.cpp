@@ -60,8 +60,8 @@ FASTRL_INLINE CgSums update(const CgUpdate<T>& c, int64_t begin, int64_t end) {
     const double p = c.p[i];
     const T x = static_cast<T>(c.x[i] + c.alpha * p);
     c.x_next[i] = x;
-    c.r[i] = static_cast<T>(c.r[i] - c.alpha * (c.z[i] + c.damping * p));
-    const double r = c.r[i];
+    c.r_next[i] = static_cast<T>(c.r[i] - c.alpha * (c.z[i] + c.damping * p));
+    const double r = c.r_next[i];
     rr.x[lane] += r * r;
     if (scaled) ry.x[lane] += r * (r * c.inverse[i]);
     bad.x[lane] += x - x;  // NaN for an infinite x

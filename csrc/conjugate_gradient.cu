@@ -123,6 +123,18 @@ __global__ void __launch_bounds__(kThreads) curvature(CudaCg c) {
     state[kCgAlpha] = rz / sums[0];
 }
 
+// Item i of the next x and r.
+template <class T>
+struct Next {
+  T x, r;
+  __device__ Next(const CudaCg& c, double alpha, int64_t i) {
+    const double p = static_cast<double>(static_cast<const T*>(c.p)[i]);
+    x = static_cast<T>(static_cast<double>(static_cast<const T*>(c.x)[i]) + alpha * p);
+    r = static_cast<T>(static_cast<double>(static_cast<const T*>(c.r)[i]) - alpha * (item<T>(c.z, i) + c.damping * p));
+  }
+};
+
+// What the next x and r are like. They are written by `advance`, once it is known that they are good.
 template <class T>
 __global__ void __launch_bounds__(kThreads) update(CudaCg c) {
   double* state = c.state;
@@ -132,16 +144,12 @@ __global__ void __launch_bounds__(kThreads) update(CudaCg c) {
   }
   double sums[3] = {};
   const double alpha = state[kCgAlpha];
-  const T *x = static_cast<const T*>(c.x), *p = static_cast<const T*>(c.p);
-  T *x_next = static_cast<T*>(c.x_next), *r = static_cast<T*>(c.r);
   each(c.n, [&](int64_t i) {
-    const double direction = static_cast<double>(p[i]);
-    x_next[i] = static_cast<T>(static_cast<double>(x[i]) + alpha * direction);
-    r[i] = static_cast<T>(static_cast<double>(r[i]) - alpha * (item<T>(c.z, i) + c.damping * direction));
-    const double residual = static_cast<double>(r[i]);
+    const Next<T> next(c, alpha, i);
+    const double residual = static_cast<double>(next.r);
     sums[0] += residual * residual;
     sums[1] += residual * (c.inverse.data ? residual * item<T>(c.inverse, i) : residual);
-    const double x_new = static_cast<double>(x_next[i]);
+    const double x_new = static_cast<double>(next.x);
     sums[2] += x_new - x_new;  // NaN for an infinite one
   });
   if (!totals(sums, c.scratch)) return;
@@ -161,13 +169,14 @@ __global__ void __launch_bounds__(kThreads) advance(CudaCg c) {
   const double* state = c.state;
   if (state[kCgGood] == 0) return;
   const bool further = c.fused && running(state);
-  const double beta = state[kCgBeta];
-  const T *x_next = static_cast<const T*>(c.x_next), *r = static_cast<const T*>(c.r);
-  T *x = static_cast<T*>(c.x), *p = static_cast<T*>(c.p);
+  const double alpha = state[kCgAlpha], beta = state[kCgBeta];
+  T *x = static_cast<T*>(c.x), *r = static_cast<T*>(c.r), *p = static_cast<T*>(c.p);
   each(c.n, [&](int64_t i) {
-    x[i] = x_next[i];
+    const Next<T> next(c, alpha, i);
+    x[i] = next.x;
+    r[i] = next.r;
     if (!further) return;
-    const double residual = static_cast<double>(r[i]);
+    const double residual = static_cast<double>(next.r);
     const double y = c.inverse.data ? residual * item<T>(c.inverse, i) : residual;
     p[i] = static_cast<T>(y + beta * static_cast<double>(p[i]));
   });

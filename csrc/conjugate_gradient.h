@@ -42,14 +42,14 @@ struct CgCurvature {
   void operator()(int64_t begin, int64_t end) const;
 };
 
-// x_next = x + alpha p; r -= alpha (z + damping p). Sums: r.r, r.(inverse r), and 0 if all of x_next is finite,
-// else NaN.
+// x_next = x + alpha p; r_next = r - alpha (z + damping p). Sums, of r_next: r.r and r.(inverse r); and 0 if all of
+// x_next is finite, else NaN.
 template <class T>
 struct CgUpdate {
   int64_t n;
-  const T *x, *p, *z, *inverse;
+  const T *x, *r, *p, *z, *inverse;
   double alpha, damping;
-  T *x_next, *r;
+  T *x_next, *r_next;
   CgSums* sums;
   void operator()(int64_t begin, int64_t end) const;
 };

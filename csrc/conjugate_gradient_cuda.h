@@ -25,14 +25,14 @@ struct CudaCg {
   bool float64;
   int64_t n;
   CgVector b, z, inverse, y;
-  void *x, *x_next, *r, *p;  // contiguous
+  void *x, *r, *p;  // contiguous
   double damping, rtol, atol;
   double *state, *scratch;  // scratch is zero between calls where it counts
   bool fused, first;
 };
 
 cudaError_t cuda_cg_start(const CudaCg& call, cudaStream_t stream);      // b, x, z, inverse -> r, p, x
-cudaError_t cuda_cg_step(const CudaCg& call, cudaStream_t stream);       // x, r, p, z, inverse -> x_next, x, r, p
+cudaError_t cuda_cg_step(const CudaCg& call, cudaStream_t stream);       // x, r, p, z, inverse -> x, r, p
 cudaError_t cuda_cg_direction(const CudaCg& call, cudaStream_t stream);  // y, r, p -> p
 
 }  // namespace fastrl

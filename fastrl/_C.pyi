@@ -78,6 +78,7 @@ def cg_step(
     x: Any,
     x_next: Any,
     r: Any,
+    r_next: Any,
     p: Any,
     z: Any,
     inverse: Any,

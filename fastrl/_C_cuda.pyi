@@ -21,7 +21,6 @@ def cg_start(
 ) -> None: ...
 def cg_step(
     x: Any,
-    x_next: Any,
     r: Any,
     p: Any,
     z: Any,

@@ -221,7 +221,7 @@ def solve(
     kernels: Any = None,
     op: str = _OP,
 ) -> tuple[Any, CGInfo, Any]:
-    """x, how it ended, and the recurrence's r [n] (of no use after a breakdown)."""
+    """x, how it ended, and the recurrence's r [n]: always that of x, also where an iteration was not finished."""
     product = _operator(matvec, "matvec", op)
     b, on_gpu = _load_b(b, op)
     max_iter = check_max_iter(max_iter, f"{op}: max_iter")
@@ -284,7 +284,7 @@ def _solve_on_host(
     precondition: Any,
 ) -> tuple[Any, CGInfo, Any]:
     x = _zeros_like(b) if x0 is None else _copy(x0)
-    x_next, r, p = _empty_like(b), _empty_like(b), _empty_like(b)
+    x_next, r, r_next, p = (_empty_like(b) for _ in range(4))
     z = None if x0 is None else product(x)
     bb, rr, rz = kernels.cg_start(b, x, z, inverse, damping, r, p)
     if not 1e-280 <= bb < math.inf:  # b is zero, or not finite, or its squares leave float64
@@ -315,12 +315,12 @@ def _solve_on_host(
             status = BREAKDOWN
             break
         code, rr_next, rz_next = kernels.cg_step(
-            x, x_next, r, p, product(p), inverse, damping, rz, target, precondition is None
+            x, x_next, r, r_next, p, product(p), inverse, damping, rz, target, precondition is None
         )
         if code >= NEGATIVE_CURVATURE:
             status = code
             break
-        x, x_next, rr, done = x_next, x, rr_next, done + 1
+        x, x_next, r, r_next, rr, done = x_next, x, r_next, r, rr_next, done + 1
         if code == CONVERGED:
             status = CONVERGED
             break
@@ -345,7 +345,7 @@ def _solve_on_device(
     """The same with all numbers in `state`, in device memory: the kernels do nothing once it says that it is over."""
     torch = sys.modules["torch"]
     x = _zeros_like(b) if x0 is None else _copy(x0)
-    x_next, r, p = _empty_like(b), _empty_like(b), _empty_like(b)
+    r, p = _empty_like(b), _empty_like(b)
     z = None if x0 is None else product(x)
     state = torch.zeros(8, dtype=torch.float64, device=b.device)
     scratch = torch.zeros(SCRATCH, dtype=torch.float64, device=b.device)
@@ -354,7 +354,7 @@ def _solve_on_device(
         if precondition is not None:
             kernels.cg_direction(precondition(r), r, p, state, scratch, i == 0)
         z = product(p)
-        kernels.cg_step(x, x_next, r, p, z, inverse, damping, state, scratch, precondition is None)
+        kernels.cg_step(x, r, p, z, inverse, damping, state, scratch, precondition is None)
 
     def read() -> tuple[int, float, str]:
         values = state.tolist()
@@ -393,14 +393,24 @@ def _start(b: Any, x: Any, z: Any, inverse: Any, damping: float, r: Any, p: Any)
 
 
 def _step(
-    x: Any, x_next: Any, r: Any, p: Any, z: Any, inverse: Any, damping: float, rz: float, target: float, fused: bool
+    x: Any,
+    x_next: Any,
+    r: Any,
+    r_next: Any,
+    p: Any,
+    z: Any,
+    inverse: Any,
+    damping: float,
+    rz: float,
+    target: float,
+    fused: bool,
 ) -> tuple[int, float, float]:
-    """One iteration after its product z: x_next and r, and if `fused` the next p.  Returns a code, r.r and r.y.
+    """One iteration after its product z: x_next and r_next, and if `fused` the next p.  Returns a code, r.r and r.y.
 
-    x stays, and where the curvature is not positive everything does.
+    x and r stay, and p does where there is no next iteration.
     """
     z = load_like(z, "the result of matvec", r)
-    now, following, residual, direction = view(x), view(x_next), view(r), view(p)
+    now, following, residual, direction = view(x), view(x_next), view(r_next), view(p)
     with np.errstate(all="ignore"):
         damped = _damped(z, direction, damping)
         curvature = _dot(direction, damped)
@@ -410,7 +420,7 @@ def _step(
             return NEGATIVE_CURVATURE, 0.0, 0.0
         alpha = rz / curvature
         following[:] = now + alpha * direction.astype(np.float64)
-        residual[:] = residual - alpha * damped
+        residual[:] = view(r) - alpha * damped
         y = residual if inverse is None else residual * view(inverse)
         rr, rz_next = _dot(residual, residual), _dot(residual, y)
         if not (rr < math.inf and np.isfinite(following).all()):
@@ -479,7 +489,6 @@ def _start_on_device(
 
 def _step_on_device(
     x: Any,
-    x_next: Any,
     r: Any,
     p: Any,
     z: Any,
@@ -497,7 +506,7 @@ def _step_on_device(
     damped = z.double() + damping * p.double()
     curvature = _dot_on_device(p, damped)
     alpha = rz / curvature
-    torch.add(x, (alpha * p.double()).to(x.dtype), out=x_next)
+    x_next = x + (alpha * p.double()).to(x.dtype)
     following = (r.double() - alpha * damped).to(r.dtype)
     y = following if inverse is None else following * inverse.detach()
     rr, rz_next = _dot_on_device(following, following), _dot_on_device(following, y)

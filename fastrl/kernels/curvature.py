@@ -515,8 +515,10 @@ def natural_gradient_step(
 
     x = A^-1 gradient by `conjugate_gradient`, A = `fisher` + damping I ;  step = sqrt(2 max_kl / x^T A x) x
 
-    x^T A x is x . (gradient - r), r the solve's residual, so that the step takes no product of its own.  Where it is
-    not a positive finite number, or the step would not be finite, the step is zero and `info.scale` is 0.
+    x^T A x is x . (gradient - r), r the solve's residual, so that the step takes no product of its own.  However the
+    solve ended ("max_iter", "negative_curvature" and "breakdown" too), x and r are those of the last finished
+    iteration, and the step is made of them.  Where x^T A x is not a positive finite number, or the step would not be
+    finite, the step is zero and `info.scale` is 0: so if no iteration was finished.
 
     Args:
         fisher: v -> A v, as `conjugate_gradient` takes it: a `FisherVectorProduct`, whose damping is in A already.
@@ -540,12 +542,7 @@ def natural_gradient_step(
     as_array = _arrays.load(x, op)
     double = as_array.astype(np.float64, copy=False)
     with np.errstate(all="ignore"):
-        if info.status == "breakdown" and as_array.any():  # r is of no use then
-            from fastrl.kernels.conjugate_gradient import _operator
-
-            product = _arrays.load(_operator(fisher, "fisher", op)(x), op) + damping * double
-        else:
-            product = _arrays.load(gradient, op).astype(np.float64) - _arrays.load(r, op)
+        product = _arrays.load(gradient, op).astype(np.float64) - _arrays.load(r, op)
         curvature = float(np.dot(double, product))
         scale = math.sqrt(2 * max_kl / curvature) if 0 < curvature < math.inf else 0.0
         limit = float(np.finfo(as_array.dtype).max)

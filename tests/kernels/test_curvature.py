@@ -1,5 +1,6 @@
 """Hessian and Fisher products against explicit matrices and double backward; the natural gradient step; line search."""
 
+import importlib
 import math
 import os
 import subprocess
@@ -23,6 +24,8 @@ from fastrl import (  # noqa: E402
     line_search,
     natural_gradient_step,
 )
+
+cg, curvature = (importlib.import_module(f"fastrl.kernels.{name}") for name in ("conjugate_gradient", "curvature"))
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -745,6 +748,49 @@ def test_breakdown_after_good_iterations_still_gives_a_right_step():
     step, info = natural_gradient_step(product, torch.ones(6, dtype=torch.float64), max_kl=0.01, rtol=0.0)
     assert (info.iterations, info.status) == (3, "breakdown")
     assert 0.5 * step @ (d * step) == pytest.approx(0.01, rel=1e-9)
+
+
+def step_on_device(product, g, **options):
+    """`natural_gradient_step` by the loop for GPUs with its torch reference, on CPU tensors."""
+    o = {"max_iter": 10, "rtol": 1e-5, "atol": 0.0, "damping": 0.0} | options
+    solve = (g, None, o["max_iter"], o["rtol"], o["atol"], o["damping"], None, None)
+    x, info, r = cg._solve_on_device(cg.reference_cuda, product, *solve)
+    return curvature._scaled_on_device(x, g - r, info, o["max_kl"])
+
+
+@pytest.mark.parametrize("end", ["max_iter", "negative_curvature", "not finite", "overflow"])
+@pytest.mark.parametrize("loop", ["host", "device", "cuda"])
+def test_step_is_made_of_the_last_finished_iteration(loop, end):
+    """Whatever the fourth product does, the step is that of three iterations, and takes no further product."""
+    if loop == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    d, calls = torch.linspace(0.1, 0.9, 6), []
+    g = torch.tensor([1.0, -2.0, 3.0, 1.0, 0.5, 0.1])
+    if loop == "cuda":
+        d, g = d.cuda(), g.cuda()
+
+    def product(v):
+        calls.append(1)
+        z = d * v
+        if len(calls) == 4 and end != "max_iter":
+            across = torch.stack([v[1], -v[0], *(0 * v[2:])])  # which leaves v . z as it is
+            ends = {
+                "negative_curvature": -2 * z,
+                "not finite": z * math.inf,
+                "overflow": 3e38 / across.abs().max() * across,
+            }
+            return z + ends[end]
+        return z
+
+    step_of = step_on_device if loop == "device" else natural_gradient_step
+    step, info = step_of(product, g, max_kl=0.01, rtol=0.0, max_iter=3 if end == "max_iter" else 4)
+    status = end if end in ("max_iter", "negative_curvature") else "breakdown"
+    assert (info.iterations, info.status) == (3, status)
+    assert len(calls) == (3 if end == "max_iter" else 4)
+    x, _ = conjugate_gradient(lambda v: d * v, g, max_iter=3, rtol=0.0)
+    scale = math.sqrt(0.02 / (x.double() @ (d * x).double()))
+    assert info.scale == pytest.approx(scale, rel=1e-5)
+    torch.testing.assert_close(step, scale * x, rtol=1e-5, atol=0)
 
 
 def test_natural_gradient_errors():

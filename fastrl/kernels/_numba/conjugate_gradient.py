@@ -44,16 +44,16 @@ def _curvature(p: Any, z: Any, damping: float) -> float:
 
 @njit(nogil=True, cache=True)
 def _update(
-    x: Any, x_next: Any, r: Any, p: Any, z: Any, inverse: Any, damping: float, alpha: float
+    x: Any, x_next: Any, r: Any, r_next: Any, p: Any, z: Any, inverse: Any, damping: float, alpha: float
 ) -> tuple[float, float, bool]:
     rr = ry = 0.0
     finite = True
     for i in range(len(p)):
         direction = np.float64(p[i])
         x_next[i] = np.float64(x[i]) + alpha * direction
-        r[i] = np.float64(r[i]) - alpha * (np.float64(z[i]) + damping * direction)
+        r_next[i] = np.float64(r[i]) - alpha * (np.float64(z[i]) + damping * direction)
         finite &= math.isfinite(x_next[i])
-        residual = np.float64(r[i])
+        residual = np.float64(r_next[i])
         rr += residual * residual
         ry += residual * (residual * np.float64(inverse[i]) if len(inverse) else residual)
     return rr, ry, finite
@@ -82,17 +82,27 @@ def cg_start(b: Any, x: Any, z: Any, inverse: Any, damping: float, r: Any, p: An
 
 
 def cg_step(
-    x: Any, x_next: Any, r: Any, p: Any, z: Any, inverse: Any, damping: float, rz: float, target: float, fused: bool
+    x: Any,
+    x_next: Any,
+    r: Any,
+    r_next: Any,
+    p: Any,
+    z: Any,
+    inverse: Any,
+    damping: float,
+    rz: float,
+    target: float,
+    fused: bool,
 ) -> tuple[int, float, float]:
     z = load_like(z, "the result of matvec", r)
-    residual, direction = view(r), view(p)
+    residual, direction = view(r_next), view(p)
     curvature = _curvature(direction, z, damping)
     if not math.isfinite(curvature):
         return BREAKDOWN, 0.0, 0.0
     if curvature <= 0:
         return NEGATIVE_CURVATURE, 0.0, 0.0
     scale, alpha = _scale(inverse, residual), rz / curvature
-    rr, ry, finite = _update(view(x), view(x_next), residual, direction, z, scale, damping, alpha)
+    rr, ry, finite = _update(view(x), view(x_next), view(r), residual, direction, z, scale, damping, alpha)
     if not (finite and math.isfinite(rr)):
         return BREAKDOWN, 0.0, 0.0
     if rr <= target:
