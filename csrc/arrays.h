@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <string>
@@ -84,6 +85,22 @@ class Array {
   bool may_overlap(const Array& other) const {
     const auto mine = extent(), theirs = other.extent();
     return mine.first < theirs.second && theirs.first < mine.second;
+  }
+
+  // Whether two items may share memory: each dimension must step over all that the shorter steps reach.
+  bool overlaps_itself() const {
+    if (is_contiguous()) return false;
+    std::array<std::pair<int64_t, int64_t>, kMaxDims> steps;
+    int n = 0;
+    for (int d = 0; d < ndim; ++d)
+      if (shape[d] != 1) steps[n++] = {std::abs(strides[d]), shape[d]};
+    std::sort(steps.begin(), steps.begin() + n);
+    int64_t reach = itemsize;
+    for (int d = 0; d < n; ++d) {
+      if (steps[d].first < reach) return true;
+      reach += steps[d].first * (steps[d].second - 1);
+    }
+    return false;
   }
 
   // Keeps what a DLPack capsule lends until the call is over.

@@ -86,9 +86,7 @@ class Lists {
         if (!a.aligned) raise_value(std::string(where) + " must be aligned");
         if (k == kGrads) continue;
         if (!a.writable) raise_value(std::string(where) + " must be writable");
-        for (int d = 0; d < a.ndim; ++d)
-          if (a.strides[d] == 0 && a.shape[d] > 1 && a.size() > 0)
-            raise_value(std::string(where) + " must not overlap itself");
+        if (a.overlaps_itself()) raise_value(std::string(where) + " must not overlap itself");
       }
   }
 

@@ -140,7 +140,7 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
         raise_value(where + " must have shape (" + std::to_string(batch) + ",), got " +
                     shape_text(target.shape, target.ndim));
       if (!target.writable) raise_value(where + " must be writable");
-      if (target.strides[0] == 0 && batch > 1) raise_value(where + " must not overlap itself");
+      if (target.overlaps_itself()) raise_value(where + " must not overlap itself");
       for (const auto& [name, input] : inputs)
         if (input->object && target.may_overlap(*input)) raise_value(where + " must not share memory with " + name);
       for (int j = 0; j < i; ++j)

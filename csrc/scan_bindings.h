@@ -152,9 +152,7 @@ class ScanCall {
     if (dtype == kSame) check_dtype_like(a, where, first(), name_of(first_));
     check_shape_like(a, where, first(), name_of(first_));
     if (!a.writable) raise_value(std::string(where) + " must be writable");
-    for (int d = 0; d < a.ndim; ++d)
-      if (a.size() > 0 && a.strides[d] == 0 && a.shape[d] > 1)
-        raise_value(std::string(where) + " must not overlap itself");
+    if (a.overlaps_itself()) raise_value(std::string(where) + " must not overlap itself");
     for (int k = 0; k < n_arrays_ - 1; ++k)
       if (a.may_overlap(arrays_[k]))
         raise_value(std::string(where) + " must not share memory with " + name_of(names_[k]));

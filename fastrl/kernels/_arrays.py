@@ -81,6 +81,20 @@ def load_tensor(obj: Any, where: str, dtypes: tuple[str, ...], first: Any, name:
     return obj.detach()
 
 
+def overlaps_itself(array: Any) -> bool:
+    """Whether two items may share memory: each dimension must step over all that the shorter steps reach."""
+    if isinstance(array, np.ndarray):
+        reach, strides = array.itemsize, array.strides
+    else:
+        reach = array.element_size()
+        strides = tuple(s * reach for s in array.stride())
+    for stride, length in sorted((abs(s), n) for s, n in zip(strides, array.shape, strict=True) if n != 1):
+        if stride < reach and 0 not in array.shape:
+            return True
+        reach += stride * (length - 1)
+    return False
+
+
 def tensors_overlap(x: Any, y: Any) -> bool:
     """Whether the memory from the first to the last item of x meets that of y."""
 

@@ -60,8 +60,8 @@ def adam_step(
         TypeError: a wrong type, or another kind of array.
         ValueError: a wrong length, dtype, shape or device; a number out of range; a step that is negative or NaN (on
             CUDA nothing waits for the device to check that); an array that is not aligned, or is to be written and is
-            read-only or shares memory with another array of the call.  Views that only interleave (two columns of a
-            matrix) count as sharing.
+            read-only, overlaps itself, or shares memory with another array of the call.  Views that only interleave
+            (two columns of a matrix) count as sharing.
         Nothing is written in any of these cases.
 
     Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
@@ -145,7 +145,7 @@ class ReferenceAdam:
             return
         if not array.flags.writeable:
             raise ValueError(f"{where} must be writable")
-        if array.size and any(s == 0 and n > 1 for s, n in zip(array.strides, array.shape, strict=True)):
+        if _arrays.overlaps_itself(array):
             raise ValueError(f"{where} must not overlap itself")
 
     def _rate(self, lr: Any, params: Any) -> Any:

@@ -264,7 +264,7 @@ class ReferenceGather:
                 raise ValueError(f"n_step_gather: {name} must have shape {(batch,)}, got {tuple(target.shape)}")
             if isinstance(target, np.ndarray) and not target.flags.writeable:
                 raise ValueError(f"n_step_gather: {name} must be writable")
-            if batch > 1 and self._stride(target) == 0:
+            if _arrays.overlaps_itself(target):
                 raise ValueError(f"n_step_gather: {name} must not overlap itself")
             for other_name, other in taken.items():
                 if self._overlap(target, other):
@@ -288,9 +288,6 @@ class ReferenceGather:
 
     def _out(self, array: Any, like: Any) -> Any:
         return _arrays.like(array, like)
-
-    def _stride(self, array: Any) -> int:
-        return int(array.strides[0])
 
     def _overlap(self, x: Any, y: Any) -> bool:
         return bool(np.may_share_memory(x, y))
@@ -318,9 +315,6 @@ class TorchGather(ReferenceGather):
 
     def _out(self, array: Any, like: Any) -> Any:
         return array
-
-    def _stride(self, array: Any) -> int:
-        return int(array.stride(0))
 
     def _overlap(self, x: Any, y: Any) -> bool:
         return _arrays.tensors_overlap(x, y)

@@ -325,9 +325,6 @@ class Call:
     def overlap(self, x: Any, y: Any) -> bool:
         return np.may_share_memory(x, y)
 
-    def strides(self, x: Any) -> tuple[int, ...]:
-        return tuple(x.strides)
-
     def wide(self, array: Any) -> Any:
         return self.cast(array, "float64").reshape(self.T, self.N)
 
@@ -402,8 +399,7 @@ class Call:
                 target = self._like_first(name, obj, (dtype,), self.shape)
                 if isinstance(target, np.ndarray) and not target.flags.writeable:
                     raise ValueError(f"{self.op}: {name} must be writable")
-                strides = zip(self.strides(target), target.shape, strict=True)
-                if 0 not in target.shape and any(s == 0 and k > 1 for s, k in strides):
+                if _arrays.overlaps_itself(target):
                     raise ValueError(f"{self.op}: {name} must not overlap itself")
                 for other_name, other in taken:
                     if self.overlap(target, other):

@@ -254,6 +254,24 @@ REFUSED = [
         ValueError,
         "exp_avgs[1] must not overlap itself",
     ),
+    *(
+        (
+            put(name, 0, lambda _, s=strides: np.lib.stride_tricks.as_strided(np.zeros(9, np.float32), (2, 3), s)),
+            ValueError,
+            f"{name}[0] must not overlap itself",
+        )
+        for name, strides in (
+            ("params", (4, 4)),  # a sliding window
+            ("params", (0, 4)),
+            ("exp_avgs", (8, 4)),
+            ("exp_avg_sqs", (12, 8)),  # whose items only interleave
+        )
+    ),
+    (
+        put("exp_avgs", 0, lambda lists: lists["params"][0]),
+        ValueError,
+        "exp_avgs[0] must not share memory with params[0]",
+    ),
     (
         put("grads", 1, lambda lists: lists["params"][1][::-1]),
         ValueError,

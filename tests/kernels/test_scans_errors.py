@@ -50,6 +50,11 @@ def given(outs):
     return tuple(outs) if len(outs) > 1 else outs[0]
 
 
+def strided(buffer, steps):
+    """A view from the middle of `buffer` on, with steps in items."""
+    return np.lib.stride_tricks.as_strided(buffer[8:], SHAPE, [s * buffer.itemsize for s in steps])
+
+
 def must_raise(kernels, op, kwargs, error, text, outs=None):
     """Without out and with it, and then not a byte of it changes."""
     for targets in (None, outs if outs is not None else new_out(op)):
@@ -231,9 +236,9 @@ def test_out(kernels, op):
         fails(lambda k, o, d=dtype: frozen(np.ones(SHAPE, d)), VE, "must be writable")
         for wrong in ([[0.0] * 3] * 4, "out", 3, *([None] if op in OUTS else [])):
             fails(lambda k, o, w=wrong: w, TE, f"must be an array, got {type(wrong).__name__}")
-        for strides in ((0, dtype().itemsize), (dtype().itemsize, 0), (0, 0)):
+        for strides in ((0, 1), (1, 0), (0, 0), (1, 1), (2, 1), (1, 3), (1, -1)):
             fails(
-                lambda k, o, s=strides, d=dtype: np.lib.stride_tricks.as_strided(np.zeros(5, d), SHAPE, s),
+                lambda k, o, s=strides, d=dtype: strided(np.zeros(20, d), s),
                 VE,
                 "must not overlap itself",
             )

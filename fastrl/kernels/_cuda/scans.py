@@ -31,9 +31,6 @@ class TorchCall(Call):
     def overlap(self, x: Any, y: Any) -> bool:
         return _arrays.tensors_overlap(x, y)
 
-    def strides(self, x: Any) -> tuple[int, ...]:
-        return tuple(x.stride())
-
     def full(self, value: Any) -> Any:
         dtype = torch.bool if isinstance(value, bool) else torch.float64
         return torch.full((self.T, self.N), value, dtype=dtype, device=self.first.device)
