@@ -8,13 +8,6 @@ namespace fastrl {
 namespace {
 
 // ---------------------------------------------------------------- categorical
-Array load_logits(py::handle x, const char* where) {
-  Array a = load_floats(x, where);
-  if (a.ndim != 2 || a.shape[1] < 1)
-    raise_value(std::string(where) + " must have shape [B, K] with K >= 1, got " + shape_text(a.shape, a.ndim));
-  return a;
-}
-
 Logits logits_of(const Array& a) { return {a.data, a.shape[0], a.shape[1], a.strides[0], a.strides[1]}; }
 
 double categorical_us(const Array& a) { return 2e-3 * static_cast<double>(a.size()); }
@@ -24,9 +17,7 @@ Contiguous<int64_t> load_action(py::handle x, const std::string& op, const Array
   const std::string where = op + ": action";
   const Array a = load_cpu(x.ptr(), where.c_str(), {DType::i64, DType::i32});
   check_kind_like(a, where.c_str(), logits, "logits");
-  if (a.ndim != 1 || a.shape[0] != logits.shape[0])
-    raise_value(where + " must have shape (" + std::to_string(logits.shape[0]) + ",), got " +
-                shape_text(a.shape, a.ndim));
+  check_rows(a, where, logits.shape[0]);
   Contiguous<int64_t> action(a, /*copy=*/true);
   for (int64_t i = 0; i < action.size(); ++i)
     if (action.data()[i] < 0 || action.data()[i] >= logits.shape[1])
@@ -76,7 +67,7 @@ py::tuple categorical_sample_of(const Array& logits, py::handle state_object, py
 }
 
 py::tuple categorical_sample(py::handle logits, py::handle state, py::handle uniform) {
-  const Array z = load_logits(logits, "categorical_sample: logits");
+  const Array z = Head::logits(logits, "categorical_sample: logits");
   return z.dtype == DType::f32 ? categorical_sample_of<float>(z, state, uniform)
                                : categorical_sample_of<double>(z, state, uniform);
 }
@@ -96,7 +87,7 @@ py::tuple categorical_log_prob_entropy_of(const Array& logits, const Contiguous<
 }
 
 py::tuple categorical_log_prob_entropy(py::handle logits, py::handle action) {
-  const Array z = load_logits(logits, "categorical_log_prob_entropy: logits");
+  const Array z = Head::logits(logits, "categorical_log_prob_entropy: logits");
   const Contiguous<int64_t> a = load_action(action, "categorical_log_prob_entropy", z);
   return z.dtype == DType::f32 ? categorical_log_prob_entropy_of<float>(z, a)
                                : categorical_log_prob_entropy_of<double>(z, a);
@@ -105,8 +96,10 @@ py::tuple categorical_log_prob_entropy(py::handle logits, py::handle action) {
 template <class T>
 py::object categorical_backward_of(const Array& logits, const Contiguous<int64_t>& action, py::handle grad_log_prob,
                                    py::handle grad_entropy) {
-  const RowGrad<T> gl(grad_log_prob, "categorical_log_prob_entropy_backward: grad_log_prob", logits, "logits");
-  const RowGrad<T> gh(grad_entropy, "categorical_log_prob_entropy_backward: grad_entropy", logits, "logits");
+  const RowGrad<T> gl(grad_log_prob, "categorical_log_prob_entropy_backward: grad_log_prob", logits, "logits",
+                      logits.shape[0]);
+  const RowGrad<T> gh(grad_entropy, "categorical_log_prob_entropy_backward: grad_entropy", logits, "logits",
+                      logits.shape[0]);
   Result grad = allocate_like(logits, logits.dtype, logits.shape.data(), 2);
   const CategoricalGrad<T> op{logits_of(logits), action.data(), gl.data(), gh.data(), data_of<T>(grad)};
   const int threads = threads_for(categorical_us(logits) * 1.5);
@@ -119,7 +112,7 @@ py::object categorical_backward_of(const Array& logits, const Contiguous<int64_t
 
 py::object categorical_log_prob_entropy_backward(py::handle logits, py::handle action, py::handle grad_log_prob,
                                                  py::handle grad_entropy) {
-  const Array z = load_logits(logits, "categorical_log_prob_entropy_backward: logits");
+  const Array z = Head::logits(logits, "categorical_log_prob_entropy_backward: logits");
   const Contiguous<int64_t> a = load_action(action, "categorical_log_prob_entropy_backward", z);
   return z.dtype == DType::f32 ? categorical_backward_of<float>(z, a, grad_log_prob, grad_entropy)
                                : categorical_backward_of<double>(z, a, grad_log_prob, grad_entropy);
@@ -144,9 +137,9 @@ py::tuple normal_log_prob_entropy_of(const Array& mean, const Array& log_std, co
 
 py::tuple normal_log_prob_entropy(py::handle mean, py::handle log_std, py::handle action) {
   const std::string op = "normal_log_prob_entropy";
-  const Array m = load_mean(mean, op + ": mean");
-  const Array s = load_log_std(log_std, op + ": log_std", m, "mean");
-  const Array x = load_matrix(action, op + ": action", m, "mean");
+  const Array m = Head::mean(mean, op + ": mean");
+  const Array s = Head::log_std(log_std, op + ": log_std", m, "mean");
+  const Array x = Head::matrix(action, op + ": action", m, "mean");
   return m.dtype == DType::f32 ? normal_log_prob_entropy_of<float>(m, s, x)
                                : normal_log_prob_entropy_of<double>(m, s, x);
 }
@@ -174,10 +167,10 @@ py::tuple normal_sample_of(const Array& mean, const Array& log_std, const Array&
 
 py::tuple normal_sample(py::handle mean, py::handle log_std, py::handle noise, py::handle state, bool with_noise) {
   const std::string op = "normal_sample";
-  const Array m = load_mean(mean, op + ": mean");
-  const Array s = load_log_std(log_std, op + ": log_std", m, "mean");
+  const Array m = Head::mean(mean, op + ": mean");
+  const Array s = Head::log_std(log_std, op + ": log_std", m, "mean");
   Array eps;
-  if (!noise.is_none()) eps = load_matrix(noise, op + ": noise", m, "mean");
+  if (!noise.is_none()) eps = Head::matrix(noise, op + ": noise", m, "mean");
   return m.dtype == DType::f32 ? normal_sample_of<float>(m, s, eps, state, with_noise)
                                : normal_sample_of<double>(m, s, eps, state, with_noise);
 }
@@ -185,7 +178,7 @@ py::tuple normal_sample(py::handle mean, py::handle log_std, py::handle noise, p
 template <class T>
 py::object normal_sample_backward_of(const Array& noise, const Array& log_std, const Array& grad_action,
                                      py::handle grad_log_prob) {
-  const RowGrad<T> gl(grad_log_prob, "normal_sample_backward: grad_log_prob", noise, "noise");
+  const RowGrad<T> gl(grad_log_prob, "normal_sample_backward: grad_log_prob", noise, "noise", noise.shape[0]);
   NormalSampleGrad<T> op{noise.shape[1],
                          columns_of(log_std),
                          columns_of(noise),
@@ -199,10 +192,10 @@ py::object normal_sample_backward_of(const Array& noise, const Array& log_std, c
 py::object normal_sample_backward(py::handle log_std, py::handle noise, py::handle grad_action,
                                   py::handle grad_log_prob) {
   const std::string op = "normal_sample_backward";
-  const Array eps = load_mean(noise, op + ": noise");
-  const Array s = load_log_std(log_std, op + ": log_std", eps, "noise");
+  const Array eps = Head::mean(noise, op + ": noise");
+  const Array s = Head::log_std(log_std, op + ": log_std", eps, "noise");
   Array ga;
-  if (!grad_action.is_none()) ga = load_matrix(grad_action, op + ": grad_action", eps, "noise");
+  if (!grad_action.is_none()) ga = Head::matrix(grad_action, op + ": grad_action", eps, "noise");
   return eps.dtype == DType::f32 ? normal_sample_backward_of<float>(eps, s, ga, grad_log_prob)
                                  : normal_sample_backward_of<double>(eps, s, ga, grad_log_prob);
 }
@@ -210,8 +203,8 @@ py::object normal_sample_backward(py::handle log_std, py::handle noise, py::hand
 template <class T>
 py::tuple normal_backward_of(const Array& mean, const Array& log_std, const Array& action, py::handle grad_log_prob,
                              py::handle grad_entropy, bool want_mean, bool want_log_std, bool want_action) {
-  const RowGrad<T> gl(grad_log_prob, "normal_log_prob_entropy_backward: grad_log_prob", mean, "mean");
-  const RowGrad<T> gh(grad_entropy, "normal_log_prob_entropy_backward: grad_entropy", mean, "mean");
+  const RowGrad<T> gl(grad_log_prob, "normal_log_prob_entropy_backward: grad_log_prob", mean, "mean", mean.shape[0]);
+  const RowGrad<T> gh(grad_entropy, "normal_log_prob_entropy_backward: grad_entropy", mean, "mean", mean.shape[0]);
   Result g_mean, g_action;
   if (want_mean) g_mean = allocate_like(mean, mean.dtype, mean.shape.data(), 2);
   if (want_action) g_action = allocate_like(mean, mean.dtype, mean.shape.data(), 2);
@@ -234,9 +227,9 @@ py::tuple normal_log_prob_entropy_backward(py::handle mean, py::handle log_std, 
                                            py::handle grad_log_prob, py::handle grad_entropy, bool want_mean,
                                            bool want_log_std, bool want_action) {
   const std::string op = "normal_log_prob_entropy_backward";
-  const Array m = load_mean(mean, op + ": mean");
-  const Array s = load_log_std(log_std, op + ": log_std", m, "mean");
-  const Array x = load_matrix(action, op + ": action", m, "mean");
+  const Array m = Head::mean(mean, op + ": mean");
+  const Array s = Head::log_std(log_std, op + ": log_std", m, "mean");
+  const Array x = Head::matrix(action, op + ": action", m, "mean");
   return m.dtype == DType::f32
              ? normal_backward_of<float>(m, s, x, grad_log_prob, grad_entropy, want_mean, want_log_std, want_action)
              : normal_backward_of<double>(m, s, x, grad_log_prob, grad_entropy, want_mean, want_log_std, want_action);

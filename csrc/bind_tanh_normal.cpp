@@ -22,7 +22,7 @@ void load_bound(py::handle x, const std::string& where, const Array& first, doub
     return;
   }
   if (!is_array(x.ptr())) raise_type(where + " must be a number or an array, got " + type_name(x.ptr()));
-  const Array a = load_like(x, where.c_str(), first, "mean");
+  const Array a = Head::like(x, where, first, "mean");
   const auto columns = static_cast<int64_t>(bounds.size());
   if (a.ndim != 1 || a.shape[0] != columns)
     raise_value(where + " must have shape (" + std::to_string(columns) + ",), got " + shape_text(a.shape, a.ndim));
@@ -46,6 +46,9 @@ std::vector<Bound> load_bounds(const std::string& op, py::handle low, py::handle
                   " in dimension " + std::to_string(j));
     const auto l = static_cast<T>(b.low), h = static_cast<T>(b.high);
     b.first_in = static_cast<double>(std::nextafter(l, h)), b.last_in = static_cast<double>(std::nextafter(h, l));
+    if (b.first_in == b.high)
+      raise_value(op + ": low and high must have a number of their dtype between them, got " + repr(b.low) + " and " +
+                  repr(b.high) + " in dimension " + std::to_string(j));
   }
   return bounds;
 }
@@ -87,10 +90,10 @@ py::tuple sample_of(const std::string& op, const Array& mean, const Array& log_s
 py::tuple tanh_normal_sample(py::handle mean, py::handle log_std, py::handle noise, py::handle state, py::handle low,
                              py::handle high, double log_std_min, double log_std_max, double epsilon, bool with_saved) {
   const std::string op = "tanh_normal_sample";
-  const Array m = load_mean(mean, op + ": mean");
-  const Array s = load_log_std(log_std, op + ": log_std", m, "mean");
+  const Array m = Head::mean(mean, op + ": mean");
+  const Array s = Head::log_std(log_std, op + ": log_std", m, "mean");
   Array eps;
-  if (!noise.is_none()) eps = load_matrix(noise, op + ": noise", m, "mean");
+  if (!noise.is_none()) eps = Head::matrix(noise, op + ": noise", m, "mean");
   const auto call = m.dtype == DType::f32 ? sample_of<float> : sample_of<double>;
   return call(op, m, s, eps, state, low, high, {log_std_min, log_std_max, epsilon}, with_saved);
 }
@@ -101,13 +104,7 @@ py::tuple sample_backward_of(const std::string& op, const Array& saved, const Ar
                              py::handle grad_log_prob, py::handle low, py::handle high, const Limits& limits,
                              bool want_mean, bool want_log_std) {
   const int64_t rows = saved.shape[1], columns = saved.shape[2];
-  std::vector<Contiguous<T>> gl;
-  if (!grad_log_prob.is_none()) {
-    const std::string where = op + ": grad_log_prob";
-    const Array g = load_like(grad_log_prob, where.c_str(), log_std, "log_std");
-    RowGrad<T>::check_rows(g, where.c_str(), rows);
-    gl.emplace_back(g);
-  }
+  const RowGrad<T> gl(grad_log_prob, op + ": grad_log_prob", log_std, "log_std", rows);
   const std::vector<Bound> bounds = load_bounds<T>(op, low, high, log_std, columns);
   Result grad_mean;
   if (want_mean) grad_mean = allocate_like(log_std, log_std.dtype, saved.shape.data() + 1, 2);
@@ -117,7 +114,7 @@ py::tuple sample_backward_of(const std::string& op, const Array& saved, const Ar
   grad.u = reinterpret_cast<const T*>(saved.data), grad.scaled_noise = grad.u + rows * columns;
   grad.log_std = columns_of(log_std);
   if (grad_action.object) grad.grad_action = columns_of(grad_action);
-  grad.grad_log_prob = gl.empty() ? nullptr : gl[0].data();
+  grad.grad_log_prob = gl.data();
   grad.grad_mean = data_of<T>(grad_mean);
   py::object grad_log_std = run_backward<T>(grad, log_std, want_log_std, rows, microseconds(saved, 1));
   return py::make_tuple(want_mean ? hand_back(std::move(grad_mean), log_std) : py::none(), std::move(grad_log_std));
@@ -126,25 +123,14 @@ py::tuple sample_backward_of(const std::string& op, const Array& saved, const Ar
 py::tuple tanh_normal_sample_backward(py::handle saved, py::handle log_std, py::handle grad_action,
                                       py::handle grad_log_prob, py::handle low, py::handle high, double log_std_min,
                                       double log_std_max, double epsilon, bool want_mean, bool want_log_std) {
-  const std::string op = "tanh_normal_sample_backward", name = op + ": saved", log_std_name = op + ": log_std";
-  const Array s = load_floats(log_std, log_std_name.c_str());
-  const Array kept = load_like(saved, name.c_str(), s, "log_std");
+  const std::string op = "tanh_normal_sample_backward", name = op + ": saved";
+  const Array s = Head::first(log_std, op + ": log_std");
+  const Array kept = Head::like(saved, name, s, "log_std");
   if (kept.ndim != 3 || kept.shape[0] != 2 || !kept.is_contiguous() || !kept.aligned)
     raise_value(name + " must have shape [2, B, A], got " + shape_text(kept.shape, kept.ndim));
-  const int64_t rows = kept.shape[1], columns = kept.shape[2];
-  const std::array<int64_t, 2> shape{rows, columns};
-  const bool shared = s.ndim == 1 && s.shape[0] == columns;
-  if (!shared && !(s.ndim == 2 && s.shape[0] == rows && s.shape[1] == columns))
-    raise_value(log_std_name + " must have shape (" + std::to_string(columns) + ",) or " + shape_text(shape, 2) +
-                " like saved, got " + shape_text(s.shape, s.ndim));
+  Head::check_log_std(s, op + ": log_std", kept.shape.data() + 1, "saved");
   Array ga;
-  if (!grad_action.is_none()) {
-    const std::string where = op + ": grad_action";
-    ga = load_like(grad_action, where.c_str(), s, "log_std");
-    if (ga.ndim != 2 || ga.shape[0] != rows || ga.shape[1] != columns)
-      raise_value(where + " must have shape " + shape_text(shape, 2) + " like saved, got " +
-                  shape_text(ga.shape, ga.ndim));
-  }
+  if (!grad_action.is_none()) ga = Head::grad_action(grad_action, op + ": grad_action", s, "log_std", kept);
   const auto call = s.dtype == DType::f32 ? sample_backward_of<float> : sample_backward_of<double>;
   return call(op, kept, s, ga, grad_log_prob, low, high, {log_std_min, log_std_max, epsilon}, want_mean, want_log_std);
 }
@@ -171,9 +157,9 @@ py::object log_prob_of(const std::string& op, const Array& mean, const Array& lo
 py::object tanh_normal_log_prob(py::handle mean, py::handle log_std, py::handle action, py::handle low, py::handle high,
                                 double log_std_min, double log_std_max, double epsilon) {
   const std::string op = "tanh_normal_log_prob";
-  const Array m = load_mean(mean, op + ": mean");
-  const Array s = load_log_std(log_std, op + ": log_std", m, "mean");
-  const Array x = load_matrix(action, op + ": action", m, "mean");
+  const Array m = Head::mean(mean, op + ": mean");
+  const Array s = Head::log_std(log_std, op + ": log_std", m, "mean");
+  const Array x = Head::matrix(action, op + ": action", m, "mean");
   const auto call = m.dtype == DType::f32 ? log_prob_of<float> : log_prob_of<double>;
   return call(op, m, s, x, low, high, {log_std_min, log_std_max, epsilon});
 }
@@ -184,7 +170,7 @@ py::tuple log_prob_backward_of(const std::string& op, const Array& mean, const A
                                bool want_mean, bool want_log_std, bool want_action) {
   const std::vector<Bound> bounds = load_bounds<T>(op, low, high, mean, mean.shape[1]);
   const std::string where = op + ": grad_log_prob";
-  const RowGrad<T> gl(grad_log_prob, where.c_str(), mean, "mean");
+  const RowGrad<T> gl(grad_log_prob, where, mean, "mean", mean.shape[0]);
   Result grad_mean, grad_action;
   if (want_mean) grad_mean = allocate_like(mean, mean.dtype, mean.shape.data(), 2);
   if (want_action) grad_action = allocate_like(mean, mean.dtype, mean.shape.data(), 2);
@@ -204,9 +190,9 @@ py::tuple tanh_normal_log_prob_backward(py::handle mean, py::handle log_std, py:
                                         double log_std_max, double epsilon, bool want_mean, bool want_log_std,
                                         bool want_action) {
   const std::string op = "tanh_normal_log_prob_backward";
-  const Array m = load_mean(mean, op + ": mean");
-  const Array s = load_log_std(log_std, op + ": log_std", m, "mean");
-  const Array x = load_matrix(action, op + ": action", m, "mean");
+  const Array m = Head::mean(mean, op + ": mean");
+  const Array s = Head::log_std(log_std, op + ": log_std", m, "mean");
+  const Array x = Head::matrix(action, op + ": action", m, "mean");
   const auto call = m.dtype == DType::f32 ? log_prob_backward_of<float> : log_prob_backward_of<double>;
   return call(op, m, s, x, grad_log_prob, low, high, {log_std_min, log_std_max, epsilon}, want_mean, want_log_std,
               want_action);
@@ -233,14 +219,14 @@ py::object mode_of(const std::string& op, const Array& mean, const Array& grad_a
 
 py::object tanh_normal_mode(py::handle mean, py::handle low, py::handle high) {
   const std::string op = "tanh_normal_mode";
-  const Array m = load_mean(mean, op + ": mean");
+  const Array m = Head::mean(mean, op + ": mean");
   return (m.dtype == DType::f32 ? mode_of<float> : mode_of<double>)(op, m, Array(), low, high);
 }
 
 py::object tanh_normal_mode_backward(py::handle mean, py::handle grad_action, py::handle low, py::handle high) {
   const std::string op = "tanh_normal_mode_backward";
-  const Array m = load_mean(mean, op + ": mean");
-  const Array g = load_matrix(grad_action, op + ": grad_action", m, "mean");
+  const Array m = Head::mean(mean, op + ": mean");
+  const Array g = Head::matrix(grad_action, op + ": grad_action", m, "mean");
   return (m.dtype == DType::f32 ? mode_of<float> : mode_of<double>)(op, m, g, low, high);
 }
 

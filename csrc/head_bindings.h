@@ -7,20 +7,19 @@
 #include <vector>
 
 #include "bindings.h"
-#include "normal.h"
+#include "head_arguments.h"
 #include "parallel.h"
 
 namespace fastrl {
 
 // ---------------------------------------------------------------- arguments
-inline Array load_floats(py::handle x, const char* where) { return load_cpu(x.ptr(), where, {DType::f32, DType::f64}); }
-
-inline Array load_like(py::handle x, const char* where, const Array& first, const char* first_name) {
-  Array a = load_floats(x, where);
-  check_kind_like(a, where, first, first_name);
-  check_dtype_like(a, where, first, first_name);
-  return a;
-}
+struct Head : HeadArguments<Head> {
+  static Array load(py::handle x, const char* where, const Array* first, const char* first_name) {
+    Array a = load_cpu(x.ptr(), where, {DType::f32, DType::f64});
+    if (first) check_kind_like(a, where, *first, first_name);
+    return a;
+  }
+};
 
 inline uint64_t* load_state(py::handle state) {
   const Array s = load_cpu(state.ptr(), "generator: state", {DType::u64});
@@ -70,16 +69,10 @@ inline bool take_from(uint64_t* state, uint64_t expected, int64_t n) {
 template <class T>
 class RowGrad {
  public:
-  RowGrad(py::handle g, const char* where, const Array& first, const char* first_name) {
+  RowGrad(py::handle g, const std::string& where, const Array& first, const char* first_name, int64_t rows) {
     if (g.is_none()) return;
-    array_ = load_like(g, where, first, first_name);
-    check_rows(array_, where, first.shape[0]);
+    array_ = Head::rows(g, where, first, first_name, rows);
     numbers_.emplace_back(array_);
-  }
-  static void check_rows(const Array& a, const char* where, int64_t rows) {
-    if (a.ndim != 1 || a.shape[0] != rows)
-      raise_value(std::string(where) + " must have shape (" + std::to_string(rows) + ",), got " +
-                  shape_text(a.shape, a.ndim));
   }
   const T* data() const { return numbers_.empty() ? nullptr : numbers_[0].data(); }
 
@@ -91,32 +84,6 @@ class RowGrad {
 template <class T>
 T* data_of(const Result& r) {
   return reinterpret_cast<T*>(r.data);
-}
-
-// mean [B, A] and what is like it.
-inline Array load_mean(py::handle x, const std::string& where) {
-  Array a = load_floats(x, where.c_str());
-  if (a.ndim != 2) raise_value(where + " must have shape [B, A], got " + shape_text(a.shape, a.ndim));
-  return a;
-}
-
-inline Array load_log_std(py::handle x, const std::string& where, const Array& first, const char* first_name) {
-  Array a = load_like(x, where.c_str(), first, first_name);
-  const bool shared = a.ndim == 1 && a.shape[0] == first.shape[1];
-  if (!shared && !(a.ndim == 2 && a.shape[0] == first.shape[0] && a.shape[1] == first.shape[1]))
-    raise_value(where + " must have shape (" + std::to_string(first.shape[1]) + ",) or " + shape_text(first.shape, 2) +
-                " like " + first_name + ", got " + shape_text(a.shape, a.ndim));
-  return a;
-}
-
-inline Array load_matrix(py::handle x, const std::string& where, const Array& first, const char* first_name) {
-  Array a = load_like(x, where.c_str(), first, first_name);
-  check_shape_like(a, where.c_str(), first, first_name);
-  return a;
-}
-
-inline Columns columns_of(const Array& a) {
-  return a.ndim == 1 ? Columns{a.data, 0, a.strides[0]} : Columns{a.data, a.strides[0], a.strides[1]};
 }
 
 // ---------------------------------------------------------------- gradients

@@ -136,9 +136,9 @@ FASTRL_CLONES_256 void log_prob_grads(const double* mean, const double* log_std,
   FASTRL_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
     const Unsquashed s = unsquash_at(mean, log_std, action, b, low, high, i);
-    g_mean[i] = gl[i] * (s.z * s.inverse_sigma);
-    g_log_std[i] = gl[i] * (s.z * s.z - 1.0);
-    g_action[i] = clamp(gl[i] * unsquashed_grad(s, epsilon), -largest, largest);
+    g_mean[i] = bounded_grad(gl[i], s.z * s.inverse_sigma, largest);
+    g_log_std[i] = bounded_grad(gl[i], s.z * s.z - 1.0, largest);
+    g_action[i] = bounded_grad(gl[i], unsquashed_grad(s, epsilon), largest);
   }
 }
 

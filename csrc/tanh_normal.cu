@@ -60,14 +60,6 @@ __device__ double bound_at(const CudaBound& b, int64_t column) {
                 : static_cast<double>(to_real(from_real<T>(b.number)));
 }
 
-// The bounds of a column; NaN unless they are finite and low < high.
-template <class T>
-__device__ Bound bound_of(const CudaTanhNormal& c, int64_t column) {
-  Bound b{bound_at<T>(c.low, column), bound_at<T>(c.high, column), 0, 0};
-  if (!(-kInf < b.low && b.low < b.high && b.high < kInf)) b.low = b.high = kNaN;
-  return b;
-}
-
 // The next number of the dtype after x on the way to y.
 template <class T>
 __device__ double next_number(double x, double y) {
@@ -88,6 +80,15 @@ __device__ double next_number(double x, double y) {
     memcpy(&next, &bits, sizeof next);
     return static_cast<double>(to_real(next));
   }
+}
+
+// The bounds of a column; NaN unless they are finite, low < high, and a number lies between.
+template <class T>
+__device__ Bound bound_of(const CudaTanhNormal& c, int64_t column) {
+  Bound b{bound_at<T>(c.low, column), bound_at<T>(c.high, column), 0, 0};
+  const bool good = -kInf < b.low && b.low < b.high && b.high < kInf && next_number<T>(b.low, b.high) < b.high;
+  if (!good) b.low = b.high = kNaN;
+  return b;
 }
 
 template <class T>
@@ -243,10 +244,10 @@ __global__ void log_prob_grad(CudaTanhNormal c) {
     const double s = clamp(element<T>(c.log_std, row, j), limit<T>(c.log_std_min), limit<T>(c.log_std_max));
     const double gl = item<T>(c.grad_log_prob.data, row * c.grad_log_prob.stride);
     const Unsquashed x = unsquash_at<T>(c, b, s, row, j);
-    if (c.grad_mean) put<T>(c.grad_mean, i, gl * (x.z * x.inverse_sigma));
     const double largest = largest_of<T>();
-    if (c.grad_action_out) put<T>(c.grad_action_out, i, clamp(gl * unsquashed_grad(x, c.epsilon), -largest, largest));
-    return gl * (x.z * x.z - 1.0);
+    if (c.grad_mean) put<T>(c.grad_mean, i, bounded_grad(gl, x.z * x.inverse_sigma, largest));
+    if (c.grad_action_out) put<T>(c.grad_action_out, i, bounded_grad(gl, unsquashed_grad(x, c.epsilon), largest));
+    return bounded_grad(gl, x.z * x.z - 1.0, largest);
   });
 }
 

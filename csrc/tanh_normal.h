@@ -8,6 +8,8 @@ namespace fastrl {
 
 // ---------------------------------------------------------------- the maths
 constexpr double kLog2 = 0.69314718055994530942;
+constexpr double kLargest = std::numeric_limits<double>::max();
+constexpr double kMinLogStd = -709.0;  // sigma of a given action is no smaller than its e^
 
 // Of w = e^{-2|u|}: tanh u, 1 - tanh^2 u = 4 w / (1 + w)^2, which rounds to 0 only where w does, and log(1 + w).
 template <class R>
@@ -73,7 +75,9 @@ FASTRL_HD FASTRL_INLINE Unsquashed unsquash(double mean, double log_std, double 
   const bool tiny = near < 0x1p-1000;  // 2 |x| / near must not overflow
   const double odds = 2.0 * abs_x / (tiny ? near * 0x1p200 : near);
   const double two_u = log1p_positive(odds < 0x1p1023 ? odds : 0x1p1023) + (tiny ? 200.0 * kLog2 : 0.0);
-  const double inverse = exp_bounded(-log_std), u = x < 0 ? -0.5 * two_u : 0.5 * two_u;
+  // Bounded, so that no 0 is multiplied by infinity.
+  const double inverse = exp_bounded(log_std < kMinLogStd ? -kMinLogStd : -log_std),
+               u = x < 0 ? -0.5 * two_u : 0.5 * two_u;
   return {(u - mean) * inverse + poison, inverse, x, scale * near * (1.0 + abs_x),
           log_positive(scale) + 2.0 * log1p_positive(abs_x) - two_u};
 }
@@ -87,6 +91,11 @@ FASTRL_HD FASTRL_INLINE double unsquashed_log_prob(const Unsquashed& s, double l
 FASTRL_HD FASTRL_INLINE double unsquashed_grad(const Unsquashed& s, double epsilon) {
   const double share = epsilon > 0 ? s.width / (s.width + epsilon) : 1.0;
   return (2.0 * s.x * share - s.z * s.inverse_sigma) / s.width;
+}
+
+// The upstream gradient times a derivative, as a finite number; NaN stays NaN.
+FASTRL_HD FASTRL_INLINE double bounded_grad(double grad, double derivative, double largest) {
+  return clamp(grad * clamp(derivative, -kLargest, kLargest), -largest, largest);
 }
 
 // ---------------------------------------------------------------- the CPU drivers: rows [begin, end)

@@ -5,13 +5,15 @@ costs more than the kernels.  torch.compile goes through the ops of the library 
 fake kernel and, where it has gradients, their formula.  No gradient has a gradient itself: a second one raises.
 
 What draws random numbers is two ops there: `draw`, which advances the generator's state (a tensor that it says it
-writes to), and a function of the drawn numbers, which has the gradient.
+writes to), and a function of the drawn numbers, which has the gradient.  Where that one refuses its arguments, it takes
+the draw back, so that a call that raises has drawn nothing, as in eager mode.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -90,17 +92,41 @@ def once(backward: Callable[..., Any]) -> Callable[..., Any]:
 default_generator("cpu")  # made now, because torch.compile cannot trace its making
 
 
-def _draw(state: Tensor, n: int, normal: bool) -> Tensor:
-    """n float64 uniforms or standard normals of the generator with this state [2], which it advances."""
+def _draw(state: Tensor, n: int, normal: bool) -> tuple[Tensor, Tensor]:
+    """n float64 uniforms or standard normals of the generator with this state [2], which it advances; a copy of it."""
     words: Any = state if state.is_cuda else state.numpy().view(np.uint64)
     if not state.is_cuda and _backend.CPU_BACKEND == "cpp":
         drawn = _backend._C.draw(words, n, normal)
     else:
         drawn = _heads.normals(words, n) if normal else _heads.uniforms(words, n)
-    return torch.as_tensor(drawn)
+    return torch.as_tensor(drawn), state.view(torch.int64).clone()
 
 
-_draw_op = register(_draw, lambda state, n, normal: state.new_empty(n, dtype=torch.float64), mutates=("state",))
+_draw_op = register(
+    _draw,
+    lambda state, n, normal: (state.new_empty(n, dtype=torch.float64), state.new_empty(2, dtype=torch.int64)),
+    mutates=("state",),
+)
+
+
+@contextmanager
+def _taken_back(state: Tensor | None, drawn: Tensor | None, blocks: int) -> Iterator[None]:
+    """On an error the generator is as before its draw of so many blocks, which left it at the state `drawn`."""
+    try:
+        yield
+    except Exception:
+        if state is not None and drawn is not None:
+            words = state.view(torch.int64)
+            if torch.equal(words, drawn):  # nobody has drawn since
+                words[1] -= blocks
+        raise
+
+
+def _draw_normals(generator: Generator | None, mean: Tensor, op: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise for `mean`, the generator's state, and the state as it was left."""
+    state = _state_tensor(generator, mean, op)
+    noise, after = _draw_op(state, mean.shape[0] * mean.shape[1], True)
+    return noise.view(mean.shape).to(mean.dtype), state, after
 
 
 def _state_tensor(generator: Generator | None, first: Tensor, op: str) -> Tensor:
@@ -160,9 +186,12 @@ def _categorical_log_prob_entropy_backward(
     return grad
 
 
-def _categorical_sample(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def _categorical_sample(
+    logits: Tensor, uniform: Tensor, state: Tensor | None = None, drawn: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(log_prob, action): opcheck adds up what an op returns, and cannot begin with integers."""
-    action, log_prob = categorical_kernels(logits).categorical_sample(logits, None, uniform)
+    with _taken_back(state, drawn, uniform.numel()):
+        action, log_prob = categorical_kernels(logits).categorical_sample(logits, None, uniform)
     return log_prob, action
 
 
@@ -183,9 +212,9 @@ _categorical_op = register(
 )
 _categorical_sample_op = register(
     _categorical_sample,
-    lambda logits, uniform: (logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape[0], dtype=torch.int64)),
+    lambda logits, *_: (logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape[0], dtype=torch.int64)),
     save=_save_logits_drawn,
-    backward=lambda ctx, gl, _: (_categorical_backward_op(*ctx.saved_tensors, gl, None), None),
+    backward=lambda ctx, gl, _: (_categorical_backward_op(*ctx.saved_tensors, gl, None), None, None, None),
 )
 
 
@@ -195,8 +224,9 @@ def categorical_log_prob_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor
 
 
 def categorical_sample(logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
-    uniform = _draw_op(_state_tensor(generator, logits, "categorical_sample"), logits.shape[0], False)
-    log_prob, action = _categorical_sample_op(logits, uniform)
+    state = _state_tensor(generator, logits, "categorical_sample")
+    uniform, after = _draw_op(state, logits.shape[0], False)
+    log_prob, action = _categorical_sample_op(logits, uniform, state, after)
     return action, log_prob
 
 
@@ -256,8 +286,11 @@ def _normal_log_prob_entropy_backward(
     return grads
 
 
-def _normal_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    action, log_prob, _ = normal_kernels(mean).normal_sample(mean, log_std, noise, None, False)
+def _normal_sample(
+    mean: Tensor, log_std: Tensor, noise: Tensor, state: Tensor | None = None, drawn: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    with _taken_back(state, drawn, -(-noise.numel() // 4)):
+        action, log_prob, _ = normal_kernels(mean).normal_sample(mean, log_std, noise, None, False)
     return action, log_prob
 
 
@@ -269,7 +302,7 @@ def _normal_sample_backward(
 
 
 def _normal_sample_grad(ctx: Any, grad_action: Tensor | None, grad_log_prob: Tensor | None) -> Any:
-    return grad_action, _normal_sample_backward_op(*ctx.saved_tensors, grad_action, grad_log_prob), None
+    return grad_action, _normal_sample_backward_op(*ctx.saved_tensors, grad_action, grad_log_prob), None, None, None
 
 
 _normal_backward_op = register(
@@ -292,8 +325,8 @@ _normal_sample_backward_op = register(
 )
 _normal_sample_op = register(
     _normal_sample,
-    lambda mean, log_std, noise: (mean.new_empty(mean.shape), mean.new_empty(mean.shape[0])),
-    save=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[1:]),
+    lambda mean, *_: (mean.new_empty(mean.shape), mean.new_empty(mean.shape[0])),
+    save=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[1:3]),
     backward=_normal_sample_grad,
 )
 
@@ -306,12 +339,12 @@ def normal_log_prob_entropy(mean: Tensor, log_std: Tensor, action: Tensor) -> tu
 def normal_sample(
     mean: Tensor, log_std: Tensor, noise: Tensor | None, generator: Generator | None
 ) -> tuple[Tensor, Tensor]:
+    state, after = None, None
     if noise is None:
-        state = _state_tensor(generator, mean, "normal_sample")
-        noise = _draw_op(state, mean.shape[0] * mean.shape[1], True).view(mean.shape).to(mean.dtype)
+        noise, state, after = _draw_normals(generator, mean, "normal_sample")
     elif noise.requires_grad:
         raise ValueError("normal_sample: noise must not require a gradient: it is taken as a constant")
-    drawn: tuple[Tensor, Tensor] = _normal_sample_op(mean, log_std, noise)
+    drawn: tuple[Tensor, Tensor] = _normal_sample_op(mean, log_std, noise, state, after)
     return drawn
 
 
@@ -415,12 +448,14 @@ def tanh_normal_mode_autograd(mean: Any, low: Any, high: Any) -> Any:
 def _tanh_normal_sample(
     mean: Tensor, log_std: Tensor, noise: Tensor, low: Tensor | None, high: Tensor | None,
     low_number: float, high_number: float, log_std_min: float, log_std_max: float, epsilon: float,
+    state: Tensor | None = None, drawn: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    drawn: tuple[Tensor, Tensor, Tensor] = tanh_normal_kernels(mean).tanh_normal_sample(
-        mean, log_std, noise, None, low_number if low is None else low, high_number if high is None else high,
-        log_std_min, log_std_max, epsilon, True,
-    )  # fmt: skip
-    return drawn
+    with _taken_back(state, drawn, -(-noise.numel() // 4)):
+        results: tuple[Tensor, Tensor, Tensor] = tanh_normal_kernels(mean).tanh_normal_sample(
+            mean, log_std, noise, None, low_number if low is None else low, high_number if high is None else high,
+            log_std_min, log_std_max, epsilon, True,
+        )  # fmt: skip
+    return results
 
 
 def _tanh_normal_sample_backward(
@@ -481,13 +516,13 @@ def _save_tanh_normal(ctx: Any, inputs: Any, output: Any) -> None:
     log_std, low, high = inputs[1], inputs[3], inputs[4]
     ctx.save_for_backward(log_std, output[2], low, high)
     ctx.mark_non_differentiable(output[2])
-    ctx.numbers = inputs[5:]
+    ctx.numbers = inputs[5:10]
 
 
 def _tanh_normal_sample_grad(ctx: Any, grad_action: Tensor | None, grad_log_prob: Tensor | None, _: Any) -> Any:
     log_std, saved, low, high = ctx.saved_tensors
     grads = _tanh_normal_sample_backward_op(saved, log_std, grad_action, grad_log_prob, low, high, *ctx.numbers)
-    return *grads, *([None] * 8)
+    return *grads, *([None] * 10)
 
 
 def _save_tanh_normal_given(ctx: Any, inputs: Any, output: Any) -> None:
@@ -573,10 +608,10 @@ def tanh_normal_sample(
 ) -> tuple[Tensor, Tensor]:
     _refuse_grads("tanh_normal_sample", noise, low, high)
     bounds = _bounds("tanh_normal_sample", low, high)
+    state, after = None, None
     if noise is None:
-        state = _state_tensor(generator, mean, "tanh_normal_sample")
-        noise = _draw_op(state, mean.shape[0] * mean.shape[1], True).view(mean.shape).to(mean.dtype)
-    action, log_prob, _ = _tanh_normal_sample_op(mean, log_std, noise, *bounds, *limits)
+        noise, state, after = _draw_normals(generator, mean, "tanh_normal_sample")
+    action, log_prob, _ = _tanh_normal_sample_op(mean, log_std, noise, *bounds, *limits, state, after)
     return action, log_prob
 
 

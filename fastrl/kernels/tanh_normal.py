@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,9 @@ from fastrl.kernels import _arrays, _heads
 from fastrl.kernels.generator import Generator
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+_LARGEST = sys.float_info.max
 _UNLIMITED = (-math.inf, math.inf, 0.0)
+MIN_LOG_STD = -709.0  # sigma of a given action is no smaller than its e^, so that no 0 is multiplied by infinity
 
 
 def tanh_normal_sample(
@@ -59,7 +62,7 @@ def tanh_normal_sample(
         noise: eps [B, A] instead of a draw, of the same kind, device and dtype; taken as a constant.
         generator: a `Generator` on the same device; None: the default one (`fastrl.manual_seed`).
         low, high: the bounds of the action: numbers, which are rounded to the dtype of `mean`, or [A] of the same kind,
-            device and dtype; finite, low < high.
+            device and dtype; finite, low < high, with a number of the dtype between them.
         log_std_min, log_std_max: numbers, or None for no clamping.
         correction: "stable" or "epsilon".
         epsilon: of the "epsilon" form, > 0.
@@ -70,7 +73,7 @@ def tanh_normal_sample(
 
     Raises:
         TypeError, ValueError: a wrong kind, dtype, shape or value; a `noise` or bound that requires a gradient.  On
-            CUDA the values of bounds that are tensors are not checked: where low < high does not hold, NaN results.
+            CUDA the values of bounds that are tensors are not checked: where they are wrong, NaN results.
 
     >>> import numpy as np, fastrl
     >>> mean, log_std, noise = np.array([[0.0, 50.0]]), np.zeros(2), np.zeros((1, 2))
@@ -116,7 +119,8 @@ def tanh_normal_log_prob(
 
     with s, scale, bias and correction="epsilon" as in `tanh_normal_sample`.  1 - |x| comes from the distance to the
     nearer bound, without rounding.  An action at or beyond a bound counts as the last number of its dtype inside, and
-    its gradient is that there: finite.
+    its gradient is that there.  1 / sigma is taken as no larger than e^709 (then log_prob is -inf, unless u = mean to
+    within 1e-150), and a gradient beyond the dtype as its largest number: finite for every finite argument.
 
     Gradients with respect to mean, log_std and action; second ones raise.  d log_prob / d mean = z / sigma,
     d log_prob / d log_std = z^2 - 1 (0 where clamped), d log_prob / d action = (2 x - z / sigma) / (scale (1 - x^2)).
@@ -326,12 +330,21 @@ class Bounds:
             self._load(low, f"{op}: low", first, columns),
             self._load(high, f"{op}: high", first, columns),
         )
-        if isinstance(self.low, np.ndarray) or (_arrays.is_number(low) and _arrays.is_number(high)):
-            for j, (lo, hi) in enumerate(zip(self.low.tolist(), self.high.tolist(), strict=True)):
+        checked = isinstance(self.low, np.ndarray) or (_arrays.is_number(low) and _arrays.is_number(high))
+        with np.errstate(all="ignore"):
+            first_in, _ = self.inside(first)
+        if checked:
+            limits = (self.low.tolist(), self.high.tolist(), first_in.tolist())
+            for j, (lo, hi, first_one) in enumerate(zip(*limits, strict=True)):
+                got = f"got {lo!r} and {hi!r} in dimension {j}"
                 if not -math.inf < lo < hi < math.inf:
-                    raise ValueError(f"{op}: low must be finite and below high, got {lo!r} and {hi!r} in dimension {j}")
+                    raise ValueError(f"{op}: low must be finite and below high, {got}")
+                if first_one == hi:
+                    raise ValueError(f"{op}: low and high must have a number of their dtype between them, {got}")
         with np.errstate(over="ignore"):
             self.scale = 0.5 * self.high - 0.5 * self.low
+            if not checked:
+                self.scale[~(first_in < self.high)] = math.nan
             self.bias = 0.5 * self.high + 0.5 * self.low
             self.log_scale = _heads.module_of(self.scale).log(self.scale)
 
@@ -463,7 +476,7 @@ def _standardize(
         odds = 2.0 * abs(x) / near
         two_u = xp.where(odds < math.inf, xp.log1p(odds), xp.log(2.0 * abs(x)) - xp.log(near))
         log_slope = 2.0 * xp.log1p(abs(x)) - two_u
-        inverse = xp.exp(-s)
+        inverse = xp.exp(-xp.clip(s, MIN_LOG_STD, None))
         z = (xp.copysign(0.5 * two_u, x) - m) * inverse + poison
         return given, s, bounds, x, near * (1.0 + abs(x)), log_slope, z, inverse
 
@@ -489,23 +502,28 @@ def _log_prob_backward(
     )
     gl = load_row_grad(grad_log_prob, f"{op}: grad_log_prob", mean, "mean", len(z))
     with np.errstate(all="ignore"):
-        g_mean = gl * (z * inverse)
-        g_log_std = gl * (z**2 - 1.0)
+        g_mean = _bounded(gl, z * inverse, mean)
+        g_log_std = _bounded(gl, z**2 - 1.0, mean)
         width = bounds.scale * slope
         share = width / (width + epsilon) if epsilon else 1.0
-        g_action = gl * ((2.0 * x * share - z * inverse) / width)
+        g_action = _bounded(gl, (2.0 * x * share - z * inverse) / width, mean)
         return (
             _heads.hand_back(g_mean, mean) if want_mean else None,
             _log_std_grad(g_log_std, given, log_std_min, log_std_max, log_std) if want_log_std else None,
-            _heads.hand_back(_finite(g_action, mean), mean) if want_action else None,
+            _heads.hand_back(g_action, mean) if want_action else None,
         )
 
 
-def _finite(grad: Any, first: Any) -> Any:
-    """At the last number inside a bound of 0 the gradient exceeds float32."""
-    xp = _heads.module_of(grad)
-    largest = float(xp.finfo(getattr(xp, str(first.dtype).removeprefix("torch."))).max)
-    return xp.clip(grad, -largest, largest)
+def largest_of(first: Any, xp: Any) -> float:
+    """The largest number of the dtype of `first`."""
+    return float(xp.finfo(getattr(xp, str(first.dtype).removeprefix("torch."))).max)
+
+
+def _bounded(grad: Any, derivative: Any, first: Any) -> Any:
+    """The upstream gradient times a derivative, as a finite number of the dtype of `first`; NaN stays NaN."""
+    xp = _heads.module_of(derivative)
+    largest = largest_of(first, xp)
+    return xp.clip(grad * xp.clip(derivative, -_LARGEST, _LARGEST), -largest, largest)
 
 
 def _mode(mean: Any, low: Any, high: Any) -> Any:

@@ -422,6 +422,51 @@ def test_a_bound_of_zero_has_finite_gradients(backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("low", [1.0, -3.0, 0.0])
+def test_a_single_number_between_the_bounds(backend, dtype, low):
+    """Every given action counts as it; without one, the bounds are refused."""
+    low = dtype(low)
+    inside = np.nextafter(low, dtype(9))
+    high = np.nextafter(inside, dtype(9))
+    action, mean, log_std = np.array([[low], [inside], [high]]), np.zeros((3, 1), dtype), np.zeros(1, dtype)
+    log_prob = tanh_normal_log_prob(mean, log_std, action, low=float(low), high=float(high))
+    log_scale = math.log((float(high) - float(low)) / 2)
+    np.testing.assert_allclose(log_prob, 3 * [-0.5 * math.log(2 * math.pi) - log_scale], rtol=1e-6)
+    assert np.isin(tanh_normal_sample(mean, log_std, low=float(low), high=float(high))[0], action).all()
+    text = f"got {float(low)!r} and {float(inside)!r} in dimension 0"
+    for call in (tanh_normal_sample, tanh_normal_log_prob, tanh_normal_mode):
+        arguments = (mean, log_std, action)[: {"sample": 2, "log_prob": 3, "mode": 1}[call.__name__[12:]]]
+        with pytest.raises(ValueError) as caught:
+            call(*arguments, low=float(low), high=float(inside))
+        assert (
+            str(caught.value) == f"{call.__name__}: low and high must have a number of their dtype between them, {text}"
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("log_std", [-720.0, -1500.0, -1e30, -1e-3 * float(np.finfo(np.float32).max)])
+def test_sigma_too_small_for_a_number(backend, dtype, log_std):
+    """1 / sigma exceeds float64: the density of all but the mean itself is 0, and no gradient is NaN."""
+    action = np.array([[0.0], [0.5], [-0.5], [0.5]], dtype)
+    mean, s, gl = np.zeros((4, 1), dtype), np.full((4, 1), log_std, dtype), np.array([1, 2, 1, 0], dtype)
+    peak = -float(s[0, 0]) - 0.5 * math.log(2 * math.pi)
+    for shared in (s, s[0]):
+        log_prob = backend.tanh_normal_log_prob(mean, shared, action, -1.0, 1.0, *LIMITS)
+        np.testing.assert_allclose(log_prob, [peak, -math.inf, -math.inf, -math.inf], rtol=1e-6)
+    g_mean, g_log_std, g_action = (
+        g[:, 0]
+        for g in backend.tanh_normal_log_prob_backward(mean, s, action, gl, -1.0, 1.0, *LIMITS, True, True, True)
+    )
+    largest = np.finfo(dtype).max
+    np.testing.assert_array_equal(g_mean, [0, largest, -largest, 0])
+    np.testing.assert_array_equal(g_log_std, [-1, largest, largest, 0])
+    np.testing.assert_array_equal(g_action, [0, -largest, largest, 0])
+    mean[2] = np.nan
+    grads = backend.tanh_normal_log_prob_backward(mean, s, action, gl, -1.0, 1.0, *LIMITS, True, True, True)
+    assert [np.isnan(g[:, 0]).tolist() for g in grads] == 3 * [[False, False, True, False]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_tiny_log_std_as_in_spinningup_314(backend, dtype):
     """A log_std driven to its floor and a saturated mean gave NaN losses: values stay those of the formula."""
     mean, log_std = np.array([[12.0], [-30.0]], dtype), np.full(1, -20, dtype)
@@ -553,6 +598,11 @@ BAD = {
     "low nan": lambda: tanh_normal_log_prob(f32, f32, f32, low=math.nan),
     "high nan in a dimension": lambda: tanh_normal_mode(f32, high=np.array([1, 1, np.nan], np.float32)),
     "bounds equal in float32": lambda: tanh_normal_mode(f32, low=1.0, high=1.0 + 1e-12),
+    "neighbours": lambda: tanh_normal_sample(f32, f32, low=1.0, high=1.0 + 2**-23),
+    "neighbours of a log_prob": lambda: tanh_normal_log_prob(f32, f32, f32, low=0.0, high=2.0**-149),
+    "neighbours in a dimension": lambda: tanh_normal_mode(
+        f32, high=np.array([1, np.nextafter(np.float32(-1), 0), 1], "f4")
+    ),
     "log_std_min str": lambda: tanh_normal_sample(f32, f32, log_std_min="a"),
     "log_std_max nan": lambda: tanh_normal_sample(f32, f32, log_std_max=math.nan),
     "log_std limits": lambda: tanh_normal_log_prob(f32, f32, f32, log_std_min=2.0, log_std_max=-5),

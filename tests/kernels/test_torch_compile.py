@@ -1,5 +1,7 @@
 """The ops registered for torch.compile: opcheck, one graph with static and dynamic shapes, results as in eager mode."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from fastrl import (
     manual_seed,
     normal_log_prob_entropy,
     normal_sample,
+    tanh_normal_sample,
 )
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -185,6 +188,49 @@ def test_errors_are_raised_from_a_graph():
     step = compiled(categorical_log_prob_entropy)
     with pytest.raises(IndexError, match=r"action\[1\] is 3, outside \[0, 3\)"):
         step(torch.zeros(2, 3), torch.tensor([0, 3]))
+
+
+BAD_DRAWS = {
+    "categorical_sample": (torch.full((5, 3), torch.nan), None),
+    "normal_sample": (torch.zeros(5, 3), {"log_std": torch.zeros(4)}),
+    "tanh_normal_sample shape": (torch.zeros(5, 3), {"log_std": torch.zeros(4)}),
+    "tanh_normal_sample bounds": (torch.zeros(5, 3), {"log_std": torch.zeros(3), "low": torch.ones(3)}),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("name", BAD_DRAWS)
+def test_a_call_that_raises_has_drawn_nothing(name, backend):
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("Inductor needs g++")
+    first, options = BAD_DRAWS[name]
+
+    def act(first, options, generator):
+        if options is None:
+            return categorical_sample(first, generator=generator)
+        sample = tanh_normal_sample if name.startswith("tanh") else normal_sample
+        return sample(first, **options, generator=generator)
+
+    generators, texts = (Generator(5), Generator(5)), []
+    for generator, call in zip(generators, (torch.compile(act, fullgraph=True, backend=backend), act), strict=True):
+        with pytest.raises(ValueError, match=name.split()[0]) as caught:
+            normal_sample(torch.zeros(2, 2), torch.zeros(2), generator=generator)
+            call(first, options, generator)
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+    assert generators[0].state_dict() == generators[1].state_dict() == {"seed": 5, "counter": 1}
+
+
+def test_numbers_that_others_have_drawn_since_are_not_taken_back():
+    from fastrl.kernels import _torch
+
+    generator = Generator(5)
+    state = torch.as_tensor(generator.state)
+    noise, after = _torch._draw_op(state, 15, True)
+    normal_sample(torch.zeros(2, 2), torch.zeros(2), generator=generator)
+    with pytest.raises(ValueError, match="log_std must have shape"):
+        _torch._normal_sample_op(torch.zeros(5, 3), torch.zeros(4), noise.view(5, 3).float(), state, after)
+    assert generator.counter == 5
 
 
 def test_gradcheck_of_the_registered_ops():

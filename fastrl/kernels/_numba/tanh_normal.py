@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from fastrl.kernels import _heads
 from fastrl.kernels._numba.normal import _normals, _sum_to
 from fastrl.kernels.generator import advance
 from fastrl.kernels.tanh_normal import (
+    MIN_LOG_STD,
     Bounds,
-    _finite,
+    largest_of,
     load_log_std,
     load_matrix,
     load_mean,
@@ -24,6 +26,7 @@ from fastrl.kernels.tanh_normal import (
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 _LOG_2 = math.log(2.0)
+_LARGEST = sys.float_info.max
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -37,6 +40,12 @@ def _slope(u: Any) -> Any:
     """1 - tanh^2 u."""
     w = math.exp(-2.0 * abs(u))
     return 4.0 * w / (1.0 + w) ** 2
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _bounded(grad: Any, derivative: Any, largest: Any) -> Any:
+    """The upstream gradient times a derivative, as a finite number; NaN stays NaN."""
+    return _clamp(grad * _clamp(derivative, -_LARGEST, _LARGEST), -largest, largest)
 
 
 # log_std is [B, A] in these loops, of row stride 0 where the caller's is [A].
@@ -89,7 +98,7 @@ def _unsquash(m: Any, s: Any, action: Any, low: Any, high: Any, first_in: Any, l
     near = min(a - low, high - a) / scale
     odds = 2.0 * abs(x) / near
     two_u = math.log1p(odds) if odds < math.inf else math.log(2.0 * abs(x)) - math.log(near)
-    inverse = math.exp(-s)
+    inverse = math.exp(-MIN_LOG_STD if s < MIN_LOG_STD else -s)
     z = (math.copysign(0.5 * two_u, x) - m) * inverse + poison
     width = scale * (near * (1.0 + abs(x)))
     return z, inverse, x, width, math.log(scale) + 2.0 * math.log1p(abs(x)) - two_u
@@ -113,7 +122,7 @@ def _log_prob(
 @njit(nogil=True, cache=True, error_model="numpy")
 def _log_prob_backward(
     mean: Any, log_std: Any, action: Any, gl: Any, low: Any, high: Any, first_in: Any, last_in: Any,
-    s_min: Any, s_max: Any, epsilon: Any, g_mean: Any, g_log_std: Any, g_action: Any,
+    s_min: Any, s_max: Any, epsilon: Any, largest: Any, g_mean: Any, g_log_std: Any, g_action: Any,
 ) -> None:  # fmt: skip
     for b in range(mean.shape[0]):
         for j in range(mean.shape[1]):
@@ -121,11 +130,11 @@ def _log_prob_backward(
             z, inverse, x, width, _ = _unsquash(
                 mean[b, j], _clamp(given, s_min, s_max), action[b, j], low[j], high[j], first_in[j], last_in[j]
             )
-            g_mean[b, j] = gl[b] * (z * inverse)
+            g_mean[b, j] = _bounded(gl[b], z * inverse, largest)
             if not (given < s_min or given > s_max):
-                g_log_std[b, j] += gl[b] * (z * z - 1.0)
+                g_log_std[b, j] += _bounded(gl[b], z * z - 1.0, largest)
             share = width / (width + epsilon) if epsilon > 0.0 else 1.0
-            g_action[b, j] = gl[b] * ((2.0 * x * share - z * inverse) / width)
+            g_action[b, j] = _bounded(gl[b], (2.0 * x * share - z * inverse) / width, largest)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -212,12 +221,12 @@ def tanh_normal_log_prob_backward(
     limits = rounded(log_std_min, mean), rounded(log_std_max, mean), epsilon
     _log_prob_backward(
         m, np.broadcast_to(s, m.shape), a, gl, bounds.low, bounds.high, *bounds.inside(mean), *limits,
-        g_mean, rows, g_action,
+        largest_of(mean, np), g_mean, rows, g_action,
     )  # fmt: skip
     return (
         _heads.hand_back(g_mean, mean) if want_mean else None,
         _heads.hand_back(g_log_std, log_std) if want_log_std else None,
-        _heads.hand_back(_finite(g_action, mean), mean) if want_action else None,
+        _heads.hand_back(g_action, mean) if want_action else None,
     )
 
 
