@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 USAGE = """\
 usage: fastrl train ALGORITHM --env ENV [--total-steps N] [--seed S] [--out DIR] ...   train an agent
-       fastrl train ALGORITHM --resume RUN                                             go on with a run
+       fastrl train --resume RUN                                                       go on with a run
        fastrl eval RUN [--episodes 20] [--video DIR]                                   greedy returns of a saved agent
        fastrl plot RUN [RUN ...] -o curves.png                                         learning curves over seeds
        fastrl bench [-o FOLDER] [--kernels gae sum_tree ...] [--quick]                 the kernels' speed here
@@ -147,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: list[str]) -> int:
+    from fastrl.agents.checkpoint import load_checkpoint
     from fastrl.agents.config import InputError
 
     if not args or args[0] in ("-h", "--help"):
@@ -157,8 +158,13 @@ def _train(args: list[str]) -> int:
         return 0 if args else 2
     name, *flags = args
     if name.startswith("-"):
-        raise InputError(f"the algorithm comes before {name}: fastrl train ALGORITHM ...")
-    algorithm = _algorithm(name)
+        run = _value_of("--resume", args)
+        if run is None:
+            raise InputError(f"the algorithm comes before {name}: fastrl train ALGORITHM ...")
+        name, flags = load_checkpoint(run).config.get("algorithm", ""), args  # a checkpoint names its algorithm
+        algorithm = _algorithm(name, f"{run}: ")
+    else:
+        algorithm = _algorithm(name)
     config_class = algorithm.config_class
     command: type[Train[Any]] = Train[config_class]  # type: ignore[valid-type]
 
@@ -185,6 +191,13 @@ def _train(args: list[str]) -> int:
     _check_new(out)
     total = DEFAULT_STEPS.get(name, OTHERS_STEPS) if options.total_steps is None else options.total_steps
     return _run(agent, out, total, options.save_every)
+
+
+def _value_of(flag: str, args: list[str]) -> str | None:
+    """The value that follows `flag`, or an = behind it; the last one counts."""
+    pairs = zip(args, [*args[1:], None], strict=True)
+    values = [arg.partition("=")[2] or following for arg, following in pairs if arg.partition("=")[0] == flag]
+    return values[-1] if values else None
 
 
 def _resume(algorithm: type[Agent[Any]], command: type[Train[Any]], flags: list[str], options: Train[Any]) -> int:
@@ -467,8 +480,19 @@ def _parse(cls: Any, args: list[str], prog: str, default: Any) -> Any:
     except SystemExit as error:
         if not error.code:  # --help
             raise
-        _, *lines = (line.strip("│╭╮╰╯─|+- ") for line in stderr.getvalue().splitlines())  # without the box's title
-        raise InputError(" ".join(line for line in lines if line)) from None
+        raise InputError(_without_box(stderr.getvalue())) from None
+
+
+def _without_box(text: str) -> str:
+    """The text of a box that rules divide into sections, in one line and without the box's title."""
+    sections: list[list[str]] = [[]]
+    for line in text.splitlines()[1:]:
+        inside = line.strip(" │|")
+        if inside.strip("─╭╮╰╯+-"):
+            sections[-1].append(inside)
+        else:
+            sections.append([])
+    return ". ".join(" ".join(section).rstrip(".") for section in sections if section)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

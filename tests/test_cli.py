@@ -240,6 +240,15 @@ def test_eval_of_a_negative_seed(run_folder, capsys):
     fails(["eval", run_folder, "--seed", "-1"], "seed must be >= 0, got -1", capsys)
 
 
+@pytest.mark.parametrize("flag", [["--resume", "{}"], ["--resume={}"]])
+def test_resume_takes_the_algorithm_from_the_checkpoint(run_folder, tmp_path, capsys, flag):
+    shutil.copytree(run_folder, tmp_path / "run")
+    flag = [part.format(tmp_path / "run") for part in flag]
+    assert cli.main(["train", "--total-steps", "1600", *flag]) == 0
+    assert "1,600" in capsys.readouterr().out
+    fails(["train", *flag, "--total-steps", "1700", "--gamma", "0.5"], "gamma cannot be changed", capsys)
+
+
 def test_resume_with_a_half_written_table(run_folder, tmp_path, capsys):
     shutil.copytree(run_folder, tmp_path / "run")
     with (tmp_path / "run" / "progress.csv").open("a") as file:
@@ -308,6 +317,15 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         (["plot", "no/such/run", "-o=c.bmp"], "must end in .png, .pdf or .svg, got 'c.bmp'"),
         (["plot", "no/such/run", "-o"], "(?i)out"),
         (["train", "dqn", "--resume", "no/such/run"], "no/such/run: no checkpoint here"),
+        (["train", "--resume", "no/such/run"], "no/such/run: no checkpoint here"),
+        (["train", "--resume=no/such/run"], "no/such/run: no checkpoint here"),
+        (["train", "--resume"], "the algorithm comes before --resume"),
+        (
+            [*TRAIN, "--seed"],
+            r"argument '--seed'\. Expected 1 values\. For full helptext, run fastrl train dqn --help\n$",
+        ),
+        ([*TRAIN, "--seed", "x"], r"10: 'x'\. Argument helptext: --seed INT .*\(default: 0\)\. For full"),
+        ([*TRAIN, "--no-such", "1"], r"Unrecognized options: --no-such, 1\. For full helptext"),
     ],
     ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else "",
 )

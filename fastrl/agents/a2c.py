@@ -122,7 +122,7 @@ class A2C(Agent[A2CConfig]):
         self.rollout = Rollout(self.envs, self.policy, c.n_steps)
         self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
         self.generator = Generator(c.seed, self.device)  # of the actions
-        self._predict_generator = Generator(c.seed, self.device)
+        self._predict_generator = Generator(self._predict_seed, self.device)
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy"), 0.0)
 
     def _iterate(self) -> None:

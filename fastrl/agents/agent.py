@@ -35,6 +35,9 @@ class Agent(ABC, Generic[C]):
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters.  Raises InputError for anything that cannot work.
+
+    An id is made `num_envs` times.  An environment object is one environment and a vector environment as many as it
+    holds, whatever the default of `num_envs`; another number that is asked for is an InputError.
     """
 
     algorithm: ClassVar[str]  # its name on the command line
@@ -47,10 +50,20 @@ class Agent(ABC, Generic[C]):
         given: dict[str, Any] = asdict(config) if config is not None else {}  # type: ignore[call-overload]
         c: Any = make_config(self.config_class, {**given, **overrides}, type(self).__name__)
         self.device = resolve_device(c.device)
+        asked = "num_envs" in overrides or c.num_envs != self.config_class.num_envs
+        if asked and not isinstance(env, str):
+            number = env.num_envs if isinstance(env, VectorEnv) else 1
+            if c.num_envs != number:
+                raise InputError(
+                    f"{type(self).__name__}: num_envs must be {number} like the given environment, or left out, "
+                    f"got {c.num_envs}; only an id can be made several times"
+                )
         self.envs = Envs(env, c.num_envs, c.seed)
         self.config: C = replace(c, num_envs=self.envs.num_envs)
         self._check_spaces()
         self.rng = np.random.default_rng(c.seed)  # of the updates
+        # Of what `predict` draws, which has to be independent of what is drawn in training.
+        self._predict_seed = int(np.random.SeedSequence([c.seed, 1]).generate_state(1, np.uint64)[0])
         self.steps = 0  # of the environments, all together
         self.n_updates = 0
         self.total_steps = 0  # that the last `learn` was asked for
@@ -98,7 +111,19 @@ class Agent(ABC, Generic[C]):
         with Training(self, total_steps, folder, progress=progress, save_every=save_every) as run:
             while not run.done():
                 self._iterate()
+            self._check_weights()
         return self
+
+    def _check_weights(self) -> None:
+        """Raise InputError for weights that are NaN or infinite, which the last loss need not show."""
+        for part in self._parts().values():
+            if isinstance(part, torch.nn.Module):
+                for p in part.parameters():
+                    # A number by itself is the logarithm of a temperature, which may be 0.
+                    if not bool(torch.isfinite(p if p.ndim else p.exp()).all()):
+                        raise InputError(
+                            f"weights are not finite at step {self.steps}: training diverged; try a lower learning_rate"
+                        )
 
     @abstractmethod
     def _iterate(self) -> None:
@@ -166,7 +191,11 @@ class Agent(ABC, Generic[C]):
         return []
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write a checkpoint folder from which `load` goes on exactly; see `fastrl.agents.checkpoint`."""
+        """Write a checkpoint folder from which `load` goes on exactly; see `fastrl.agents.checkpoint`.
+
+        Raises InputError, and writes nothing, if training has diverged to weights that are not finite.
+        """
+        self._check_weights()
         tensors = {"obs": torch.from_numpy(self.envs.obs)}
         state: dict[str, Any] = {
             "steps": self.steps,
@@ -210,6 +239,8 @@ class Agent(ABC, Generic[C]):
         if env is None and not saved["made_from_id"]:
             raise InputError(f"{where}: give `env`, because the agent was not made from an id")
         config = make_config(cls.config_class, saved["config"], where)
+        if env is not None and not isinstance(env, str):  # it need not hold as many as were saved
+            config = replace(config, num_envs=env.num_envs if isinstance(env, VectorEnv) else 1)
         agent = cls(env or saved["env"], config if device is None else replace(config, device=device))
         if agent.envs.env_id != saved["env"]:
             raise InputError(f"{where} is of {saved['env']}, not {agent.envs.env_id}")

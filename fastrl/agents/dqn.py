@@ -22,7 +22,7 @@ from torch import Tensor
 from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Env
 from fastrl.agents.config import InputError, check_range
-from fastrl.agents.networks import flatten_parameters, numpy_forward, q_network
+from fastrl.agents.networks import flatten_parameters, gradient_step, numpy_forward, q_network
 from fastrl.agents.off_policy import INF, OffPolicyAgent
 from fastrl.agents.training import check_loss
 from fastrl.replay import PrioritizedReplay
@@ -138,9 +138,9 @@ class DQN(OffPolicyAgent[DQNConfig]):
             torch.default_generator.manual_seed(c.seed)
             self.online = q_network(n_obs, self.n_actions, c.hidden, c.dueling).to(self.device)
         self.target = copy.deepcopy(self.online)
-        self._online_vector, self._gradient = flatten_parameters(self.online)
+        self._flat = flatten_parameters(self.online)  # a vector and its gradient
         self._target_vector, _ = flatten_parameters(self.target)
-        self.optimizer = Adam([self._online_vector], lr=c.learning_rate)
+        self.optimizer = Adam(self._flat[:1], lr=c.learning_rate)
         self._numpy_q = numpy_forward(self.online) if self.device.type == "cpu" else None
 
         self.buffer = self._replay(action_space)
@@ -177,18 +177,14 @@ class DQN(OffPolicyAgent[DQNConfig]):
             mean_loss = (batch.weights * loss(q, y, reduction="none")).mean()
         else:
             mean_loss = loss(q, y)
-        self._gradient.zero_()
-        mean_loss.backward()
-        if c.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._online_vector, c.max_grad_norm)
-        self.optimizer.step()
+        gradient_step(mean_loss, self._flat, self.optimizer, c.max_grad_norm)
         self.n_updates += 1
         self._last = {"loss": mean_loss.detach(), "mean_q": q.detach()}
         if isinstance(self.buffer, PrioritizedReplay):
             check_loss(mean_loss.item(), self.steps)  # no priority can be made of a NaN
             self.buffer.update_priorities(batch.indices, (q.detach() - y).abs())
         if self.n_updates % c.target_every == 0:
-            self._target_vector.data.lerp_(self._online_vector.data, c.tau)  # tau = 1 copies exactly
+            self._target_vector.data.lerp_(self._flat[0].data, c.tau)  # tau = 1 copies exactly
 
     def _q_values(self, obs: NDArray[Any]) -> NDArray[np.float32]:
         """Q(s, .) of the online network for observations ``[B, ...]``, as NumPy ``[B, A]``."""

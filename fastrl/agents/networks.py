@@ -175,6 +175,15 @@ def flatten_parameters(module: nn.Module) -> tuple[nn.Parameter, Tensor]:
     return vector, gradient
 
 
+def clip_norm(gradient: Tensor, max_norm: float | None) -> None:
+    """Scale `gradient` down to the norm `max_norm`, if there is one and its own is larger.
+
+    ``torch.nn.utils.clip_grad_norm_`` to the bit, without what that does for lists of tensors.
+    """
+    if max_norm is not None:
+        gradient.mul_((max_norm / (gradient.norm() + 1e-6)).clamp_(max=1.0))
+
+
 def gradient_step(
     loss: Tensor, flat: tuple[nn.Parameter, Tensor], optimizer: torch.optim.Optimizer, max_grad_norm: float | None
 ) -> None:
@@ -185,8 +194,7 @@ def gradient_step(
     _, gradient = flat
     gradient.zero_()
     loss.backward()  # type: ignore[no-untyped-call]
-    if max_grad_norm is not None:  # torch.nn.utils.clip_grad_norm_ without what it does for lists of tensors
-        gradient.mul_((max_grad_norm / (gradient.norm() + 1e-6)).clamp_(max=1.0))
+    clip_norm(gradient, max_grad_norm)
     optimizer.step()
 
 

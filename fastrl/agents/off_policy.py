@@ -22,7 +22,7 @@ from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.envs import Transition
-from fastrl.agents.networks import Actor, Critics, ParallelMLP, Pullback, numpy_forward
+from fastrl.agents.networks import Actor, Critics, ParallelMLP, Pullback, clip_norm, numpy_forward
 from fastrl.agents.training import check_loss
 from fastrl.replay import Batch, PrioritizedReplay, ReplayBuffer
 
@@ -41,8 +41,7 @@ class OffPolicyAgent(Agent[C]):
 
     def __init__(self, env: Env, config: C | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
-        c: Any = self.config
-        self._predict_rng = np.random.default_rng(c.seed)
+        self._predict_rng = np.random.default_rng(self._predict_seed)
         self._last: dict[str, Tensor] = {}  # of the last update: their means, not read from the device yet, are logged
 
     def _replay(self, action_space: Any) -> ReplayBuffer:
@@ -283,10 +282,8 @@ class ContinuousAgent(OffPolicyAgent[CC]):
 
     def _descend(self, network: ParallelMLP, optimizer: Adam) -> None:
         """A step down the gradient that `network` holds, whose norm is first scaled down to max_grad_norm if larger."""
-        gradient, limit = network.vector.grad, self.config.max_grad_norm
-        assert gradient is not None
-        if limit is not None:
-            gradient.mul_((limit / (gradient.norm() + 1e-6)).clamp_(max=1.0))
+        assert network.vector.grad is not None
+        clip_norm(network.vector.grad, self.config.max_grad_norm)
         optimizer.step()
 
     def _update_targets(self) -> None:

@@ -160,7 +160,7 @@ class PPO(Agent[PPOConfig]):
         self.rollout = Rollout(envs, self.policy, c.n_steps)
         self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
         self.generator = Generator(c.seed, self.device)  # of the actions
-        self._predict_generator = Generator(c.seed, self.device)
+        self._predict_generator = Generator(self._predict_seed, self.device)
         self.penalty = KLPenalty(c.penalty_beta, c.penalty_kl)
         self._old_log_std: Tensor | None = None
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy", "kl"), 0.0)

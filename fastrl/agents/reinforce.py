@@ -103,7 +103,7 @@ class REINFORCE(Agent[REINFORCEConfig]):
         self.optimizer = Adam([self.policy.flat[0]], lr=c.learning_rate)
         self.rollout = Rollout(self.envs, self.policy, 512)  # it grows with the episodes
         self.generator = Generator(c.seed, self.device)  # of the actions
-        self._predict_generator = Generator(c.seed, self.device)
+        self._predict_generator = Generator(self._predict_seed, self.device)
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy"), 0.0)
 
     def _iterate(self) -> None:

@@ -135,7 +135,7 @@ class TRPO(Agent[TRPOConfig]):
         self.rollout = Rollout(envs, self.policy, c.n_steps)
         self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
         self.generator = Generator(c.seed, self.device)  # of the actions
-        self._predict_generator = Generator(c.seed, self.device)
+        self._predict_generator = Generator(self._predict_seed, self.device)
         names = ("loss", "policy_loss", "value_loss", "entropy", "kl", "step_fraction", "cg_iterations", "cg_status")
         self._log = dict.fromkeys(names, 0.0)  # step_fraction: of the whole step; cg_status: its place in CG_STATUS
 

@@ -166,7 +166,7 @@ def degenerate(agent, rng):
 def updates(count, actions):
     """Updates of random policies on degenerate batches; how many of them moved the policy."""
     rng = np.random.default_rng(7)
-    agent = TRPO(Bandit(ACTIONS[actions]), **{**SMALL, "hidden": (4,)}, max_kl=0.01)
+    agent = TRPO(Bandit(ACTIONS[actions]), **{**SMALL, "hidden": (4,), "num_envs": 1}, max_kl=0.01)
     moved = 0
     for k in range(count):
         if k % 4 == 0:  # otherwise on from where the last update led
