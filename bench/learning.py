@@ -5,7 +5,7 @@
     python bench/learning.py --table                      the table in markdown, from those files alone
 
 A run's file appears when the run is complete, so a killed matrix goes on where it was.  `TASKS` says in what the
-hyperparameters differ from the algorithm's defaults.
+hyperparameters differ from the algorithm's defaults.  The variant sb3 is Stable-Baselines3's agent with the same ones.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results" / "learning"
 EPISODES = 20
+SB3 = "sb3"
 COLUMNS = ("step", "greedy_return", "greedy_return_std", "training_return", "seconds")
 
 
 class Task(NamedTuple):
     steps: int  # of the environments
-    wanted: float  # what the interquartile mean over the seeds must reach
+    wanted: float | None  # what the interquartile mean over the seeds must reach; None: that of the variant sb3
     overrides: dict[str, Any]  # of the algorithm's default hyperparameters
 
     def evaluate_every(self, algorithm: str) -> int:
@@ -74,6 +75,9 @@ TRPO_PENDULUM = {  # gamma as in rl-baselines3-zoo; cg_damping, value_epochs and
     "normalize_rewards": True,
 }
 OFF_POLICY_PENDULUM = {"hidden": (64, 64), "batch_size": 128}  # small enough for a slow machine
+TD3_CHEETAH = {**OFF_POLICY_PENDULUM, "learning_starts": 10_000}  # as in rl-baselines3-zoo
+# SB3 has one rate for all: its default.  An update every second step, again for slow machines.
+SAC_CHEETAH = {**TD3_CHEETAH, "learning_rate": 3e-4, "actor_learning_rate": 3e-4, "train_every": 2}
 # algorithm -> variant -> environment -> Task
 TASKS: dict[str, dict[str, dict[str, Task]]] = {
     "dqn": {
@@ -110,10 +114,18 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         "ou": {"Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "noise": "ou"})},
     },
     "sac": {
-        "automatic": {"Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "actor_learning_rate": 1e-3})},
+        "automatic": {
+            "Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "actor_learning_rate": 1e-3}),
+            "HalfCheetah-v5": Task(100_000, None, SAC_CHEETAH),  # needs the extra mujoco
+        },
+        SB3: {"HalfCheetah-v5": Task(100_000, None, SAC_CHEETAH)},
     },
     "td3": {
-        "default": {"Pendulum-v1": Task(20_000, -180, OFF_POLICY_PENDULUM)},
+        "default": {
+            "Pendulum-v1": Task(20_000, -180, OFF_POLICY_PENDULUM),
+            "HalfCheetah-v5": Task(100_000, None, TD3_CHEETAH),
+        },
+        SB3: {"HalfCheetah-v5": Task(100_000, None, TD3_CHEETAH)},
     },
 }
 VARIANTS = tuple(dict.fromkeys(variant for variants in TASKS.values() for variant in variants))
@@ -124,6 +136,51 @@ def log_path(algorithm: str, env: str, variant: str, seed: int) -> Path:
     return RESULTS / algorithm / env / variant / f"seed{seed}.csv"
 
 
+class StableBaselines3:
+    """SAC or TD3 of Stable-Baselines3 with the hyperparameters of ours, behind what `run` uses of an agent."""
+
+    def __init__(self, algorithm: str, env: str, seed: int, overrides: dict[str, Any]) -> None:
+        import gymnasium as gym
+        import numpy as np
+        import stable_baselines3 as sb3
+        from stable_baselines3.common.noise import NormalActionNoise
+
+        from fastrl.agents import ALGORITHMS
+
+        c: Any = ALGORITHMS[algorithm].config_class(**overrides)
+        assert c.learning_rate == c.actor_learning_rate and c.n_step == 1 and not c.prioritized
+        of_td3 = {
+            "policy_delay": c.policy_delay,
+            "target_policy_noise": c.target_noise,
+            "target_noise_clip": c.target_noise_clip,
+            "action_noise": NormalActionNoise(np.zeros(gym.make(env).action_space.shape), c.exploration_noise),
+        } if algorithm == "td3" else {}  # fmt: skip
+        self.env = env
+        self.model = {"sac": sb3.SAC, "td3": sb3.TD3}[algorithm](
+            "MlpPolicy", env, learning_rate=c.learning_rate, buffer_size=c.buffer_size, batch_size=c.batch_size,
+            learning_starts=c.learning_starts, tau=c.tau, gamma=c.gamma, train_freq=c.train_every,
+            gradient_steps=c.updates, policy_kwargs={"net_arch": list(c.hidden)}, seed=seed, device="cpu", **of_td3,
+        )  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        return self.model.num_timesteps
+
+    def learn(self, steps: int, progress: bool) -> None:
+        self.model.learn(steps - self.steps, reset_num_timesteps=False, progress_bar=progress)
+
+    def evaluate(self, episodes: int) -> Any:
+        import gymnasium as gym
+
+        from fastrl.agents.training import evaluate
+
+        return evaluate(lambda obs: self.model.predict(obs, deterministic=True)[0], gym.make(self.env), episodes, 10**6)
+
+    @property
+    def recent_returns(self) -> list[float]:
+        return [episode["r"] for episode in self.model.ep_info_buffer]
+
+
 def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
     """Train one agent and write its evaluation curve."""
     import numpy as np
@@ -132,7 +189,12 @@ def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
     from fastrl.agents import ALGORITHMS
 
     torch.set_num_threads(1)
-    agent = ALGORITHMS[algorithm](env, seed=seed, **task.overrides)
+    sb3 = path.parent.name == SB3
+    agent: Any = (
+        StableBaselines3(algorithm, env, seed, task.overrides)
+        if sb3
+        else ALGORITHMS[algorithm](env, seed=seed, **task.overrides)
+    )
     rows, seconds, every = [], 0.0, task.evaluate_every(algorithm)
     for step in range(every, task.steps + 1, every):
         if agent.steps >= step:  # learning ends with an update, which may be of many steps
@@ -141,7 +203,8 @@ def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
         agent.learn(step, progress=False)
         seconds += time.perf_counter() - began
         returns = agent.evaluate(EPISODES)
-        training = np.mean([r for r, _ in agent.envs.recent]) if agent.envs.recent else np.nan
+        recent = agent.recent_returns if sb3 else [r for r, _ in agent.envs.recent]
+        training = np.mean(recent or [np.nan])
         rows.append((agent.steps, returns.mean(), returns.std(), round(training, 2), round(seconds, 1)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".part").open("w", newline="") as file:
@@ -155,6 +218,7 @@ def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
 def table(seeds: int) -> str:
     """Interquartile mean over the seeds of the last evaluation, with its 95 % bootstrap interval."""
     import numpy as np
+    from numpy.typing import NDArray
     from scipy.stats import bootstrap, trim_mean
 
     def iqm(x, axis=-1):
@@ -171,23 +235,30 @@ def table(seeds: int) -> str:
         for variant, envs in variants.items()
         if env in envs
     ]
-    for env, algorithm, variant, task in rows:
+
+    def final_returns(algorithm: str, env: str, variant: str, steps: int) -> NDArray[np.float64]:
         last = []
         for seed in range(seeds):
             path = log_path(algorithm, env, variant, seed)
             if path.exists():
                 with path.open() as file:
                     last.append(list(csv.DictReader(file))[-1])
-        if not last:
+        if any(int(row["step"]) < steps for row in last):
+            raise SystemExit(f"{algorithm} {env} {variant}: a log ends before step {steps}")
+        return np.array([float(row["greedy_return"]) for row in last])
+
+    for env, algorithm, variant, task in rows:
+        final, wanted = final_returns(algorithm, env, variant, task.steps), task.wanted
+        if not len(final):
             continue
-        if any(int(row["step"]) < task.steps for row in last):
-            raise SystemExit(f"{algorithm} {env} {variant}: a log ends before step {task.steps}")
-        final = np.array([float(row["greedy_return"]) for row in last])
+        if wanted is None and variant != SB3:
+            peer = final_returns(algorithm, env, SB3, task.steps)
+            wanted = round(iqm(peer), 1) if len(peer) else None
         low, high = final.min(), final.max()
         if low < high:
             low, high = bootstrap((final,), iqm, n_resamples=9999, method="percentile", rng=0).confidence_interval
         each = " ".join(f"{x:.0f}" for x in final)
-        reached = f"{'>=' if iqm(final) >= task.wanted else 'MISSED'} {task.wanted:g}"
+        reached = "" if wanted is None else f"{'>=' if iqm(final) >= wanted else 'MISSED'} {wanted:g}"
         lines.append(
             f"| {env} | {algorithm} | {variant} | {iqm(final):.1f} [{low:.1f}, {high:.1f}] | {each} | {reached} "
             f"| {task.steps:,} |"
