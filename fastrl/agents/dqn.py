@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Env
@@ -45,11 +45,11 @@ class DQNConfig:
     """Rewards summed before the bootstrap; fewer at the end of an episode."""
     num_envs: int = 1
     """Environments stepped together."""
-    hidden: tuple[int, ...] = (64, 64)  # [T]
+    hidden: tuple[int, ...] = (128, 128)  # [T]
     """Sizes of the hidden layers."""
     learning_rate: float = 1e-3  # [T]
     """Of Adam, at the start."""
-    learning_rate_end: float = 2e-4  # [T] a policy learned at a constant rate is lost again now and then
+    learning_rate_end: float = 3e-4  # [T] a policy learned at a constant rate is lost again now and then
     """Of Adam, from learning_rate_steps on."""
     learning_rate_steps: int = 50_000  # [T]
     """Environment steps over which the learning rate falls linearly: as many as there will be, as a rule."""
@@ -61,14 +61,16 @@ class DQNConfig:
     """Transitions in an update."""
     learning_starts: int = 1000  # [Z]
     """Environment steps before the first update."""
-    train_every: int = 1  # [T]
+    train_every: int = 2  # [T]
     """Environment steps from one round of updates to the next."""
     updates: int = 1
     """Updates in a round."""
     target_every: int = 1
     """Updates from one update of the target network to the next."""
-    tau: float = 0.01  # [T]
+    tau: float = 0.02  # [T]
     """Target <- tau online + (1 - tau) target: 1 copies, less is Polyak averaging."""
+    averaging: bool = True  # [T]
+    """The greedy policy has the mean weights of about the last tenth of the updates, not those of the moment."""
     loss: Literal["huber", "mse"] = "mse"  # [T] Huber's bounded gradient is slow to learn that an episode ends
     """Of the TD error."""
     max_grad_norm: float | None = 1.0  # [T]
@@ -138,10 +140,13 @@ class DQN(OffPolicyAgent[DQNConfig]):
             torch.default_generator.manual_seed(c.seed)
             self.online = q_network(n_obs, self.n_actions, c.hidden, c.dueling).to(self.device)
         self.target = copy.deepcopy(self.online)
+        self.greedy = copy.deepcopy(self.online) if c.averaging else self.online
         self._flat = flatten_parameters(self.online)  # a vector and its gradient
         self._target_vector, _ = flatten_parameters(self.target)
         self.optimizer = Adam(self._flat[:1], lr=c.learning_rate)
-        self._numpy_q = numpy_forward(self.online) if self.device.type == "cpu" else None
+        self._greedy_vector = flatten_parameters(self.greedy)[0] if c.averaging else None
+        cpu = self.device.type == "cpu"
+        self._numpy = {net: numpy_forward(net) for net in (self.online, self.greedy)} if cpu else {}
 
         self.buffer = self._replay(action_space)
         self._log = {"loss": 0.0, "mean_q": 0.0}
@@ -185,33 +190,37 @@ class DQN(OffPolicyAgent[DQNConfig]):
             self.buffer.update_priorities(batch.indices, (q.detach() - y).abs())
         if self.n_updates % c.target_every == 0:
             self._target_vector.data.lerp_(self._flat[0].data, c.tau)  # tau = 1 copies exactly
+        if self._greedy_vector is not None:  # polynomial-decay averaging, Shamir and Zhang 2013, eta = 9
+            self._greedy_vector.data.lerp_(self._flat[0].data, 10 / (self.n_updates + 9))
 
-    def _q_values(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        """Q(s, .) of the online network for observations ``[B, ...]``, as NumPy ``[B, A]``."""
+    def _q_values(self, net: nn.Module, obs: NDArray[Any]) -> NDArray[np.float32]:
+        """Q(s, .) of one of the networks for observations ``[B, ...]``, as NumPy ``[B, A]``."""
         obs = np.asarray(obs, np.float32)
-        if self._numpy_q is not None:
-            return self._numpy_q(obs)
+        if self._numpy:
+            return self._numpy[net](obs)
         with torch.inference_mode():
-            q: Tensor = self.online(torch.from_numpy(obs).to(self.device))
+            q: Tensor = net(torch.from_numpy(obs).to(self.device))
             return q.cpu().numpy()
 
     def _act(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
         """Actions ``[B]`` of the exploring policy for observations ``[B, ...]``."""
         c, n = self.config, len(obs)
         if c.exploration == "boltzmann":  # the largest of logits + Gumbel noise is a draw from their softmax
-            logits = self._q_values(obs) / c.temperature
+            logits = self._q_values(self.online, obs) / c.temperature
             action: NDArray[np.int64] = (logits + rng.gumbel(size=logits.shape)).argmax(1)
             return action
         random = rng.random(n) < self.epsilon
         if random.all():
             return rng.integers(self.n_actions, size=n)
-        action = self._q_values(obs).argmax(1)
+        action = self._q_values(self.online, obs).argmax(1)
         if random.any():
             action[random] = rng.integers(self.n_actions, size=n)[random]
         return action
 
     def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
-        actions: NDArray[Any] = self._q_values(obs).argmax(1) if deterministic else self._act(obs, self._predict_rng)
+        if not deterministic:
+            return self._act(obs, self._predict_rng)
+        actions: NDArray[Any] = self._q_values(self.greedy, obs).argmax(1)
         return actions
 
     def _switches(self) -> list[str]:
@@ -225,4 +234,5 @@ class DQN(OffPolicyAgent[DQNConfig]):
         return {**super().metrics(), **explore}
 
     def _parts(self) -> dict[str, Any]:
-        return {"online": self.online, "target": self.target, "optimizer": self.optimizer}
+        greedy = {} if self._greedy_vector is None else {"greedy": self.greedy}
+        return {"online": self.online, "target": self.target, **greedy, "optimizer": self.optimizer}

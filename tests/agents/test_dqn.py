@@ -25,7 +25,7 @@ IDS = ["plain", "double", "dueling", "prioritized", "n-step", "all"]
 
 def make_agent(**overrides):
     settings = {"hidden": (8, 8), "batch_size": B, "gamma": GAMMA, "max_grad_norm": None, "seed": 3}
-    settings |= {"target_every": 100, "tau": 1.0, **overrides}
+    settings |= {"train_every": 1, "target_every": 100, "tau": 1.0, **overrides}
     agent = DQN("CartPole-v1", DQNConfig(), **settings)
     with torch.no_grad():  # a target network of its own
         for p in agent.target.parameters():
@@ -214,7 +214,7 @@ def test_learning_rate_schedule(monkeypatch):
 def test_boltzmann_exploration_frequency():
     agent = make_agent(exploration="boltzmann", temperature=0.5)
     obs = np.tile(np.array([[0.1, -0.4, 0.2, 0.3]], np.float32), (40_000, 1))
-    q = agent._q_values(obs[:1])[0].astype(np.float64) / 0.5
+    q = agent._q_values(agent.online, obs[:1])[0].astype(np.float64) / 0.5
     expected = np.exp(q[1]) / np.exp(q).sum()
     assert 0.02 < expected < 0.98
     assert agent._act(obs, np.random.default_rng(0)).mean() == pytest.approx(expected, abs=0.01)
@@ -227,10 +227,34 @@ def test_numpy_forward_is_the_torch_network_and_follows_it(dueling, tolerance):
     for _ in range(2):
         with torch.no_grad():
             expected = agent.online(torch.from_numpy(obs)).numpy()
-        np.testing.assert_allclose(agent._q_values(obs), expected, **tolerance("float32"))
+        np.testing.assert_allclose(agent._q_values(agent.online, obs), expected, **tolerance("float32"))
         with torch.no_grad():
             for p in agent.online.parameters():
                 p += 0.1
+
+
+def test_greedy_policy_has_the_averaged_weights():
+    """Shamir and Zhang 2013: w_n = (1 - (eta + 1) / (n + eta)) w_{n-1} + (eta + 1) / (n + eta) theta_n, eta = 9."""
+    agent = make_agent(learning_rate=0.05, learning_starts=40)
+    agent.learn(40, progress=False)  # no updates yet
+    mean = [p.double().clone() for p in agent.greedy.parameters()]
+    for n in range(1, 61):
+        agent.learn(40 + n, progress=False)
+        assert agent.n_updates == n
+        mean = [
+            (1 - 10 / (n + 9)) * m + 10 / (n + 9) * p.double()
+            for m, p in zip(mean, agent.online.parameters(), strict=True)
+        ]
+    moved = 0.0
+    for m, p, online in zip(mean, agent.greedy.parameters(), agent.online.parameters(), strict=True):
+        torch.testing.assert_close(p.double(), m, rtol=1e-4, atol=1e-5)
+        moved = max(moved, (p - online).abs().max().item())
+    assert moved > 0.01
+    obs = np.random.default_rng(1).normal(size=(64, 4)).astype(np.float32)
+    with torch.no_grad():
+        np.testing.assert_array_equal(agent.predict(obs), agent.greedy(torch.from_numpy(obs)).argmax(1).numpy())
+    now = make_agent(averaging=False)
+    assert now.greedy is now.online
 
 
 def test_predict_shapes():
