@@ -205,12 +205,14 @@ class ActorCriticConfig(A2CConfig):
     """Of the optimizer, at the start."""
     gamma: float = 0.99  # [M]
     """Discount."""
-    entropy_coef: float = 0.01  # [M] [T]
+    entropy_coef: float = 0.05  # [T] while V is about 0 whatever is done looks good: without entropy, for ever
     """Weight of the entropy, which is maximised."""
-    normalize_advantages: bool = False  # [M] [T] with it a seed now and then ends in a policy that never acts otherwise
+    normalize_advantages: bool = False  # [M] [T]
     """Mean 0 and standard deviation 1 within each update of more than one step."""
     max_grad_norm: float | None = 0.5  # [S] [T]
     """Gradients are scaled down to this norm; None leaves them alone."""
+    normalize_rewards: bool = True  # [T]
+    """Rewards are divided by the standard deviation of the discounted return, as seen so far."""
 
 
 class OneStepActorCritic(A2C):

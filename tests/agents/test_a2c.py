@@ -67,7 +67,8 @@ def test_targets_and_advantages(mode, lam, counters, monkeypatch):
 
 def test_one_step_actor_critic_is_the_td_error(counters, monkeypatch):
     """A = r + gamma V(s') - V(s), without V(s') behind a terminal state."""
-    agent = OneStepActorCritic(counters(AutoresetMode.DISABLED), hidden=(8,), gamma=GAMMA, seed=1)
+    settings = {"hidden": (8,), "gamma": GAMMA, "normalize_rewards": False, "seed": 1}
+    agent = OneStepActorCritic(counters(AutoresetMode.DISABLED), **settings)
     assert agent.config.n_steps == 1
     loss, checked = agent._loss, []
 
