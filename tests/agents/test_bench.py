@@ -86,6 +86,37 @@ def test_learning_table(learning):
         learning.table(5)
 
 
+def test_learning_table_compares_with_stable_baselines3(learning, monkeypatch):
+    task = learning.Task(300, None, {})
+    variants = {name: {"CartPole-v1": task} for name in ("ours", learning.SB3)}
+    monkeypatch.setattr(learning, "TASKS", {"ppo": variants})
+    for variant, last in (("ours", 7), (learning.SB3, 8.25)):
+        path = learning.log_path("ppo", "CartPole-v1", variant, 0)
+        path.parent.mkdir(parents=True)
+        path.write_text(f"step,greedy_return\n300,{last}\n")
+    ours, peer = learning.table(1).splitlines()[-2:]
+    assert ours.endswith("| MISSED 8.2 | 300 |") and peer.endswith("| 8 |  | 300 |")
+
+
+def test_learning_benchmark_trains_stable_baselines3_with_our_settings(learning, tmp_path):
+    sb3 = pytest.importorskip("stable_baselines3")
+    rates = {"learning_rate": 5e-4, "actor_learning_rate": 5e-4}
+    task = learning.Task(
+        300, None, {"hidden": (8, 9), "batch_size": 7, "learning_starts": 100, "train_every": 3, **rates}
+    )
+    for algorithm in ("sac", "td3"):
+        model = learning.StableBaselines3(algorithm, "Pendulum-v1", 0, task.overrides).model
+        assert isinstance(model, {"sac": sb3.SAC, "td3": sb3.TD3}[algorithm])
+        found = (model.batch_size, model.learning_starts, model.train_freq.frequency, model.learning_rate)
+        assert found == (7, 100, 3, 5e-4)
+        shapes = [tuple(p.shape) for p in model.critic.q_networks[0].parameters()]
+        assert shapes == [(8, 4), (8,), (9, 8), (9,), (1, 9), (1,)]
+    path = learning.log_path("td3", "Pendulum-v1", learning.SB3, 0)
+    learning.run(path, "td3", "Pendulum-v1", 0, task)
+    steps, returns = zip(*(line.split(",")[:2] for line in path.read_text().splitlines()[1:]), strict=True)
+    assert steps == ("150", "300") and all(-3300 < float(r) < 0 for r in returns)
+
+
 def test_learning_tasks_name_what_exists(monkeypatch):
     """A wrong name or value in the table would show only hours into a matrix."""
     from fastrl.agents import ALGORITHMS
