@@ -196,7 +196,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
         if self._greedy_vector is not None:  # Shamir and Zhang 2013, eta = 9
             self._greedy_vector.data.lerp_(self._flat[0].data, 10 / (self.n_updates + 9))
 
-    def _q_values(self, net: nn.Module, obs: NDArray[Any]) -> NDArray[np.float32]:
+    def _q_values(self, net: nn.Sequential, obs: NDArray[Any]) -> NDArray[np.float32]:
         """Q(s, .) of one of the networks for observations ``[B, ...]``, as NumPy ``[B, A]``."""
         obs = np.asarray(obs, np.float32)
         if self._numpy:
