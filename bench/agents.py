@@ -97,6 +97,7 @@ def our_agent(every: int, seed: int) -> DQN:
         train_every=every,
         target_every=500 // every,
         tau=1.0,
+        averaging=False,
         max_grad_norm=None,
         epsilon_start=EPSILON,
         epsilon_end=EPSILON,
