@@ -11,6 +11,7 @@ hyperparameters differ from the algorithm's defaults.  The variant sb3 is Stable
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
 import sys
@@ -148,7 +149,9 @@ class StableBaselines3:
         from fastrl.agents import ALGORITHMS
 
         c: Any = ALGORITHMS[algorithm].config_class(**overrides)
-        assert c.learning_rate == c.actor_learning_rate and c.n_step == 1 and not c.prioritized
+        assert c.learning_rate == c.actor_learning_rate
+        passed_on = {"hidden", "batch_size", "learning_starts", "train_every", "learning_rate", "actor_learning_rate"}
+        assert set(overrides) <= passed_on, "the others have to be translated first"
         of_td3 = {
             "policy_delay": c.policy_delay,
             "target_policy_noise": c.target_noise,
@@ -174,7 +177,8 @@ class StableBaselines3:
 
         from fastrl.agents.training import evaluate
 
-        return evaluate(lambda obs: self.model.predict(obs, deterministic=True)[0], gym.make(self.env), episodes, 10**6)
+        with contextlib.closing(gym.make(self.env)) as env:
+            return evaluate(lambda obs: self.model.predict(obs, deterministic=True)[0], env, episodes, seed=10**6)
 
     @property
     def recent_returns(self) -> list[float]:
@@ -253,12 +257,12 @@ def table(seeds: int) -> str:
             continue
         if wanted is None and variant != SB3:
             peer = final_returns(algorithm, env, SB3, task.steps)
-            wanted = round(iqm(peer), 1) if len(peer) else None
+            wanted = iqm(peer) if len(peer) else None
         low, high = final.min(), final.max()
         if low < high:
             low, high = bootstrap((final,), iqm, n_resamples=9999, method="percentile", rng=0).confidence_interval
         each = " ".join(f"{x:.0f}" for x in final)
-        reached = "" if wanted is None else f"{'>=' if iqm(final) >= wanted else 'MISSED'} {wanted:g}"
+        reached = "" if wanted is None else f"{'>=' if iqm(final) >= wanted else 'MISSED'} {round(wanted, 1):g}"
         lines.append(
             f"| {env} | {algorithm} | {variant} | {iqm(final):.1f} [{low:.1f}, {high:.1f}] | {each} | {reached} "
             f"| {task.steps:,} |"

@@ -1,4 +1,5 @@
 // The tanh-Gaussian head on a GPU; `state` is that of a Generator on the same device. The twin of bind_tanh_normal.cpp.
+#include <algorithm>
 #include <cmath>
 
 #include "cuda_head_bindings.h"
@@ -29,11 +30,16 @@ struct Limits {
   double log_std_min, log_std_max, epsilon;
 };
 
-// A number as its dtype holds it; float16 and bfloat16 to a few ulp, which decides nothing but an error.
+// A number as its dtype holds it.
 double rounded(double x, DType t) {
-  if (t == DType::f64) return x;
-  if (t == DType::f16) return std::abs(x) < 65520 ? x : x * kInf;
-  return static_cast<double>(static_cast<float>(x));
+  if (t == DType::f64 || !std::isfinite(x)) return x;
+  if (t == DType::f32) return static_cast<double>(static_cast<float>(x));
+  const bool half = t == DType::f16;  // else bfloat16: 8 bits, down to 2^-133
+  int exponent;
+  std::frexp(x, &exponent);
+  const double ulp = std::ldexp(1.0, std::max(exponent - (half ? 11 : 8), half ? -24 : -133));
+  const double nearest = std::nearbyint(x / ulp) * ulp;
+  return std::abs(nearest) <= (half ? 65504.0 : 0x1.FEp127) ? nearest : std::copysign(kInf, x);
 }
 
 CudaTanhNormal call_of(const std::string& op, const Array& first, int64_t rows, int64_t columns, py::handle low,
@@ -47,8 +53,9 @@ CudaTanhNormal call_of(const std::string& op, const Array& first, int64_t rows, 
     const double l = rounded(c.low.number, first.dtype), h = rounded(c.high.number, first.dtype);
     if (!(-kInf < l && l < h && h < kInf))
       raise_value(op + ": low must be finite and below high, got " + repr(l) + " and " + repr(h) + " in dimension 0");
-    const auto narrow_l = static_cast<float>(l), narrow_h = static_cast<float>(h);
-    if (first.dtype == DType::f64 ? std::nextafter(l, h) == h : std::nextafter(narrow_l, narrow_h) == narrow_h)
+    // Their middle rounds to one of them where nothing is between.
+    const double middle = rounded(0.5 * l + 0.5 * h, first.dtype);
+    if (first.dtype == DType::f64 ? std::nextafter(l, h) == h : !(l < middle && middle < h))
       raise_value(op + ": low and high must have a number of their dtype between them, got " + repr(l) + " and " +
                   repr(h) + " in dimension 0");
   }

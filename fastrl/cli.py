@@ -151,7 +151,9 @@ def _train(args: list[str]) -> int:
     from fastrl.agents.config import InputError
 
     if not args or args[0] in ("-h", "--help"):
-        print("usage: fastrl train ALGORITHM --env ENV ...\n\nThe algorithms, and how many steps they take by default:")
+        print(
+            "usage: fastrl train ALGORITHM --env ENV ...\n       fastrl train --resume RUN ...\n\nThe algorithms, and how many steps they take by default:"
+        )
         for name in _algorithms():
             print(f"  {name:<16}{DEFAULT_STEPS.get(name, OTHERS_STEPS):>9,}")
         print("\n`fastrl train ALGORITHM --help` lists the hyperparameters.")
@@ -160,6 +162,8 @@ def _train(args: list[str]) -> int:
     if name.startswith("-"):
         run = _value_of("--resume", args)
         if run is None:
+            if any(arg.partition("=")[0] == "--resume" for arg in args):
+                raise InputError("--resume RUN: the run's folder is missing")
             raise InputError(f"the algorithm comes before {name}: fastrl train ALGORITHM ...")
         name, flags = load_checkpoint(run).config.get("algorithm", ""), args  # a checkpoint names its algorithm
         algorithm = _algorithm(name, f"{run}: ")
@@ -197,7 +201,7 @@ def _value_of(flag: str, args: list[str]) -> str | None:
     """The value that follows `flag`, or an = behind it; the last one counts."""
     pairs = zip(args, [*args[1:], None], strict=True)
     values = [arg.partition("=")[2] or following for arg, following in pairs if arg.partition("=")[0] == flag]
-    return values[-1] if values else None
+    return values[-1] if values and values[-1] and not values[-1].startswith("-") else None
 
 
 def _resume(algorithm: type[Agent[Any]], command: type[Train[Any]], flags: list[str], options: Train[Any]) -> int:
@@ -227,7 +231,7 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, save_every: int) -> int
     except KeyboardInterrupt as error:
         if not error.args:  # a second Ctrl-C did not wait for the save
             raise KeyboardInterrupt(f" at step {agent.steps}; nothing saved since the last checkpoint") from None
-        go_on = f"fastrl train {agent.algorithm} --resume {out}"
+        go_on = f"fastrl train --resume {out}"
         raise KeyboardInterrupt(f" at step {agent.steps}; {error}; go on with: {go_on}") from None
     seconds = time.perf_counter() - began
     returns = agent.evaluate()

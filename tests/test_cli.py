@@ -319,7 +319,8 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         (["train", "dqn", "--resume", "no/such/run"], "no/such/run: no checkpoint here"),
         (["train", "--resume", "no/such/run"], "no/such/run: no checkpoint here"),
         (["train", "--resume=no/such/run"], "no/such/run: no checkpoint here"),
-        (["train", "--resume"], "the algorithm comes before --resume"),
+        (["train", "--resume"], "--resume RUN: the run's folder is missing"),
+        (["train", "--resume", "--total-steps", "5"], "--resume RUN: the run's folder is missing"),
         (
             [*TRAIN, "--seed"],
             r"argument '--seed'\. Expected 1 values\. For full helptext, run fastrl train dqn --help\n$",

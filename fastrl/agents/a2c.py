@@ -205,7 +205,7 @@ class ActorCriticConfig(A2CConfig):
     """Of the optimizer, at the start."""
     gamma: float = 0.99  # [M]
     """Discount."""
-    entropy_coef: float = 0.05  # [T] while V is about 0 whatever is done looks good: without entropy, for ever
+    entropy_coef: float = 0.05  # [T] before V has learned all actions are reinforced; with less, the first one may win
     """Weight of the entropy, which is maximised."""
     normalize_advantages: bool = False  # [M] [T]
     """Mean 0 and standard deviation 1 within each update of more than one step."""

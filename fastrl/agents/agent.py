@@ -226,7 +226,8 @@ class Agent(ABC, Generic[C]):
     def load(cls: type[A], folder: str | os.PathLike[str], env: Env | None = None, device: str | None = None) -> A:
         """The agent of a checkpoint or run folder, ready to go on training.
 
-        `env` is needed only if the agent was not made from an id.  `device`: another one than it was saved on.
+        `env` is needed only if the agent was not made from an id; agents with a replay buffer need as many environments
+        as were saved.  `device`: another one than it was saved on.
         Raises InputError for a damaged checkpoint, or one of another environment.  If the environment cannot be
         brought back to where it was (it was given as an object, or it does not repeat itself), a warning says that
         new episodes begin.

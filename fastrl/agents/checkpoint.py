@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from fastrl.agents.config import InputError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass

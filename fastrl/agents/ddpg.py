@@ -122,4 +122,6 @@ class OrnsteinUhlenbeck:
         return {"x": self.x.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.x[:] = state["x"]
+        x = np.asarray(state["x"], np.float32)
+        if x.shape == self.x.shape:  # else these are other environments, where new episodes begin
+            self.x = x

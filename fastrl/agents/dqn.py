@@ -5,8 +5,8 @@ dueling      Wang et al. 2016, arXiv:1511.06581
 prioritized  Schaul et al. 2016, arXiv:1511.05952
 n_step       Sutton and Barto 2018, section 7.1; Hessel et al. 2018 (Rainbow), arXiv:1710.02298
 
-It acts with the weights of the moment; the policy that it is judged by has averaged ones (Shamir and Zhang 2013,
-arXiv:1212.1824, polynomial-decay averaging).
+It acts with the weights of the moment; the policy that it is judged by has averaged ones, unless averaging=False
+(Shamir and Zhang 2013, arXiv:1212.1824, polynomial-decay averaging).
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
             self.buffer.update_priorities(batch.indices, (q.detach() - y).abs())
         if self.n_updates % c.target_every == 0:
             self._target_vector.data.lerp_(self._flat[0].data, c.tau)  # tau = 1 copies exactly
-        if self._greedy_vector is not None:  # Shamir and Zhang 2013, eta = 9
+        if self._greedy_vector is not None:  # weight ~ (number of the update)^9
             self._greedy_vector.data.lerp_(self._flat[0].data, 10 / (self.n_updates + 9))
 
     def _q_values(self, net: nn.Sequential, obs: NDArray[Any]) -> NDArray[np.float32]:

@@ -168,11 +168,12 @@ class Envs:
     def load_state_dict(self, state: dict[str, Any], obs: Array) -> bool:
         """Go back to the saved moment; False: impossible, so new episodes have begun.
 
-        Impossible for environments not made from an id, and for those that do not repeat themselves.
+        Impossible for another number of environments, for some not made from an id, and for some that do not repeat
+        themselves.
         """
         self.episodes = state["episodes"]
         self.recent.extend((r, n) for r, n in state["recent"])
-        if not (self.restorable and state["restorable"]):
+        if not (self.restorable and state["restorable"] and state["num_envs"] == self.num_envs):
             return False
         self._rng_states, self._actions = state["rng_states"], []
         reached = []

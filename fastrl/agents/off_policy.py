@@ -94,7 +94,7 @@ class OffPolicyAgent(Agent[C]):
         return super().metrics()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write a checkpoint folder from which `load` goes on exactly; see `fastrl.agents.checkpoint`."""
+        """Write a checkpoint folder from which `load` goes on exactly; see `Agent.save`."""
         self.metrics()  # brings the log up to date
         super().save(folder)
 

@@ -195,4 +195,6 @@ class RewardScaling:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.moments.load_state_dict(state["moments"])
-        self.carry = np.asarray(state["carry"])
+        carry = np.asarray(state["carry"])
+        if carry.shape == self.carry.shape:  # else these are other environments, where new episodes begin
+            self.carry = carry

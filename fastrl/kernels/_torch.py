@@ -6,7 +6,7 @@ fake kernel and, where it has gradients, their formula.  No gradient has a gradi
 
 What draws random numbers is two ops there: `draw`, which advances the generator's state (a tensor that it says it
 writes to), and a function of the drawn numbers, which has the gradient.  Where that one refuses its arguments, it takes
-the draw back, so that a call that raises has drawn nothing, as in eager mode.
+the draw back, so that a call that raises has drawn nothing.
 """
 
 from __future__ import annotations
@@ -124,6 +124,8 @@ def _taken_back(state: Tensor | None, drawn: Tensor | None, blocks: int) -> Iter
 
 def _draw_normals(generator: Generator | None, mean: Tensor, op: str) -> tuple[Tensor, Tensor, Tensor]:
     """Noise for `mean`, the generator's state, and the state as it was left."""
+    if mean.dim() != 2:
+        raise ValueError(f"{op}: mean must have shape [B, A], got {tuple(mean.shape)}")
     state = _state_tensor(generator, mean, op)
     noise, after = _draw_op(state, mean.shape[0] * mean.shape[1], True)
     return noise.view(mean.shape).to(mean.dtype), state, after

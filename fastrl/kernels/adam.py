@@ -61,7 +61,7 @@ def adam_step(
         ValueError: a wrong length, dtype, shape or device; a number out of range; a step that is negative or NaN (on
             CUDA nothing waits for the device to check that); an array that is not aligned, or is to be written and is
             read-only, overlaps itself, or shares memory with another array of the call.  Views that only interleave
-            (two columns of a matrix) count as sharing.
+            (two columns of a matrix, or the items of one strange view) count as that.
         Nothing is written in any of these cases.
 
     Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from gymnasium.vector import SyncVectorEnv
 
-from fastrl.agents import ALGORITHMS, DQN, PPO, SAC
+from fastrl.agents import ALGORITHMS, DDPG, DQN, PPO, SAC, OneStepActorCritic
 from fastrl.agents.config import InputError
 from fastrl.agents.networks import clip_norm
 
@@ -49,12 +49,26 @@ def test_a_vector_environment_has_its_own_number(cls):
     assert make(cls, vec()).config.num_envs == make(cls, vec(), num_envs=3).config.num_envs == 3
 
 
-def test_a_checkpoint_of_several_loads_with_an_environment_of_its_own(tmp_path):
-    agent = PPO(SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 3), hidden=(8,))
-    agent.save(tmp_path / "a")
+@pytest.mark.parametrize("from_id", [True, False])
+@pytest.mark.parametrize("cls", [PPO, OneStepActorCritic])  # the second one scales rewards
+def test_a_checkpoint_of_several_loads_with_an_environment_of_its_own(tmp_path, cls, from_id):
+    if from_id:
+        agent = cls("CartPole-v1", num_envs=3, hidden=(8,))
+    else:
+        agent = cls(SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 3), hidden=(8,))
+    agent.learn(30, progress=False).save(tmp_path / "a")
     with pytest.warns(UserWarning, match="new episodes begin"):
-        loaded = PPO.load(tmp_path / "a", env=gym.make("CartPole-v1"))
+        loaded = cls.load(tmp_path / "a", env=gym.make("CartPole-v1"))
     assert loaded.config.num_envs == 1
+    steps = loaded.steps
+    assert loaded.learn(steps + 10, progress=False).steps >= steps + 10
+
+
+def test_a_replay_buffer_wants_as_many_environments_as_were_saved(tmp_path):
+    small = {"hidden": (8,), "learning_starts": 10, "batch_size": 8}
+    DDPG("Pendulum-v1", num_envs=3, noise="ou", **small).learn(30, progress=False).save(tmp_path / "a")
+    with pytest.raises(InputError, match=r"num_envs 3 \(here 1\)"):
+        DDPG.load(tmp_path / "a", env=gym.make("Pendulum-v1"))
 
 
 # ---- predict -----------------------------------------------------------------------------------------------------
