@@ -151,9 +151,8 @@ def _train(args: list[str]) -> int:
     from fastrl.agents.config import InputError
 
     if not args or args[0] in ("-h", "--help"):
-        print(
-            "usage: fastrl train ALGORITHM --env ENV ...\n       fastrl train --resume RUN ...\n\nThe algorithms, and how many steps they take by default:"
-        )
+        print("usage: fastrl train ALGORITHM --env ENV ...\n       fastrl train --resume RUN ...\n")
+        print("The algorithms, and how many steps they take by default:")
         for name in _algorithms():
             print(f"  {name:<16}{DEFAULT_STEPS.get(name, OTHERS_STEPS):>9,}")
         print("\n`fastrl train ALGORITHM --help` lists the hyperparameters.")

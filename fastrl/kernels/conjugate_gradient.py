@@ -221,7 +221,7 @@ def solve(
     kernels: Any = None,
     op: str = _OP,
 ) -> tuple[Any, CGInfo, Any]:
-    """x, how it ended, and the recurrence's r [n]: that of x, also where an iteration was not finished, if x0 is None."""
+    """x, how it ended, and the recurrence's r [n]: that of x, however it ended, if x0 is None."""
     product = _operator(matvec, "matvec", op)
     b, on_gpu = _load_b(b, op)
     max_iter = check_max_iter(max_iter, f"{op}: max_iter")

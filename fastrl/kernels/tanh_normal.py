@@ -120,8 +120,8 @@ def tanh_normal_log_prob(
     with s, scale, bias and correction="epsilon" as in `tanh_normal_sample`.  1 - |x| comes from the distance to the
     nearer bound, without rounding.  An action at or beyond a bound counts as the last number of its dtype inside, and
     its gradient is that there.  1 / sigma is taken as no larger than e^709 (then log_prob is -inf, unless u = mean to
-    within 1e-150), and a row's gradient beyond the dtype as its largest number: finite for every finite argument, but for
-    sums of such numbers over the rows (the gradient of a log_std [A]).
+    within 1e-150), and a row's gradient beyond the dtype as its largest number: finite for every finite argument, but
+    for sums of such numbers over the rows (the gradient of a log_std [A]).
 
     Gradients with respect to mean, log_std and action; second ones raise.  d log_prob / d mean = z / sigma,
     d log_prob / d log_std = z^2 - 1 (0 where clamped), d log_prob / d action = (2 x - z / sigma) / (scale (1 - x^2)).
