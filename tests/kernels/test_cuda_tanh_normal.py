@@ -35,6 +35,29 @@ def same(found, wanted, close):
         np.testing.assert_allclose(got / scale, want / scale, **close)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "ulp"),
+    [(torch.float64, 2**-52), (torch.float32, 2**-23), (torch.float16, 2**-10), (torch.bfloat16, 2**-7)],
+    ids=str,
+)
+def test_bounds_need_a_number_of_the_dtype_between_them(dtype, ulp):
+    mean = torch.zeros(3, 1, dtype=dtype, device="cuda")
+    with pytest.raises(ValueError, match=r"must have a number of their dtype between them, got 1\.0 and 1\.\d+ in"):
+        tanh_normal_sample(mean, mean, low=1.0, high=1 + ulp)
+    action, _ = tanh_normal_sample(mean, mean, low=1.0, high=1 + 2 * ulp)
+    assert action.flatten().tolist() == [1 + ulp] * 3
+    bounds = (torch.tensor([x], dtype=dtype, device="cuda") for x in (1.0, 1 + ulp))
+    assert all(part.isnan().all() for part in tanh_normal_sample(mean, mean, low=next(bounds), high=next(bounds)))
+
+
+def test_half_precision_bounds_are_rounded_before_they_are_compared():
+    mean = torch.zeros(3, 1, dtype=torch.float16, device="cuda")
+    with pytest.raises(ValueError, match=r"low must be finite and below high, got 1\.0 and 1\.0 in"):
+        tanh_normal_sample(mean, mean, low=1.0, high=1 + 2**-12)
+    with pytest.raises(ValueError, match="low must be finite and below high, got 0.0 and inf in"):
+        tanh_normal_sample(mean, mean, low=0.0, high=65520.0)
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["log_std [A]", "log_std [B, A]"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("rows", "columns"), list(itertools.product([0, 1, 31, 99, 1030], [0, 1, 3, 6, 17, 200])))
