@@ -413,6 +413,8 @@ inline void load_capsule(Array& a, PyObject* object, const char* where) {
       auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
       if (!managed) throw py::error_already_set();
       fill_from_dltensor(a, managed->dl_tensor, where);
+      // Before DLPack 1.0 nobody could say that it must not be written, as JAX's arrays; torch's tensors may be.
+      a.writable = py::hasattr(producer, "is_neg");
     }
     a.own(std::move(capsule));  // not consumed, only kept: its own destructor frees it
   } catch (py::error_already_set& e) {

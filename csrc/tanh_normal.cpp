@@ -29,7 +29,7 @@ FASTRL_INLINE void draw_loop(const R* mean, const R* log_std, const R* eps, R lo
   for (int64_t i = 0; i < n; ++i) {
     const R s = clamp(log_std[i], low, high), zero = 0;
     const R poison = mean[i] * zero + s * zero + eps[i] * zero;  // NaN of NaN and infinities
-    const double e = eps[i], d = sigma_of(s) * e, x = mean[i] + d + poison;
+    const double e = eps[i], d = scaled_noise_of(s, e), x = mean[i] + d + poison;
     u[i] = static_cast<R>(x);
     scaled_noise[i] = static_cast<R>(d);
     part[i] = log_prob_part(x, e, s, abs_u);

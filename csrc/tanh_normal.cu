@@ -164,7 +164,7 @@ __global__ void sample(CudaTanhNormal c, int lanes) {
       eps = element<T>(c.noise, r.row, j);
     }
     const R m = element<T>(c.mean, r.row, j), s = clamp(element<T>(c.log_std, r.row, j), low, high);
-    const double e = eps, d = sigma_of(s) * e, u = m + d + static_cast<double>(m * zero + s * zero + eps * zero);
+    const double e = eps, d = scaled_noise_of(s, e), u = m + d + static_cast<double>(m * zero + s * zero + eps * zero);
     const Bound b = bound_of<T>(c, j);
     const double scale = b.scale();
     const Squashed<R> q = squash(static_cast<R>(u));

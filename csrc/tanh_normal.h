@@ -8,7 +8,7 @@ namespace fastrl {
 
 // ---------------------------------------------------------------- the maths
 constexpr double kLog2 = 0.69314718055994530942;
-constexpr double kLargest = std::numeric_limits<double>::max();
+constexpr double kLargest = std::numeric_limits<double>::max(), kLargestFloat = std::numeric_limits<float>::max();
 constexpr double kMinLogStd = -709.0;  // sigma of a given action is no smaller than its e^
 
 // Of w = e^{-2|u|}: tanh u, 1 - tanh^2 u = 4 w / (1 + w)^2, which rounds to 0 only where w does, and log(1 + w).
@@ -32,11 +32,19 @@ FASTRL_HD FASTRL_INLINE R clamp(R x, R low, R high) {
   return x > high ? high : x;
 }
 
-// e^log_std; beyond +-700 it is 0 or infinite as a float32.
+// e^log_std; beyond +-700 it is 0 or infinite as a float32. Bounded, so that 0 is never multiplied by infinity.
 FASTRL_HD FASTRL_INLINE double sigma_of(float log_std) {
   return exp_rough(static_cast<double>(clamp(log_std, -700.0f, 700.0f)));
 }
-FASTRL_HD FASTRL_INLINE double sigma_of(double log_std) { return exp_bounded(log_std); }
+FASTRL_HD FASTRL_INLINE double sigma_of(double log_std) { return clamp(exp_bounded(log_std), 0.0, kLargest); }
+
+// e^log_std eps, bounded for the same reason: a gradient of 0 is multiplied by it.
+FASTRL_HD FASTRL_INLINE double scaled_noise_of(float log_std, double eps) {
+  return clamp(sigma_of(log_std) * eps, -kLargestFloat, kLargestFloat);
+}
+FASTRL_HD FASTRL_INLINE double scaled_noise_of(double log_std, double eps) {
+  return clamp(sigma_of(log_std) * eps, -kLargest, kLargest);
+}
 
 // The number of a row's element that does not need 1 - tanh^2; the rest is 2 log(1 + w), or minus log(scale (1 -
 // tanh^2) + epsilon) (then abs_u is 0), and minus log_prob_constant.
@@ -70,16 +78,20 @@ FASTRL_HD FASTRL_INLINE Unsquashed unsquash(double mean, double log_std, double 
   const double poison = 0.0 * mean + 0.0 * log_std + 0.0 * action;
   const double scale = 0.5 * high - 0.5 * low, bias = 0.5 * high + 0.5 * low;
   const double a = clamp(action, first_in, last_in), x = (a - bias) / scale, abs_x = x < 0 ? -x : x;
-  // 1 - |x|, without rounding near the bound.
-  const double below = a - low, above = high - a, near = (below < above ? below : above) / scale;
-  const bool tiny = near < 0x1p-1000;  // 2 |x| / near must not overflow
-  const double odds = 2.0 * abs_x / (tiny ? near * 0x1p200 : near);
-  const double two_u = log1p_positive(odds < 0x1p1023 ? odds : 0x1p1023) + (tiny ? 200.0 * kLog2 : 0.0);
+  // To the nearer bound, exactly; 1 - |x| = distance / scale.
+  const double below = a - low, above = high - a, distance = below < above ? below : above, near = distance / scale;
+  const double log_scale = log_positive(scale);
+  // 2u = log(1 + 2 |x| / near). Where that may overflow, or near is no normal number, |x| is 1 and this is
+  // log 2 + log scale - log distance, to which the other bound's is added: scaled, so that 2 / distance is finite.
+  const bool tiny = near < 0x1p-1000, tinier = distance < 0x1p-500;
+  const double scaled = distance * (tinier ? 0x1p400 : 0x1p-100);
+  const double shift = log_scale + (tinier ? 400.0 : -100.0) * kLog2;
+  const double two_u = log1p_positive(2.0 * abs_x / (tiny ? scaled : near)) + (tiny ? shift : 0.0);
   // Bounded, so that no 0 is multiplied by infinity.
   const double inverse = exp_bounded(log_std < kMinLogStd ? -kMinLogStd : -log_std),
                u = x < 0 ? -0.5 * two_u : 0.5 * two_u;
-  return {(u - mean) * inverse + poison, inverse, x, scale * near * (1.0 + abs_x),
-          log_positive(scale) + 2.0 * log1p_positive(abs_x) - two_u};
+  return {(u - mean) * inverse + poison, inverse, x, distance * (1.0 + abs_x),
+          log_scale + 2.0 * log1p_positive(abs_x) - two_u};
 }
 
 FASTRL_HD FASTRL_INLINE double unsquashed_log_prob(const Unsquashed& s, double log_std, double epsilon) {

@@ -25,6 +25,7 @@ from fastrl.kernels.generator import Generator
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 _LARGEST = sys.float_info.max
 _UNLIMITED = (-math.inf, math.inf, 0.0)
+TINY = 2.0**-1000  # below it a distance to a bound is no good divisor
 MIN_LOG_STD = -709.0  # sigma of a given action is no smaller than its e^, so that no 0 is multiplied by infinity
 
 
@@ -398,11 +399,11 @@ def _squash(u: Any) -> tuple[Any, Any, Any]:
     return xp.tanh(u), 4.0 * w / (1.0 + w) ** 2, 2.0 * (math.log(2.0) - abs(u) - xp.log1p(w))
 
 
-def _log_slope(slope: Any, log_slope: Any, bounds: Bounds, epsilon: float) -> Any:
-    """log(scale (1 - t^2)), or with epsilon added, from 1 - t^2 and its logarithm."""
+def _log_width(width: Any, log_slope: Any, bounds: Bounds, epsilon: float) -> Any:
+    """log(scale (1 - t^2)), or with epsilon added, from scale (1 - t^2) and log(1 - t^2)."""
     if epsilon == 0.0:
         return bounds.log_scale + log_slope
-    return _heads.module_of(slope).log(bounds.scale * slope + epsilon)
+    return _heads.module_of(width).log(width + epsilon)
 
 
 def _saved_dtype(first: Any) -> str:
@@ -429,11 +430,14 @@ def _sample(
     xp = _heads.module_of(m)
     with np.errstate(all="ignore"):
         s = _clamp(s, log_std_min, log_std_max, mean)
-        d = xp.exp(s) * eps
+        largest = largest_kept(mean)
+        d = xp.clip(xp.clip(xp.exp(s), None, _LARGEST) * eps, -largest, largest)
         u = m + d + (0.0 * m + 0.0 * s + 0.0 * eps)
         t, slope, log_slope = _squash(u)
         action = xp.clip(bounds.bias + bounds.scale * t, bounds.low, bounds.high)
-        log_prob = (-0.5 * eps**2 - s - _HALF_LOG_2PI - _log_slope(slope, log_slope, bounds, epsilon)).sum(1)
+        log_prob = (
+            -0.5 * eps**2 - s - _HALF_LOG_2PI - _log_width(bounds.scale * slope, log_slope, bounds, epsilon)
+        ).sum(1)
         saved = _heads.hand_back(xp.stack((u, d)), mean, _saved_dtype(mean)) if with_saved else None
         return _heads.hand_back(action, mean), _heads.hand_back(log_prob, mean), saved
 
@@ -462,7 +466,7 @@ def _sample_backward(
 def _standardize(
     op: str, mean: Any, log_std: Any, action: Any, low: Any, high: Any, log_std_min: float, log_std_max: float
 ) -> Any:
-    """log_std as given and clamped, bounds; x, 1 - x^2 and its logarithm; z and 1 / sigma."""
+    """log_std as given and clamped, bounds; x, scale (1 - x^2) and log(1 - x^2); z and 1 / sigma."""
     m = load_mean(mean, f"{op}: mean")
     given = load_log_std(log_std, f"{op}: log_std", mean, tuple(m.shape), "mean")
     a = load_matrix(action, f"{op}: action", mean, "mean")
@@ -474,23 +478,24 @@ def _standardize(
         first_in, last_in = bounds.inside(mean)
         a = xp.where(a < first_in, first_in, xp.where(a > last_in, last_in, a))
         x = (a - bounds.bias) / bounds.scale
-        near = xp.minimum(a - bounds.low, bounds.high - a) / bounds.scale  # 1 - |x|
-        odds = 2.0 * abs(x) / near
-        two_u = xp.where(odds < math.inf, xp.log1p(odds), xp.log(2.0 * abs(x)) - xp.log(near))
+        distance = xp.minimum(a - bounds.low, bounds.high - a)  # to the nearer bound
+        near = distance / bounds.scale  # 1 - |x|; where it is tiny, |x| is 1
+        far = math.log(2.0) + bounds.log_scale - xp.log(distance)
+        two_u = xp.where(near > TINY, xp.log1p(2.0 * abs(x) / near), far)
         log_slope = 2.0 * xp.log1p(abs(x)) - two_u
         inverse = xp.exp(-xp.clip(s, MIN_LOG_STD, None))
         z = (xp.copysign(0.5 * two_u, x) - m) * inverse + poison
-        return given, s, bounds, x, near * (1.0 + abs(x)), log_slope, z, inverse
+        return given, s, bounds, x, distance * (1.0 + abs(x)), log_slope, z, inverse
 
 
 def _log_prob(
     mean: Any, log_std: Any, action: Any, low: Any, high: Any, log_std_min: float, log_std_max: float, epsilon: float
 ) -> Any:
-    _, s, bounds, _, slope, log_slope, z, _ = _standardize(
+    _, s, bounds, _, width, log_slope, z, _ = _standardize(
         "tanh_normal_log_prob", mean, log_std, action, low, high, log_std_min, log_std_max
     )
     with np.errstate(all="ignore"):
-        log_prob = (-0.5 * z**2 - s - _HALF_LOG_2PI - _log_slope(slope, log_slope, bounds, epsilon)).sum(1)
+        log_prob = (-0.5 * z**2 - s - _HALF_LOG_2PI - _log_width(width, log_slope, bounds, epsilon)).sum(1)
         return _heads.hand_back(log_prob, mean)
 
 
@@ -499,14 +504,11 @@ def _log_prob_backward(
     log_std_min: float, log_std_max: float, epsilon: float, want_mean: bool, want_log_std: bool, want_action: bool,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     op = "tanh_normal_log_prob_backward"
-    given, _, bounds, x, slope, _, z, inverse = _standardize(
-        op, mean, log_std, action, low, high, log_std_min, log_std_max
-    )
+    given, _, _, x, width, _, z, inverse = _standardize(op, mean, log_std, action, low, high, log_std_min, log_std_max)
     gl = load_row_grad(grad_log_prob, f"{op}: grad_log_prob", mean, "mean", len(z))
     with np.errstate(all="ignore"):
         g_mean = _bounded(gl, z * inverse, mean)
         g_log_std = _bounded(gl, z**2 - 1.0, mean)
-        width = bounds.scale * slope
         share = width / (width + epsilon) if epsilon else 1.0
         g_action = _bounded(gl, (2.0 * x * share - z * inverse) / width, mean)
         return (
@@ -519,6 +521,11 @@ def _log_prob_backward(
 def largest_of(first: Any, xp: Any) -> float:
     """The largest number of the dtype of `first`."""
     return float(xp.finfo(getattr(xp, str(first.dtype).removeprefix("torch."))).max)
+
+
+def largest_kept(first: Any) -> float:
+    """The largest number of the dtype in which u and e^log_std eps are kept for the gradient."""
+    return _LARGEST if str(first.dtype).endswith("float64") else float(np.finfo(np.float32).max)
 
 
 def _bounded(grad: Any, derivative: Any, first: Any) -> Any:

@@ -163,6 +163,43 @@ def test_log_prob_against_high_precision(backend, tolerance, dtype):
         np.testing.assert_allclose(ours / size, theirs[:, None] / size, **tolerance(mean.dtype))
 
 
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (-0.25, 3.0), (0.0, 100.0), (-40.0, 0.0)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_log_prob_of_extreme_arguments(backend, tolerance, dtype, bounds):
+    """|mean| up to 50, log_std in [-20, 5], actions to the last number inside: as exact as the terms that cancel."""
+    rng = np.random.default_rng(6)
+    n = 80
+    low, high = (np.float64(b) for b in bounds)
+    near = 2.0 ** -rng.uniform(0, 22 if dtype == np.float32 else 50, n) * (high - low)
+    action = np.where(rng.random(n) < 0.5, low + near, high - near).astype(dtype)
+    action[:2] = np.nextafter(dtype(low), dtype(high)), np.nextafter(dtype(high), dtype(low))
+    mean, log_std = rng.uniform(-50, 50, n).astype(dtype), rng.uniform(-20, 5, n).astype(dtype)
+    arrays = [x[:, None] for x in (mean, log_std, action)]
+    log_prob = backend.tanh_normal_log_prob(*arrays, *bounds, *LIMITS)
+    grads = backend.tanh_normal_log_prob_backward(*arrays, np.ones(n, dtype), *bounds, *LIMITS, True, True, True)
+    assert np.isfinite(log_prob).all() and all(np.isfinite(g).all() for g in grads)
+    with mpmath.workdps(400):  # 1 - x of a subnormal distance
+        low, high = (mpmath.mpf(b) for b in bounds)
+        scale = (high - low) / 2
+        for i in range(n):
+            m, s, a = (mpmath.mpf(float(x[i])) for x in (mean, log_std, action))
+            u, width, inverse = mpmath.log((a - low) / (high - a)) / 2, (a - low) * (high - a) / scale, mpmath.exp(-s)
+            z, x = (u - m) * inverse, (a - low - scale) / scale
+            exact_log_prob = -(z**2) / 2 - s - mpmath.log(2 * mpmath.pi) / 2 - mpmath.log(width)
+            terms = (abs(u) + abs(m)) * inverse  # of z
+            checked = [
+                (log_prob[i], exact_log_prob, terms**2),
+                (grads[0][i, 0], z * inverse, terms * inverse),
+                (grads[1][i, 0], z**2 - 1, terms**2),
+                (grads[2][i, 0], (2 * x - z * inverse) / width, (2 + terms * inverse) / width),
+            ]
+            largest = float(np.finfo(dtype).max)
+            for found, exact, size in checked:
+                exact = min(max(exact, -largest), largest)
+                error = abs(mpmath.mpf(float(found)) - exact) / (1 + size)
+                assert error <= tolerance(dtype().dtype)["rtol"], (i, found, float(exact))
+
+
 # ---- agreement --------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +379,51 @@ def test_nan_and_infinity_stay_in_their_row(backend, rng, dtype, value):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_stay_in_their_row_of_the_gradients(backend, rng, dtype, value):
+    mean, log_std, noise = inputs(rng, 50, 3, dtype)
+    ga, gl = rng.normal(size=(50, 3)).astype(dtype), rng.normal(size=50).astype(dtype)
+
+    def gradients(mean, log_std, last):
+        saved = backend.tanh_normal_sample(mean, log_std, last, None, -1.0, 1.0, *LIMITS, True)[2]
+        given = np.where(np.isfinite(last), np.tanh(last), last)
+        return (
+            *backend.tanh_normal_sample_backward(saved, log_std, ga, gl, -1.0, 1.0, *LIMITS, True, True),
+            *backend.tanh_normal_log_prob_backward(
+                mean, log_std, given, gl, -1.0, 1.0, *LIMITS, True, True, True
+            ),
+        )  # fmt: skip
+
+    clean = gradients(mean, log_std, noise)
+    others = np.ones((50, 3), bool)
+    others[20] = False
+    for which in range(3):
+        arrays = [x.copy() for x in (mean, log_std, noise)]
+        arrays[which][20, 1] = value
+        for k, (found, wanted) in enumerate(zip(gradients(*arrays), clean, strict=True)):
+            assert np.isnan(found[20, 1]), (which, k)
+            np.testing.assert_array_equal(found[others], wanted[others])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_overflow_of_sigma_is_not_multiplied_by_zero(backend, dtype):
+    """e^log_std eps is infinite, or 0 times infinity; the gradient of a saturated action is 0."""
+    s = 89.0 if dtype == np.float32 else 720.0
+    mean, log_std = np.array([[0.5], [-3.0], [0.25]], dtype), np.full((3, 1), s, dtype)
+    noise = np.array([[1.0], [-2.5], [0.0]], dtype)
+    action, log_prob, saved = backend.tanh_normal_sample(mean, log_std, noise, None, -1.0, 1.0, *LIMITS, True)
+    np.testing.assert_allclose(action[:, 0], [1.0, -1.0, math.tanh(0.25)], rtol=1e-6)
+    assert log_prob[2] == pytest.approx(
+        -s - 0.5 * math.log(2 * math.pi) - math.log1p(-(math.tanh(0.25) ** 2)), rel=1e-6
+    )
+    assert (log_prob[:2] > 1e38).all()
+    zeros, ones = np.zeros(3, dtype), np.ones((3, 1), dtype)
+    g_mean, g_log_std = backend.tanh_normal_sample_backward(saved, log_std, ones, zeros, -1.0, 1.0, *LIMITS, True, True)
+    np.testing.assert_array_equal(g_log_std, 0.0)
+    np.testing.assert_allclose(g_mean[:, 0], [0.0, 0.0, 1 - math.tanh(0.25) ** 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_clamped_log_std(backend, tolerance, rng, dtype):
     """Values are those of the clamped one; the gradient is 0 outside, and passes at the bounds themselves."""
     mean, _, noise = inputs(rng, 6, 1, dtype)
@@ -413,12 +495,26 @@ def test_gradient_at_the_bound_is_that_of_the_clamped_action(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_bound_of_zero_has_finite_gradients(backend, dtype):
-    """The last number inside 0 is subnormal."""
+    """The last number inside 0 is subnormal, and over a large scale it is not even that."""
     action = np.array([[0.0], [1.0], [np.nextafter(dtype(0), dtype(1))]], dtype)
     mean, log_std, gl = np.zeros((3, 1), dtype), np.zeros(1, dtype), np.ones(3, dtype)
-    assert np.isfinite(backend.tanh_normal_log_prob(mean, log_std, action, 0.0, 1.0, *LIMITS)).all()
-    for grad in backend.tanh_normal_log_prob_backward(mean, log_std, action, gl, 0.0, 1.0, *LIMITS, True, True, True):
-        assert np.isfinite(grad).all()
+    for far in (1.0, 2.8, 4.0, 100.0, float(np.finfo(dtype).max)):
+        for low, high, a in ((0.0, far, action), (-far, 0.0, -action)):
+            log_prob = backend.tanh_normal_log_prob(mean, log_std, a, low, high, *LIMITS)
+            with mpmath.workdps(800):
+                distance = mpmath.mpf(float(action[2, 0]))
+                u = mpmath.log(distance / (mpmath.mpf(far) - distance)) / 2
+                width = 2 * distance * (1 - distance / mpmath.mpf(far))
+                exact = float(-(u**2) / 2 - mpmath.log(2 * mpmath.pi) / 2 - mpmath.log(width))
+                g_log_std = float(u**2 - 1)
+            np.testing.assert_allclose(log_prob[[0, 2]], exact, rtol=1e-12 if dtype == np.float64 else 1e-6)
+            grads = backend.tanh_normal_log_prob_backward(mean, log_std, a, gl, low, high, *LIMITS, True, False, True)
+            shared = backend.tanh_normal_log_prob_backward(
+                mean[:1], log_std, a[:1], gl[:1], low, high, *LIMITS, False, True, False
+            )[1]
+            np.testing.assert_allclose(grads[0][[0, 2], 0], float(u) if low == 0 else -float(u), rtol=1e-6)
+            np.testing.assert_allclose(shared, g_log_std, rtol=1e-6)
+            assert all(np.isfinite(g).all() for g in (grads[0], grads[2]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -14,7 +14,9 @@ from fastrl.kernels._numba.normal import _normals, _sum_to
 from fastrl.kernels.generator import advance
 from fastrl.kernels.tanh_normal import (
     MIN_LOG_STD,
+    TINY,
     Bounds,
+    largest_kept,
     largest_of,
     load_log_std,
     load_matrix,
@@ -53,7 +55,7 @@ def _bounded(grad: Any, derivative: Any, largest: Any) -> Any:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _sample(
-    mean: Any, log_std: Any, noise: Any, low: Any, high: Any, s_min: Any, s_max: Any, epsilon: Any,
+    mean: Any, log_std: Any, noise: Any, low: Any, high: Any, s_min: Any, s_max: Any, epsilon: Any, largest: Any,
     action: Any, log_prob: Any, saved: Any,
 ) -> None:  # fmt: skip
     for b in range(mean.shape[0]):
@@ -61,7 +63,7 @@ def _sample(
         for j in range(mean.shape[1]):
             m, s, eps = mean[b, j], _clamp(log_std[b, j], s_min, s_max), noise[b, j]
             scale, bias = 0.5 * high[j] - 0.5 * low[j], 0.5 * high[j] + 0.5 * low[j]
-            d = math.exp(s) * eps
+            d = _clamp(min(math.exp(s), _LARGEST) * eps, -largest, largest)
             u = m + d + (0.0 * m + 0.0 * s + 0.0 * eps)
             action[b, j] = _clamp(bias + scale * math.tanh(u), low[j], high[j])
             if epsilon == 0.0:
@@ -95,13 +97,14 @@ def _unsquash(m: Any, s: Any, action: Any, low: Any, high: Any, first_in: Any, l
     scale, bias = 0.5 * high - 0.5 * low, 0.5 * high + 0.5 * low
     a = _clamp(action, first_in, last_in)
     x = (a - bias) / scale
-    near = min(a - low, high - a) / scale
-    odds = 2.0 * abs(x) / near
-    two_u = math.log1p(odds) if odds < math.inf else math.log(2.0 * abs(x)) - math.log(near)
+    distance = min(a - low, high - a)  # to the nearer bound; 1 - |x| = distance / scale
+    if distance / scale > TINY:
+        two_u = math.log1p(2.0 * abs(x) / (distance / scale))
+    else:
+        two_u = _LOG_2 + math.log(scale) - math.log(distance)
     inverse = math.exp(-MIN_LOG_STD if s < MIN_LOG_STD else -s)
     z = (math.copysign(0.5 * two_u, x) - m) * inverse + poison
-    width = scale * (near * (1.0 + abs(x)))
-    return z, inverse, x, width, math.log(scale) + 2.0 * math.log1p(abs(x)) - two_u
+    return z, inverse, x, distance * (1.0 + abs(x)), math.log(scale) + 2.0 * math.log1p(abs(x)) - two_u
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -166,7 +169,7 @@ def tanh_normal_sample(
         given = np.empty(m.shape)
         _normals(np.uint64(seed), np.uint64(counter), given.reshape(-1))
     action, log_prob, saved = np.empty(m.shape), np.empty(len(m)), np.empty((2, *m.shape))
-    limits = rounded(log_std_min, mean), rounded(log_std_max, mean), epsilon
+    limits = rounded(log_std_min, mean), rounded(log_std_max, mean), epsilon, largest_kept(mean)
     _sample(m, np.broadcast_to(s, m.shape), given, bounds.low, bounds.high, *limits, action, log_prob, saved)
     kept = _heads.hand_back(saved, mean) if with_saved else None
     return _heads.hand_back(action, mean), _heads.hand_back(log_prob, mean), kept
