@@ -10,13 +10,15 @@ from torch import Tensor
 
 from fastrl.kernels import adam_step
 
+_OTHER_OPTIONS = ("amsgrad", "maximize", "decoupled_weight_decay", "differentiable")
+
 
 class Adam(torch.optim.Adam):
     """torch.optim.Adam (lr, betas, eps, weight_decay) with a faster step on the CPU, and torch's fused one on a GPU.
 
     State and `state_dict` are those of ``torch.optim.Adam(fused=True)``, so that a checkpoint of either loads into the
-    other.  A step costs less than half of torch's for the small networks of the agents (docs/kernels.md).  Step hooks
-    do not run on the CPU.
+    other; groups with other options of torch's, which only a checkpoint can bring, take torch's step.  A step costs
+    less than half of torch's for the small networks of the agents (docs/kernels.md).  Step hooks do not run on the CPU.
     """
 
     def __init__(
@@ -28,16 +30,21 @@ class Adam(torch.optim.Adam):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        # A GradScaler must unscale the gradients itself, and leave out the steps that overflowed.
+        self._step_supports_amp_scaling = False
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step down the gradients of all parameters that have one."""
-        if any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
+        groups = self.param_groups
+        if any(group.get(option) for group in groups for option in _OTHER_OPTIONS) or any(
+            p.device.type != "cpu" for group in groups for p in group["params"]
+        ):
             return super().step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for group in groups:
             params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             states = [self.state[p] or self._start(p) for p in params]
             beta1, beta2 = group["betas"]

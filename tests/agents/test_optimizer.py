@@ -1,5 +1,7 @@
 """The agents' Adam against torch.optim.Adam: several groups, missing gradients, state that loads either way."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -63,6 +65,50 @@ def test_closure_and_scheduler():
     scheduler.step()
     optimizer.step(closure)
     assert all(torch.equal(x, y) for x, y in zip(after, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "cls, options",
+    [
+        (torch.optim.Adam, {"maximize": True}),
+        (torch.optim.Adam, {"amsgrad": True}),
+        (torch.optim.AdamW, {"weight_decay": 0.5}),
+    ],
+    ids=["maximize", "amsgrad", "AdamW"],
+)
+def test_options_of_a_loaded_state_are_kept(cls, options):
+    """Gradients that grow and shrink, so that amsgrad's maximum is not the last one."""
+
+    def trained(optimizer, p, steps):
+        for k in steps:
+            p.grad = torch.tensor([2.0, -1.0]) * (10.0 if k == 1 else 0.1)
+            optimizer.step()
+
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    wanted = cls([p], lr=0.1, betas=(0.9, 0.5), fused=True, **options)
+    trained(wanted, p, range(3))
+    optimizer = Adam([q])
+    optimizer.load_state_dict(copy.deepcopy(wanted.state_dict()))  # else its tensors are shared
+    q.data.copy_(p)
+    trained(wanted, p, range(3, 8))
+    trained(optimizer, q, range(3, 8))
+    torch.testing.assert_close(q, p, **CLOSE)
+    plain = nn.Parameter(torch.ones(2))
+    trained(Adam([plain], lr=0.1, betas=(0.9, 0.5)), plain, range(8))
+    assert not torch.allclose(plain, p, rtol=1e-2)  # the options matter here
+
+
+def test_grad_scaler():
+    p = nn.Parameter(torch.ones(2))
+    optimizer, scaler = Adam([p], lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((p * torch.tensor([float("inf"), 1.0])).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert p.tolist() == [1.0, 1.0] and not optimizer.state  # overflowed: no step
+    optimizer.zero_grad()
+    scaler.scale((p * torch.tensor([3.0, -1.0])).sum()).backward()
+    scaler.step(optimizer)
+    torch.testing.assert_close(optimizer.state[p]["exp_avg"], torch.tensor([0.3, -0.1]), **CLOSE)
 
 
 def test_bad_hyperparameters_are_refused_as_by_torch():
