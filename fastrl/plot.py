@@ -251,10 +251,12 @@ def _summarise(environment: str, label: str, runs: list[Run]) -> Group:
 
 
 def check_outputs(picture: Path, table: Path | None) -> None:
-    """Raise InputError for a picture of an unknown format, and for a file at `table` that is something else."""
+    """Raise InputError for a picture of an unknown format, one file for both, and something else at `table`."""
     if picture.suffix.lower() not in FORMATS:
         known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise InputError(f"the picture's name must end in {known}, got {str(picture)!r}")
+    if table is not None and table.resolve() == picture.resolve():
+        raise InputError(f"the picture and the table of numbers must be two files, got {str(picture)!r} for both")
     if table is not None and table.exists() and (not table.is_file() or _header(_text(table)) != list(TABLE)):
         raise InputError(f"{table} exists and is not a table of plotted numbers; it is not overwritten")
 
@@ -284,9 +286,9 @@ def draw(groups: Sequence[Group], out: Path, title: str | None = None) -> None:
                 )
         shown = {group.column for group in here}
         column = shown.pop() if len(shown) == 1 else "return"
-        axes.set_ylabel(COLUMN_TITLES.get(column, column.replace("_", " ")))
+        axes.set_ylabel(COLUMN_TITLES.get(column, column.replace("_", " ")), parse_math=False)
         axes.set_xlabel("environment steps")
-        axes.set_title(environment)
+        axes.set_title(environment, parse_math=False)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(color="0.9", lw=0.8)
@@ -295,9 +297,11 @@ def draw(groups: Sequence[Group], out: Path, title: str | None = None) -> None:
         # Below the panel, where it hides no curve.
         below = axes.transAxes + ScaledTranslation(0, -36 / 72, figure.dpi_scale_trans)
         place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
-        axes.legend(**place, ncol=min(wide, len(here)), frameon=False, fontsize="small")
+        legend = axes.legend(**place, ncol=min(wide, len(here)), frameon=False, fontsize="small")
+        for text in legend.get_texts():  # a "$" in a name is no formula
+            text.set_parse_math(False)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     if any(group.seeds > 1 for group in groups):
         figure.supxlabel(
             "Lines: interquartile mean over the seeds (below 4: mean). Bands: its 95 % bootstrap interval.",

@@ -181,6 +181,20 @@ def test_picture(suffix, magic, tmp_path):
         assert not (abs(pixels - np.array(to_rgb(plot.COLOURS[2]))).max(-1) < 0.01).any()
 
 
+def test_a_dollar_sign_is_no_formula(tmp_path):
+    name = r"$\frac{$"
+    for seed in range(2):
+        write_log(tmp_path / name / f"seed{seed}.csv", [1, 2], [0, 1])
+    out = tmp_path / "curves.svg"
+    plot.draw(plot.group_runs(plot.read_runs([tmp_path])), out, f"title {name}")
+    assert f"<!-- title {name} -->" in out.read_text() and f"<!-- {name}, 2 seeds -->" in out.read_text()
+
+
+def test_picture_and_table_are_two_files(tmp_path):
+    with pytest.raises(InputError, match=r"must be two files, got '.*c.svg' for both"):
+        plot.check_outputs(tmp_path / "c.svg", tmp_path / "x" / ".." / "c.svg")
+
+
 def test_table(tmp_path):
     for seed in range(2):
         write_run(tmp_path / str(seed), [10, 20], [seed, 0.25], seed=seed)

@@ -15,7 +15,7 @@ from fastrl.agents.agent import Agent, Env
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.networks import gradient_step
 from fastrl.agents.policies import Activation, ActorCritic
-from fastrl.agents.rollout import Rollout
+from fastrl.agents.rollout import Rollout, normalized
 from fastrl.agents.training import check_loss
 from fastrl.kernels import Generator, discounted_returns
 
@@ -148,13 +148,11 @@ class REINFORCE(Agent[REINFORCEConfig]):
     def _loss(self, obs: Tensor, action: Tensor, advantage: Tensor, target: Tensor) -> dict[str, Tensor]:
         """L = -mean A log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)), and its parts.
 
-        With `normalize_advantages` A is shifted to mean 0 and divided by its standard deviation (divisor B, not
-        B - 1) + 1e-8; G never is.  Without a baseline there is no V.
+        With `normalize_advantages` A is `normalized`; G never is.  Without a baseline there is no V.
         """
         c = self.config
         if c.normalize_advantages:
-            std, mean = torch.std_mean(advantage, correction=0)
-            advantage = (advantage - mean) / (std + 1e-8)
+            advantage = normalized(advantage)
         out, value = self.policy(obs)
         log_prob, entropy = self.policy.log_prob_entropy(out, action)
         policy_loss, mean_entropy = -(advantage * log_prob).mean(), entropy.mean()

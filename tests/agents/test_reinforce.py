@@ -80,6 +80,14 @@ def test_a_long_episode_is_kept_whole(counters, monkeypatch):
     np.testing.assert_allclose(target, expected, rtol=1e-6)
 
 
+def test_a_single_advantage_is_not_normalised_away(counters):
+    agent = REINFORCE(counters(AutoresetMode.DISABLED, (1,)), hidden=(4,), episodes=1, baseline=False, seed=0)
+    before = agent.policy.flat[0].detach().clone()
+    agent.learn(1, progress=False)
+    assert agent.metrics()["policy_loss"] > 0.1  # -A log pi, A about 1
+    assert not torch.equal(before, agent.policy.flat[0])
+
+
 @pytest.mark.parametrize("baseline", [False, True])
 def test_gradient(baseline, rng):
     """The gradient of -mean A log pi + c_v mean (V - G)^2 / 2 - c_h mean H, by autograd in float64 on the formulas."""
