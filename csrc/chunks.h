@@ -2,6 +2,8 @@
 // cache, each copied to contiguous memory that ends on a whole vector.
 #pragma once
 
+#include <numeric>
+
 #include "normal.h"
 
 namespace fastrl {
@@ -10,14 +12,17 @@ struct Chunk {
   int64_t row, rows, column, columns;
   int64_t size() const { return rows * columns; }
   // Always whole vectors, so that a number does not depend on its place.
-  int64_t padded() const { return (size() + 15) / 16 * 16; }
+  int64_t padded() const { return (size() + kVector - 1) / kVector * kVector; }
+  static constexpr int64_t kVector = 16;
 };
 
 template <int64_t kChunk, class F>
 FASTRL_INLINE void for_chunks(int64_t begin, int64_t end, int64_t columns, F f) {
   if (columns == 0) return f(Chunk{begin, end - begin, 0, 0});
   if (columns <= kChunk) {
-    const int64_t rows = kChunk / columns;
+    int64_t rows = kChunk / columns;
+    const int64_t whole = Chunk::kVector / std::gcd(columns, Chunk::kVector);  // rows that end with a vector
+    if (rows > whole) rows -= rows % whole;
     for (int64_t row = begin; row < end; row += rows) f(Chunk{row, end - row < rows ? end - row : rows, 0, columns});
     return;
   }
@@ -40,12 +45,20 @@ FASTRL_INLINE T load_item(const char* at) {
   return x;
 }
 
+inline const char* chunk_data(const Columns& a, const Chunk& c) {
+  return a.data + c.row * a.row_stride + c.column * a.column_stride;
+}
+
+inline bool chunk_is_contiguous(const Columns& a, const Chunk& c, int64_t size) {
+  return a.column_stride == size && (a.row_stride == c.columns * size || c.rows == 1);
+}
+
 // As T or wider.
 template <class T, class To>
 FASTRL_INLINE void stage_chunk(const Columns& a, const Chunk& c, To* x) {
-  const char* at = a.data + c.row * a.row_stride + c.column * a.column_stride;
+  const char* at = chunk_data(a, c);
   const auto size = static_cast<int64_t>(sizeof(T));
-  if (a.column_stride == size && (a.row_stride == c.columns * size || c.rows == 1)) {
+  if (chunk_is_contiguous(a, c, size)) {
     for (int64_t i = 0; i < c.size(); ++i) x[i] = load_item<T>(at + i * size);
     return;
   }
@@ -57,7 +70,14 @@ FASTRL_INLINE void stage_chunk(const Columns& a, const Chunk& c, To* x) {
 template <class T>
 FASTRL_INLINE void put_row_sums(const double* term, const Chunk& c, int64_t columns, double first, double& carry,
                                 T* out) {
-  for (int64_t r = 0; r < c.rows; ++r) {
+  int64_t r = 0;
+  for (; c.columns == columns && r + 4 <= c.rows; r += 4) {  // together: the additions of one wait for each other
+    const double *const a = term + r * columns, *const b = a + columns, *const d = b + columns, *const e = d + columns;
+    double sums[4] = {first, first, first, first};
+    for (int64_t j = 0; j < columns; ++j) sums[0] += a[j], sums[1] += b[j], sums[2] += d[j], sums[3] += e[j];
+    for (int64_t i = 0; i < 4; ++i) out[c.row + r + i] = static_cast<T>(sums[i]);
+  }
+  for (; r < c.rows; ++r) {
     double sum = c.column ? carry : first;
     for (int64_t j = 0; j < c.columns; ++j) sum += term[r * c.columns + j];
     carry = sum;

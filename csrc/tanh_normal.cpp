@@ -182,12 +182,30 @@ struct LimitRows {
   }
 };
 
+// A chunk's numbers, in whole vectors: where they lie, or copied to `x`.
+template <class T>
+const T* staged(const Columns& a, const Chunk& c, T* x) {
+  const char* at = chunk_data(a, c);
+  if (c.size() == c.padded() && chunk_is_contiguous(a, c, sizeof(T)) &&
+      reinterpret_cast<uintptr_t>(at) % alignof(T) == 0)
+    return reinterpret_cast<const T*>(at);
+  stage(a, c, x);
+  return x;
+}
+
+// Where whole vectors of a contiguous output can be written: in its place, or in `x`, for `copy_out`.
+template <class T>
+T* place(const Chunk& c, int64_t columns, T* out, T* x) {
+  return out && c.size() == c.padded() ? out + c.row * columns + c.column : x;
+}
+
 // log_std of a chunk, copied again only where it changes from row to row.
 template <class T>
 struct LogStdRows : RowPattern<T> {
-  void load(const Columns& a, const Chunk& c, int64_t columns) {
-    if (a.row_stride != 0) return stage(a, c, this->x);
+  const T* load(const Columns& a, const Chunk& c, int64_t columns) {
+    if (a.row_stride != 0) return staged(a, c, this->x);
     this->fill(c, columns, [&](int64_t j) { return load_item<T>(a.data + j * a.column_stride); });
+    return this->x;
   }
 };
 
@@ -201,7 +219,8 @@ FASTRL_INLINE void stage_row_grads(const T* g, const Chunk& c, R* x) {
 
 template <class T>
 void copy_out(const T* x, const Chunk& c, int64_t columns, T* out) {
-  std::memcpy(out + c.row * columns + c.column, x, static_cast<size_t>(c.size()) * sizeof(T));
+  T* const at = out + c.row * columns + c.column;
+  if (x != at) std::memcpy(at, x, static_cast<size_t>(c.size()) * sizeof(T));
 }
 
 template <class T>
@@ -232,22 +251,20 @@ void TanhNormalSample<T>::operator()(int64_t begin, int64_t end) const {
   for_chunks<kChunk>(begin, end, columns, [&](const Chunk& c) {
     const int64_t n = c.padded(), at = c.row * columns + c.column;
     rows.fill(bounds, c, columns);
-    s.load(log_std, c, columns);
-    stage(mean, c, m.x);
-    const T* eps = given.x;
-    if (noise.data)
-      stage(noise, c, given.x);
-    else
-      eps = normals.draw(seed, counter, at, c.size());
-    draw(m.x, s.x, eps, low, high, epsilon > 0 ? 0.0 : 2.0, n, x.x, d.x, part.x);
+    const T* const log_stds = s.load(log_std, c, columns);
+    const T* const means = staged(mean, c, m.x);
+    const T* const eps = noise.data ? staged(noise, c, given.x) : normals.draw(seed, counter, at, c.size());
+    T *const us = place(c, columns, u, x.x), *const ds = place(c, columns, scaled_noise, d.x);
+    T* const actions = place(c, columns, action, a.x);
+    draw(means, log_stds, eps, low, high, epsilon > 0 ? 0.0 : 2.0, n, us, ds, part.x);
     if (epsilon > 0) {
-      modes(x.x, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, a.x);
-      subtract_log_width(x.x, rows.scale.x, epsilon, n, part.x);
+      modes(us, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, actions);
+      subtract_log_width(us, rows.scale.x, epsilon, n, part.x);
     } else {
-      squash_all(x.x, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, a.x, part.x);
+      squash_all(us, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, actions, part.x);
     }
-    copy_out(a.x, c, columns, action);
-    if (u) copy_out(x.x, c, columns, u), copy_out(d.x, c, columns, scaled_noise);
+    copy_out(actions, c, columns, action);
+    if (u) copy_out(us, c, columns, u), copy_out(ds, c, columns, scaled_noise);
     put_row_sums(part.x, c, columns, -constant, carry, log_prob);
   });
 }
@@ -266,24 +283,22 @@ void TanhNormalSampleGrad<T>::operator()(int64_t begin, int64_t end) const {
   for_pieces<kChunk>(begin, end, columns, [&](const Chunk& c) {
     const int64_t n = c.padded();
     rows.fill(bounds, c, columns);
-    stage(kept_u, c, x.x);
-    stage(kept_noise, c, d.x);
-    if (grad_action.data) stage(grad_action, c, ga.x);
+    const T *const us = staged(kept_u, c, x.x), *const ds = staged(kept_noise, c, d.x);
+    const T* const grad_actions = grad_action.data ? staged(grad_action, c, ga.x) : ga.x;
     stage_row_grads(grad_log_prob, c, gl.x);
+    T *const to_mean = place(c, columns, grad_mean, g_mean.x), *const to_log_std =
+                                                                   place(c, columns, grad_log_std, g_log_std.x);
     if (epsilon > 0)
-      gradients_epsilon(x.x, d.x, rows.scale.x, static_cast<T>(epsilon), ga.x, gl.x, n, g_mean.x, g_log_std.x);
+      gradients_epsilon(us, ds, rows.scale.x, static_cast<T>(epsilon), grad_actions, gl.x, n, to_mean, to_log_std);
     else
-      gradients(x.x, d.x, rows.scale.x, static_cast<T>(epsilon), ga.x, gl.x, n, g_mean.x, g_log_std.x);
-    if (grad_mean) copy_out(g_mean.x, c, columns, grad_mean);
+      gradients(us, ds, rows.scale.x, static_cast<T>(epsilon), grad_actions, gl.x, n, to_mean, to_log_std);
+    if (grad_mean) copy_out(to_mean, c, columns, grad_mean);
     if (!grad_log_std && !sums) return;
-    if (limited) {
-      s.load(log_std, c, columns);
-      stop_clamped(s.x, low, high, n, g_log_std.x);
-    }
+    if (limited) stop_clamped(s.load(log_std, c, columns), low, high, n, to_log_std);
     if (grad_log_std)
-      copy_out(g_log_std.x, c, columns, grad_log_std);
+      copy_out(to_log_std, c, columns, grad_log_std);
     else
-      add_to_sums(g_log_std.x, c, columns, sums);
+      add_to_sums(to_log_std, c, columns, sums);
   });
 }
 
