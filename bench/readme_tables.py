@@ -82,7 +82,7 @@ HEAD_PEERS = {
     "SB3": "Stable-Baselines3",
     "torchrl": "torchrl TanhNormal",
     "TransformedDistribution": "torch TransformedDistribution",
-    "torch.compile": "torch.compile, inline",
+    "torch.compile": "torch.compile, CleanRL",
     "plain torch": "torch inline",
 }
 

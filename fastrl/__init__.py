@@ -5,8 +5,11 @@
 
 from fastrl._backend import get_num_threads, set_num_threads
 from fastrl.kernels import (
+    CGInfo,
     FisherVectorProduct,
     Generator,
+    LineSearchResult,
+    NaturalGradientInfo,
     SumTree,
     adam_step,
     categorical_log_prob_entropy,
@@ -36,8 +39,11 @@ from fastrl.replay import PrioritizedReplay, ReplayBuffer
 __version__ = "0.1.0"
 
 __all__ = [
+    "CGInfo",
     "FisherVectorProduct",
     "Generator",
+    "LineSearchResult",
+    "NaturalGradientInfo",
     "PrioritizedReplay",
     "ReplayBuffer",
     "SumTree",

@@ -13,6 +13,8 @@ from fastrl.kernels.categorical import (
 from fastrl.kernels.conjugate_gradient import CGInfo, conjugate_gradient, conjugate_gradient_reference
 from fastrl.kernels.curvature import (
     FisherVectorProduct,
+    LineSearchResult,
+    NaturalGradientInfo,
     hessian_vector_product,
     line_search,
     natural_gradient_step,
@@ -49,6 +51,8 @@ __all__ = [
     "CGInfo",
     "FisherVectorProduct",
     "Generator",
+    "LineSearchResult",
+    "NaturalGradientInfo",
     "SumTree",
     "SumTreeReference",
     "adam_step",

@@ -73,8 +73,10 @@ def device_name(device: Any, where: str) -> str:
 class Generator:
     """A counter-based random stream: Philox 4x32-10 with state (seed, counter).
 
-    A kernel that draws n elements uses the blocks counter .. counter + n - 1 and advances the counter by n, so the
-    numbers depend on neither the backend nor the number of threads.  Safe to share between threads and objects.
+    A kernel that draws n elements uses the blocks counter .. counter + n - 1 and advances the counter by n (normal
+    numbers: four to a block, so by n / 4, rounded up), so the numbers depend on neither the backend nor the number of
+    threads.  Safe to share between threads and objects.  Raises TypeError or ValueError for a seed or device that is
+    none, and RuntimeError for a CUDA device that is not there.
 
     Args:
         seed: int in [0, 2^64); None takes one from the operating system.
