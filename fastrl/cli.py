@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastrl {fastrl.__version__}")
         return 0
     if args[0] == "info":
-        return _info()
+        return _info(args[1:])
     if args[0] not in COMMANDS:
         return _fail(f"unknown command {args[0]!r}; known are {', '.join(COMMANDS)}")
     missing = [name for name in AGENT_PACKAGES if importlib.util.find_spec(name) is None]
@@ -175,8 +175,7 @@ def _train(args: list[str]) -> int:
     if options.config is not None:
         from_file = _hyperparameters(algorithm, _read_config(options.config), f"--config {options.config}")
         options = _parse(command, flags, f"fastrl train {name}", Train(from_file))
-    if options.threads < 1:
-        raise InputError(f"--threads must be >= 1, got {options.threads}")
+    _check_threads(options.threads)
     import torch
 
     torch.set_num_threads(options.threads)
@@ -368,8 +367,7 @@ def _bench(args: list[str]) -> int:
     unknown = [name for name in options.kernels if name not in bench.KERNELS]
     if unknown:
         raise InputError(f"unknown kernel {unknown[0]!r}; known are {', '.join(bench.KERNELS)}")
-    if not 1 <= options.threads <= 1024:
-        raise InputError(f"--threads must be in [1, 1024], got {options.threads}")
+    _check_threads(options.threads)
     if options.out is not None:
         if importlib.util.find_spec("matplotlib") is None:
             raise InputError('-o needs matplotlib; to install: pip install "fastrl-kernels[plot]"')
@@ -435,9 +433,14 @@ def _algorithm(name: Any, where: str = "") -> type[Agent[Any]]:
     return known[name]
 
 
-def _info() -> int:
+def _info(args: list[str]) -> int:
     from fastrl import _backend
 
+    if args and args[0] in ("-h", "--help"):
+        print("usage: fastrl info\n\nVersions, the backend of each kernel and why, threads, SIMD level, CUDA devices.")
+        return 0
+    if args:
+        return _fail(f"info takes no arguments, got {args[0]!r}; usage: fastrl info")
     info = _backend.info()
     try:
         from rich.console import Console
@@ -523,6 +526,13 @@ def _hyperparameters(algorithm: type[Agent[Any]], values: dict[str, Any], where:
         if not isinstance(values, dict):
             raise InputError(f"{where}: config must be an object of hyperparameters, got {values!r}")
     return make_config(algorithm.config_class, values, where)
+
+
+def _check_threads(threads: int) -> None:
+    from fastrl.agents.config import InputError
+
+    if not 1 <= threads <= 1024:
+        raise InputError(f"--threads must be in [1, 1024], got {threads}")
 
 
 def _check_new(out: Path) -> None:

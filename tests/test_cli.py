@@ -301,7 +301,11 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         ([*TRAIN, "--gamma", "1.5"], r"gamma must be in \[0, 1\], got 1.5"),
         ([*TRAIN, "--loss", "l1"], "l1.*--loss"),
         ([*TRAIN, "--save-every", "0"], "save_every must be >= 1"),
-        ([*TRAIN, "--threads", "0"], "--threads must be >= 1, got 0"),
+        ([*TRAIN, "--threads", "0"], r"--threads must be in \[1, 1024\], got 0"),
+        ([*TRAIN, "--threads", "100000"], r"--threads must be in \[1, 1024\], got 100000"),
+        (["bench", "--threads", "1025"], r"--threads must be in \[1, 1024\], got 1025"),
+        (["info", "bogus"], "info takes no arguments, got 'bogus'; usage: fastrl info"),
+        (["info", "--hlep"], "info takes no arguments, got '--hlep'"),
         ([*TRAIN, "--device", "tpu"], "device must be cpu, cuda or auto, got 'tpu'"),
         ([*TRAIN, "--config", "no/such.json"], "no/such.json: No such file"),
         (["eval", "no/such/run"], "no/such/run: no checkpoint here"),
@@ -432,6 +436,9 @@ def test_version_info_and_usage(capsys):
     assert capsys.readouterr().out == f"fastrl {fastrl.__version__}\n"
     assert cli.main(["info"]) == 0
     assert "sum_tree" in capsys.readouterr().out
+    assert cli.main(["info", "--help"]) == 0 and cli.main(["info", "-h"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("usage: fastrl info\n") == 2 and "sum_tree" not in text
     assert cli.main(["--help"]) == 0 and cli.main([]) == 2
     assert "fastrl train ALGORITHM" in capsys.readouterr().out
     assert cli.main(["train", "--help"]) == 0 and cli.main(["train"]) == 2

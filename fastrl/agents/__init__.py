@@ -1,6 +1,8 @@
 """Agents: one file an algorithm, on networks, environments, training loop and checkpoints that they share."""
 
 from fastrl.agents.a2c import A2C, A2CConfig, ActorCriticConfig, OneStepActorCritic
+from fastrl.agents.agent import Agent
+from fastrl.agents.config import InputError
 from fastrl.agents.ddpg import DDPG, DDPGConfig
 from fastrl.agents.dqn import DQN, DQNConfig
 from fastrl.agents.ppo import PPO, PPOConfig
@@ -33,8 +35,10 @@ __all__ = [
     "TRPO",
     "A2CConfig",
     "ActorCriticConfig",
+    "Agent",
     "DDPGConfig",
     "DQNConfig",
+    "InputError",
     "OneStepActorCritic",
     "PPOConfig",
     "REINFORCEConfig",

@@ -47,6 +47,7 @@ class Agent(ABC, Generic[C]):
     buffer: ReplayBuffer | None = None  # of those that have one; saved beside the rest
 
     def __init__(self, env: Env, config: C | None = None, **overrides: Any) -> None:
+        self._check_types(env, config)
         given: dict[str, Any] = asdict(config) if config is not None else {}  # type: ignore[call-overload]
         c: Any = make_config(self.config_class, {**given, **overrides}, type(self).__name__)
         self.device = resolve_device(c.device)
@@ -69,6 +70,17 @@ class Agent(ABC, Generic[C]):
         self.total_steps = 0  # that the last `learn` was asked for
         self.run_folder: Path | None = None  # of the run that this agent goes on with
         self._log: dict[str, float] = {}  # what `metrics` shows; every key is there from the start
+
+    def _check_types(self, env: Any, config: Any) -> None:
+        this, wanted, envs = type(self).__name__, self.config_class.__name__, (str, gym.Env, VectorEnv)
+        if config is not None and not isinstance(config, self.config_class):
+            help_ = f"the call is {this}(env, {wanted}(...)) or {this}(env, seed=0, ...)"
+            if isinstance(config, envs):  # Stable-Baselines3's order
+                help_ += ": the environment comes first, and no kind of policy is named"
+            raise InputError(f"{this}: config must be of type {wanted}, got {_kind(config)}; {help_}")
+        if not isinstance(env, envs):
+            wanted = "an environment id, a gymnasium.Env or a gymnasium.vector.VectorEnv"
+            raise InputError(f"{this}: env must be {wanted}, got {_kind(env)}")
 
     def _check_spaces(self) -> None:
         observations, actions = self.envs.observation_space, self.envs.action_space
@@ -106,9 +118,10 @@ class Agent(ABC, Generic[C]):
         Agents that learn from whole rollouts end with an update, and so up to a rollout later.  Training on after a
         save and a load does what training without a break would have done: ``learn(15_000)`` is ``learn(10_000)`` and
         ``learn(15_000)``.  Logs and checkpoints go to `folder`, see `Training`.
+        Raises InputError for arguments that cannot work, and then leaves the agent as it was.
         """
-        self.total_steps = total_steps
         with Training(self, total_steps, folder, progress=progress, save_every=save_every) as run:
+            self.total_steps = run.total_steps
             while not run.done():
                 self._iterate()
             self._check_weights()
@@ -137,7 +150,8 @@ class Agent(ABC, Generic[C]):
     def _parts(self) -> dict[str, Any]:
         """By name, what a checkpoint holds of this agent besides its counters and environments.
 
-        Modules, optimizers, NumPy generators, and anything whose `state_dict` holds JSON types only.
+        Modules, optimizers, NumPy generators, and anything whose `state_dict` holds JSON types only.  Those that carry
+        something through an episode have `new_episodes`, which forgets it.
         """
 
     def predict(self, obs: Any, deterministic: bool = True) -> Any:
@@ -145,12 +159,14 @@ class Agent(ABC, Generic[C]):
 
         The best by the policy (its mode), or with ``deterministic=False`` one drawn as in training, from a generator
         of its own.  A discrete action for one observation is an int.
-        Raises ValueError for an observation of another shape.
+        Raises InputError for an observation of another shape, or one that is not finite.
         """
         obs = np.asarray(obs)
         shape = self.envs.observation_space.shape
         if obs.shape != shape and obs.shape[1:] != shape:
-            raise ValueError(f"predict: obs must have shape {shape} or (B, *{shape}), got {obs.shape}")
+            raise InputError(f"predict: obs must have shape {shape} or (B, *{shape}), got {obs.shape}")
+        if not (finite := np.isfinite(obs)).all():
+            raise InputError(f"predict: obs must be finite, got {obs[~finite][0]}")
         actions = self._predict(obs[None] if obs.shape == shape else obs, deterministic)
         if obs.shape != shape:
             return actions
@@ -229,8 +245,8 @@ class Agent(ABC, Generic[C]):
         `env` is needed only if the agent was not made from an id; agents with a replay buffer need as many environments
         as were saved.  `device`: another one than it was saved on.
         Raises InputError for a damaged checkpoint, or one of another environment.  If the environment cannot be
-        brought back to where it was (it was given as an object, or it does not repeat itself), a warning says that
-        new episodes begin.
+        brought back to where it was (it was given as an object, it does not repeat itself, or its episode is longer
+        than `fastrl.agents.envs.KEPT_ACTIONS`), a warning says that new episodes begin.
         """
         checkpoint = load_checkpoint(folder)
         saved, state, tensors = checkpoint.config, checkpoint.state, checkpoint.tensors
@@ -266,5 +282,12 @@ class Agent(ABC, Generic[C]):
         agent.steps, agent.total_steps, agent.n_updates = state["steps"], state["total_steps"], state["n_updates"]
         agent._log = state["log"]
         if not agent.envs.load_state_dict(state["envs"], tensors["obs"].numpy()):
+            for part in agent._parts().values():
+                if hasattr(part, "new_episodes"):  # what it carries from step to step is of the abandoned ones
+                    part.new_episodes()
             warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=2)
         return agent
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

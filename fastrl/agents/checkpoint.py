@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,12 @@ def save_checkpoint(
             save_replay(new / "replay")
         files = {path.name: _sha256(path) for path in sorted(new.iterdir())}
         _write_json(new / "manifest.json", {"format": FORMAT, "files": files})
-        for path in (*new.iterdir(), new):
+        mode = (new / "manifest.json").stat().st_mode
+        for path in new.iterdir():
+            if path.stat().st_mode != mode:  # safetensors makes its files 0600; who may read one may read all
+                path.chmod(stat.S_IMODE(mode))
             _fsync(path)
+        _fsync(new)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)

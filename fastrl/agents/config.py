@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 T = TypeVar("T")
@@ -63,6 +65,16 @@ def check_range(config: Any, low: float, high: float, *names: str) -> None:
                 at_least = "finite" if low == -math.inf else f"finite and >= {low:g}"
                 bounds = at_least if high == math.inf else f"in [{low:g}, {high:g}]"
                 raise InputError(f"{type(config).__name__}: {name} must be {bounds}, got {item!r}")
+
+
+def check_int(name: str, value: Any) -> int:
+    """`value` as an int, which NumPy's integers are too; raises InputError for anything else, bools among it."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} must be an int, got {value!r}") from None
 
 
 def resolve_device(name: str) -> torch.device:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastrl.agents.agent import Env
 from fastrl.agents.config import check_range
 from fastrl.agents.envs import Transition
-from fastrl.agents.off_policy import INF, ContinuousConfig, DeterministicActorAgent
+from fastrl.agents.off_policy import ContinuousConfig, DeterministicActorAgent
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class DDPGConfig(ContinuousConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, 0, INF, "noise_std")
+        check_range(self, 0, 1e12, "noise_std")  # the process is kept in float32
         check_range(self, 1e-12, 1, "ou_theta")
 
 
@@ -117,6 +117,9 @@ class OrnsteinUhlenbeck:
 
     def reset(self, which: NDArray[np.bool_]) -> None:
         self.x[which] = 0.0
+
+    def new_episodes(self) -> None:
+        self.x[:] = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"x": self.x.tolist()}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastrl.agents.config import InputError
 
 Array = NDArray[Any]
+KEPT_ACTIONS = 100_000  # of an episode; the state of a longer one is not restored
 
 
 class Transition(NamedTuple):
@@ -48,7 +49,8 @@ class Envs:
     A saved state holds, for every environment, its random generator as of just before the episode's reset and the
     actions taken since; loading replays them, which brings wrappers back too, and compares the observation reached
     bit for bit.  That needs sub-environments that are at hand and reset from here: those made from an id or a single
-    environment, and any SyncVectorEnv with autoreset DISABLED.
+    environment, and any SyncVectorEnv with autoreset DISABLED.  An episode of more than KEPT_ACTIONS steps is not
+    brought back: its actions would fill memory and checkpoints without end.
     """
 
     def __init__(self, env: str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any], num_envs: int, seed: int) -> None:
@@ -60,7 +62,7 @@ class Envs:
             )
             # DISABLED: no step is spent on a reset, and the generator can be read just before one.
             self.vec = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
-        self.num_envs = self.vec.num_envs
+        self.num_envs = int(self.vec.num_envs)  # a NumPy integer could not be saved
         self.mode = AutoresetMode(self.vec.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self.observation_space = self.vec.single_observation_space
         self.action_space = self.vec.single_action_space
@@ -105,7 +107,8 @@ class Envs:
         self._lengths += 1
         if self.restorable:
             for log, action in zip(self._actions, actions, strict=True):
-                log.append(action)
+                if len(log) <= KEPT_ACTIONS:  # one more shows that there were too many
+                    log.append(action)
         mask = None
         if self.mode == AutoresetMode.NEXT_STEP and self._done.any():
             mask = ~self._done
@@ -154,22 +157,23 @@ class Envs:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON types only, without `obs`, which the caller keeps as an array."""
+        restorable = self.restorable and max(map(len, self._actions)) <= KEPT_ACTIONS
         return {
             "num_envs": self.num_envs,
-            "restorable": self.restorable,
+            "restorable": restorable,
             "episodes": self.episodes,
             "recent": list(self.recent),
             "returns": self._returns.tolist(),
             "lengths": self._lengths.tolist(),
             "rng_states": list(self._rng_states),
-            "actions": [np.asarray(actions).tolist() for actions in self._actions],
+            "actions": [np.asarray(actions).tolist() for actions in self._actions] if restorable else [],
         }
 
     def load_state_dict(self, state: dict[str, Any], obs: Array) -> bool:
         """Go back to the saved moment; False: impossible, so new episodes have begun.
 
-        Impossible for another number of environments, for some not made from an id, and for some that do not repeat
-        themselves.
+        Impossible for another number of environments, for some not made from an id, for some that do not repeat
+        themselves, and in an episode of more than KEPT_ACTIONS steps.
         """
         self.episodes = state["episodes"]
         self.recent.extend((r, n) for r, n in state["recent"])

@@ -190,6 +190,9 @@ class RewardScaling:
         scaled: Floats = np.clip(rollout.reward / np.sqrt(self.moments.var + 1e-8), -10.0, 10.0).astype(np.float32)
         return scaled
 
+    def new_episodes(self) -> None:
+        self.carry[:] = 0.0
+
     def state_dict(self) -> dict[str, object]:
         return {"moments": self.moments.state_dict(), "carry": self.carry.tolist()}
 

@@ -46,8 +46,8 @@ class SACConfig(ContinuousConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, 0, INF, "temperature")
-        check_range(self, 1e-12, INF, "initial_temperature")
+        check_range(self, 0, 1e12, "temperature")  # the losses have its square, in float32
+        check_range(self, 1e-12, 1e12, "initial_temperature")
         check_range(self, -INF, INF, "target_entropy")
         check_range(self, -20, 5, "log_std_min", "log_std_max")
         if self.log_std_min > self.log_std_max:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from fastrl.agents.config import InputError
+from fastrl.agents.config import InputError, check_int
 from fastrl.agents.envs import Envs
 
 
@@ -56,6 +56,8 @@ class Training:
         save_every: int | None = None,
         log_every: int = 1000,
     ) -> None:
+        total_steps = check_int("total_steps", total_steps)
+        save_every = None if save_every is None else check_int("save_every", save_every)
         if total_steps <= agent.steps:
             taken = f", and {agent.steps} are behind this agent" if agent.steps else ""
             raise InputError(f"total_steps must be > {agent.steps}: it counts from the start of training{taken}")

@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     indices: Any
     """[B] int64: the rows, for `update_priorities`.  They name rows in host memory and stay on the CPU."""
     weights: Any
-    """[B] float32: importance weights in (0, 1]; all 1 in a uniform buffer."""
+    """[B] float32: importance weights in [0, 1], 0 only by underflow; all 1 in a uniform buffer."""
     discount: Any
     """[B] float32: gamma^m (1 - terminated), so that the target is reward + discount * V(next_obs)."""
 

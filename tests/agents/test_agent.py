@@ -1,13 +1,27 @@
-"""What all algorithms share: the number of environments, the draws of `predict`, weights that are not finite."""
+"""What all algorithms share: arguments, the number of environments, `predict`, weights that are not finite, resume."""
+
+import subprocess
+import sys
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import SyncVectorEnv
 
-from fastrl.agents import ALGORITHMS, DDPG, DQN, PPO, SAC, OneStepActorCritic
-from fastrl.agents.config import InputError
+from fastrl.agents import (
+    ALGORITHMS,
+    DDPG,
+    DQN,
+    PPO,
+    SAC,
+    Agent,
+    DQNConfig,
+    InputError,
+    OneStepActorCritic,
+    SACConfig,
+)
 from fastrl.agents.networks import clip_norm
 
 ALL = pytest.mark.parametrize("cls", ALGORITHMS.values(), ids=ALGORITHMS)
@@ -21,6 +35,45 @@ def env_id(cls):
 def make(cls, env=None, **settings):
     own = {"learning_starts": 0, "batch_size": 4, "buffer_size": 400} if cls.algorithm in OFF_POLICY else {}
     return cls(env or env_id(cls), hidden=(8,), **{**own, **settings})
+
+
+# ---- arguments of the wrong type ---------------------------------------------------------------------------------
+
+
+def test_errors_and_the_base_can_be_named():
+    assert issubclass(InputError, ValueError) and all(issubclass(cls, Agent) for cls in ALGORITHMS.values())
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("config", "got"), [("CartPole-v1", "str"), ({"gamma": 0.9}, "dict"), (DQNConfig, "the class DQNConfig")]
+)
+def test_a_config_of_another_type(cls, config, got):
+    name, wanted = cls.__name__, cls.config_class.__name__
+    with pytest.raises(InputError, match=f"^{name}: config must be of type {wanted}, got {got}; the call is {name}"):
+        cls(env_id(cls), config)
+
+
+def test_the_call_of_stable_baselines3_is_put_right():
+    text = r"got str; the call is PPO\(env, PPOConfig\(...\)\) or PPO\(env, seed=0, ...\)"
+    with pytest.raises(InputError, match=f"{text}: the environment comes first, and no kind of policy is named$"):
+        PPO("MlpPolicy", "CartPole-v1")
+    for env in (gym.make("CartPole-v1"), gym.make_vec("CartPole-v1", num_envs=2)):
+        with pytest.raises(InputError, match=r"got (TimeLimit|CartPoleVectorEnv); .*: the environment comes first"):
+            PPO("MlpPolicy", env)
+    with pytest.raises(InputError, match="got DQNConfig; the call is PPO.*, ...[)]$"):
+        PPO("CartPole-v1", DQNConfig())
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("env", "got"),
+    [(42, "int"), (None, "NoneType"), (CartPoleEnv, "the class CartPoleEnv"), (SACConfig(), "SACConfig")],
+)
+def test_an_environment_of_another_type(cls, env, got):
+    text = f"^{cls.__name__}: env must be an environment id, a gymnasium.Env or a .*VectorEnv, got {got}$"
+    with pytest.raises(InputError, match=text):
+        cls(env)
 
 
 # ---- the number of environments ----------------------------------------------------------------------------------
@@ -92,6 +145,19 @@ def test_predict_does_not_repeat_the_draws_of_training(cls, monkeypatch):
     drawn = [make(cls, num_envs=32).predict(agent.envs.obs, deterministic=False) for _ in range(2)]
     np.testing.assert_array_equal(*drawn)  # the same seed
     assert drawn[0].shape == first.shape and (drawn[0] != first).mean() > 0.25
+
+
+@ALL
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_predict_of_an_observation_that_is_not_finite(cls, value, deterministic):
+    agent = make(cls)
+    obs = np.zeros((3, *agent.envs.observation_space.shape))
+    agent.predict(obs, deterministic)
+    obs[1, -1] = value
+    for wrong in (obs, obs[1]):
+        with pytest.raises(InputError, match=f"^predict: obs must be finite, got {value}$"):
+            agent.predict(wrong, deterministic)
 
 
 # ---- weights that are not finite ---------------------------------------------------------------------------------
@@ -174,3 +240,41 @@ def test_dqn_takes_the_steps_that_torchs_clipping_gives(settings, monkeypatch):
     monkeypatch.setattr("fastrl.agents.networks.clip_norm", torchs)
     theirs = run()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# ---- exact resume of long runs -----------------------------------------------------------------------------------
+
+LONG = {
+    "td3": {},
+    "ddpg": {"noise": "ou"},
+    "sac": {},
+    "dqn": {"prioritized": True, "n_step": 3},
+    "ppo": {"normalize_obs": True, "normalize_rewards": True},
+}
+
+
+@pytest.mark.slow
+def test_a_long_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
+    def train(name, steps):
+        # The ring of the replay buffer comes round before the save.
+        replay = {"batch_size": 16, "buffer_size": 4000, "train_every": 8} if name in OFF_POLICY else {}
+        env = "Pendulum-v1" if name in ("td3", "ddpg", "sac") else "CartPole-v1"
+        agent = ALGORITHMS[name](env, hidden=(16,), **replay, **LONG[name]).learn(steps, progress=False)
+        assert agent.buffer is None or agent.buffer._added > 2 * agent.buffer.capacity
+        return agent
+
+    for name in LONG:
+        train(name, 10_050).save(tmp_path / name)  # in the middle of an episode
+    code = (
+        "import sys, fastrl.agents as f\n"
+        "for name in sys.argv[2:]:\n"
+        "    agent = f.ALGORITHMS[name].load(f'{sys.argv[1]}/{name}')\n"
+        "    agent.learn(15_000, progress=False).save(f'{sys.argv[1]}/{name}_on')"
+    )
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code, tmp_path, *LONG], check=True)
+    for name in LONG:
+        train(name, 15_000).save(tmp_path / f"{name}_straight")
+        on, straight = tmp_path / f"{name}_on", tmp_path / f"{name}_straight"
+        files = sorted(path.name for path in straight.iterdir())
+        assert {"model.safetensors", "state.json"} < set(files) == {path.name for path in on.iterdir()}
+        assert [file for file in files if (on / file).read_bytes() != (straight / file).read_bytes()] == [], name

@@ -1,7 +1,9 @@
 """Checkpoints: exact resume in a new process, whole or not at all, and damage noticed."""
 
 import json
+import os
 import pickletools
+import stat
 import subprocess
 import sys
 import warnings
@@ -75,6 +77,18 @@ def test_files_and_no_pickle(tmp_path):
     for path in (tmp_path / "a").iterdir():
         with pytest.raises(ValueError):
             list(pickletools.genops(path.read_bytes()))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002])
+def test_files_have_the_mode_of_ordinary_ones(umask, tmp_path):
+    agent, before = DQN("CartPole-v1", **SMALL), os.umask(umask)
+    try:
+        agent.learn(10, folder=tmp_path / "run", progress=False)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run" / "checkpoint").iterdir()}
+    assert "model.safetensors" in modes and set(modes.values()) == {0o666 & ~umask}, modes
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """DDPG's update rule by hand, and its two kinds of noise."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastrl.agents import DDPG
+from fastrl.agents.config import InputError
 from fastrl.agents.ddpg import OrnsteinUhlenbeck
 
 SMALL = {"hidden": (16, 12), "learning_starts": 40, "batch_size": 16, "buffer_size": 400, "seed": 1}
@@ -89,6 +92,27 @@ def test_ou_noise_begins_anew_each_episode_and_predictions_take_no_step():
     np.testing.assert_array_equal(agent.ou.x, x)
     agent.learn(400, progress=False)  # the 200th step of both
     assert agent.envs.episodes == 2 and not agent.ou.x.any()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_ou_noise_begins_anew_where_a_load_begins_new_episodes(mode, tmp_path, recwarn):
+    def env():
+        return SyncVectorEnv([lambda: gym.make("Pendulum-v1")] * 2, autoreset_mode=mode)
+
+    agent = DDPG(env(), **SMALL, noise="ou").learn(100, progress=False)
+    agent.save(tmp_path / "a")
+    loaded = DDPG.load(tmp_path / "a", env=env())
+    new = any("new episodes begin" in str(w.message) for w in recwarn)
+    assert new == (mode == AutoresetMode.NEXT_STEP)
+    np.testing.assert_array_equal(loaded.ou.x, 0 * agent.ou.x if new else agent.ou.x)
+    assert agent.ou.x.all()
+
+
+def test_noise_that_float32_cannot_hold():
+    with pytest.raises(InputError, match=r"^DDPGConfig: noise_std must be in \[0, 1e\+12\], got 1e\+300$"):
+        DDPG("Pendulum-v1", noise_std=1e300)
+    agent = DDPG("Pendulum-v1", **SMALL, noise="ou", noise_std=1e12, ou_theta=1e-12).learn(60, progress=False)
+    assert np.isfinite(agent.ou.x).all() and np.isfinite(agent.predict(np.zeros(3), deterministic=False)).all()
 
 
 @pytest.mark.slow

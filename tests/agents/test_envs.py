@@ -1,5 +1,8 @@
 """Vector environments in the three autoreset modes: what is a transition, and what comes back after a load."""
 
+import json
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -104,6 +107,31 @@ def test_environment_that_does_not_repeat_itself_begins_anew():
     assert other.obs[0, 1] == 0  # a new episode
 
 
+@pytest.mark.parametrize("steps", [5, 6, 50])
+def test_a_very_long_episode_begins_anew(steps, monkeypatch, tmp_path):
+    monkeypatch.setattr("fastrl.agents.envs.KEPT_ACTIONS", 5)
+    agent = DQN("Acrobot-v1", hidden=(4,), num_envs=2).learn(2 * steps, progress=False)  # its episodes are longer
+    assert [len(kept) for kept in agent.envs._actions] == [min(steps, 6)] * 2
+    agent.save(tmp_path / "a")
+    if steps == 5:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert DQN.load(tmp_path / "a").envs.obs.tobytes() == agent.envs.obs.tobytes()
+        return
+    assert agent.envs.state_dict()["actions"] == []
+    with pytest.warns(UserWarning, match="new episodes begin"):
+        loaded = DQN.load(tmp_path / "a")
+    assert not loaded.envs._lengths.any()
+    assert loaded.learn(2 * steps + 4, progress=False).steps == 2 * steps + 4
+
+
+def test_an_end_of_the_episode_makes_it_restorable_again(monkeypatch):
+    monkeypatch.setattr("fastrl.agents.envs.KEPT_ACTIONS", 5)
+    envs = Envs(Counter(9), 1, seed=0)
+    kept = [envs.state_dict()["restorable"] for _ in range(12) if drive(envs, np.zeros((1, 1), np.int64))]
+    assert kept == [True] * 5 + [False] * 3 + [True] * 4
+
+
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_reset_begins_new_episodes_everywhere(mode):
     envs = Envs(make_vec(mode), 2, seed=0)
@@ -155,6 +183,15 @@ def test_large_numbers_are_finite():
     envs = Envs(SyncVectorEnv([lambda: Huge(5)] * 3, autoreset_mode=AutoresetMode.DISABLED), 3, seed=0)
     with np.errstate(over="ignore"):  # the sum of the observations overflows float32
         assert (envs.step(np.zeros(3, np.int64)).reward == 1e300).all()
+
+
+def test_a_number_of_environments_that_is_numpys(tmp_path):
+    vec = make_vec(AutoresetMode.NEXT_STEP)
+    vec.num_envs = np.int64(2)
+    agent = DQN(vec, hidden=(4,)).learn(4, progress=False)
+    assert type(agent.config.num_envs) is type(agent.steps) is int
+    agent.save(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["config"]["num_envs"] == 2
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "vector_entry_point"])

@@ -65,6 +65,20 @@ def test_resume_is_exact(case, tmp_path):
     assert_same(straight, broken.learn(900, progress=False))  # to save does not disturb
 
 
+@pytest.mark.parametrize("cls", [A2C, PPO, TRPO])
+def test_returns_of_abandoned_episodes_do_not_scale_rewards(cls, tmp_path):
+    def env():
+        return SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+    agent = cls(env(), hidden=(8,), n_steps=4, normalize_rewards=True).learn(8, progress=False)
+    assert agent.scale_rewards.carry.all()
+    agent.save(tmp_path / "a")
+    with pytest.warns(UserWarning, match="new episodes begin"):
+        loaded = cls.load(tmp_path / "a", env=env())
+    assert not loaded.scale_rewards.carry.any()
+    assert loaded.scale_rewards.moments.state_dict() == agent.scale_rewards.moments.state_dict()
+
+
 def test_resume_in_a_new_process_is_exact(tmp_path):
     cls, env, settings = CASES["ppo_all"]
     straight = cls(env, **settings).learn(300, progress=False)

@@ -157,8 +157,22 @@ def test_learns_pendulum():
         ({"log_std_max": -30.0}, r"log_std_max must be in \[-20, 5\], got -30.0"),
         ({"log_std_min": 1.0, "log_std_max": 0.0}, "log_std_min must be at most log_std_max, got 1.0 and 0.0"),
         ({"target_entropy": -math.inf}, "target_entropy must be finite, got -inf"),
+        ({"temperature": 1e300}, r"temperature must be in \[0, 1e\+12\], got 1e\+300"),
+        ({"temperature": 1e13}, r"temperature must be in \[0, 1e\+12\], got 10000000000000.0"),
+        ({"initial_temperature": 1e300}, r"initial_temperature must be in \[1e-12, 1e\+12\], got 1e\+300"),
+        ({"initial_temperature": 0.0}, r"initial_temperature must be in \[1e-12, 1e\+12\], got 0.0"),
     ],
 )
 def test_settings_that_cannot_work(settings, text):
     with pytest.raises(InputError, match=f"^SACConfig: {text}$"):
         SACConfig(**settings)
+
+
+@pytest.mark.parametrize("name", ["temperature", "initial_temperature"])
+@pytest.mark.parametrize("value", [1e12, 1e-12])
+def test_the_largest_and_smallest_temperatures_train(name, value, tmp_path):
+    agent = SAC("Pendulum-v1", **SMALL, **{name: value})
+    agent.save(tmp_path / "before")
+    agent.learn(300, progress=False).save(tmp_path / "a")
+    loaded = SAC.load(tmp_path / "a").metrics()
+    assert loaded["temperature"] == pytest.approx(value, rel=0.5) and math.isfinite(loaded["loss"])

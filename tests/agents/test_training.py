@@ -4,6 +4,7 @@ import csv
 import os
 import signal
 
+import numpy as np
 import pytest
 
 from fastrl.agents import DQN
@@ -125,3 +126,35 @@ def test_learns_cartpole():
     """
     agent = DQN("CartPole-v1", double=True, dueling=True, prioritized=True, seed=0).learn(15_000, progress=False)
     assert agent.evaluate(20).mean() >= 100
+
+
+def test_numbers_of_steps_may_be_numpys(tmp_path):
+    agent = DQN("CartPole-v1", **SMALL).learn(np.int64(30), folder=tmp_path, save_every=np.uint8(10), progress=False)
+    assert type(agent.total_steps) is int and agent.total_steps == agent.steps == DQN.load(tmp_path).total_steps == 30
+
+
+@pytest.mark.parametrize("value", [float("nan"), 2e2, np.float64(200), "200", None, True, np.True_, [200]], ids=repr)
+def test_numbers_of_steps_that_are_none_start_nothing(value, tmp_path):
+    agent = DQN("CartPole-v1", **SMALL).learn(10, progress=False)
+    for name in ("total_steps", "save_every"):
+        if name == "save_every" and value is None:
+            continue  # never
+        settings = {"total_steps": 200, name: value}
+        with pytest.raises(InputError, match=f"^{name} must be an int, got "):
+            agent.learn(**settings, folder=tmp_path / "run", progress=False)
+    assert agent.steps == agent.total_steps == 10 and not (tmp_path / "run").exists()
+
+
+def test_what_learn_refuses_leaves_the_agent_as_it_was(tmp_path):
+    agent = DQN("CartPole-v1", **SMALL).learn(20, progress=False)
+    (tmp_path / "mine").write_text("keep")
+    for settings, text in (
+        ({"total_steps": 20}, "total_steps must be > 20"),
+        ({"total_steps": 40, "save_every": 0}, "save_every must be >= 1, got 0"),
+        ({"total_steps": 40, "folder": tmp_path}, "not empty and not of this agent's run"),
+        ({"total_steps": 40, "folder": tmp_path / "mine" / "run"}, "cannot write to"),
+    ):
+        with pytest.raises(InputError, match=text):
+            agent.learn(**settings, progress=False)
+        assert (agent.steps, agent.total_steps, agent.run_folder) == (20, 20, None)
+    assert agent.learn(30, progress=False).total_steps == 30
