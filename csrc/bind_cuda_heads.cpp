@@ -4,12 +4,12 @@
 namespace fastrl {
 namespace {
 
-using Head = CudaHead<DType::f32, DType::f64>;
+using Head = CudaHead<DType::f32, DType::f64, DType::f16, DType::bf16>;
 
 // ---------------------------------------------------------------- categorical
 CudaCategorical call_of(const Array& logits) {
   CudaCategorical c{};
-  c.float64 = logits.dtype == DType::f64;
+  c.dtype = cuda_float(logits.dtype);
   c.logits = {logits.data, logits.shape[0], logits.shape[1], logits.strides[0], logits.strides[1]};
   return c;
 }
@@ -67,7 +67,7 @@ py::object categorical_log_prob_entropy_backward(py::handle logits, py::handle a
 // ---------------------------------------------------------------- normal
 CudaNormal call_of(const Array& first, const Array& log_std) {
   CudaNormal c{};
-  c.float64 = first.dtype == DType::f64;
+  c.dtype = cuda_float(first.dtype);
   c.rows = first.shape[0], c.columns = first.shape[1];
   c.log_std = columns_of(log_std);
   c.shared = log_std.ndim == 1;

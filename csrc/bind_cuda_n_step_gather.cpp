@@ -6,7 +6,7 @@
 namespace fastrl {
 namespace {
 
-const auto kFloats = {DType::f32, DType::f64};
+const auto kFloats = {DType::f32, DType::f64, DType::f16, DType::bf16};
 const auto kFlags = {DType::boolean, DType::u8};
 const auto kInts = {DType::i64, DType::i32};
 
@@ -18,7 +18,7 @@ void set_column(RingColumn& column, const Array& a) {
 
 Array load_ring(py::handle x, const char* where, const Array& rewards, std::initializer_list<DType> allowed) {
   Array a = load_cuda(x, where, &rewards, "rewards", allowed);
-  if (a.dtype != rewards.dtype && (a.dtype == DType::f32 || a.dtype == DType::f64))
+  if (a.dtype != rewards.dtype && a.dtype != DType::boolean && a.dtype != DType::u8)
     raise_value(std::string(where) + " must have dtype " + dtype_name(rewards.dtype) + " like rewards, got " +
                 dtype_name(a.dtype));
   check_shape_like(a, where, rewards, "rewards");
@@ -60,7 +60,7 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
   set_column(ring.rewards, rewards);
   set_column(ring.terminated, terminated);
   set_column(ring.truncated, truncated);
-  batch.float64 = rewards.dtype == DType::f64;
+  batch.dtype = cuda_float(rewards.dtype);
 
   const Array indices = load_cuda(indices_object, "n_step_gather: indices", &rewards, "rewards", kInts);
   check_ndim_1(indices, "n_step_gather: indices");

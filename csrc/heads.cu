@@ -2,6 +2,7 @@
 // normal.h. The warp functions name all 32 lanes: whole warps call them, and what has no row writes nothing.
 #include <cmath>
 
+#include "cuda_floats.h"
 #include "heads_cuda.h"
 
 namespace fastrl {
@@ -14,8 +15,13 @@ constexpr int kThreads = 128;
 __device__ int64_t thread_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 
 template <class T>
-__device__ T item(const char* data, int64_t offset) {
-  return *reinterpret_cast<const T*>(data + offset);
+__device__ Real<T> item(const char* data, int64_t offset) {
+  return to_real(*reinterpret_cast<const T*>(data + offset));
+}
+
+template <class T>
+__device__ void put(void* out, int64_t i, double x) {
+  static_cast<T*>(out)[i] = from_real<T>(x);
 }
 
 template <class T>
@@ -40,13 +46,15 @@ __device__ T largest_of(T x, int lanes) {
   return x;
 }
 
-// Sums over the lanes up to this one.
-__device__ double prefix_of(double x, int lane, int lanes) {
-  for (int h = 1; h < lanes; h *= 2) {
-    const double before = __shfl_up_sync(kAllLanes, x, h, lanes);
-    if (lane >= h) x += before;
+// `before` plus the x of the lanes up to this one, added one after the other: the CPU's order. So it grows with the
+// lane, and not where x is 0; a tree of sums does neither.
+__device__ double running_sum(double before, double x, int lane, int lanes) {
+  double sum = before, mine = before;
+  for (int i = 0; i < lanes; ++i) {
+    sum += __shfl_sync(kAllLanes, x, i, lanes);
+    if (i == lane) mine = sum;
   }
-  return x;
+  return mine;
 }
 
 struct Row {
@@ -63,27 +71,28 @@ __device__ Row row_of(int lanes, int64_t rows) {
 // ---------------------------------------------------------------- categorical
 template <class T>
 struct LogitRow {
+  using R = Real<T>;
   const char* data;
   int64_t stride, actions;
   int lane, lanes;
-  T base;
+  R base;
   __device__ LogitRow(const Logits& z, const Row& r)
       : data(z.data + r.row * z.row_stride), stride(z.column_stride), actions(z.actions), lane(r.lane), lanes(r.lanes) {
-    T largest = -static_cast<T>(kInf);
+    R largest = -static_cast<R>(kInf);
     for (int64_t k = lane; k < actions; k += lanes) {
-      const T x = raw(k);
+      const R x = raw(k);
       largest = x > largest ? x : largest;
     }
     base = logit_base(largest_of(largest, lanes));
   }
-  __device__ T raw(int64_t k) const { return item<T>(data, k * stride); }
-  __device__ T difference(int64_t k) const { return logit_difference(raw(k), base, ExpFloor<T>::value); }
+  __device__ R raw(int64_t k) const { return item<T>(data, k * stride); }
+  __device__ R difference(int64_t k) const { return logit_difference(raw(k), base, ExpFloor<R>::value); }
 
   // s = sum e^d and sum e^d d.
   __device__ void totals(double& s, double& sum_ed) const {
     s = 0, sum_ed = 0;
     for (int64_t k = lane; k < actions; k += lanes) {
-      const T d = difference(k), e = exp_negative(d);
+      const R d = difference(k), e = exp_negative(d);
       s += static_cast<double>(e);
       sum_ed += static_cast<double>(e * d);
     }
@@ -102,9 +111,8 @@ __global__ void categorical_log_prob_entropy(CudaCategorical c, int lanes) {
   const double log_s = log_total(s);
   const int64_t action = c.action[r.row];
   const bool inside = action >= 0 && action < z.actions;
-  static_cast<T*>(c.log_prob)[r.row] =
-      inside ? static_cast<T>(static_cast<double>(z.raw(action) - z.base) - log_s) : static_cast<T>(kNaN);
-  static_cast<T*>(c.entropy)[r.row] = static_cast<T>(categorical_entropy(s, sum_ed, log_s));
+  put<T>(c.log_prob, r.row, inside ? static_cast<double>(z.raw(action) - z.base) - log_s : kNaN);
+  put<T>(c.entropy, r.row, categorical_entropy(s, sum_ed, log_s));
 }
 
 template <class T>
@@ -115,16 +123,18 @@ __global__ void categorical_gradients(CudaCategorical c, int lanes) {
   z.totals(s, sum_ed);
   if (!r.here) return;
   const double log_s = log_total(s);
-  const T entropy = static_cast<T>(categorical_entropy(s, sum_ed, log_s)), log_s_T = static_cast<T>(log_s);
-  const T inverse = static_cast<T>(1.0 / s), one = 1, zero = 0;
+  using R = Real<T>;
+  const R entropy = static_cast<R>(categorical_entropy(s, sum_ed, log_s)), log_s_R = static_cast<R>(log_s);
+  const R inverse = static_cast<R>(1.0 / s), one = 1, zero = 0;
   const int64_t action = c.action[r.row];
   const bool inside = action >= 0 && action < z.actions;
-  const T gl = inside ? static_cast<T>(row_number<T>(c.grad_log_prob, r.row)) : static_cast<T>(kNaN);
-  const T gh = static_cast<T>(row_number<T>(c.grad_entropy, r.row));
+  const R gl = static_cast<R>(inside ? row_number<T>(c.grad_log_prob, r.row) : kNaN);
+  const R gh = static_cast<R>(row_number<T>(c.grad_entropy, r.row));
   T* const grad = static_cast<T*>(c.grad_logits) + r.row * z.actions;
   for (int64_t k = r.lane; k < z.actions; k += lanes) {
-    const T d = z.difference(k);
-    grad[k] = categorical_grad(exp_negative(d) * inverse, d - log_s_T, entropy, k == action ? one : zero, gl, gh);
+    const R d = z.difference(k);
+    grad[k] = from_real<T>(
+        categorical_grad(exp_negative(d) * inverse, d - log_s_R, entropy, k == action ? one : zero, gl, gh));
   }
 }
 
@@ -140,7 +150,7 @@ __global__ void categorical_sample(CudaCategorical c, int lanes) {
   };
   double total = 0;
   for (int64_t k0 = 0; k0 < z.actions; k0 += lanes)
-    total = __shfl_sync(kAllLanes, total + prefix_of(weight(k0 + r.lane), r.lane, lanes), lanes - 1, lanes);
+    total = __shfl_sync(kAllLanes, running_sum(total, weight(k0 + r.lane), r.lane, lanes), lanes - 1, lanes);
   const bool valid = total > 0 && total < kInf;
   const double u = c.state ? uniform(philox(c.state[0], c.state[1] + static_cast<uint64_t>(r.row)))
                            : item<double>(c.uniform, r.row * c.uniform_stride);
@@ -149,15 +159,14 @@ __global__ void categorical_sample(CudaCategorical c, int lanes) {
   double before = 0;
   int count = 0;
   for (int64_t k0 = 0; k0 < z.actions; k0 += lanes) {
-    const double prefix = before + prefix_of(weight(k0 + r.lane), r.lane, lanes);
+    const double prefix = running_sum(before, weight(k0 + r.lane), r.lane, lanes);
     count += prefix <= u * total && prefix < total;
     before = __shfl_sync(kAllLanes, prefix, lanes - 1, lanes);
   }
   count = sum_of(count, lanes);
   if (!r.here || r.lane > 0) return;
   c.drawn[r.row] = valid ? count : -1;
-  static_cast<T*>(c.log_prob)[r.row] =
-      valid ? static_cast<T>(static_cast<double>(z.raw(count)) - base - log_positive(total)) : static_cast<T>(kNaN);
+  put<T>(c.log_prob, r.row, valid ? static_cast<double>(z.raw(count)) - base - log_positive(total) : kNaN);
 }
 
 __global__ void advance(uint64_t* state, int64_t n) { state[1] += static_cast<uint64_t>(n); }
@@ -181,8 +190,8 @@ __global__ void normal_log_prob_entropy(CudaNormal c, int lanes) {
   log_prob = sum_of(log_prob, lanes);
   entropy = sum_of(entropy, lanes);
   if (!r.here || r.lane > 0) return;
-  static_cast<T*>(c.log_prob)[r.row] = static_cast<T>(log_prob);
-  static_cast<T*>(c.entropy)[r.row] = static_cast<T>(entropy);
+  put<T>(c.log_prob, r.row, log_prob);
+  put<T>(c.entropy, r.row, entropy);
 }
 
 template <class T>
@@ -203,11 +212,11 @@ __global__ void normal_sample(CudaNormal c, int lanes) {
     const double s = element<T>(c.log_std, r.row, j);
     log_prob += normal_log_density(eps, s);
     if (!r.here) continue;
-    static_cast<T*>(c.out_action)[i] = static_cast<T>(element<T>(c.mean, r.row, j) + exp_bounded(s) * eps);
-    if (c.noise_out) static_cast<T*>(c.noise_out)[i] = static_cast<T>(eps);
+    put<T>(c.out_action, i, element<T>(c.mean, r.row, j) + exp_bounded(s) * eps);
+    if (c.noise_out) put<T>(c.noise_out, i, eps);
   }
   log_prob = sum_of(log_prob, lanes);
-  if (r.here && r.lane == 0) static_cast<T*>(c.log_prob)[r.row] = static_cast<T>(log_prob);
+  if (r.here && r.lane == 0) put<T>(c.log_prob, r.row, log_prob);
 }
 
 // A thread a column of a piece of rows; where log_std is [rows, columns], a piece is one row. f(row, column, log_std,
@@ -225,7 +234,7 @@ __device__ void for_piece(const CudaNormal& c, double sign, F f) {
   if (c.shared)
     c.sums[i] = sum;
   else
-    static_cast<T*>(c.grad_log_std)[i] = static_cast<T>(sum);
+    put<T>(c.grad_log_std, i, sum);
 }
 
 template <class T>
@@ -234,8 +243,8 @@ __global__ void normal_grad(CudaNormal c) {
     const Standardized x = standardize(element<T>(c.action, row, j), element<T>(c.mean, row, j), inverse);
     const double gl = row_number<T>(c.grad_log_prob, row), g_mean = gl * x.z_over_sigma;
     const int64_t i = row * c.columns + j;
-    if (c.grad_mean) static_cast<T*>(c.grad_mean)[i] = static_cast<T>(g_mean);
-    if (c.grad_action_out) static_cast<T*>(c.grad_action_out)[i] = static_cast<T>(-g_mean);
+    if (c.grad_mean) put<T>(c.grad_mean, i, g_mean);
+    if (c.grad_action_out) put<T>(c.grad_action_out, i, -g_mean);
     return gl * (x.z * x.z - 1.0) + row_number<T>(c.grad_entropy, row);
   });
 }
@@ -256,7 +265,7 @@ __global__ void add_pieces(CudaNormal c, int64_t pieces) {
   if (j < c.columns)
     for (int64_t p = static_cast<int>(threadIdx.x) % kWarp; p < pieces; p += kWarp) sum += c.sums[p * c.columns + j];
   sum = sum_of(sum, kWarp);
-  if (j < c.columns && threadIdx.x % kWarp == 0) static_cast<T*>(c.grad_log_std)[j] = static_cast<T>(sum);
+  if (j < c.columns && threadIdx.x % kWarp == 0) put<T>(c.grad_log_std, j, sum);
 }
 
 // ---------------------------------------------------------------- launches
@@ -273,60 +282,61 @@ int lanes_for(int64_t numbers) {
   return lanes;
 }
 
-template <class Call>
-cudaError_t launch_rows(void (*float_kernel)(Call, int), void (*double_kernel)(Call, int), const Call& call,
-                        int64_t rows, int64_t columns, cudaStream_t stream) {
+// `kernel_of` a number of a dtype is the kernel for it.
+template <class Call, class F>
+cudaError_t launch_rows(const Call& call, int64_t rows, int64_t columns, cudaStream_t stream, F kernel_of) {
   const int lanes = lanes_for(columns);
-  launch(call.float64 ? double_kernel : float_kernel, rows * lanes, stream, call, lanes);
-  return cudaGetLastError();
+  return typed(call.dtype, [&](auto number) { launch(kernel_of(number), rows * lanes, stream, call, lanes); });
 }
 
-cudaError_t launch_pieces(void (*float_kernel)(CudaNormal), void (*double_kernel)(CudaNormal), const CudaNormal& call,
-                          cudaStream_t stream) {
+template <class F>
+cudaError_t launch_pieces(const CudaNormal& call, cudaStream_t stream, F kernel_of) {
   const int64_t pieces = call.shared ? cuda_pieces(call.rows) : call.rows;
-  launch(call.float64 ? double_kernel : float_kernel, pieces * call.columns, stream, call);
-  if (call.shared && call.grad_log_std)
-    launch(call.float64 ? add_pieces<double> : add_pieces<float>, call.columns * kWarp, stream, call, pieces);
-  return cudaGetLastError();
+  return typed(call.dtype, [&](auto number) {
+    launch(kernel_of(number), pieces * call.columns, stream, call);
+    if (call.shared && call.grad_log_std)
+      launch(add_pieces<decltype(number)>, call.columns * kWarp, stream, call, pieces);
+  });
 }
 
 }  // namespace
 
+#define FASTRL_KERNEL(name) [](auto number) { return &name<decltype(number)>; }
+
 cudaError_t cuda_categorical_sample(const CudaCategorical& c, cudaStream_t stream) {
-  const cudaError_t error =
-      launch_rows(categorical_sample<float>, categorical_sample<double>, c, c.logits.rows, c.logits.actions, stream);
+  const cudaError_t error = launch_rows(c, c.logits.rows, c.logits.actions, stream, FASTRL_KERNEL(categorical_sample));
   if (error != cudaSuccess || !c.state) return error;
   advance<<<1, 1, 0, stream>>>(c.state, c.logits.rows);
   return cudaGetLastError();
 }
 
 cudaError_t cuda_categorical_log_prob_entropy(const CudaCategorical& c, cudaStream_t stream) {
-  return launch_rows(categorical_log_prob_entropy<float>, categorical_log_prob_entropy<double>, c, c.logits.rows,
-                     c.logits.actions, stream);
+  return launch_rows(c, c.logits.rows, c.logits.actions, stream, FASTRL_KERNEL(categorical_log_prob_entropy));
 }
 
 cudaError_t cuda_categorical_grad(const CudaCategorical& c, cudaStream_t stream) {
-  return launch_rows(categorical_gradients<float>, categorical_gradients<double>, c, c.logits.rows, c.logits.actions,
-                     stream);
+  return launch_rows(c, c.logits.rows, c.logits.actions, stream, FASTRL_KERNEL(categorical_gradients));
 }
 
 cudaError_t cuda_normal_sample(const CudaNormal& c, cudaStream_t stream) {
-  const cudaError_t error = launch_rows(normal_sample<float>, normal_sample<double>, c, c.rows, c.columns, stream);
+  const cudaError_t error = launch_rows(c, c.rows, c.columns, stream, FASTRL_KERNEL(normal_sample));
   if (error != cudaSuccess || !c.state) return error;
   advance<<<1, 1, 0, stream>>>(c.state, normal_blocks(c.rows * c.columns));
   return cudaGetLastError();
 }
 
 cudaError_t cuda_normal_sample_grad(const CudaNormal& c, cudaStream_t stream) {
-  return launch_pieces(normal_sample_grad<float>, normal_sample_grad<double>, c, stream);
+  return launch_pieces(c, stream, FASTRL_KERNEL(normal_sample_grad));
 }
 
 cudaError_t cuda_normal_log_prob_entropy(const CudaNormal& c, cudaStream_t stream) {
-  return launch_rows(normal_log_prob_entropy<float>, normal_log_prob_entropy<double>, c, c.rows, c.columns, stream);
+  return launch_rows(c, c.rows, c.columns, stream, FASTRL_KERNEL(normal_log_prob_entropy));
 }
 
 cudaError_t cuda_normal_grad(const CudaNormal& c, cudaStream_t stream) {
-  return launch_pieces(normal_grad<float>, normal_grad<double>, c, stream);
+  return launch_pieces(c, stream, FASTRL_KERNEL(normal_grad));
 }
+
+#undef FASTRL_KERNEL
 
 }  // namespace fastrl

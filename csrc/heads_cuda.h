@@ -17,7 +17,7 @@ struct RowNumbers {
 
 // All arrays in device memory; results contiguous, in the dtype of the first array.
 struct CudaCategorical {
-  bool float64;
+  CudaFloat dtype;
   Logits logits;
   CudaIndices action;                      // log_prob_entropy, grad
   RowNumbers grad_log_prob, grad_entropy;  // grad
@@ -38,7 +38,7 @@ constexpr int64_t kCudaPieceRows = 32;
 inline int64_t cuda_pieces(int64_t rows) { return (rows + kCudaPieceRows - 1) / kCudaPieceRows; }
 
 struct CudaNormal {
-  bool float64;
+  CudaFloat dtype;
   int64_t rows, columns;
   Columns mean, log_std, action, noise;  // log_std of shape [columns]: row stride 0
   Columns grad_action;

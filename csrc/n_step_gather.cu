@@ -1,7 +1,18 @@
+#include "cuda_floats.h"
 #include "n_step_gather_cuda.h"
 #include "simd_math.h"
 
 namespace fastrl {
+
+template <>
+FASTRL_HD inline double load_float<__half>(const char* p) {
+  return static_cast<double>(__half2float(*reinterpret_cast<const __half*>(p)));
+}
+template <>
+FASTRL_HD inline double load_float<__nv_bfloat16>(const char* p) {
+  return static_cast<double>(__bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(p)));
+}
+
 namespace {
 
 constexpr int kThreads = 128;
@@ -25,8 +36,8 @@ __global__ void gather(CudaNStepBatch b) {
       item.last = item.last * b.ring.envs + env;
     }
   }
-  *reinterpret_cast<T*>(b.returns + i * b.returns_stride) = static_cast<T>(item.returns);
-  *reinterpret_cast<T*>(b.discounts + i * b.discounts_stride) = static_cast<T>(item.discount);
+  *reinterpret_cast<T*>(b.returns + i * b.returns_stride) = from_real<T>(item.returns);
+  *reinterpret_cast<T*>(b.discounts + i * b.discounts_stride) = from_real<T>(item.discount);
   *reinterpret_cast<int64_t*>(b.last + i * b.last_stride) = item.last;
 }
 
@@ -35,11 +46,10 @@ __global__ void gather(CudaNStepBatch b) {
 cudaError_t cuda_n_step_gather(const CudaNStepBatch& b, cudaStream_t stream) {
   if (b.size == 0) return cudaSuccess;
   const auto blocks = static_cast<unsigned>((b.size + kThreads - 1) / kThreads);
-  if (b.float64)
-    gather<double><<<blocks, kThreads, 0, stream>>>(b);
-  else
-    gather<float><<<blocks, kThreads, 0, stream>>>(b);
-  return cudaGetLastError();
+  return typed(b.dtype, [&](auto number) {
+    using T = decltype(number);
+    gather<T><<<blocks, kThreads, 0, stream>>>(b);
+  });
 }
 
 }  // namespace fastrl

@@ -65,7 +65,8 @@ FASTRL_HD FASTRL_INLINE NStepItem n_step_item(const NStepRing& ring, int64_t slo
   unsigned terminated;
   item.bad = NStepItem::none;
   for (int64_t m = 1;; ++m) {
-    total += factor * load_float<T>(ring.rewards.at(slot, env));
+    const double reward = load_float<T>(ring.rewards.at(slot, env));
+    total += factor != 0 ? factor * reward : 0.0;  // 0 times x is 0, whatever x
     factor *= ring.gamma;
     terminated = ring.terminated.flag(slot, env);
     const unsigned truncated = ring.truncated.flag(slot, env);

@@ -7,9 +7,9 @@
 namespace fastrl {
 
 struct CudaNStepBatch {
-  NStepRing ring;  // a flag is any byte but 0
-  bool float64;    // rewards
-  int64_t size;    // of the batch
+  NStepRing ring;   // a flag is any byte but 0
+  CudaFloat dtype;  // of rewards
+  int64_t size;     // of the batch
   CudaIndices indices, cursor, sizes;
   int64_t n;
   // Results, `stride` bytes apart.

@@ -1,11 +1,9 @@
 // The scans on a GPU. Wide arrays: a thread an environment, serial in time, the next steps already being loaded. Narrow
 // ones: a block an environment, which composes the affine maps of neighbouring steps. The terms of one step are float32
 // (float64 for float64 arrays), the sums over time float64.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <type_traits>
 
+#include "cuda_floats.h"
 #include "scans_cuda.h"
 
 namespace fastrl {
@@ -20,24 +18,6 @@ constexpr int kMaxAlong = 512;  // threads of a block that scans along time
 constexpr int64_t kWide = 1024, kShort = 64;
 // n-step windows up to this length are summed one a thread.
 constexpr int64_t kWindow = 64;
-
-template <class T>
-using Real = std::conditional_t<std::is_same<T, double>::value, double, float>;
-
-__device__ double to_real(double x) { return x; }
-__device__ float to_real(float x) { return x; }
-__device__ float to_real(__half x) { return __half2float(x); }
-__device__ float to_real(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-template <class T, class R>
-__device__ T from_real(R x) {
-  if constexpr (std::is_same<T, __half>::value)
-    return __float2half_rn(x);
-  else if constexpr (std::is_same<T, __nv_bfloat16>::value)
-    return __float2bfloat16_rn(x);
-  else
-    return x;
-}
 
 __device__ int64_t thread_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 
@@ -148,13 +128,15 @@ __global__ void scan_columns(Op op, Weights w, ScanData d) {
 }
 
 // ---------------------------------------------------------------- a block an environment
-// f(y) of a map that may be composed of many. b is what the steps give for y = 0: exact then, though `a`, a product,
-// may have overflowed. a = 0 cuts.
-__device__ double apply(const Affine<double>& f, double y) { return y == 0 ? f.b : f.b + times(f.a, y); }
+// f(y); a = 0 cuts.
+__device__ double apply(const Affine<double>& f, double y) { return f.b + times(f.a, y); }
 
-// f after g.
-__device__ Affine<double> compose(const Affine<double>& f, const Affine<double>& g) {
-  return {times(f.a, g.a), apply(f, g.b)};
+// f after g. `exact` falls where a product that overflowed, underflowed to 0 or is NaN says nothing of what it would
+// multiply.
+__device__ Affine<double> compose(const Affine<double>& f, const Affine<double>& g, bool& exact) {
+  const double a = g.a != 0 ? times(f.a, g.a) : 0.0;
+  exact &= a - a == 0 && (a != 0 || f.a == 0 || g.a == 0);
+  return {a, apply(f, g.b)};
 }
 
 __device__ Affine<double> from_lane_before(const Affine<double>& f, int lanes) {
@@ -164,7 +146,7 @@ __device__ Affine<double> from_lane_before(const Affine<double>& f, int lanes) {
 // Backward in time by tiles of blockDim steps, of which thread 0 has the last one: y of a thread needs those before it.
 template <class T, class Op>
 __global__ void __launch_bounds__(kMaxAlong) scan_along(Op op, Weights w, ScanData d) {
-  __shared__ Affine<double> of_warp[2][kMaxAlong / kWarp];
+  __shared__ Affine<double> of_warp[2][kMaxAlong / kWarp], of_step[kMaxAlong];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const int threads = static_cast<int>(blockDim.x), warps = threads / kWarp;
   const int64_t n = blockIdx.x;
@@ -176,20 +158,30 @@ __global__ void __launch_bounds__(kMaxAlong) scan_along(Op op, Weights w, ScanDa
     if (t - threads >= 0) ahead = load_step<T>(op, w, d, t - threads, n);
     const Affine<double> step = t >= 0 ? coefficients(op, w, now) : Affine<double>{1.0, 0.0};
     Affine<double> all = step;  // the steps of the lanes up to this one
+    bool exact = step.a - step.a == 0;
     for (int h = 1; h < kWarp; h *= 2) {
       const Affine<double> before = from_lane_before(all, h);
-      if (lane >= h) all = compose(all, before);
+      if (lane >= h) all = compose(all, before, exact);
     }
     const Affine<double> before = from_lane_before(all, 1);
     Affine<double>* const maps = of_warp[tile % 2];
     if (lane == kWarp - 1) maps[warp] = all;
-    __syncthreads();  // once a tile: the next one writes to the other half of of_warp
     double next = carry;
-    for (int i = 0; i < warps; ++i) {
-      if (i == warp) next = carry;
-      carry = apply(maps[i], carry);
+    if (!__syncthreads_or(!exact)) {  // one wait a tile: the next one writes to the other half of of_warp
+      for (int i = 0; i < warps; ++i) {
+        if (i == warp) next = carry;
+        carry = apply(maps[i], carry);
+      }
+      if (lane > 0) next = apply(before, next);
+    } else {  // one step after the other
+      of_step[thread] = step;
+      __syncthreads();
+      for (int i = 0; i < threads; ++i) {
+        if (i == thread) next = carry;
+        carry = apply(of_step[i], carry);
+      }
+      __syncthreads();  // the next tile may write to of_step
     }
-    if (lane > 0) next = apply(before, next);
     if (t >= 0) store_step<T>(op, d, t, n, now, step.b + times(step.a, next), next);
     now = ahead;
   }
@@ -257,40 +249,12 @@ void launch(void (*kernel)(P...), int64_t threads, int block, cudaStream_t strea
   kernel<<<static_cast<unsigned>((threads + block - 1) / block), block, 0, stream>>>(arguments...);
 }
 
-// f with a number of the dtype.
-template <class F>
-cudaError_t typed(CudaFloat dtype, F f) {
-  switch (dtype) {
-    case CudaFloat::f32:
-      f(float());
-      break;
-    case CudaFloat::f64:
-      f(double());
-      break;
-    case CudaFloat::f16:
-      f(__half());
-      break;
-    case CudaFloat::bf16:
-      f(__nv_bfloat16());
-      break;
-  }
-  return cudaGetLastError();
-}
-
 template <class R, template <class> class Op>
 Op<R> in_real(const Op<double>& op) {
-  Op<R> x{};
-  if constexpr (!std::is_same<Op<R>, AffineScan<R>>::value) {
-    x.gamma = static_cast<R>(op.gamma);
-    x.continuation = static_cast<R>(op.continuation);
-  }
-  if constexpr (std::is_same<Op<R>, VTrace<R>>::value) {
-    x.lam = static_cast<R>(op.lam);
-    x.rho_clip = static_cast<R>(op.rho_clip);
-    x.c_clip = static_cast<R>(op.c_clip);
-    x.pg_rho_clip = static_cast<R>(op.pg_rho_clip);
-  }
-  return x;
+  if constexpr (std::is_same<R, double>::value)
+    return op;
+  else
+    return op.in_float();
 }
 
 // Small blocks where there are few threads: they spread over more processors.

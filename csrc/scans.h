@@ -38,10 +38,10 @@ FASTRL_HD FASTRL_INLINE V times(V weight, V x) {
   return select(weight != 0, weight * x, V{});
 }
 
-// x where the code has this bit, else 0.
+// x where the code has this bit, else `otherwise`.
 template <class V, class Code>
-FASTRL_HD FASTRL_INLINE V where(Code code, int bit, V x) {
-  return select((code & bit) != 0, x, V{});
+FASTRL_HD FASTRL_INLINE V where(Code code, int bit, V x, V otherwise = V{}) {
+  return select((code & bit) != 0, x, otherwise);
 }
 
 template <class R>
@@ -61,6 +61,7 @@ struct AffineScan {  // inputs: a, b
   static constexpr int kInputs = 2, kOutputs = 1;
   static constexpr bool kConstant = false;
   static constexpr R gamma = 1, continuation = 1;
+  AffineScan<float> in_float() const { return {}; }
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE Affine<V> affine(const Inputs<V>& x, Code) const {
     return {x.x0, x.x1};
@@ -80,10 +81,17 @@ struct Gae {  // inputs: r, V, V'; y: the advantage
   static constexpr int kInputs = 3, kOutputs = 2;
   static constexpr bool kConstant = true;  // a_t is `continuation` or 0
   R gamma, continuation;                   // gamma lam
-  Gae<float> in_float() const { return {static_cast<float>(gamma), static_cast<float>(continuation)}; }
+  // delta = r - decay V + slope (V' - V). V is larger than what a step adds: the error of gamma V' - V in float32, of
+  // one sign at every step, would grow with the horizon. Of gamma 0 and 1 no 0 times V.
+  R decay = gamma > 0 ? 1 - gamma : 0, slope = gamma > 0 ? gamma : 1;
+  Gae<float> in_float() const {
+    return {static_cast<float>(gamma), static_cast<float>(continuation), static_cast<float>(decay),
+            static_cast<float>(slope)};
+  }
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE Affine<V> affine(const Inputs<V>& x, Code code) const {
-    return {where(code, kContinues, V{} + continuation), x.x0 + where(code, kBootstraps, gamma * x.x2) - x.x1};
+    const V kept = select(V{} + decay != 0, x.x0 - decay * x.x1, x.x0);
+    return {where(code, kContinues, V{} + continuation), kept + slope * (where(code, kBootstraps, x.x2) - x.x1)};
   }
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE V advance(const Affine<V>& step, Code code, V y_next) const {
@@ -100,11 +108,14 @@ struct LambdaReturns {  // inputs: r, V'
   static constexpr int kInputs = 2, kOutputs = 1;
   static constexpr bool kConstant = true;  // a_t is `continuation` or 0
   R gamma, continuation;                   // gamma lam
-  LambdaReturns<float> in_float() const { return {static_cast<float>(gamma), static_cast<float>(continuation)}; }
+  R rest = gamma - continuation;           // before either is rounded to float32
+  LambdaReturns<float> in_float() const {
+    return {static_cast<float>(gamma), static_cast<float>(continuation), static_cast<float>(rest)};
+  }
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE Affine<V> affine(const Inputs<V>& x, Code code) const {
-    const V a = where(code, kContinues, V{} + continuation);
-    return {a, x.x0 + times(where(code, kBootstraps, V{} + gamma) - a, x.x1)};
+    const V weight = where(code, kContinues, V{} + rest, where(code, kBootstraps, V{} + gamma));
+    return {where(code, kContinues, V{} + continuation), x.x0 + times(weight, x.x1)};
   }
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE V advance(const Affine<V>& step, Code code, V y_next) const {
@@ -141,6 +152,10 @@ struct VTrace {  // inputs: r, V, V', log rho; y: vs - V
   static constexpr int kInputs = 4, kOutputs = 2;
   static constexpr bool kConstant = false;
   R gamma, continuation /* gamma */, lam, rho_clip, c_clip, pg_rho_clip;
+  VTrace<float> in_float() const {
+    return {static_cast<float>(gamma),    static_cast<float>(continuation), static_cast<float>(lam),
+            static_cast<float>(rho_clip), static_cast<float>(c_clip),       static_cast<float>(pg_rho_clip)};
+  }
   // A NaN ratio stays one.
   template <class V>
   FASTRL_HD FASTRL_INLINE static V clip(V rho, R high) {
@@ -171,6 +186,7 @@ struct OffPolicyReturns {  // inputs: r, Q, V', c; y: c (target - Q)
   static constexpr int kInputs = 4, kOutputs = 1;
   static constexpr bool kConstant = false;
   R gamma, continuation;  // both gamma
+  OffPolicyReturns<float> in_float() const { return {static_cast<float>(gamma), static_cast<float>(continuation)}; }
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE V one_step(const Inputs<V>& x, Code code) const {
     return x.x0 + where(code, kBootstraps, gamma * x.x2);

@@ -156,7 +156,8 @@ FASTRL_TARGET FASTRL_INLINE void compose(Affine<Lanes>& s, LanesMask& exact) {
 
 // Serial in time, side by side in n; y[n] comes in as y_{t+1} and goes out as y_t.
 template <class Op, class T>
-FASTRL_TARGET void scan_rows(const Op& op, const Tile<T>& tile, double* y) {
+FASTRL_TARGET void scan_rows(const Op& given, const Tile<T>& tile, double* y) {
+  const Op op = given;  // which no store can change: its numbers stay in registers
 #if FASTRL_LEVEL > 1
   const int64_t columns = tile.columns, whole = columns / kLanes * kLanes, rest = columns - whole;
   // What is left of a row that is no whole vector: the last vector that the row holds, whose first columns are done
@@ -202,7 +203,8 @@ FASTRL_TARGET void scan_rows(const Op& op, const Tile<T>& tile, double* y) {
 // One environment, whose steps lie next to each other; returns y of the first step, given that after the last. The
 // steps of a vector are composed in two or three rounds, so that they wait for what comes after them only once.
 template <class Op, class T>
-FASTRL_TARGET double scan_steps(const Op& op, const Tile<T>& tile, double y) {
+FASTRL_TARGET double scan_steps(const Op& given, const Tile<T>& tile, double y) {
+  const Op op = given;
   int64_t t = tile.rows;
 #if FASTRL_LEVEL > 1
   Lanes next = broadcast(y);

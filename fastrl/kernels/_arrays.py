@@ -119,6 +119,17 @@ def like(result: Any, obj: Any) -> Any:
     return result
 
 
+def mark_written(out: Any) -> None:
+    """Tell autograd that the tensors in `out` have changed: a backward pass that kept one of them raises then."""
+    for x in out if isinstance(out, (tuple, list)) else (out,):
+        if isinstance(x, np.ndarray):  # asked first: what torch is asked takes longer
+            continue
+        torch = sys.modules.get("torch")
+        # In a compiled call torch's own copy_ writes, which does this itself.
+        if torch is not None and isinstance(x, torch.Tensor) and not torch.compiler.is_compiling():
+            torch.autograd.graph.increment_version(x)
+
+
 def kind_name(obj: Any) -> str:
     """The kind of array that `obj` is: all arrays of a call are of one."""
     torch = sys.modules.get("torch")

@@ -15,6 +15,7 @@ from fastrl.kernels.generator import Generator, _default, advance, default_gener
 
 _MASK32 = 0xFFFFFFFF
 _FLOATS = ("float32", "float64")
+_HALVES = ("float16", "bfloat16")  # taken on a GPU
 
 
 def wants_grad(*arrays: Any) -> bool:
@@ -53,7 +54,7 @@ def load(
         if kind != wanted:
             raise TypeError(f"{where} must be a {wanted} like {name}, got a {kind}")
     else:
-        array = _arrays.load_tensor(obj, where, dtypes, like, name)
+        array = _arrays.load_tensor(obj, where, (*_FLOATS, *_HALVES) if dtypes == _FLOATS else dtypes, like, name)
     if same_dtype and _dtype(array) != _dtype(first):
         raise ValueError(f"{where} must have dtype {_dtype(first)} like {name}, got {_dtype(array)}")
     return array

@@ -637,12 +637,31 @@ def _like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _into(out: Any, results: Any) -> Any:
-    """The results, or `out` with them in it."""
+def _detached(args: Sequence[Any]) -> list[Any]:
+    """The arguments of an op through which no gradient flows."""
+    return [x.detach() if isinstance(x, Tensor) else x for x in args]
+
+
+def _into(out: Any, results: Any, op: str, like: str) -> Any:
+    """The results, or `out` with them in it; `like` ends the text about a wrong shape."""
     if out is None:
         return results
-    pairs = ((out, results),) if isinstance(results, Tensor) else zip(out, results, strict=True)
-    for target, result in pairs:
+    many = not isinstance(results, Tensor)
+    sequence = isinstance(out, (tuple, list))
+    if many and (not sequence or len(out) != len(results)):
+        got = f"{len(out)} arrays" if sequence else type(out).__name__
+        raise ValueError(f"{op}: out must be {len(results)} arrays, got {got}")
+    outs, found = (out, results) if many else ((out,), (results,))
+    for i, (target, result) in enumerate(zip(outs, found, strict=True)):
+        name = f"out[{i}]" if many else "out"
+        if not isinstance(target, Tensor):
+            raise TypeError(f"{op}: {name} must be a torch.Tensor{like}, got a {type(target).__name__}")
+        if target.dtype != result.dtype:
+            wanted, got = (str(x.dtype).removeprefix("torch.") for x in (result, target))
+            raise ValueError(f"{op}: {name} must have dtype {wanted}, got {got}")
+        if target.shape != result.shape:
+            raise ValueError(f"{op}: {name} must have shape {tuple(result.shape)}{like}, got {tuple(target.shape)}")
+    for target, result in zip(outs, found, strict=True):
         target.copy_(result)
     return out
 
@@ -712,6 +731,8 @@ def _end(y_T: Any) -> tuple[Tensor | None, float]:
     if _arrays.is_number(y_T):
         return None, _arrays.to_float(y_T)
     if not isinstance(y_T, Tensor):
+        if isinstance(y_T, np.ndarray) or hasattr(type(y_T), "__dlpack__"):
+            raise TypeError(f"reverse_affine_scan: y_T must be a torch.Tensor like a, got a {_arrays.kind_name(y_T)}")
         raise TypeError(f"reverse_affine_scan: y_T must be an array, got {type(y_T).__name__}")
     return y_T, 0.0
 
@@ -731,7 +752,7 @@ def reverse_affine_scan_autograd(a: Any, b: Any, y_T: Any, out: Any) -> Any:
 def reverse_affine_scan(a: Any, b: Any, y_T: Any, out: Any) -> Any:
     if _heads.wants_grad(a, b, y_T):
         _refuse_out(out)
-    return _into(out, _affine_op(a, b, *_end(y_T)))
+    return _into(out, _affine_op(a, b, *_end(y_T)), "reverse_affine_scan", " like a")
 
 
 def _gae(
@@ -797,8 +818,8 @@ def _off_policy_returns(
 
 def _scan(fn: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     """The op for torch.compile, with `out` as its last argument."""
-    op = register(fn, fake)
-    return lambda *args: _into(args[-1], op(*args[:-1]))
+    op, name = register(fn, fake), fn.__name__.removeprefix("_")
+    return lambda *args: _into(args[-1], op(*_detached(args[:-1])), name, " like rewards")
 
 
 gae = _scan(_gae, lambda rewards, *_: (_like(rewards), _like(rewards)))
@@ -843,5 +864,6 @@ def n_step_gather(
     """`cursor` and `size` are each an int or a tensor: two arguments of the op, for a schema has one type for each."""
     tensors = [x if isinstance(x, Tensor) else None for x in (cursor, size)]
     ints = [0 if isinstance(x, Tensor) else x for x in (cursor, size)]
-    found = _n_step_gather_op(rewards, terminated, truncated, indices, *tensors, *ints, gamma, n, next_values, cut)
-    return _into(out, found)
+    arrays = _detached((rewards, terminated, truncated, indices, *tensors))
+    found = _n_step_gather_op(*arrays, *ints, gamma, n, *_detached((next_values, cut)))
+    return _into(out, found, "n_step_gather", "")

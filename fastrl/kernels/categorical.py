@@ -29,7 +29,8 @@ def categorical_sample(logits: Any, *, generator: Generator | None = None) -> tu
     (but for a u within a rounding of a boundary: about once in 10^15 draws).
 
     Args:
-        logits: float32 or float64 [B, K], K >= 1, any strides, NumPy or torch; -inf masks an action.
+        logits: float32 or float64 [B, K], K >= 1, any strides, NumPy or torch; on CUDA also bfloat16 and float16.  -inf
+            masks an action.
         generator: a `Generator` on the same device; None: the default one (`fastrl.manual_seed`).
 
     Returns:
@@ -71,7 +72,8 @@ def categorical_log_prob_entropy(logits: Any, action: Any) -> tuple[Any, Any]:
     d log_prob / d z_k = 1{k = action} - p_k ;  d entropy / d z_k = - p_k (log p_k + entropy).
 
     Args:
-        logits: float32 or float64 [B, K], K >= 1, any strides, NumPy or torch; -inf masks an action.
+        logits: float32 or float64 [B, K], K >= 1, any strides, NumPy or torch; on CUDA also bfloat16 and float16.  -inf
+            masks an action.
         action: int64 / int32 [B] in [0, K), of the same kind and device.
 
     Returns:
@@ -166,12 +168,22 @@ def _pick(x: Any, action: Any) -> Any:
     return x[xp.arange(len(x)) if xp is np else xp.arange(len(x), device=x.device), action]
 
 
+def _running_sums(e: Any) -> Any:
+    """cumsum(e, 1), one after the other: in another order, as torch's on a GPU, a 0 can widen its action's share."""
+    if isinstance(e, np.ndarray):
+        return np.cumsum(e, 1)
+    prefix = e.clone()
+    for k in range(1, e.shape[1]):
+        prefix[:, k] += prefix[:, k - 1]
+    return prefix
+
+
 def _sample(logits: Any, state: Any, uniform: Any) -> tuple[Any, Any]:
     z = load_logits(logits, "categorical_sample")
     xp = _heads.module_of(z)
     d, e = _exponentials(z)
     with np.errstate(invalid="ignore", divide="ignore"):
-        prefix = xp.cumsum(e, 1)
+        prefix = _running_sums(e)
         total = prefix[:, -1:]
         bad = xp.asarray(~((total[:, 0] > 0) & (total[:, 0] < np.inf)), dtype=xp.int8)
     if bool(bad.any()):

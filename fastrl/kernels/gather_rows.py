@@ -29,7 +29,10 @@ def gather_rows(arrays: Any, indices: Any, *, out: Any = None) -> Any:
         IndexError: naming the first index out of range; nothing is written then.
         ValueError, TypeError: a wrong dtype, shape or kind of array.
     """
-    return _gather_rows(arrays, indices, out)
+    found = _gather_rows(arrays, indices, out)
+    if out is not None:
+        _arrays.mark_written(out)
+    return found
 
 
 def gather_rows_reference(arrays: Any, indices: Any, *, out: Any = None) -> Any:

@@ -42,8 +42,8 @@ def n_step_gather(
     On the CPU the flags are only read, and checked, along the way.
 
     Args:
-        rewards: [C] or [C, N], float32 or float64: r of the item in each slot.  NumPy or torch, all arrays of a call on
-            one device; any strides, without a copy.
+        rewards: [C] or [C, N], float32 or float64, on CUDA also bfloat16 and float16: r of the item in each slot.
+            NumPy or torch, all arrays of a call on one device; any strides, without a copy.
         terminated, truncated: flags like `rewards`, bool or uint8 of 0 and 1: step s ended in a terminal state; was cut
             by a limit.
         indices: int64 / int32 [B]: where the items start, as slot * N + environment.
@@ -78,6 +78,8 @@ def n_step_gather(
     found: tuple[Any, Any, Any] = gather(
         rewards, terminated, truncated, indices, cursor, size, gamma, n, next_values, cut, out
     )
+    if out is not None:
+        _arrays.mark_written(out)
     return found
 
 
@@ -163,17 +165,18 @@ class ReferenceGather:
         def two(array: Any) -> Any:
             return None if array is None else array.reshape(C, N)
 
-        returns, discounts, last, bad = self._walk(
-            two(r), two(flags["terminated"]), two(flags["truncated"]), slot, env, limit, gamma, two(v),
-            two(flags.get("cut")),
-        )  # fmt: skip
+        with np.errstate(all="ignore"):
+            returns, discounts, last, bad = self._walk(
+                two(r), two(flags["terminated"]), two(flags["truncated"]), slot, env, limit, gamma, two(v),
+                two(flags.get("cut")),
+            )  # fmt: skip
+            found = self._cast(returns, dtype), self._cast(discounts, dtype), last * N + env
         if B and bool((bad > 0).any()):
             b = int(self._cast(bad > 0, "uint8").argmax())
             name = ("terminated", "truncated", "cut")[int(bad[b]) - 1]
             where = [int(last[b]), int(env[b])][: len(shape)]
             value = int(flags[name][tuple(where)])
             raise ValueError(f"n_step_gather: {name}[{', '.join(map(str, where))}] is {value}, must be 0 or 1")
-        found = self._cast(returns, dtype), self._cast(discounts, dtype), last * N + env
         if targets is None:
             return self._out(found[0], rewards), self._out(found[1], rewards), self._out(found[2], rewards)
         for target, array in zip(targets, found, strict=True):
@@ -202,7 +205,8 @@ class ReferenceGather:
                 break
             flag, other = terminated[at, env], truncated[at, env]
             last = xp.where(alive, at, last)
-            returns = xp.where(alive, returns + factor * self._cast(rewards[at, env], "float64"), returns)
+            if factor != 0:
+                returns = xp.where(alive, returns + factor * self._cast(rewards[at, env], "float64"), returns)
             factor *= gamma
             discounts = xp.where(alive, xp.where(flag != 0, zero, factor), discounts)
             bad = xp.where(alive & self._wrong(other), 2, bad)
@@ -302,6 +306,8 @@ class TorchGather(ReferenceGather):
     def _load(self, name: str, obj: Any, dtypes: tuple[str, ...]) -> Any:
         if name == "rewards":
             self._rewards = obj
+        if dtypes == _FLOATS and _is_cuda(self._rewards):
+            dtypes = (*_FLOATS, "float16", "bfloat16")
         return _arrays.load_tensor(obj, f"n_step_gather: {name}", dtypes, self._rewards, "rewards")
 
     def _dtype(self, array: Any) -> str:

@@ -35,7 +35,7 @@ def normal_sample(mean: Any, log_std: Any, *, noise: Any = None, generator: Gene
     eps held fixed; second ones raise.
 
     Args:
-        mean: float32 or float64 [B, A], any strides, NumPy or torch.
+        mean: float32 or float64 [B, A], any strides, NumPy or torch; on CUDA also bfloat16 and float16.
         log_std: [A] or [B, A], of the same kind, device and dtype.
         noise: eps [B, A] instead of a draw, of the same kind, device and dtype; taken as a constant.
         generator: a `Generator` on the same device; None: the default one (`fastrl.manual_seed`).
@@ -77,7 +77,7 @@ def normal_log_prob_entropy(mean: Any, log_std: Any, action: Any) -> tuple[Any, 
     d log_prob / d log_std = z^2 - 1, d entropy / d log_std = 1.
 
     Args:
-        mean: float32 or float64 [B, A], any strides, NumPy or torch.
+        mean: float32 or float64 [B, A], any strides, NumPy or torch; on CUDA also bfloat16 and float16.
         log_std: [A] or [B, A], of the same kind, device and dtype.
         action: [B, A], of the same kind, device and dtype.
 

@@ -22,6 +22,7 @@ from fastrl.kernels import (
 
 INF, NAN = np.inf, np.nan
 DTYPES = [np.float32, np.float64]
+DEVICE = "cuda"  # of the compiled CUDA kernels
 # Around the 16 rows and 64 actions that the C++ kernel works on together.
 SIZES = [(1, 1), (4, 2), (15, 18), (16, 3), (17, 6), (99, 4), (989, 5), (3, 63), (2, 64), (33, 65), (5, 1000)]
 
@@ -218,22 +219,50 @@ def test_chi_square(backend, oracle, dtype):
     assert oracle.chi_square_tail(counts[possible], p * 60_000) > 1e-6
 
 
-@pytest.mark.parametrize("name", ["reference", "numba", "cpp"])
+@pytest.mark.parametrize("name", ["reference", "numba", "cpp", "cuda kernels", "torch on cuda"])
 def test_no_uniform_draws_an_impossible_action(request, name):
-    """At u = 0, the largest u below 1, and u = 1 as rounding could give it."""
+    """At u = 0, the largest u below 1, and u = 1 as rounding could give it; and the same one everywhere."""
     if name == "cpp":
         request.getfixturevalue("cpp")
     if name == "numba":
         pytest.importorskip("numba")
-    modules = {"numba": "fastrl.kernels._numba.categorical", "cpp": "fastrl._C"}
-    kernels = categorical.reference if name == "reference" else importlib.import_module(modules[name])
+    if name.endswith("cuda") and not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if name == "cuda kernels" and fastrl._backend.cuda_backend()[0] != "cuda":
+        pytest.skip(fastrl._backend.cuda_backend()[1])
+    modules = {"numba": "fastrl.kernels._numba.categorical", "cpp": "fastrl._C", "cuda kernels": "fastrl._C_cuda"}
+    kernels = importlib.import_module(modules[name]) if name in modules else categorical.reference
+
+    def sample(z, u):
+        if "cuda" not in name:
+            return kernels.categorical_sample(z, None, u)
+        torch = pytest.importorskip("torch")
+        found = kernels.categorical_sample(torch.from_numpy(z).to(DEVICE), None, torch.from_numpy(u).to(DEVICE))
+        return [x.cpu().numpy() for x in found]
+
     rows = [[-INF, 0.0, -INF], [-INF, 0.3, 0.1], [0.1, 0.3, -INF], [0.0, -800.0, -INF], [-800.0, 0.0, -800.0]]
     rows += [[0.1, 0.2, 0.3], [0.0, -40.0, -INF]]
     for dtype in DTYPES:
         z = np.array(rows, dtype)
         for u in (0.0, 2.0**-53, 0.5, 1 - 2.0**-53, 1.0):
-            action, log_prob = kernels.categorical_sample(z, None, np.full(len(z), u))
+            action, log_prob = sample(z, np.full(len(z), u))
             assert (log_prob > -700).all() and (z[np.arange(len(z)), action] > -700).all(), (u, action)
+    # Weights whose sums round otherwise in another order, the last action masked.
+    rng = np.random.default_rng(0)
+    for actions in (4, 7, 33):
+        z = rng.standard_normal((300, actions)) * 3
+        z[rng.random(z.shape) < 0.4] = z[:, -1] = -INF
+        z[:, 0] = 0.5
+        for u in (np.full(300, 1 - 2.0**-53), rng.random(300)):
+            action, _ = sample(z, u)
+            assert np.isfinite(z[np.arange(300), action]).all()
+            np.testing.assert_array_equal(action, categorical.reference.categorical_sample(z, None, u)[0])
+
+
+def test_running_sums_of_tensors_are_those_of_numpy(torch):
+    """As the reference adds on a GPU, where torch's cumsum is a tree."""
+    e = np.random.default_rng(0).random((50, 33))
+    np.testing.assert_array_equal(categorical._running_sums(torch.from_numpy(e)), categorical._running_sums(e))
 
 
 @pytest.mark.parametrize("row", [0, 15, 16, 36])

@@ -8,7 +8,7 @@ import pytest
 import fastrl
 from fastrl import _backend
 from fastrl.kernels.categorical import reference as categorical
-from fastrl.kernels.n_step_gather import n_step_gather, n_step_gather_reference
+from fastrl.kernels.n_step_gather import TorchGather, n_step_gather, n_step_gather_reference
 from fastrl.kernels.normal import reference as normal
 
 torch = pytest.importorskip("torch", reason="CUDA tensors need torch, which is not installed")
@@ -143,6 +143,51 @@ def test_normal(tolerance, rows, columns, dtype, shared):
                 same(found, normal.normal_sample_backward(log_std, noise, given, p), close)
 
 
+# ---- 16 bits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    """Numbers of 16 bits in and out: right to the rounding of the result, whatever serves them."""
+    close = {"rtol": 1.01 * torch.finfo(dtype).eps / 2, "atol": 1e-6}  # float32 beside a tie may round either way
+    rng = np.random.default_rng(0)
+
+    def halves(*shape):
+        x = torch.from_numpy(rng.normal(size=shape)).to(dtype)
+        return x.to(DEVICE), x.double().numpy()
+
+    def check(found, wanted):
+        for got, want in zip(found, wanted, strict=True):
+            if got is not None and want is not None:
+                assert got.dtype == (dtype if got.is_floating_point() else torch.int64)
+                np.testing.assert_allclose(got.cpu().double().numpy(), want, **close)
+
+    u = rng.random(40)
+    (z, z64), (m, m64), (x, x64), (s, s64), (gl, gl64) = (
+        halves(*shape) for shape in ((40, 5), (40, 3), (40, 3), (3,), (40,))
+    )
+    given = rng.integers(0, 5, 40)
+    a, e = put(given), torch.zeros(20, 2, dtype=torch.bool, device=DEVICE)
+    (r, r64), (v, v64), none = halves(20, 2), halves(20, 2), np.zeros((20, 2), bool)
+    gather, np_gather = TorchGather(torch), n_step_gather_reference
+    for backend, ours in ((kernels, kernels.n_step_gather), (categorical, gather)):
+        heads = kernels if backend is kernels else normal
+        check(backend.categorical_sample(z, None, put(u)), categorical.categorical_sample(z64, None, u))
+        check(backend.categorical_log_prob_entropy(z, a), categorical.categorical_log_prob_entropy(z64, given))
+        check(
+            [backend.categorical_log_prob_entropy_backward(z, a, gl, None)],
+            [categorical.categorical_log_prob_entropy_backward(z64, given, gl64, None)],
+        )
+        check(heads.normal_sample(m, s, x, None, False), normal.normal_sample(m64, s64, x64, None, False))
+        check(heads.normal_log_prob_entropy(m, s, x), normal.normal_log_prob_entropy(m64, s64, x64))
+        check(
+            heads.normal_log_prob_entropy_backward(m, s, x, gl, gl, True, True, True),
+            normal.normal_log_prob_entropy_backward(m64, s64, x64, gl64, gl64, True, True, True),
+        )
+        found = ours(r, e, e, torch.arange(40, device=DEVICE), 0, 20, 0.97, 3, v, None, None)
+        check(found, np_gather(r64, none, none, np.arange(40), 0, 20, gamma=0.97, n=3, next_values=v64))
+
+
 # ---- autograd, capture ------------------------------------------------------------------------------------------
 
 
@@ -260,6 +305,35 @@ def test_n_step_gather(tolerance, shape, dtype):
             )  # fmt: skip
             assert out is None or found is out
             same(tuple(x.contiguous() for x in found), wanted, close)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_n_step_gather_captured_in_a_graph(dtype):
+    """Replayed with other contents of the ring, cursors and indices: the results are those of eager calls."""
+    rng = np.random.default_rng(0)
+
+    def inputs():
+        rewards, values = (rng.normal(size=(50, 4)).astype(dtype) for _ in range(2))
+        flags = [rng.random((50, 4)) < p for p in (0.05, 0.05, 0.1)]
+        size = rng.integers(40, 51, 4)
+        return [rewards, values, *flags, rng.integers(0, 200, 99), rng.integers(0, 50, 4), size]
+
+    def work():
+        r, v, e, t, c, i, cursor, size = held
+        out = kernels.n_step_gather(r, e, t, i, cursor, size, 0.97, 3, v, c, outs)
+        return (*kernels.n_step_gather(r, e, t, i, 7, 50, 0.97, 5, v, None, None), *out)
+
+    held = [put(x) for x in inputs()]
+    outs = tuple(put(np.zeros(99, kind)) for kind in (dtype, dtype, np.int64))
+    graph, results = captured(work)
+    for _ in range(3):
+        for x, new in zip(held, inputs(), strict=True):
+            x.copy_(torch.from_numpy(new))
+        graph.replay()
+        found = [x.clone() for x in results]
+        assert (found[2] >= 0).all() and not (found[0] == 0).all()
+        for got, want in zip(found, work(), strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
 def test_n_step_gather_of_what_is_not_there():

@@ -138,6 +138,40 @@ def test_a_zero_cuts(served, shape):
     assert (y == 0).all()
 
 
+@pytest.mark.parametrize("T", [64, 500, 1100])
+def test_coefficients_that_do_not_compose(served, T):
+    """Products that overflow, underflow or are NaN: what they would multiply counts, as in one step after the other."""
+    backend, device = served
+    a, b = np.ones(T), np.zeros(T)
+    a[8:11], b[31] = (1e200, 1e200, 0), 1
+    y = backend.reverse_affine_scan(put(a, device), put(b, device), None, None).cpu().numpy()
+    np.testing.assert_array_equal(y, np.where((np.arange(T) > 10) & (np.arange(T) < 32), 1.0, 0.0))
+    a = np.full(T, 0.5)
+    a[-1] = np.nan
+    assert backend.reverse_affine_scan(put(a, device), put(np.ones(T), device), None, None).isnan().all()
+    a = np.ones(T)
+    a[T // 2 : T // 2 + 4] = 1e200, 1e200, 1e-200, 1e-200
+    y = backend.reverse_affine_scan(put(a, device), put(np.zeros(T), device), 1e300, None).cpu().numpy()
+    np.testing.assert_allclose(y[[0, -1]], 1e300)
+
+
+@pytest.mark.parametrize("shape", [(5000, 1), (2000, 1030)], ids=["along time", "serial"])
+def test_float32_errors_do_not_add_up_over_a_long_horizon(served, shape):
+    """As on the CPU (test_scans.py)."""
+    backend, device = served
+    if device == "cpu" and shape[1] > 1:
+        pytest.skip("slow without a GPU")
+    values = (1000 + np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
+    arrays, none = (np.full(shape, 0.1, np.float32), values, np.roll(values, -1, axis=0)), np.zeros(shape, bool)
+    wanted = scans.ReferenceScans().gae(*(x.astype(np.float64) for x in arrays), none, none, 0.999, 1.0, None, None)
+    moved, none = [put(x, device) for x in arrays], put(none, device)
+    found = backend.gae(*moved, none, none, 0.999, 1.0, None, None)
+    np.testing.assert_allclose(found[0].cpu(), wanted[0], rtol=1e-5, atol=2e-4)
+    np.testing.assert_allclose(found[1].cpu(), wanted[1], rtol=1e-5)
+    returns = backend.lambda_returns(moved[0], moved[2], none, none, 0.999, 1.0, None, None)
+    np.testing.assert_allclose(returns.cpu(), wanted[1], rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(40, 3), (200, 3)], ids=["serial", "along time"])
 def test_half_precision(served, shape, dtype):

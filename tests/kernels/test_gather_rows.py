@@ -461,6 +461,16 @@ def test_grad(gather_rows, torch):
         assert not got.requires_grad and got.tolist() == [[4, 5], [0, 1]]
 
 
+def test_out_tells_autograd(torch):
+    """A backward pass that kept what `out` held raises, as with torch's own operations in place."""
+    w, out = torch.ones(2, 3, requires_grad=True), torch.ones(2, 3)
+    loss = (w * out).sum()
+    public_gather_rows([torch.zeros(4, 3)], torch.tensor([1, 3]), out=[out])
+    assert out._version == 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_the_public_function():
     """Whatever backend it chose."""
     assert fastrl.gather_rows is public_gather_rows

@@ -264,6 +264,17 @@ def test_nothing_behind_a_terminal_step_is_read(gather):
     assert found[0].tolist() == [2, 2] and found[1].tolist() == [0, 0]
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_a_discount_of_0_hides(gather):
+    """gamma = 0 leaves the first reward, whatever the later ones are."""
+    for dtype in (np.float32, np.float64):
+        rewards, none = np.array([1, np.nan, np.inf, 2], dtype), np.zeros(4, bool)
+        indices, values = np.array([0, 3]), np.array([np.nan, np.nan, np.inf, np.nan], dtype)
+        returns, discounts, last = gather(rewards, none, none, indices, 0, 4, gamma=0.0, n=3, next_values=values)
+        assert returns.tolist() == [1, 2] and discounts.tolist() == [0, 0] and last.tolist() == [2, 3]
+        assert gather(rewards, none, none, indices, 0, 4, gamma=0.0, n=2)[0].tolist() == [1, 2]
+
+
 def test_a_nan_of_one_environment_stays_there(gather):
     ring = Ring(histories([30, 30], 5, end=0), 16, dtype="float64")
     ring.rewards[:, 1] = np.nan
@@ -567,6 +578,17 @@ def test_the_public_function():
         public_n_step_gather(ring.rewards, ring.terminated, ring.truncated, indices, 0, 33, 0.9, 3)
 
 
+def test_out_tells_autograd(torch):
+    """A backward pass that kept what `out` held raises, as with torch's own operations in place."""
+    ring = torch.ones(8), torch.zeros(8, dtype=torch.bool), torch.zeros(8, dtype=torch.bool)
+    w, out = torch.ones(3, requires_grad=True), (torch.ones(3), torch.ones(3), torch.zeros(3, dtype=torch.int64))
+    loss = (w * out[0]).sum()
+    fastrl.n_step_gather(*ring, torch.arange(3), 0, 8, gamma=0.5, n=2, out=out)
+    assert [x._version for x in out] == [1, 1, 1]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 # ---- torch.compile -----------------------------------------------------------------------------------------------
 
 
@@ -616,6 +638,45 @@ def test_out_is_written_in_a_compiled_call():
 
     torch.compile(fn, backend="aot_eager", fullgraph=True)(*out)
     assert [x.tolist() for x in out] == [[1.5] * 3, [0.25] * 3, [1, 2, 3]]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize(
+    ("position", "bad", "text"),
+    [(0, (2, 3), r"out\[0\] must have shape \(3,\), got"), (2, (3,), r"out\[2\] must have dtype int64, got float32")],
+)
+def test_out_is_checked_in_a_compiled_call(fullgraph, position, bad, text):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch._dynamo.reset()
+    ring = torch.ones(8), torch.zeros(8, dtype=torch.bool), torch.zeros(8, dtype=torch.bool)
+    out = [torch.full((3,), -1.0), torch.full((3,), -1.0), torch.full((3,), -1)]
+    out[position] = torch.full(bad, -1.0)
+
+    def fn(*out):
+        return fastrl.n_step_gather(*ring, torch.arange(3), 0, 8, gamma=0.5, n=2, out=out)
+
+    with pytest.raises(Exception, match=f"n_step_gather: {text}"):
+        torch.compile(fn, backend="eager", fullgraph=fullgraph)(*out)
+    assert all((x == -1).all() for x in out)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_arrays_that_want_a_gradient_are_constants_in_a_compiled_call():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch._dynamo.reset()
+    rewards, none, w = torch.arange(8.0), torch.zeros(8, dtype=torch.bool), torch.ones(8, requires_grad=True)
+
+    def loss(w):
+        values = 2 * w
+        returns = fastrl.n_step_gather(
+            w * rewards, none, none, torch.arange(8), 0, 8, gamma=0.5, n=2, next_values=values
+        )[0]
+        return ((returns - values) ** 2).mean()
+
+    (wanted,) = torch.autograd.grad(loss(w), w)
+    (found,) = torch.autograd.grad(torch.compile(loss, backend="aot_eager", fullgraph=True)(w), w)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_opcheck():

@@ -950,6 +950,23 @@ def test_float32_sums_in_float64(kernels):
     np.testing.assert_array_equal(got, (2.0**24 + np.arange(1000, -1, -1)).astype(np.float32))
 
 
+@pytest.mark.parametrize("shape", [(5000,), (5000, 1), (5000, 19)], ids=str)
+@pytest.mark.parametrize(("gamma", "lam"), [(0.999, 1.0), (0.999, 0.95), (0.9999, 0.999), (1.0, 1.0)])
+def test_float32_errors_do_not_add_up_over_a_long_horizon(kernels, reference, shape, gamma, lam):
+    """Values far above what a step adds: an error of one sign in each delta would be 1,000 times as large in a sum."""
+    none = np.zeros(shape, bool)
+    for noise in (0, 1):
+        values = (1000 + noise * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
+        arrays = np.full(shape, 0.1, np.float32), values, np.roll(values, -1, axis=0)
+        wide = [x.astype(np.float64) for x in arrays]
+        advantages, returns = kernels.scans.gae(*arrays, none, none, gamma=gamma, lam=lam)
+        wanted, wanted_returns = reference.scans.gae(*wide, none, none, gamma=gamma, lam=lam)
+        np.testing.assert_allclose(advantages, wanted, rtol=1e-5, atol=2e-4)  # 3 roundings of values
+        np.testing.assert_allclose(returns, wanted_returns, rtol=1e-5)
+        found = kernels.scans.lambda_returns(arrays[0], arrays[2], none, none, gamma=gamma, lam=lam)
+        np.testing.assert_allclose(found, wanted_returns, rtol=1e-5)
+
+
 def test_overflow_to_float32_is_infinite(kernels):
     rewards, none = np.full(4, 3e38, np.float32), np.zeros(4, bool)
     got = kernels.scans.discounted_returns(rewards, none, none, gamma=1.0)
@@ -1032,6 +1049,15 @@ def test_double_backward_raises(torch):
         grad.sum().backward()
 
 
+def test_the_end_where_a_gradient_is_wanted(torch):
+    a, b = weights(torch, 4), weights(torch, 4)
+    for y_T, kind in ((np.ones(()), "a torch.Tensor like a, got a numpy.ndarray"), ([1.0], "an array, got list")):
+        for x in (a, a.detach()):
+            with pytest.raises(TypeError) as caught:
+                public.reverse_affine_scan(x, b.detach(), y_T)
+            assert str(caught.value) == f"reverse_affine_scan: y_T must be {kind}"
+
+
 def test_out_and_gradients(torch):
     a, b = weights(torch, 4), weights(torch, 4)
     out = torch.full((4,), torch.nan, dtype=torch.float64)
@@ -1041,6 +1067,23 @@ def test_out_and_gradients(torch):
     with torch.no_grad():
         assert public.reverse_affine_scan(a, b, out=out) is out
         assert torch.equal(out, public.reverse_affine_scan(a, b))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_out_tells_autograd(torch, op):
+    """A backward pass that kept what `out` held raises, as with torch's own operations in place."""
+    p = problem(op, 6, 2, seed=1)
+    out = tuple(torch.ones(6, 2, dtype=getattr(torch, name)) for name in dtypes_of(op, "float32"))
+    w = torch.ones(6, 2, requires_grad=True)
+    loss = (w * out[0]).sum()
+    getattr(public, op)(**to_torch(torch, p.kwargs), out=out if len(out) > 1 else out[0])
+    assert all(x._version == 1 for x in out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.inference_mode():  # whose tensors have no version
+        frozen = tuple(torch.ones_like(x) for x in out)
+        getattr(public, op)(**to_torch(torch, p.kwargs), out=frozen if len(out) > 1 else frozen[0])
+    same_bits(frozen, out)
 
 
 @pytest.mark.parametrize("op", FLAGGED)
@@ -1105,6 +1148,10 @@ def test_jax_arrays(kernels):
     got = call(kernels, "gae", kwargs)
     assert all(isinstance(x, jax.Array) for x in got)
     same_bits(got, call(kernels, "gae", p.kwargs))
+    out = jax.numpy.zeros((2, 9, 4))
+    with pytest.raises(ValueError, match=r"gae: out\[0\] must be writable"):
+        call(kernels, "gae", kwargs, out=(out[0], out[1]))
+    assert not np.asarray(out).any()
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -65,6 +65,51 @@ def test_out_is_written_in_a_compiled_call():
     assert equal(tuple(out), fastrl.gae(*floats[:3], *flags[:2], gamma=0.9, lam=0.8))
 
 
+@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize(
+    ("out", "text"),
+    [
+        (
+            (torch.full((7, 3), -1.0), torch.full((2, 7, 3), -1.0)),
+            r"out\[1\] must have shape \(7, 3\) like rewards, got",
+        ),
+        ((torch.full((7, 3), -1.0), torch.full((7, 3), -1)), r"out\[1\] must have dtype float32.*, got int64"),
+        ((torch.full((7, 3), -1.0),), "out must be 2 arrays, got 1 arrays"),
+    ],
+    ids=["shape", "dtype", "count"],
+)
+def test_out_is_checked_in_a_compiled_call(fullgraph, out, text):
+    torch._dynamo.reset()
+    floats, flags = rollout()
+
+    def fn(r, *out):
+        return fastrl.gae(r, *floats[1:3], *flags[:2], gamma=0.9, lam=0.8, out=out)
+
+    with pytest.raises(Exception, match=f"gae: {text}"):
+        torch.compile(fn, backend="eager", fullgraph=fullgraph)(floats[0], *out)
+    assert all((x == -1).all() for x in out)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_arrays_that_want_a_gradient_are_constants(backend):
+    """As in eager mode: the loss has the gradient of what does not go through the scans."""
+    torch._dynamo.reset()
+    floats, flags = rollout(dtype=torch.float64)
+    functions = [f for op, f in calls(floats, flags).items() if not op.startswith("reverse")]
+    w = torch.ones(3, dtype=torch.float64, requires_grad=True)
+
+    def loss(w):
+        v = floats[1] * w
+        found = [fastrl.gae(v, v, v, *flags[:2], gamma=0.9, lam=0.8)] + [f(v) for f in functions]
+        return sum(
+            ((x - v) ** 2).mean() for result in found for x in (result if isinstance(result, tuple) else [result])
+        )
+
+    (wanted,) = torch.autograd.grad(loss(w), w)
+    (found,) = torch.autograd.grad(torch.compile(loss, backend=backend, fullgraph=True)(w), w)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
 def op_calls():
     import fastrl.kernels._torch  # noqa: F401 (registers the ops)
 

@@ -20,7 +20,8 @@ def _items(
         s, e = slot[i], env[i]
         total, factor, m = 0.0, 1.0, 1
         while True:
-            total += factor * rewards[s, e]
+            if factor != 0.0:
+                total += factor * rewards[s, e]
             factor *= gamma
             if terminated[s, e] or truncated[s, e]:
                 if truncated[s, e] > 1:
