@@ -87,7 +87,11 @@ class A2CConfig:
 
 
 class A2C(Agent[A2CConfig]):
-    """An agent for discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+    """Advantage actor-critic, the synchronous form of A3C (Mnih et al. 2016, arXiv:1602.01783).
+
+    L = -mean A log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s))
+
+    For discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `A2CConfig`.  Raises InputError for anything that cannot work.
@@ -216,7 +220,7 @@ class ActorCriticConfig(A2CConfig):
 
 
 class OneStepActorCritic(A2C):
-    """The one-step actor-critic: A2C that learns after every step, from the TD error of that step.
+    """The one-step actor-critic (Sutton & Barto 2018, section 13.5): A2C that learns after every step, from its TD error.
 
     See `A2C`; the hyperparameters are those of `ActorCriticConfig`.
     """

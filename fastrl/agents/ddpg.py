@@ -43,7 +43,11 @@ class DDPGConfig(ContinuousConfig):
 
 
 class DDPG(DeterministicActorAgent[DDPGConfig]):
-    """An agent for bounded Box actions; observations are Boxes, which an MLP sees flattened.
+    """Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv:1509.02971).
+
+    Critic: mean w (Q(s, a) - y)^2 with y = r + gamma (1 - terminated) Q'(s', mu'(s')).  Actor: -mean Q(s, mu(s)).
+
+    For bounded Box actions; observations are Boxes, which an MLP sees flattened.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `DDPGConfig`.  Raises InputError for anything that cannot work.

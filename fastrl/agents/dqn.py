@@ -118,7 +118,13 @@ class DQNConfig:
 
 
 class DQN(OffPolicyAgent[DQNConfig]):
-    """An agent for environments with discrete actions and Box observations (which an MLP sees flattened).
+    """Deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236), with the switches of Double, Dueling, prioritized and
+    n-step DQN (sources: ``help(fastrl.agents.dqn)``).
+
+    mean w (Q(s, a) - y)^2 with y = r + gamma (1 - terminated) Q'(s', a'), a' = argmax Q'(s', .) or, with `double`,
+    argmax Q(s', .)
+
+    For discrete actions; observations are Boxes, which an MLP sees flattened.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `DQNConfig`.  Raises InputError for anything that cannot work.

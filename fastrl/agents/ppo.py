@@ -126,7 +126,13 @@ class KLPenalty:
 
 
 class PPO(Agent[PPOConfig]):
-    """An agent for discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+    """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347).
+
+    With rho = pi(a|s) / pi_old(a|s), L = L_policy + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)):
+    clip:     L_policy = -mean min(rho A, clip(rho, 1 - clip_range, 1 + clip_range) A)
+    penalty:  L_policy = -mean rho A + beta mean KL(pi_old || pi), beta adapted to the KL
+
+    For discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `PPOConfig`.  Raises InputError for anything that cannot work.

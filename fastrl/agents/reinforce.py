@@ -74,7 +74,12 @@ class REINFORCEConfig:
 
 
 class REINFORCE(Agent[REINFORCEConfig]):
-    """An agent for discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+    """REINFORCE (Williams 1992, doi:10.1007/BF00992696), with a learned baseline V if wanted.
+
+    L = -mean (G - V(s)) log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)), with the
+    reward-to-go G.
+
+    For discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode, whose episodes must end.
     `config` and keyword overrides set the hyperparameters of `REINFORCEConfig`.  Raises InputError for anything that

@@ -57,7 +57,13 @@ class SACConfig(ContinuousConfig):
 
 
 class SAC(ContinuousAgent[SACConfig]):
-    """An agent for bounded Box actions; observations are Boxes, which an MLP sees flattened.
+    """Soft actor-critic (Haarnoja et al. 2018, arXiv:1801.01290 and arXiv:1812.05905).
+
+    Critics: sum_k mean w (Q_k(s, a) - y)^2 with y = r + gamma (1 - terminated) [min_k Q'_k(s', a') - alpha log
+    pi(a'|s')].  Actor: mean [alpha log pi(a|s) - min_k Q_k(s, a)], a ~ pi(.|s).  Temperature: -log(alpha) mean
+    [log pi(a|s) + target_entropy].
+
+    For bounded Box actions; observations are Boxes, which an MLP sees flattened.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `SACConfig`.  Raises InputError for anything that cannot work.

@@ -43,7 +43,12 @@ class TD3Config(ContinuousConfig):
 
 
 class TD3(DeterministicActorAgent[TD3Config]):
-    """An agent for bounded Box actions; observations are Boxes, which an MLP sees flattened.
+    """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, arXiv:1802.09477).
+
+    Critics: sum_k mean w (Q_k(s, a) - y)^2 with y = r + gamma (1 - terminated) min_k Q'_k(s', a'), a' = mu'(s') with
+    clipped noise.  Actor, every `policy_delay` updates: -mean Q_1(s, mu(s)).
+
+    For bounded Box actions; observations are Boxes, which an MLP sees flattened.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `TD3Config`.  Raises InputError for anything that cannot work.

@@ -98,7 +98,12 @@ class TRPOConfig:
 
 
 class TRPO(Agent[TRPOConfig]):
-    """An agent for discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+    """Trust region policy optimization (Schulman et al. 2015, arXiv:1502.05477).
+
+    A step along (F + cg_damping I)^-1 g, g the gradient of mean rho A with rho = pi(a|s) / pi_old(a|s), as long as
+    mean KL(pi_old || pi) <= max_kl allows; then V is fitted to G by mean (V(s) - G)^2 / 2.
+
+    For discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `TRPOConfig`.  Raises InputError for anything that cannot work.
