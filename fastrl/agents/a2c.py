@@ -220,7 +220,7 @@ class ActorCriticConfig(A2CConfig):
 
 
 class OneStepActorCritic(A2C):
-    """The one-step actor-critic (Sutton & Barto 2018, section 13.5): A2C that learns after every step, from its TD error.
+    """The one-step actor-critic (Sutton & Barto 2018, section 13.5): A2C that learns from the TD error of every step.
 
     See `A2C`; the hyperparameters are those of `ActorCriticConfig`.
     """
