@@ -554,7 +554,7 @@ def test_same_error_texts(torch, oracle, monkeypatch):
         assert found == outcomes["reference"], module
 
 
-@pytest.mark.parametrize("generator", [0, np.random.default_rng(0), "seed"], ids=repr)
+@pytest.mark.parametrize("generator", [0, np.random.default_rng(0), "seed"], ids=["int", "numpy", "str"])
 def test_bad_generator(backend, generator):
     with pytest.raises(TypeError, match="categorical_sample: generator must be a fastrl.Generator, got"):
         categorical_sample(np.zeros((2, 2)), generator=generator)
