@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
-from fastrl.agents import DDPG, SAC, TD3, checkpoint
+from fastrl.agents import DDPG, SAC, TD3, checkpoint, sac
 from fastrl.agents.config import InputError
 from fastrl.agents.networks import Actor, Critics, numpy_forward
 from fastrl.agents.off_policy import ContinuousConfig
@@ -386,3 +386,79 @@ def test_divergence_is_not_blamed_on_the_environment(cls):
         agent.actor.vector.fill_(np.nan)
     with pytest.raises(InputError, match="loss is not finite at step 30, .* training diverged"):
         agent.learn(40, progress=False)
+
+
+@pytest.mark.parametrize("cls", [TD3, SAC])
+def test_updates_are_those_of_stable_baselines3(cls, monkeypatch):
+    """From the same weights, on the same batches and with the same noise, 30 updates move all networks alike."""
+    sb3 = pytest.importorskip("stable_baselines3", reason="a library that only the benchmarks install")
+    from stable_baselines3.common.type_aliases import ReplayBufferSamples
+
+    rows, rates = 32, {"learning_rate": 1e-3, "actor_learning_rate": 1e-3}
+    settings = {"target_noise": 0.0} if cls is TD3 else {}
+    agent = cls("Pendulum-v1", hidden=(16, 16), batch_size=rows, seed=3, **rates, **settings)
+    theirs = getattr(sb3, cls.__name__)(
+        "MlpPolicy", "Pendulum-v1", learning_rate=1e-3, batch_size=rows, policy_kwargs={"net_arch": [16, 16]},
+        device="cpu", **({"target_policy_noise": 0.0} if cls is TD3 else {}),
+    )  # fmt: skip
+    theirs._setup_learn(1)
+    heads = [theirs.actor.mu] if cls is TD3 else [theirs.actor.latent_pi, theirs.actor.mu, theirs.actor.log_std]
+
+    def linear(*modules):
+        return [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+    def parameters(actor, critic):
+        """Of Stable-Baselines3's modules in the order of ours: mean and log_std of SAC are one layer there."""
+        layers = linear(*actor)
+        parts = [(layer.weight.T, layer.bias) for layer in (layers if cls is TD3 else layers[:-2])]
+        if cls is SAC:
+            mean, log_std = layers[-2:]
+            parts.append((torch.cat((mean.weight, log_std.weight)).T, torch.cat((mean.bias, log_std.bias))))
+        pairs = zip(*(linear(q) for q in critic.q_networks), strict=True)
+        critics = [torch.stack(x) for a, b in pairs for x in ((a.weight.T, b.weight.T), (a.bias, b.bias))]
+        return torch.cat([x.detach().flatten() for x in (*(x for part in parts for x in part), *critics)])
+
+    with torch.no_grad():
+        views = agent.actor.views()
+        for i, layer in enumerate(linear(*heads)):
+            at = min(2 * i, len(views) - 2)
+            column = slice(None) if cls is TD3 or i < 2 else slice(i - 2, i - 1)
+            layer.weight.copy_(views[at][0].T[column])
+            layer.bias.copy_(views[at + 1][0].flatten()[column])
+        for k, q in enumerate(theirs.critic.q_networks):
+            for i, layer in enumerate(linear(q)):
+                layer.weight.copy_(agent.critics.views()[2 * i][k].T)
+                layer.bias.copy_(agent.critics.views()[2 * i + 1][k].flatten())
+        theirs.actor_target = copy.deepcopy(theirs.actor) if cls is TD3 else None
+        theirs.critic_target.load_state_dict(theirs.critic.state_dict())
+
+    def found():
+        return parameters(heads, theirs.critic), torch.cat((agent.actor.vector.data, agent.critics.vector.data))
+
+    start, same = found()
+    assert torch.equal(start, same)
+    rng = np.random.default_rng(5)
+    if cls is SAC:  # ours draws for the next observations first, theirs for these
+        drawn = {"ours": [], "theirs": []}
+        sample = sac.tanh_normal_sample
+        monkeypatch.setattr(
+            sac, "tanh_normal_sample", lambda *args, generator, **kw: sample(*args, noise=drawn["ours"].pop(0), **kw)
+        )
+        monkeypatch.setattr(torch.distributions.normal, "_standard_normal", lambda *_, **__: drawn["theirs"].pop(0))
+    for _ in range(30):
+        obs, next_obs = (torch.from_numpy(x) for x in rng.standard_normal((2, rows, 3), np.float32))
+        action = torch.from_numpy(rng.uniform(-1, 1, (rows, 1)).astype(np.float32))
+        reward = torch.from_numpy(rng.standard_normal(rows, np.float32))
+        if cls is SAC:
+            noise = [torch.from_numpy(x) for x in rng.standard_normal((2, rows, 1), np.float32)]
+            drawn["ours"], drawn["theirs"] = noise, noise[::-1]
+        zero = torch.zeros(rows)
+        batch = Batch(obs, action, reward, next_obs, zero, zero, zero.long(), zero + 1, zero + 0.99)
+        monkeypatch.setattr(agent.buffer, "sample", lambda n, batch=batch: batch)
+        their_batch = ReplayBufferSamples(obs, action, next_obs, zero[:, None], reward[:, None])
+        monkeypatch.setattr(theirs.replay_buffer, "sample", lambda *_, b=their_batch, **__: b)
+        agent._update()
+        theirs.train(1, rows)
+    wanted, same = found()
+    # Adam makes steps of equal size of gradients near 0 too, where the rounding (and the epsilon in their log) decides.
+    assert torch.linalg.norm(same - wanted) < 0.01 * torch.linalg.norm(wanted - start)
