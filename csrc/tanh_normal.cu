@@ -1,13 +1,10 @@
 // The tanh-Gaussian head on a GPU. The maths is that of tanh_normal.h; float16 and bfloat16 are worked on as float32.
 // Forward, neighbouring lanes of a warp share a row, four columns each in turn: one block of random numbers. Backward,
 // a thread a column of one row or, where log_std is [columns], of a piece of rows.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cfloat>
 #include <cmath>
-#include <type_traits>
 
+#include "cuda_floats.h"
 #include "tanh_normal_cuda.h"
 
 namespace fastrl {
@@ -19,25 +16,6 @@ constexpr int kThreads = 128;
 constexpr int kColumns = 4;  // a lane's at a time
 
 __device__ int64_t thread_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
-
-// What a dtype is worked on in.
-template <class T>
-using Real = std::conditional_t<std::is_same<T, double>::value, double, float>;
-
-__device__ double to_real(double x) { return x; }
-__device__ float to_real(float x) { return x; }
-__device__ float to_real(__half x) { return __half2float(x); }
-__device__ float to_real(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-template <class T>
-__device__ T from_real(double x) {
-  if constexpr (std::is_same<T, __half>::value)
-    return __float2half_rn(static_cast<float>(x));
-  else if constexpr (std::is_same<T, __nv_bfloat16>::value)
-    return __float2bfloat16_rn(static_cast<float>(x));
-  else
-    return static_cast<T>(x);
-}
 
 template <class T>
 __device__ Real<T> item(const char* data, int64_t offset) {
@@ -282,25 +260,6 @@ template <class... P, class... A>
 void launch(void (*kernel)(P...), int64_t threads, cudaStream_t stream, A... arguments) {
   if (threads == 0) return;
   kernel<<<static_cast<unsigned>((threads + kThreads - 1) / kThreads), kThreads, 0, stream>>>(arguments...);
-}
-
-// f(T()) of the dtype.
-template <class F>
-cudaError_t typed(CudaFloat dtype, F f) {
-  switch (dtype) {
-    case CudaFloat::f64:
-      f(0.0);
-      break;
-    case CudaFloat::f16:
-      f(__half());
-      break;
-    case CudaFloat::bf16:
-      f(__nv_bfloat16());
-      break;
-    default:
-      f(0.0f);
-  }
-  return cudaGetLastError();
 }
 
 // How many lanes share a row: a power of two.
