@@ -1,5 +1,5 @@
 // How the drivers of the normal heads go through their rows: in chunks of whole rows, or parts of one, that stay in the
-// cache, each copied to contiguous memory that ends on a whole vector.
+// cache, each in contiguous memory that ends on a whole vector: where it lies, or copied there.
 #pragma once
 
 #include <numeric>

@@ -10,15 +10,20 @@ from torch import Tensor
 
 from fastrl.kernels import adam_step
 
-_OTHER_OPTIONS = ("amsgrad", "maximize", "decoupled_weight_decay", "differentiable")
+
+def _plain(group: dict[str, Any]) -> bool:
+    """Whether `adam_step` knows all options of the group; torch before 2.7 has no decoupled_weight_decay."""
+    other = group["amsgrad"] or group["maximize"] or group["differentiable"] or group.get("decoupled_weight_decay")
+    return not other
 
 
 class Adam(torch.optim.Adam):
     """torch.optim.Adam (lr, betas, eps, weight_decay) with a faster step on the CPU, and torch's fused one on a GPU.
 
     State and `state_dict` are those of ``torch.optim.Adam(fused=True)``, so that a checkpoint of either loads into the
-    other; groups with other options of torch's, which only a checkpoint can bring, take torch's step.  A step costs
-    less than half of torch's for the small networks of the agents (docs/kernels.md).  Step hooks do not run on the CPU.
+    other.  Where a group or such a checkpoint brings other options (`amsgrad`, `maximize`, AdamW's decay), torch's step
+    is taken.  A step costs less than half of torch's for the small networks of the agents (docs/kernels.md).  Step
+    hooks do not run on the CPU.
     """
 
     def __init__(
@@ -36,9 +41,7 @@ class Adam(torch.optim.Adam):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step down the gradients of all parameters that have one."""
         groups = self.param_groups
-        if any(group.get(option) for group in groups for option in _OTHER_OPTIONS) or any(
-            p.device.type != "cpu" for group in groups for p in group["params"]
-        ):
+        if not all(map(_plain, groups)) or any(p.device.type != "cpu" for group in groups for p in group["params"]):
             return super().step(closure)
         loss = None
         if closure is not None:

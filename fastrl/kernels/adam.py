@@ -67,10 +67,7 @@ def adam_step(
     Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
     """
     _backend_for(params).adam_step(params, grads, exp_avgs, exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay)
-    torch = sys.modules.get("torch")
-    if torch is not None and params and isinstance(params[0], torch.Tensor):
-        for p in params:  # of a list only newer versions of torch take all at once
-            torch.autograd.graph.increment_version(p)
+    _arrays.mark_written(params)
 
 
 def adam_step_reference(

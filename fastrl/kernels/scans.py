@@ -54,7 +54,7 @@ def reverse_affine_scan(a: Any, b: Any, y_T: Any = None, *, out: Any = None) -> 
     (once): with g_t = dL/dy_t and l_t = g_t + a_{t-1} l_{t-1}, dL/db_t = l_t, dL/da_t = l_t y_{t+1} and
     dL/dy_T = a_{T-1} l_{T-1}.
 
-    Dtypes, cont_t, masks, and the errors, are those of all scans: ``help(fastrl.kernels.scans)``.
+    Dtypes and errors are those of all scans: ``help(fastrl.kernels.scans)``.
 
     Args:
         a, b: [T] or [T, N].
@@ -91,7 +91,7 @@ def gae(
     A_t = delta_t + gamma lam A_{t+1} where cont_t, else delta_t;  returns_t = A_t + V_t, with
     delta_t = r_t + gamma (1 - terminated_t) V'_t - V_t.
 
-    Dtypes, cont_t, masks, and the errors, are those of all scans: ``help(fastrl.kernels.scans)``.
+    Dtypes, errors, masks and cont_t are those of all scans: ``help(fastrl.kernels.scans)``.
 
     Args:
         rewards, values, next_values: [T] or [T, N]: r_t, V_t = V(s_t) and V'_t = V(s_{t+1}).
@@ -127,7 +127,7 @@ def discounted_returns(
 
     G_t = r_t + gamma G_{t+1} where cont_t, else r_t + gamma (1 - terminated_t) V'_t; without `next_values` V' is 0.
 
-    Dtypes, cont_t, masks, and the errors, are those of all scans: ``help(fastrl.kernels.scans)``.
+    Dtypes, errors, masks and cont_t are those of all scans: ``help(fastrl.kernels.scans)``.
 
     Args:
         rewards: [T] or [T, N].
@@ -160,7 +160,7 @@ def lambda_returns(
 
     G_t = r_t + gamma [(1 - lam) V'_t + lam G_{t+1}] where cont_t, else r_t + gamma (1 - terminated_t) V'_t.
 
-    Dtypes, cont_t, masks, and the errors, are those of all scans: ``help(fastrl.kernels.scans)``.
+    Dtypes, errors, masks and cont_t are those of all scans: ``help(fastrl.kernels.scans)``.
 
     Args:
         rewards, next_values: [T] or [T, N]: r_t and V'_t = V(s_{t+1}).
@@ -196,7 +196,7 @@ def n_step_returns(
     G_t = sum_{k=0}^{m-1} gamma^k r_{t+k} + gamma^m (1 - terminated_{t+m-1}) V'_{t+m-1}, where m <= n is the largest
     number of steps with cont_t .. cont_{t+m-2} and none of cut_{t+1} .. cut_{t+m-1}.
 
-    Dtypes, cont_t, masks, and the errors, are those of all scans: ``help(fastrl.kernels.scans)``.
+    Dtypes, errors, masks and cont_t are those of all scans: ``help(fastrl.kernels.scans)``.
 
     Args:
         rewards: [T] or [T, N].
@@ -250,7 +250,7 @@ def vtrace(
     V'_t + e_{t+1} is vs_{t+1} where V'_t = V_{t+1}, as it is inside an episode.  At truncation the trace is cut and the
     value of the final observation is used.
 
-    Dtypes, cont_t, masks, and the errors, are those of all scans: ``help(fastrl.kernels.scans)``.
+    Dtypes, errors, masks and cont_t are those of all scans: ``help(fastrl.kernels.scans)``.
 
     Args:
         rewards, values, next_values: [T] or [T, N]: r_t, V_t = V(s_t) and V'_t = V(s_{t+1}).
@@ -304,7 +304,7 @@ def off_policy_returns(
     Retrace: c_t = lam min(1, pi(a_t|s_t) / mu(a_t|s_t)).  Watkins: lam where a_t is greedy, else 0.
     Tree backup: lam pi(a_t|s_t).  Peng: lam.  One-step: 0.
 
-    Dtypes, cont_t, masks, and the errors, are those of all scans: ``help(fastrl.kernels.scans)``.
+    Dtypes, errors, masks and cont_t are those of all scans: ``help(fastrl.kernels.scans)``.
 
     Args:
         rewards, q_values, traces: [T] or [T, N]: r_t, Q_t = Q(s_t, a_t) and c_t.
