@@ -22,10 +22,17 @@ struct NormalPair {
   T even, odd;
 };
 template <class T>
-FASTRL_HD FASTRL_INLINE NormalPair<T> normal_pair(uint32_t first, uint32_t second, T type) {
-  const T radius = root(static_cast<T>(2) * minus_log_uniform(first, type));
-  const CosSin<T> turn = cos_sin_turns(second, type);
+FASTRL_HD FASTRL_INLINE T normal_radius(uint32_t first, T type) {
+  return root(static_cast<T>(2) * minus_log_uniform(first, type));
+}
+template <class T>
+FASTRL_HD FASTRL_INLINE NormalPair<T> normal_pair(T radius, uint32_t second) {
+  const CosSin<T> turn = cos_sin_turns(second, radius);
   return {radius * turn.cos, radius * turn.sin};
+}
+template <class T>
+FASTRL_HD FASTRL_INLINE NormalPair<T> normal_pair(uint32_t first, uint32_t second, T type) {
+  return normal_pair(normal_radius(first, type), second);
 }
 
 // Four elements share a block, in their order: what a call of n elements takes.

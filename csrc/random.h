@@ -44,7 +44,8 @@ FASTRL_HD FASTRL_INLINE double uniform(const Philox4& block) {
 // bits.
 void philox_blocks(uint64_t seed, uint64_t counter, int64_t n, uint64_t* first, uint64_t* second);
 
-// The same blocks one after the other: the four words of block counter + i from words[4 i] on.
-void philox_words(uint64_t seed, uint64_t counter, int64_t n, uint32_t* words);
+// The same blocks as pairs of words, two a block: those of block counter + i are first[2 i], second[2 i] (words 0 and
+// 1) and first[2 i + 1], second[2 i + 1] (2 and 3).
+void philox_pairs(uint64_t seed, uint64_t counter, int64_t n, uint32_t* first, uint32_t* second);
 
 }  // namespace fastrl

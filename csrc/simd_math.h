@@ -146,17 +146,21 @@ FASTRL_HD FASTRL_INLINE double exp_negative(double x) {
 FASTRL_HD FASTRL_INLINE float root(float x) { return sqrtf(x); }
 FASTRL_HD FASTRL_INLINE double root(double x) { return sqrt(x); }
 
-// e^x in float64 for |x| <= 700, 3e-10 from it: for what is then used as a float32.
+FASTRL_HD FASTRL_INLINE float magnitude(float x) { return fabsf(x); }
+FASTRL_HD FASTRL_INLINE double magnitude(double x) { return fabs(x); }
+FASTRL_HD FASTRL_INLINE float with_sign(float x, float sign) { return copysignf(x, sign); }
+FASTRL_HD FASTRL_INLINE double with_sign(double x, double sign) { return copysign(x, sign); }
+
+// e^x in float64 for |x| <= 700, 2e-10 from it: for what is then used as a float32. A minimax polynomial.
 FASTRL_HD FASTRL_INLINE double exp_rough(double x) {
   const double shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52;
   const double r = x - (shifted - 0x1.8p52) * 0x1.62e42fefa39efp-1;
-  double p = 1.0 / 40320;
-  p = p * r + 1.0 / 5040;
-  p = p * r + 1.0 / 720;
-  p = p * r + 1.0 / 120;
-  p = p * r + 1.0 / 24;
-  p = p * r + 1.0 / 6;
-  p = p * r + 0.5;
+  double p = 0.00019907587726629705;
+  p = p * r + 0.0013933652192531016;
+  p = p * r + 0.0083332860022666012;
+  p = p * r + 0.041666464898970161;
+  p = p * r + 0.16666666756474335;
+  p = p * r + 0.50000000134697841;
   p = (p * r) * r + r;
   const double scale = double_of((bits_of(shifted) << 52) + 0x3FF0000000000000u);
   return p * scale + scale;
@@ -168,14 +172,15 @@ FASTRL_HD FASTRL_INLINE double log1p_positive(double y) {
   return log_positive(w) + (y - (w - 1.0)) / w;
 }
 
-// e^x and e^x - 1, each to its own precision, for x <= 0.
+// e^x and e^x - 1, each to its own precision, for x <= 0. `floor` is ExpFloor's; where it is a variable, compilers take
+// the larger of two numbers instead of working on both sides of a branch.
 template <class T>
 struct ExpPair {
   T e, minus_1;
 };
 
-FASTRL_HD FASTRL_INLINE ExpPair<float> exp_pair(float x) {
-  const float y = x < ExpFloor<float>::value ? ExpFloor<float>::value : x;
+FASTRL_HD FASTRL_INLINE ExpPair<float> exp_pair(float x, float floor) {
+  const float y = x < floor ? floor : x;
   const float shifted = y * 0x1.715476p+0f + 0x1.8p23f, k = shifted - 0x1.8p23f;
   const float r = (y - k * 0x1.62ep-1f) - k * 0x1.0bfbe8p-15f;
   float p = 1.0f / 5040;
@@ -189,8 +194,8 @@ FASTRL_HD FASTRL_INLINE ExpPair<float> exp_pair(float x) {
   return {p * scale + scale, p * scale + (scale - 1.0f)};
 }
 
-FASTRL_HD FASTRL_INLINE ExpPair<double> exp_pair(double x) {
-  const double y = x < ExpFloor<double>::value ? ExpFloor<double>::value : x;
+FASTRL_HD FASTRL_INLINE ExpPair<double> exp_pair(double x, double floor) {
+  const double y = x < floor ? floor : x;
   const double shifted = y * 0x1.71547652b82fep+0 + 0x1.8p52, k = shifted - 0x1.8p52;
   const double r = (y - k * 0x1.62e42fee00000p-1) - k * 0x1.a39ef35793c76p-33;
   double p = 1.0 / 6227020800;
@@ -210,20 +215,23 @@ FASTRL_HD FASTRL_INLINE ExpPair<double> exp_pair(double x) {
   return {p * scale + scale, p * scale + (scale - 1.0)};
 }
 
-// log((1 + s) / (1 - s)) for s in [0, 1/3].
-FASTRL_HD FASTRL_INLINE float log_ratio(float s) {
-  const float z = s * s;
-  float r = 2.0f / 13;
-  r = r * z + 2.0f / 11;
-  r = r * z + 2.0f / 9;
-  r = r * z + 2.0f / 7;
-  r = r * z + 2.0f / 5;
-  r = r * z + 2.0f / 3;
-  return (r * z) * s + 2.0f * s;
+// log(1 + w) for w in [0, 1]. Float32: a minimax polynomial, 2.6e-8 from it before rounding.
+FASTRL_HD FASTRL_INLINE float log1p_unit(float w) {
+  float p = 0.005384056802f;
+  p = p * w - 0.03011094444f;
+  p = p * w + 0.07921070655f;
+  p = p * w - 0.1374661934f;
+  p = p * w + 0.191451151f;
+  p = p * w - 0.2485294543f;
+  p = p * w + 0.3332034351f;
+  p = p * w - 0.4999955259f;
+  p = p * w + 0.9999999745f;
+  return p * w;
 }
 
-FASTRL_HD FASTRL_INLINE double log_ratio(double s) {
-  const double z = s * s;
+// 2 atanh(s), s = w / (2 + w) in [0, 1/3].
+FASTRL_HD FASTRL_INLINE double log1p_unit(double w) {
+  const double s = w / (2.0 + w), z = s * s;
   double r = 2.0 / 31;
   r = r * z + 2.0 / 29;
   r = r * z + 2.0 / 27;
@@ -246,9 +254,9 @@ FASTRL_HD FASTRL_INLINE double log_ratio(double s) {
 // is near 1, so that the relative error stays that of the type. The float32 polynomial is that of Cephes' logf.
 FASTRL_HD FASTRL_INLINE float minus_log_uniform(uint32_t bits, float) {
   // In units of 2^-31: as signed numbers, which every instruction set converts.
-  const float u = static_cast<float>(static_cast<int32_t>(bits >> 1)) + 0.5f;
-  const float rest = static_cast<float>(static_cast<int32_t>(~bits >> 1)) + 0.5f;
-  const bool near_1 = static_cast<int32_t>(bits >> 1) >= 0x5A82799A;  // u >= sqrt(1/2)
+  const auto half = static_cast<int32_t>(bits >> 1);
+  const float u = static_cast<float>(half) + 0.5f, rest = static_cast<float>(0x7FFFFFFF - half) + 0.5f;
+  const bool near_1 = half >= 0x5A82799A;  // u >= sqrt(1/2)
   const int32_t b = static_cast<int32_t>(bits_of(u)) - 0x3F3504F3;
   const float k = near_1 ? 0.0f : static_cast<float>((b >> 23) - 31);
   const float m = float_of(static_cast<uint32_t>(b & 0x007FFFFF) + 0x3F3504F3u);

@@ -20,53 +20,96 @@ struct Staged : Buffer<R> {
   Staged() : Buffer<R>{} {}
 };
 
-// ---------------------------------------------------------------- the loops: whole vectors
-// u, e^s eps, and the part of log_prob that is summed in float64 from the start.
+// What the loops compare with, as variables: of constants compilers make masks, where a minimum would do.
 template <class R>
-FASTRL_INLINE void draw_loop(const R* mean, const R* log_std, const R* eps, R low, R high, double abs_u, int64_t n,
-                             R* u, R* scaled_noise, double* part) {
+struct Limits {
+  R low, high;              // of log_std
+  R sigma_low, sigma_high;  // of the one that e^ is taken of
+  R largest;                // of u and e^log_std eps
+  double largest_abs_u;     // so that no 0 is multiplied by infinity
+};
+Limits<float> limits_of(const TanhNormal& call, float) {
+  const auto low = static_cast<float>(call.log_std_min), high = static_cast<float>(call.log_std_max);
+  return {low,     high, clamp(low, -700.0f, 700.0f), clamp(high, -700.0f, 700.0f), std::numeric_limits<float>::max(),
+          kLargest};
+}
+Limits<double> limits_of(const TanhNormal& call, double) {
+  return {call.log_std_min, call.log_std_max, call.log_std_min, call.log_std_max, kLargest, kLargest};
+}
+
+// ---------------------------------------------------------------- the loops: whole vectors
+// Short ones, one after the other: of a long one processors do not see enough at a time to keep busy.
+FASTRL_INLINE double sigma_within(float log_std) { return exp_rough(static_cast<double>(log_std)); }
+FASTRL_INLINE double sigma_within(double log_std) { return sigma_of(log_std); }
+
+template <class R>
+FASTRL_INLINE void sigma_loop(const R* log_std, const Limits<R>& limits, int64_t n, double* sigma) {
+  const R low = limits.sigma_low, high = limits.sigma_high;
+  FASTRL_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) sigma[i] = sigma_within(clamp(log_std[i], low, high));
+}
+
+// u, e^s eps, and the part of log_prob that is summed in float64 from the start; `twice` is 2, or 0 without 2 |u|.
+template <class R>
+FASTRL_INLINE void draw_loop(const R* mean, const R* log_std, const R* eps, const double* sigma,
+                             const Limits<R>& limits, double twice, int64_t n, R* u, R* scaled_noise, double* part) {
+  const double largest_abs_u = limits.largest_abs_u;
+  const R low = limits.low, high = limits.high, largest = limits.largest;
   FASTRL_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
     const R s = clamp(log_std[i], low, high), zero = 0;
     const R poison = mean[i] * zero + s * zero + eps[i] * zero;  // NaN of NaN and infinities
-    const double e = eps[i], d = scaled_noise_of(s, e), x = mean[i] + d + poison;
-    u[i] = static_cast<R>(x);
-    scaled_noise[i] = static_cast<R>(d);
-    part[i] = log_prob_part(x, e, s, abs_u);
+    const double e = eps[i], d = sigma[i] * e, x = mean[i] + d;
+    u[i] = clamp(static_cast<R>(x), -largest, largest) + poison;
+    scaled_noise[i] = clamp(static_cast<R>(d), -largest, largest);
+    const double abs_u = magnitude(x);
+    part[i] = log_prob_part(e, s) + twice * (abs_u < largest_abs_u ? abs_u : largest_abs_u) + poison;
   }
 }
 
 template <class R>
-FASTRL_INLINE void squash_loop(const R* u, const R* scale, const R* bias, const R* low, const R* high, int64_t n,
-                               R* action, double* part) {
+FASTRL_INLINE void decay_loop(const R* u, R floor, int64_t n, R* w, R* rest) {
   FASTRL_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
-    const Squashed<R> q = squash(u[i]);
-    action[i] = clamp(bias[i] + scale[i] * q.t, low[i], high[i]);
-    part[i] += 2.0 * static_cast<double>(q.log1p_w);
+    const Decay<R> d = decay(u[i], floor);
+    w[i] = d.w, rest[i] = d.rest;
   }
 }
 
 template <class R>
-FASTRL_INLINE void squash_epsilon_loop(const R* u, const R* scale, double epsilon, int64_t n, double* part) {
+FASTRL_INLINE void squash_loop(const R* w, const R* rest, const R* scale, const R* bias, const R* low, const R* high,
+                               int64_t n, R* action, double* part) {
   FASTRL_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i)
-    part[i] -= log_positive(static_cast<double>(scale[i]) * static_cast<double>(squash(u[i]).slope) + epsilon);
+  for (int64_t i = 0; i < n; ++i) {
+    const Squashed<R> q = squash(Decay<R>{w[i], rest[i]});
+    action[i] = clamp(bias[i] + scale[i] * q.t, low[i], high[i]);
+    part[i] += static_cast<double>(R(2) * q.log1p_w);
+  }
 }
 
 template <class R>
-FASTRL_INLINE void mode_loop(const R* mean, const R* scale, const R* bias, const R* low, const R* high, int64_t n,
-                             R* action) {
+FASTRL_INLINE void squash_epsilon_loop(const R* w, const R* scale, double epsilon, int64_t n, double* part) {
   FASTRL_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) action[i] = clamp(bias[i] + scale[i] * squash(mean[i]).t, low[i], high[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    const R slope = squash(Decay<R>{w[i], R(0)}).slope;
+    part[i] -= log_positive(static_cast<double>(scale[i]) * static_cast<double>(slope) + epsilon);
+  }
+}
+
+template <class R>
+FASTRL_INLINE void mode_loop(const R* w, const R* rest, const R* scale, const R* bias, const R* low, const R* high,
+                             int64_t n, R* action) {
+  FASTRL_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i)
+    action[i] = clamp(bias[i] + scale[i] * squash(Decay<R>{w[i], rest[i]}).t, low[i], high[i]);
 }
 
 template <bool stable, class R>
-FASTRL_INLINE void grad_loop(const R* u, const R* scaled_noise, const R* scale, R epsilon, const R* ga, const R* gl,
-                             int64_t n, R* g_mean, R* g_log_std) {
+FASTRL_INLINE void grad_loop(const R* w, const R* rest, const R* scaled_noise, const R* scale, R epsilon, const R* ga,
+                             const R* gl, int64_t n, R* g_mean, R* g_log_std) {
   FASTRL_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
-    const R g = squash_grad(squash(u[i]), scale[i], stable ? R(0) : epsilon, ga[i], gl[i]);
+    const R g = squash_grad(squash(Decay<R>{w[i], rest[i]}), scale[i], stable ? R(0) : epsilon, ga[i], gl[i]);
     g_mean[i] = g;
     g_log_std[i] = g * scaled_noise[i] - gl[i];
   }
@@ -80,28 +123,32 @@ FASTRL_INLINE void stop_clamped_loop(const R* log_std, R low, R high, int64_t n,
 
 // The clones by name, one for each dtype: GCC cannot clone templates. With AVX-512 where there is.
 #define FASTRL_LOOPS(R)                                                                                                \
-  FASTRL_CLONES void draw(const R* mean, const R* log_std, const R* eps, R low, R high, double abs_u, int64_t n, R* u, \
-                          R* scaled_noise, double* part) {                                                             \
-    draw_loop(mean, log_std, eps, low, high, abs_u, n, u, scaled_noise, part);                                         \
+  FASTRL_CLONES void sigmas(const R* log_std, const Limits<R>& limits, int64_t n, double* sigma) {                     \
+    sigma_loop(log_std, limits, n, sigma);                                                                             \
   }                                                                                                                    \
-  FASTRL_CLONES void squash_all(const R* u, const R* scale, const R* bias, const R* low, const R* high, int64_t n,     \
-                                R* action, double* part) {                                                             \
-    squash_loop(u, scale, bias, low, high, n, action, part);                                                           \
+  FASTRL_CLONES void draw(const R* mean, const R* log_std, const R* eps, const double* sigma, const Limits<R>& limits, \
+                          double twice, int64_t n, R* u, R* scaled_noise, double* part) {                              \
+    draw_loop(mean, log_std, eps, sigma, limits, twice, n, u, scaled_noise, part);                                     \
   }                                                                                                                    \
-  FASTRL_CLONES void subtract_log_width(const R* u, const R* scale, double epsilon, int64_t n, double* part) {         \
-    squash_epsilon_loop(u, scale, epsilon, n, part);                                                                   \
+  FASTRL_CLONES void decays(const R* u, R floor, int64_t n, R* w, R* rest) { decay_loop(u, floor, n, w, rest); }       \
+  FASTRL_CLONES void squash_all(const R* w, const R* rest, const R* scale, const R* bias, const R* low, const R* high, \
+                                int64_t n, R* action, double* part) {                                                  \
+    squash_loop(w, rest, scale, bias, low, high, n, action, part);                                                     \
   }                                                                                                                    \
-  FASTRL_CLONES void modes(const R* mean, const R* scale, const R* bias, const R* low, const R* high, int64_t n,       \
-                           R* action) {                                                                                \
-    mode_loop(mean, scale, bias, low, high, n, action);                                                                \
+  FASTRL_CLONES void subtract_log_width(const R* w, const R* scale, double epsilon, int64_t n, double* part) {         \
+    squash_epsilon_loop(w, scale, epsilon, n, part);                                                                   \
   }                                                                                                                    \
-  FASTRL_CLONES void gradients(const R* u, const R* scaled_noise, const R* scale, R epsilon, const R* ga, const R* gl, \
-                               int64_t n, R* g_mean, R* g_log_std) {                                                   \
-    grad_loop<true>(u, scaled_noise, scale, epsilon, ga, gl, n, g_mean, g_log_std);                                    \
+  FASTRL_CLONES void modes(const R* w, const R* rest, const R* scale, const R* bias, const R* low, const R* high,      \
+                           int64_t n, R* action) {                                                                     \
+    mode_loop(w, rest, scale, bias, low, high, n, action);                                                             \
   }                                                                                                                    \
-  FASTRL_CLONES void gradients_epsilon(const R* u, const R* scaled_noise, const R* scale, R epsilon, const R* ga,      \
-                                       const R* gl, int64_t n, R* g_mean, R* g_log_std) {                              \
-    grad_loop<false>(u, scaled_noise, scale, epsilon, ga, gl, n, g_mean, g_log_std);                                   \
+  FASTRL_CLONES void gradients(const R* w, const R* rest, const R* scaled_noise, const R* scale, R epsilon,            \
+                               const R* ga, const R* gl, int64_t n, R* g_mean, R* g_log_std) {                         \
+    grad_loop<true>(w, rest, scaled_noise, scale, epsilon, ga, gl, n, g_mean, g_log_std);                              \
+  }                                                                                                                    \
+  FASTRL_CLONES void gradients_epsilon(const R* w, const R* rest, const R* scaled_noise, const R* scale, R epsilon,    \
+                                       const R* ga, const R* gl, int64_t n, R* g_mean, R* g_log_std) {                 \
+    grad_loop<false>(w, rest, scaled_noise, scale, epsilon, ga, gl, n, g_mean, g_log_std);                             \
   }                                                                                                                    \
   FASTRL_CLONES void stop_clamped(const R* log_std, R low, R high, int64_t n, R* grad) {                               \
     stop_clamped_loop(log_std, low, high, n, grad);                                                                    \
@@ -148,13 +195,14 @@ template <class R>
 struct RowPattern : Staged<R> {
   template <class F>
   void fill(const Chunk& c, int64_t columns, F f) {
-    if (c.columns == columns && c.rows <= rows_) return;
+    if (holds(c, columns)) return;
     for (int64_t j = 0; j < c.columns; ++j) this->x[j] = f(c.column + j);
     const int64_t n = c.size();
     for (int64_t done = c.columns; done < n; done *= 2)  // each copy doubles what there is
       std::memcpy(this->x + done, this->x, static_cast<size_t>(n - done < done ? n - done : done) * sizeof(R));
     rows_ = c.columns == columns ? c.rows : 0;
   }
+  bool holds(const Chunk& c, int64_t columns) const { return c.columns == columns && c.rows <= rows_; }
 
  private:
   int64_t rows_ = 0;
@@ -209,13 +257,42 @@ struct LogStdRows : RowPattern<T> {
   }
 };
 
-template <class T, class R>
-FASTRL_INLINE void stage_row_grads(const T* g, const Chunk& c, R* x) {
-  if (!g) return;
-  g += c.row;
-  for (int64_t r = 0; r < c.rows; ++r)
-    for (int64_t j = 0; j < c.columns; ++j) *x++ = static_cast<R>(g[r]);
-}
+// With e^log_std, made again only where it changes.
+template <class T>
+struct SigmaRows : LogStdRows<T> {
+  const Limits<T> limits;
+  Buffer<double> sigma;
+  explicit SigmaRows(const TanhNormal& call) : limits(limits_of(call, T())) {}
+  const T* load(const Columns& a, const Chunk& c, int64_t columns) {
+    const bool known = a.row_stride == 0 && this->holds(c, columns);
+    const T* const log_std = LogStdRows<T>::load(a, c, columns);
+    if (!known) sigmas(log_std, limits, c.padded(), sigma.x);
+    return log_std;
+  }
+};
+
+template <class T>
+struct Decays {
+  Buffer<T> w, rest;
+  void of(const T* u, int64_t n) { decays(u, ExpFloor<T>::value, n, w.x, rest.x); }
+};
+
+// g[row] for every element of a row, 0 without g: a row is filled eight at a time, and the next overwrites its end.
+template <class R>
+struct RowGrads {
+  static constexpr int64_t kStep = 8;
+  alignas(64) R x[kChunk + kStep] = {};
+  template <class T>
+  void load(const T* g, const Chunk& c) {
+    if (!g) return;
+    R* to = x;
+    for (int64_t r = 0; r < c.rows; ++r, to += c.columns) {
+      const auto grad = static_cast<R>(g[c.row + r]);
+      for (int64_t j = 0; j < c.columns; j += kStep)
+        for (int64_t k = 0; k < kStep; ++k) to[j + k] = grad;
+    }
+  }
+};
 
 template <class T>
 void copy_out(const T* x, const Chunk& c, int64_t columns, T* out) {
@@ -240,13 +317,13 @@ double constant_of(const TanhNormal& call) {
 template <class T>
 void TanhNormalSample<T>::operator()(int64_t begin, int64_t end) const {
   ScaleRows<T> rows;
-  LogStdRows<T> s;
+  SigmaRows<T> s(*this);
   Normals<T> normals;
   Staged<T> m, given;
   Buffer<T> x, d, a;
+  Decays<T> decay;
   Buffer<double> part;
   const double constant = constant_of(*this);
-  const auto low = static_cast<T>(log_std_min), high = static_cast<T>(log_std_max);
   double carry = 0;
   for_chunks<kChunk>(begin, end, columns, [&](const Chunk& c) {
     const int64_t n = c.padded(), at = c.row * columns + c.column;
@@ -256,12 +333,14 @@ void TanhNormalSample<T>::operator()(int64_t begin, int64_t end) const {
     const T* const eps = noise.data ? staged(noise, c, given.x) : normals.draw(seed, counter, at, c.size());
     T *const us = place(c, columns, u, x.x), *const ds = place(c, columns, scaled_noise, d.x);
     T* const actions = place(c, columns, action, a.x);
-    draw(means, log_stds, eps, low, high, epsilon > 0 ? 0.0 : 2.0, n, us, ds, part.x);
+    draw(means, log_stds, eps, s.sigma.x, s.limits, epsilon > 0 ? 0.0 : 2.0, n, us, ds, part.x);
+    decay.of(us, n);
+    const T *const w = decay.w.x, *const rest = decay.rest.x;
     if (epsilon > 0) {
-      modes(us, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, actions);
-      subtract_log_width(us, rows.scale.x, epsilon, n, part.x);
+      modes(w, rest, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, actions);
+      subtract_log_width(w, rows.scale.x, epsilon, n, part.x);
     } else {
-      squash_all(us, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, actions, part.x);
+      squash_all(w, rest, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, actions, part.x);
     }
     copy_out(actions, c, columns, action);
     if (u) copy_out(us, c, columns, u), copy_out(ds, c, columns, scaled_noise);
@@ -273,8 +352,10 @@ template <class T>
 void TanhNormalSampleGrad<T>::operator()(int64_t begin, int64_t end) const {
   ScaleRows<T> rows;
   LogStdRows<T> s;
-  Staged<T> x, d, ga, gl;
+  Staged<T> x, d, ga;
+  RowGrads<T> gl;
   Buffer<T> g_mean, g_log_std;
+  Decays<T> decay;
   const auto low = static_cast<T>(log_std_min), high = static_cast<T>(log_std_max);
   const bool limited = log_std_min > -kInf || log_std_max < kInf;
   const auto size = static_cast<int64_t>(sizeof(T));
@@ -285,13 +366,15 @@ void TanhNormalSampleGrad<T>::operator()(int64_t begin, int64_t end) const {
     rows.fill(bounds, c, columns);
     const T *const us = staged(kept_u, c, x.x), *const ds = staged(kept_noise, c, d.x);
     const T* const grad_actions = grad_action.data ? staged(grad_action, c, ga.x) : ga.x;
-    stage_row_grads(grad_log_prob, c, gl.x);
+    gl.load(grad_log_prob, c);
     T *const to_mean = place(c, columns, grad_mean, g_mean.x), *const to_log_std =
                                                                    place(c, columns, grad_log_std, g_log_std.x);
+    decay.of(us, n);
+    const T *const w = decay.w.x, *const rest = decay.rest.x;
     if (epsilon > 0)
-      gradients_epsilon(us, ds, rows.scale.x, static_cast<T>(epsilon), grad_actions, gl.x, n, to_mean, to_log_std);
+      gradients_epsilon(w, rest, ds, rows.scale.x, static_cast<T>(epsilon), grad_actions, gl.x, n, to_mean, to_log_std);
     else
-      gradients(us, ds, rows.scale.x, static_cast<T>(epsilon), grad_actions, gl.x, n, to_mean, to_log_std);
+      gradients(w, rest, ds, rows.scale.x, T(0), grad_actions, gl.x, n, to_mean, to_log_std);
     if (grad_mean) copy_out(to_mean, c, columns, grad_mean);
     if (!grad_log_std && !sums) return;
     if (limited) stop_clamped(s.load(log_std, c, columns), low, high, n, to_log_std);
@@ -321,7 +404,8 @@ void TanhNormalLogProb<T>::operator()(int64_t begin, int64_t end) const {
 template <class T>
 void TanhNormalLogProbGrad<T>::operator()(int64_t begin, int64_t end) const {
   LimitRows limits;
-  Staged<double> m, s, a, gl;
+  Staged<double> m, s, a;
+  RowGrads<double> gl;
   Buffer<double> g_mean, g_log_std, g_action;
   const double largest = std::numeric_limits<T>::max();
   for_pieces<kChunk>(begin, end, columns, [&](const Chunk& c) {
@@ -330,7 +414,7 @@ void TanhNormalLogProbGrad<T>::operator()(int64_t begin, int64_t end) const {
     stage_wide(mean, c, m.x, T());
     stage_wide(log_std, c, s.x, T());
     stage_wide(action, c, a.x, T());
-    stage_row_grads(grad_log_prob, c, gl.x);
+    gl.load(grad_log_prob, c);
     log_prob_grads(m.x, s.x, a.x, b, log_std_min, log_std_max, epsilon, largest, gl.x, n, g_mean.x, g_log_std.x,
                    g_action.x);
     if (grad_mean) narrow_out(g_mean.x, c, columns, grad_mean);
@@ -349,16 +433,18 @@ void TanhNormalMode<T>::operator()(int64_t begin, int64_t end) const {
   ScaleRows<T> rows;
   Staged<T> m, d, ga, gl;
   Buffer<T> a;
+  Decays<T> decay;
   for_chunks<kChunk>(begin, end, columns, [&](const Chunk& c) {
     const int64_t n = c.padded();
     rows.fill(bounds, c, columns);
     stage(mean, c, m.x);
     for (int64_t i = 0; i < n; ++i) m.x[i] += m.x[i] * T(0);  // NaN of infinities
+    decay.of(m.x, n);
     if (grad_action.data) {
       stage(grad_action, c, ga.x);
-      gradients(m.x, d.x, rows.scale.x, T(0), ga.x, gl.x, n, a.x, d.x);
+      gradients(decay.w.x, decay.rest.x, d.x, rows.scale.x, T(0), ga.x, gl.x, n, a.x, d.x);
     } else {
-      modes(m.x, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, a.x);
+      modes(decay.w.x, decay.rest.x, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, a.x);
     }
     copy_out(a.x, c, columns, out);
   });

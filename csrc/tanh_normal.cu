@@ -148,9 +148,9 @@ __global__ void sample(CudaTanhNormal c, int lanes) {
     const Squashed<R> q = squash(static_cast<R>(u));
     log_prob -= log_prob_constant(scale, c.epsilon == 0);
     if (c.epsilon == 0)
-      log_prob += log_prob_part(u, e, s, 2.0) + 2.0 * static_cast<double>(q.log1p_w);
+      log_prob += log_prob_part(e, s) + 2.0 * (magnitude(u) + static_cast<double>(q.log1p_w));
     else
-      log_prob += log_prob_part(u, e, s, 0.0) - log_positive(scale * static_cast<double>(q.slope) + c.epsilon);
+      log_prob += log_prob_part(e, s) - log_positive(scale * static_cast<double>(q.slope) + c.epsilon);
     if (!r.here) return;
     put<T>(c.out_action, i, clamp(b.bias() + scale * static_cast<double>(q.t), b.low, b.high));
     if (!c.u) return;

@@ -11,18 +11,30 @@ constexpr double kLog2 = 0.69314718055994530942;
 constexpr double kLargest = std::numeric_limits<double>::max(), kLargestFloat = std::numeric_limits<float>::max();
 constexpr double kMinLogStd = -709.0;  // sigma of a given action is no smaller than its e^
 
-// Of w = e^{-2|u|}: tanh u, 1 - tanh^2 u = 4 w / (1 + w)^2, which rounds to 0 only where w does, and log(1 + w).
+// w = e^{-2|u|}, and 1 - w with the sign of u.
+template <class R>
+struct Decay {
+  R w, rest;
+};
+template <class R>
+FASTRL_HD FASTRL_INLINE Decay<R> decay(R u, R floor) {
+  const ExpPair<R> w = exp_pair(R(-2) * magnitude(u), floor);
+  return {w.e, with_sign(w.minus_1, u)};
+}
+
+// tanh u, 1 - tanh^2 u = 4 w / (1 + w)^2, which rounds to 0 only where w does, and log(1 + w).
 template <class R>
 struct Squashed {
   R t, slope, log1p_w;
 };
 template <class R>
+FASTRL_HD FASTRL_INLINE Squashed<R> squash(const Decay<R>& q) {
+  const R inverse = R(1) / (R(1) + q.w);
+  return {q.rest * inverse, R(4) * (q.w * inverse) * inverse, log1p_unit(q.w)};
+}
+template <class R>
 FASTRL_HD FASTRL_INLINE Squashed<R> squash(R u) {
-  const R one = 1, two = 2;
-  const ExpPair<R> w = exp_pair(u < 0 ? two * u : -two * u);
-  const R a = one + w.e, b = two + w.e, inverse = one / (a * b);  // one division for 1 / (1 + w) and 1 / (2 + w)
-  const R t = -w.minus_1 * (inverse * b), w_a = w.e * (inverse * b);
-  return {u < 0 ? -t : t, R(4) * w_a * (inverse * b), log_ratio(w.e * (inverse * a))};
+  return squash(decay(u, ExpFloor<R>::value));
 }
 
 // NaN stays NaN.
@@ -46,11 +58,9 @@ FASTRL_HD FASTRL_INLINE double scaled_noise_of(double log_std, double eps) {
   return clamp(sigma_of(log_std) * eps, -kLargest, kLargest);
 }
 
-// The number of a row's element that does not need 1 - tanh^2; the rest is 2 log(1 + w), or minus log(scale (1 -
-// tanh^2) + epsilon) (then abs_u is 0), and minus log_prob_constant.
-FASTRL_HD FASTRL_INLINE double log_prob_part(double u, double eps, double log_std, double abs_u) {
-  return abs_u * (u < 0 ? -u : u) - 0.5 * eps * eps - log_std;
-}
+// A row's element of log_prob, but for 2 (|u| + log(1 + w)), or minus log(scale (1 - tanh^2) + epsilon), and for minus
+// log_prob_constant.
+FASTRL_HD FASTRL_INLINE double log_prob_part(double eps, double log_std) { return -0.5 * eps * eps - log_std; }
 FASTRL_HD FASTRL_INLINE double log_prob_constant(double scale, bool stable) {
   return kHalfLog2Pi + (stable ? 2.0 * kLog2 + log_positive(scale) : 0.0);
 }

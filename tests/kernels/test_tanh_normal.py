@@ -405,22 +405,27 @@ def test_nan_and_infinity_stay_in_their_row_of_the_gradients(backend, rng, dtype
             np.testing.assert_array_equal(found[others], wanted[others])
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_overflow_of_sigma_is_not_multiplied_by_zero(backend, dtype):
+def test_overflow_of_sigma_is_not_multiplied_by_zero(backend, dtype, form):
     """e^log_std eps is infinite, or 0 times infinity; the gradient of a saturated action is 0."""
     s = 89.0 if dtype == np.float32 else 720.0
+    limits = (-math.inf, math.inf, 1e-6 if form == "epsilon" else 0.0)
     mean, log_std = np.array([[0.5], [-3.0], [0.25]], dtype), np.full((3, 1), s, dtype)
     noise = np.array([[1.0], [-2.5], [0.0]], dtype)
-    action, log_prob, saved = backend.tanh_normal_sample(mean, log_std, noise, None, -1.0, 1.0, *LIMITS, True)
+    action, log_prob, saved = backend.tanh_normal_sample(mean, log_std, noise, None, -1.0, 1.0, *limits, True)
     np.testing.assert_allclose(action[:, 0], [1.0, -1.0, math.tanh(0.25)], rtol=1e-6)
-    assert log_prob[2] == pytest.approx(
-        -s - 0.5 * math.log(2 * math.pi) - math.log1p(-(math.tanh(0.25) ** 2)), rel=1e-6
-    )
-    assert (log_prob[:2] > 1e38).all()
+    slope = 1 - math.tanh(0.25) ** 2
+    assert log_prob[2] == pytest.approx(-s - 0.5 * math.log(2 * math.pi) - math.log(slope + limits[2]), rel=1e-6)
+    if form == "stable":
+        assert (log_prob[:2] > 1e38).all()
+    else:
+        exact = -0.5 * noise[:2, 0] ** 2 - s - 0.5 * math.log(2 * math.pi) - math.log(1e-6)
+        np.testing.assert_allclose(log_prob[:2], exact, rtol=1e-6)
     zeros, ones = np.zeros(3, dtype), np.ones((3, 1), dtype)
-    g_mean, g_log_std = backend.tanh_normal_sample_backward(saved, log_std, ones, zeros, -1.0, 1.0, *LIMITS, True, True)
+    g_mean, g_log_std = backend.tanh_normal_sample_backward(saved, log_std, ones, zeros, -1.0, 1.0, *limits, True, True)
     np.testing.assert_array_equal(g_log_std, 0.0)
-    np.testing.assert_allclose(g_mean[:, 0], [0.0, 0.0, 1 - math.tanh(0.25) ** 2], rtol=1e-6)
+    np.testing.assert_allclose(g_mean[:, 0], [0.0, 0.0, slope], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
