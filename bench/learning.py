@@ -219,8 +219,8 @@ def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
     return f"{rows[-1][1]:.1f} after {seconds:.0f} s"
 
 
-def table(seeds: int) -> str:
-    """Interquartile mean over the seeds of the last evaluation, with its 95 % bootstrap interval."""
+def table() -> str:
+    """Of all kept logs: interquartile mean over the seeds of the last evaluation, with its 95 % bootstrap interval."""
     import numpy as np
     from numpy.typing import NDArray
     from scipy.stats import bootstrap, trim_mean
@@ -242,11 +242,10 @@ def table(seeds: int) -> str:
 
     def final_returns(algorithm: str, env: str, variant: str, steps: int) -> NDArray[np.float64]:
         last = []
-        for seed in range(seeds):
-            path = log_path(algorithm, env, variant, seed)
-            if path.exists():
-                with path.open() as file:
-                    last.append(list(csv.DictReader(file))[-1])
+        logs = log_path(algorithm, env, variant, 0).parent.glob("seed*.csv")
+        for path in sorted(logs, key=lambda path: int(path.stem.removeprefix("seed"))):
+            with path.open() as file:
+                last.append(list(csv.DictReader(file))[-1])
         if any(int(row["step"]) < steps for row in last):
             raise SystemExit(f"{algorithm} {env} {variant}: a log ends before step {steps}")
         return np.array([float(row["greedy_return"]) for row in last])
@@ -280,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="print the table and run nothing")
     args = parser.parse_args(argv)
     if args.table:
-        print(table(args.seeds))
+        print(table())
         return 0
     todo = {
         (algorithm, env, variant, seed): task
@@ -307,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
                 failed = True
             else:
                 print(f"{running[job]}: {job.result()}", flush=True)
-    print(table(args.seeds))
+    print(table())
     return int(failed)
 
 

@@ -128,7 +128,7 @@ def learning() -> str:
     """The kept logs' table, from learning.py."""
     from learning import table  # beside this file
 
-    return table(5)
+    return table()
 
 
 if __name__ == "__main__":

@@ -215,9 +215,9 @@ void fill_normal(uint64_t seed, uint64_t counter, int64_t n, double* element) {
 
 template <class T>
 const T* Normals<T>::draw(uint64_t seed, uint64_t counter, int64_t first, int64_t n) {
-  constexpr int64_t kPairs = kNormals / 2 + 32;
-  alignas(64) uint32_t first_words[kPairs], second_words[kPairs];
-  alignas(64) T radius[kPairs];
+  constexpr int64_t kMost = kNormals / 2 + 32;
+  alignas(64) uint32_t first_words[kMost], second_words[kMost];
+  alignas(64) T radius[kMost];
   const int64_t skip = first % 4, blocks = (normal_blocks(skip + n) + 7) / 8 * 8;  // whole vectors
   philox_pairs(seed, counter + static_cast<uint64_t>(first / 4), blocks, first_words, second_words);
   radii(first_words, 2 * blocks, radius);

@@ -52,7 +52,7 @@ void blocks_plain(uint64_t seed, uint64_t counter, int64_t n, Word* first, Word*
       const V *const a = kPairs<Word> ? &c2[v] : &c1[v], *const b = kPairs<Word> ? &c1[v] : &c2[v];                 \
       const int64_t at = (i + v * kLanes) * static_cast<int64_t>(sizeof(uint64_t) / sizeof(Word));                  \
       put(first + at, join(c0[v], shift_left(*a, 32)));                                                             \
-      if (second) put(second + at, join(*b, shift_left(c3[v], 32)));                                                \
+      if (kPairs<Word> || second) put(second + at, join(*b, shift_left(c3[v], 32)));                                \
     }                                                                                                               \
   }                                                                                                                 \
   template <class Word>                                                                                             \

@@ -45,7 +45,7 @@ FASTRL_HD FASTRL_INLINE double uniform(const Philox4& block) {
 void philox_blocks(uint64_t seed, uint64_t counter, int64_t n, uint64_t* first, uint64_t* second);
 
 // The same blocks as pairs of words, two a block: those of block counter + i are first[2 i], second[2 i] (words 0 and
-// 1) and first[2 i + 1], second[2 i + 1] (2 and 3).
+// 1) and first[2 i + 1], second[2 i + 1] (2 and 3). n is a multiple of 8, and neither is null.
 void philox_pairs(uint64_t seed, uint64_t counter, int64_t n, uint32_t* first, uint32_t* second);
 
 }  // namespace fastrl

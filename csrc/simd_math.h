@@ -151,7 +151,7 @@ FASTRL_HD FASTRL_INLINE double magnitude(double x) { return fabs(x); }
 FASTRL_HD FASTRL_INLINE float with_sign(float x, float sign) { return copysignf(x, sign); }
 FASTRL_HD FASTRL_INLINE double with_sign(double x, double sign) { return copysign(x, sign); }
 
-// e^x in float64 for |x| <= 700, 2e-10 from it: for what is then used as a float32. A minimax polynomial.
+// e^x in float64 for |x| <= 700, 2.3e-10 from it: for what is then used as a float32. A minimax polynomial.
 FASTRL_HD FASTRL_INLINE double exp_rough(double x) {
   const double shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52;
   const double r = x - (shifted - 0x1.8p52) * 0x1.62e42fefa39efp-1;
@@ -215,7 +215,7 @@ FASTRL_HD FASTRL_INLINE ExpPair<double> exp_pair(double x, double floor) {
   return {p * scale + scale, p * scale + (scale - 1.0)};
 }
 
-// log(1 + w) for w in [0, 1]. Float32: a minimax polynomial, 2.6e-8 from it before rounding.
+// log(1 + w) for w in [0, 1]. Float32: a minimax polynomial, at most 1.4e-7 from it.
 FASTRL_HD FASTRL_INLINE float log1p_unit(float w) {
   float p = 0.005384056802f;
   p = p * w - 0.03011094444f;
@@ -225,7 +225,7 @@ FASTRL_HD FASTRL_INLINE float log1p_unit(float w) {
   p = p * w - 0.2485294543f;
   p = p * w + 0.3332034351f;
   p = p * w - 0.4999955259f;
-  p = p * w + 0.9999999745f;
+  p = p * w + 1.0f;
   return p * w;
 }
 

@@ -30,8 +30,8 @@ struct Limits {
 };
 Limits<float> limits_of(const TanhNormal& call, float) {
   const auto low = static_cast<float>(call.log_std_min), high = static_cast<float>(call.log_std_max);
-  return {low,     high, clamp(low, -700.0f, 700.0f), clamp(high, -700.0f, 700.0f), std::numeric_limits<float>::max(),
-          kLargest};
+  const auto largest = static_cast<float>(kLargestFloat);
+  return {low, high, clamp(low, -kMaxLogStd, kMaxLogStd), clamp(high, -kMaxLogStd, kMaxLogStd), largest, kLargest};
 }
 Limits<double> limits_of(const TanhNormal& call, double) {
   return {call.log_std_min, call.log_std_max, call.log_std_min, call.log_std_max, kLargest, kLargest};
@@ -142,9 +142,9 @@ FASTRL_INLINE void stop_clamped_loop(const R* log_std, R low, R high, int64_t n,
                            int64_t n, R* action) {                                                                     \
     mode_loop(w, rest, scale, bias, low, high, n, action);                                                             \
   }                                                                                                                    \
-  FASTRL_CLONES void gradients(const R* w, const R* rest, const R* scaled_noise, const R* scale, R epsilon,            \
-                               const R* ga, const R* gl, int64_t n, R* g_mean, R* g_log_std) {                         \
-    grad_loop<true>(w, rest, scaled_noise, scale, epsilon, ga, gl, n, g_mean, g_log_std);                              \
+  FASTRL_CLONES void gradients(const R* w, const R* rest, const R* scaled_noise, const R* scale, const R* ga,          \
+                               const R* gl, int64_t n, R* g_mean, R* g_log_std) {                                      \
+    grad_loop<true>(w, rest, scaled_noise, scale, R(0), ga, gl, n, g_mean, g_log_std);                                 \
   }                                                                                                                    \
   FASTRL_CLONES void gradients_epsilon(const R* w, const R* rest, const R* scaled_noise, const R* scale, R epsilon,    \
                                        const R* ga, const R* gl, int64_t n, R* g_mean, R* g_log_std) {                 \
@@ -321,7 +321,7 @@ void TanhNormalSample<T>::operator()(int64_t begin, int64_t end) const {
   Normals<T> normals;
   Staged<T> m, given;
   Buffer<T> x, d, a;
-  Decays<T> decay;
+  Decays<T> decayed;
   Buffer<double> part;
   const double constant = constant_of(*this);
   double carry = 0;
@@ -334,8 +334,8 @@ void TanhNormalSample<T>::operator()(int64_t begin, int64_t end) const {
     T *const us = place(c, columns, u, x.x), *const ds = place(c, columns, scaled_noise, d.x);
     T* const actions = place(c, columns, action, a.x);
     draw(means, log_stds, eps, s.sigma.x, s.limits, epsilon > 0 ? 0.0 : 2.0, n, us, ds, part.x);
-    decay.of(us, n);
-    const T *const w = decay.w.x, *const rest = decay.rest.x;
+    decayed.of(us, n);
+    const T *const w = decayed.w.x, *const rest = decayed.rest.x;
     if (epsilon > 0) {
       modes(w, rest, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, actions);
       subtract_log_width(w, rows.scale.x, epsilon, n, part.x);
@@ -355,7 +355,7 @@ void TanhNormalSampleGrad<T>::operator()(int64_t begin, int64_t end) const {
   Staged<T> x, d, ga;
   RowGrads<T> gl;
   Buffer<T> g_mean, g_log_std;
-  Decays<T> decay;
+  Decays<T> decayed;
   const auto low = static_cast<T>(log_std_min), high = static_cast<T>(log_std_max);
   const bool limited = log_std_min > -kInf || log_std_max < kInf;
   const auto size = static_cast<int64_t>(sizeof(T));
@@ -369,12 +369,12 @@ void TanhNormalSampleGrad<T>::operator()(int64_t begin, int64_t end) const {
     gl.load(grad_log_prob, c);
     T *const to_mean = place(c, columns, grad_mean, g_mean.x), *const to_log_std =
                                                                    place(c, columns, grad_log_std, g_log_std.x);
-    decay.of(us, n);
-    const T *const w = decay.w.x, *const rest = decay.rest.x;
+    decayed.of(us, n);
+    const T *const w = decayed.w.x, *const rest = decayed.rest.x;
     if (epsilon > 0)
       gradients_epsilon(w, rest, ds, rows.scale.x, static_cast<T>(epsilon), grad_actions, gl.x, n, to_mean, to_log_std);
     else
-      gradients(w, rest, ds, rows.scale.x, T(0), grad_actions, gl.x, n, to_mean, to_log_std);
+      gradients(w, rest, ds, rows.scale.x, grad_actions, gl.x, n, to_mean, to_log_std);
     if (grad_mean) copy_out(to_mean, c, columns, grad_mean);
     if (!grad_log_std && !sums) return;
     if (limited) stop_clamped(s.load(log_std, c, columns), low, high, n, to_log_std);
@@ -433,18 +433,18 @@ void TanhNormalMode<T>::operator()(int64_t begin, int64_t end) const {
   ScaleRows<T> rows;
   Staged<T> m, d, ga, gl;
   Buffer<T> a;
-  Decays<T> decay;
+  Decays<T> decayed;
   for_chunks<kChunk>(begin, end, columns, [&](const Chunk& c) {
     const int64_t n = c.padded();
     rows.fill(bounds, c, columns);
     stage(mean, c, m.x);
     for (int64_t i = 0; i < n; ++i) m.x[i] += m.x[i] * T(0);  // NaN of infinities
-    decay.of(m.x, n);
+    decayed.of(m.x, n);
     if (grad_action.data) {
       stage(grad_action, c, ga.x);
-      gradients(decay.w.x, decay.rest.x, d.x, rows.scale.x, T(0), ga.x, gl.x, n, a.x, d.x);
+      gradients(decayed.w.x, decayed.rest.x, d.x, rows.scale.x, ga.x, gl.x, n, a.x, d.x);
     } else {
-      modes(decay.w.x, decay.rest.x, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, a.x);
+      modes(decayed.w.x, decayed.rest.x, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, a.x);
     }
     copy_out(a.x, c, columns, out);
   });

@@ -142,20 +142,22 @@ __global__ void sample(CudaTanhNormal c, int lanes) {
       eps = element<T>(c.noise, r.row, j);
     }
     const R m = element<T>(c.mean, r.row, j), s = clamp(element<T>(c.log_std, r.row, j), low, high);
-    const double e = eps, d = scaled_noise_of(s, e), u = m + d + static_cast<double>(m * zero + s * zero + eps * zero);
+    const double e = eps, d = sigma_of(s) * e, poison = m * zero + s * zero + eps * zero;
+    const double x = finite(static_cast<double>(m) + d, 0.0) + poison;
+    const R u = finite(x, zero);
     const Bound b = bound_of<T>(c, j);
     const double scale = b.scale();
-    const Squashed<R> q = squash(static_cast<R>(u));
+    const Squashed<R> q = squash(u);
     log_prob -= log_prob_constant(scale, c.epsilon == 0);
     if (c.epsilon == 0)
-      log_prob += log_prob_part(e, s) + 2.0 * (magnitude(u) + static_cast<double>(q.log1p_w));
+      log_prob += log_prob_part(e, s) + 2.0 * (magnitude(x) + static_cast<double>(q.log1p_w));
     else
       log_prob += log_prob_part(e, s) - log_positive(scale * static_cast<double>(q.slope) + c.epsilon);
     if (!r.here) return;
     put<T>(c.out_action, i, clamp(b.bias() + scale * static_cast<double>(q.t), b.low, b.high));
     if (!c.u) return;
-    static_cast<R*>(c.u)[i] = static_cast<R>(u);
-    static_cast<R*>(c.scaled_noise)[i] = static_cast<R>(d);
+    static_cast<R*>(c.u)[i] = u;
+    static_cast<R*>(c.scaled_noise)[i] = finite(d, zero);
   });
   log_prob = sum_of(log_prob, lanes);
   if (r.here && r.lane == 0) put<T>(c.log_prob, r.row, log_prob);

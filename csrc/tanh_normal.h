@@ -44,19 +44,18 @@ FASTRL_HD FASTRL_INLINE R clamp(R x, R low, R high) {
   return x > high ? high : x;
 }
 
-// e^log_std; beyond +-700 it is 0 or infinite as a float32. Bounded, so that 0 is never multiplied by infinity.
+// e^log_std; beyond +-kMaxLogStd it is 0 or infinite as a float32. Bounded, so that 0 is never multiplied by infinity.
+constexpr float kMaxLogStd = 700.0f;
 FASTRL_HD FASTRL_INLINE double sigma_of(float log_std) {
-  return exp_rough(static_cast<double>(clamp(log_std, -700.0f, 700.0f)));
+  return exp_rough(static_cast<double>(clamp(log_std, -kMaxLogStd, kMaxLogStd)));
 }
 FASTRL_HD FASTRL_INLINE double sigma_of(double log_std) { return clamp(exp_bounded(log_std), 0.0, kLargest); }
 
-// e^log_std eps, bounded for the same reason: a gradient of 0 is multiplied by it.
-FASTRL_HD FASTRL_INLINE double scaled_noise_of(float log_std, double eps) {
-  return clamp(sigma_of(log_std) * eps, -kLargestFloat, kLargestFloat);
+// As a finite number of the type of the last argument, for the same reason: a gradient of 0 is multiplied by it.
+FASTRL_HD FASTRL_INLINE float finite(double x, float) {
+  return static_cast<float>(clamp(x, -kLargestFloat, kLargestFloat));
 }
-FASTRL_HD FASTRL_INLINE double scaled_noise_of(double log_std, double eps) {
-  return clamp(sigma_of(log_std) * eps, -kLargest, kLargest);
-}
+FASTRL_HD FASTRL_INLINE double finite(double x, double) { return clamp(x, -kLargest, kLargest); }
 
 // A row's element of log_prob, but for 2 (|u| + log(1 + w)), or minus log(scale (1 - tanh^2) + epsilon), and for minus
 // log_prob_constant.

@@ -430,15 +430,16 @@ def _sample(
     xp = _heads.module_of(m)
     with np.errstate(all="ignore"):
         s = _clamp(s, log_std_min, log_std_max, mean)
-        largest = largest_kept(mean)
-        d = xp.clip(xp.clip(xp.exp(s), None, _LARGEST) * eps, -largest, largest)
-        u = m + d + (0.0 * m + 0.0 * s + 0.0 * eps)
+        d = xp.clip(xp.exp(s), None, _LARGEST) * eps
+        u = xp.clip(m + d, -_LARGEST, _LARGEST) + (0.0 * m + 0.0 * s + 0.0 * eps)
         t, slope, log_slope = _squash(u)
         action = xp.clip(bounds.bias + bounds.scale * t, bounds.low, bounds.high)
         log_prob = (
             -0.5 * eps**2 - s - _HALF_LOG_2PI - _log_width(bounds.scale * slope, log_slope, bounds, epsilon)
         ).sum(1)
-        saved = _heads.hand_back(xp.stack((u, d)), mean, _saved_dtype(mean)) if with_saved else None
+        largest = largest_kept(mean)
+        kept = xp.clip(xp.stack((u, d)), -largest, largest)
+        saved = _heads.hand_back(kept, mean, _saved_dtype(mean)) if with_saved else None
         return _heads.hand_back(action, mean), _heads.hand_back(log_prob, mean), saved
 
 

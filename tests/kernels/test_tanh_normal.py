@@ -428,6 +428,19 @@ def test_overflow_of_sigma_is_not_multiplied_by_zero(backend, dtype, form):
     np.testing.assert_allclose(g_mean[:, 0], [0.0, 0.0, slope], rtol=1e-6)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_huge_mean_meets_a_huger_noise(backend, dtype, sign):
+    """u = mean + e^log_std eps is added up before anything is bounded."""
+    largest = float(np.finfo(dtype).max)
+    mean, noise = np.array([[-sign * largest]], dtype), np.array([[20.0 * sign]], dtype)
+    log_std = np.array([[math.floor(math.log(largest))]], dtype)
+    limits = (-math.inf, math.inf, 1e-6)
+    action, log_prob, saved = backend.tanh_normal_sample(mean, log_std, noise, None, -1.0, 1.0, *limits, True)
+    assert action.item() == sign and saved.ravel().tolist() == [sign * largest, sign * largest]
+    assert log_prob.item() == pytest.approx(-200 - log_std.item() - 0.5 * math.log(2 * math.pi) - math.log(1e-6))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_clamped_log_std(backend, tolerance, rng, dtype):
     """Values are those of the clamped one; the gradient is 0 outside, and passes at the bounds themselves."""

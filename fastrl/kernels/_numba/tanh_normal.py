@@ -63,15 +63,15 @@ def _sample(
         for j in range(mean.shape[1]):
             m, s, eps = mean[b, j], _clamp(log_std[b, j], s_min, s_max), noise[b, j]
             scale, bias = 0.5 * high[j] - 0.5 * low[j], 0.5 * high[j] + 0.5 * low[j]
-            d = _clamp(min(math.exp(s), _LARGEST) * eps, -largest, largest)
-            u = m + d + (0.0 * m + 0.0 * s + 0.0 * eps)
+            d = min(math.exp(s), _LARGEST) * eps
+            u = _clamp(m + d, -_LARGEST, _LARGEST) + (0.0 * m + 0.0 * s + 0.0 * eps)
             action[b, j] = _clamp(bias + scale * math.tanh(u), low[j], high[j])
             if epsilon == 0.0:
                 log_width = math.log(scale) + 2.0 * (_LOG_2 - abs(u) - math.log1p(math.exp(-2.0 * abs(u))))
             else:
                 log_width = math.log(scale * _slope(u) + epsilon)
             log_prob[b] += -0.5 * eps * eps - s - _HALF_LOG_2PI - log_width
-            saved[0, b, j], saved[1, b, j] = u, d
+            saved[0, b, j], saved[1, b, j] = _clamp(u, -largest, largest), _clamp(d, -largest, largest)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
