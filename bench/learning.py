@@ -220,10 +220,13 @@ def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
 
 
 def table() -> str:
-    """Of all kept logs: interquartile mean over the seeds of the last evaluation, with its 95 % bootstrap interval."""
+    """Of all kept logs: interquartile mean over the seeds of the last evaluation, with its 95 % bootstrap interval.
+
+    Where the bar is the variant sb3: p of the two-sided Mann-Whitney test, that seeds differ as much by chance.
+    """
     import numpy as np
     from numpy.typing import NDArray
-    from scipy.stats import bootstrap, trim_mean
+    from scipy.stats import bootstrap, mannwhitneyu, trim_mean
 
     def iqm(x, axis=-1):
         return trim_mean(x, 0.25, axis=axis)
@@ -254,14 +257,16 @@ def table() -> str:
         final, wanted = final_returns(algorithm, env, variant, task.steps), task.wanted
         if not len(final):
             continue
+        chance = ""
         if wanted is None and variant != SB3:
             peer = final_returns(algorithm, env, SB3, task.steps)
             wanted = iqm(peer) if len(peer) else None
+            chance = f", p = {mannwhitneyu(final, peer).pvalue:.2f}" if len(peer) else ""
         low, high = final.min(), final.max()
         if low < high:
             low, high = bootstrap((final,), iqm, n_resamples=9999, method="percentile", rng=0).confidence_interval
         each = " ".join(f"{x:.0f}" for x in final)
-        reached = "" if wanted is None else f"{'>=' if iqm(final) >= wanted else 'MISSED'} {round(wanted, 1):g}"
+        reached = "" if wanted is None else f"{'>=' if iqm(final) >= wanted else 'MISSED'} {round(wanted, 1):g}{chance}"
         lines.append(
             f"| {env} | {algorithm} | {variant} | {iqm(final):.1f} [{low:.1f}, {high:.1f}] | {each} | {reached} "
             f"| {task.steps:,} |"
