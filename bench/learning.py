@@ -222,7 +222,7 @@ def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
 def table() -> str:
     """Of all kept logs: interquartile mean over the seeds of the last evaluation, with its 95 % bootstrap interval.
 
-    Where the bar is the variant sb3: p of the two-sided Mann-Whitney test, that seeds differ as much by chance.
+    Where the bar is the variant sb3: p of the two-sided Mann-Whitney test between the seeds of the two.
     """
     import numpy as np
     from numpy.typing import NDArray
