@@ -58,6 +58,22 @@ def test_half_precision_bounds_are_rounded_before_they_are_compared():
         tanh_normal_sample(mean, mean, low=0.0, high=65520.0)
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 1e-6])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_overflow_of_sigma(tolerance, dtype, epsilon):
+    """e^log_std eps beyond the dtype, or 0 times it, and a huge mean that it outweighs."""
+    largest = np.finfo(dtype).max
+    mean = np.array([[0.5], [-3.0], [0.25], [-largest], [largest]], dtype)
+    noise = np.array([[1.0], [-2.5], [0.0], [20.0], [-20.0]], dtype)
+    log_std = np.full((5, 1), math.floor(math.log(largest)), dtype)
+    arguments = (mean, log_std, noise)
+    options = (-1.0, 1.0, -math.inf, math.inf, epsilon, True)
+    wanted = reference.tanh_normal_sample(*arguments, None, *options)
+    found = kernels.tanh_normal_sample(*map(put, arguments), None, *options)
+    for got, want in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got.cpu().numpy(), want, **tolerance(want.dtype))
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["log_std [A]", "log_std [B, A]"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("rows", "columns"), list(itertools.product([0, 1, 31, 99, 1030], [0, 1, 3, 6, 17, 200])))
