@@ -19,14 +19,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-os.environ["FASTRL_NUM_THREADS"] = "1"  # before compare sets the threads of everything from it
+os.environ["FASTRL_NUM_THREADS"] = "1"  # before _harness sets the threads of everything from it
 
-import compare
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _harness import PartTimer, agents_main, header, interleaved_speeds
+from _harness import RESULTS, PartTimer, agents_main, header, interleaved_speeds
 from torch import nn
 
 from fastrl.agents import ALGORITHMS, networks, sac
@@ -254,7 +253,7 @@ def markdown(report: dict) -> str:
 
 def measure_all(args) -> dict[str, object]:
     records = {}
-    kept = compare.RESULTS / "agents_sac.json"
+    kept = RESULTS / "agents_sac.json"
     if kept.exists() and not args.no_save:
         records = {(r["algorithm"], r["env"]): r for r in json.loads(kept.read_text())["records"]}
     for env_id in args.env or ["Pendulum-v1"]:
