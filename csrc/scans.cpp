@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "discount.h"
 #include "lanes.h"
 #include "parallel.h"
 
@@ -326,34 +327,107 @@ void run_scan(const Op& op, const ScanData& d, int threads) {
 
 constexpr int64_t kNStepColumns = 256;
 
+// Windows up to this length are summed step by step; longer ones from two parts, at one cost whatever their length.
+constexpr int64_t kShortWindow = 6;
+
 struct NStepRows {
-  double gamma, gamma_n;
-  int64_t n;
+  double gamma, gamma_n;      // gamma_n: the factor of V' behind a whole window
+  int64_t n, window;          // window: rewards of a whole one: n, or fewer where gamma^window is 0
+  int64_t longest;            // a step with more steps than this to the end of its segment has a whole window
+  std::vector<double> power;  // gamma^0 .. gamma^window, where windows are made of two parts
+};
+
+// rest = r + gamma rest.
+template <class T>
+FASTRL_CLONES void add_before(const T* r, double gamma, int64_t columns, double* rest) {
+  for (int64_t i = 0; i < columns; ++i) rest[i] = static_cast<double>(r[i]) + times(gamma, rest[i]);
+}
+
+// sum += before r (r may be null); ahead = sum + weight V'.
+template <class T>
+FASTRL_CLONES void add_after(const T* r, double before, const T* nv, double weight, int64_t columns, double* sum,
+                             double* ahead) {
+  for (int64_t i = 0; r && i < columns; ++i) sum[i] += before * static_cast<double>(r[i]);
+  for (int64_t i = 0; i < columns; ++i) ahead[i] = sum[i] + times(weight, static_cast<double>(nv[i]));
+}
+
+FASTRL_CLONES void join(const double* rest, double factor, const double* ahead, int64_t columns, double* sum) {
+  for (int64_t i = 0; i < columns; ++i) sum[i] = rest[i] + times(factor, ahead[i]);
+}
+
+// The whole windows of some environments side by side, in O(1) a step and without a subtraction: time is cut, from its
+// end, into blocks of one window's length; the window from step t on is the rest of the block of t and the beginning of
+// the next one.
+template <class T>
+class NStepBlocks {
+ public:
+  // `ahead`: [T, columns] of 8 bytes, where `last` will be written once a step is done.
+  NStepBlocks(const NStepRows& op, int64_t T_, int64_t columns, const T* r, int64_t r_stride, const T* nv,
+              int64_t nv_stride, const ScanArray& ahead)
+      : op_(op),
+        r_(r),
+        nv_(nv),
+        r_stride_(r_stride),
+        nv_stride_(nv_stride),
+        columns_(columns),
+        begin_(T_),
+        ahead_(ahead) {}
+
+  // To be called with every t, from the last one backwards; `wanted` is true: sum = the returns of the windows from t.
+  FASTRL_INLINE void step(int64_t t, bool wanted, double* sum) {
+    if (t < begin_) begin_ -= op_.window, ready_ = false;
+    if (wanted && !ready_) prepare(t);
+    if (!ready_) return;
+    add_before(r_ + t * r_stride_, op_.gamma, columns_, rest_);
+    if (!wanted) return;
+    double room[kNStepColumns];
+    const char* const at = ahead_.data + t * ahead_.row;
+    const bool dense = ahead_.column == sizeof(double) && is_aligned(ahead_, sizeof(double));
+    for (int64_t i = 0; !dense && i < columns_; ++i) std::memcpy(&room[i], at + i * ahead_.column, sizeof(double));
+    join(rest_, op_.power[op_.window - (t - begin_)], dense ? reinterpret_cast<const double*>(at) : room, columns_,
+         sum);
+  }
+
+ private:
+  // The second parts of the windows from step `until` of the block backwards, and the rewards of the block behind it.
+  void prepare(int64_t until) {
+    ready_ = true;
+    std::fill_n(rest_, columns_, 0.0);
+    for (int64_t t = begin_ + op_.window - 1; t > until; --t)
+      add_before(r_ + t * r_stride_, op_.gamma, columns_, rest_);
+    double sum[kNStepColumns], ahead[kNStepColumns];
+    std::fill_n(sum, columns_, 0.0);
+    for (int64_t t = begin_; t <= until; ++t) {
+      const int64_t k = t - begin_, last = t + op_.window - 1;
+      const double weight = op_.gamma_n != 0 ? op_.power[k] : 0.0;
+      add_after(k > 0 ? r_ + last * r_stride_ : nullptr, k > 0 ? op_.power[k - 1] : 0.0, nv_ + last * nv_stride_,
+                weight, columns_, sum, ahead);
+      char* const at = ahead_.data + t * ahead_.row;
+      for (int64_t i = 0; t >= 0 && i < columns_; ++i) std::memcpy(at + i * ahead_.column, &ahead[i], sizeof(double));
+    }
+  }
+
+  const NStepRows& op_;
+  const T *r_, *nv_;
+  int64_t r_stride_, nv_stride_, columns_, begin_;
+  ScanArray ahead_;
+  bool ready_ = false;
+  double rest_[kNStepColumns];
 };
 
 // One step of `columns` environments. run: steps to the end of the segment, from this one on; tail, discount: the
-// return and the factor of V' to that end. Where the window of n steps ends before it, the return is summed anew.
+// return and the factor of V' to that end; window: the return of a whole window, read where the segment is longer.
 template <class T>
-FASTRL_CLONES void n_step_row(const NStepRows& op, int64_t t, int64_t columns, const T* r, int64_t r_stride,
-                              const T* nv, int64_t nv_stride, bool whole_window, const uint8_t* code, double* run,
-                              double* tail, double* discount, double* sum, T* returns, T* discounts, int64_t* last) {
-  double longest = 0;
-  for (int64_t i = 0; i < columns; ++i) longest = std::max(longest, code[i] & kContinues ? run[i] + 1.0 : 1.0);
-  if (whole_window && longest > static_cast<double>(op.n)) {  // else no window ends inside a segment
-    const T* value = nv + (op.n - 1) * nv_stride;
-    for (int64_t i = 0; i < columns; ++i) sum[i] = times(op.gamma, static_cast<double>(value[i]));
-    for (int64_t k = op.n - 1; k > 0; --k) {
-      const T* reward = r + k * r_stride;
-      for (int64_t i = 0; i < columns; ++i) sum[i] = times(op.gamma, static_cast<double>(reward[i]) + sum[i]);
-    }
-    for (int64_t i = 0; i < columns; ++i) sum[i] += static_cast<double>(r[i]);
-  }
-  const double n = static_cast<double>(op.n), now = static_cast<double>(t), gamma = op.gamma, gamma_n = op.gamma_n;
+FASTRL_CLONES void n_step_row(const NStepRows& op, int64_t t, int64_t columns, const T* r, const T* nv,
+                              const uint8_t* code, double* run, double* tail, double* discount, const double* window,
+                              T* returns, T* discounts, int64_t* last) {
+  const double n = static_cast<double>(op.n), longest = static_cast<double>(op.longest);
+  const double now = static_cast<double>(t), gamma = op.gamma, gamma_n = op.gamma_n;
   FASTRL_INDEPENDENT
   for (int64_t i = 0; i < columns; ++i) {
     // Everything is read before anything is chosen: a load behind a condition does not vectorise.
     const int32_t c = code[i];
-    const double value = static_cast<double>(nv[i]), reward = static_cast<double>(r[i]), window = sum[i];
+    const double value = static_cast<double>(nv[i]), reward = static_cast<double>(r[i]), in_window = window[i];
     const double tail_after = tail[i], discount_after = discount[i], run_after = run[i];
     const double beyond = c & kContinues ? tail_after : value;
     const double bootstrap = c & kBootstraps ? gamma : 0.0;
@@ -361,10 +435,31 @@ FASTRL_CLONES void n_step_row(const NStepRows& op, int64_t t, int64_t columns, c
     const double factor = bootstrap * (c & kContinues ? discount_after : 1.0);
     const double steps = 1.0 + (c & kContinues ? run_after : 0.0);
     tail[i] = whole, discount[i] = factor, run[i] = steps;
-    returns[i] = static_cast<T>(steps > n ? window : whole);
-    discounts[i] = static_cast<T>(steps > n ? gamma_n : factor);
+    returns[i] = static_cast<T>(steps > longest ? in_window : whole);
+    discounts[i] = static_cast<T>(steps > longest ? gamma_n : factor);
     last[i] = static_cast<int64_t>(now + (steps > n ? n : steps) - 1.0);
   }
+}
+
+// Whether a segment goes on from this row for more than `longest` steps.
+FASTRL_CLONES bool has_longer(int64_t columns, const uint8_t* code, const double* run, double longest) {
+  double most = 1;
+  for (int64_t i = 0; i < columns; ++i) most = std::max(most, code[i] & kContinues ? run[i] + 1.0 : 1.0);
+  return most > longest;
+}
+
+// The returns of the whole windows from this row on, step by step.
+template <class T>
+FASTRL_CLONES void sum_window(const NStepRows& op, int64_t columns, const T* r, int64_t r_stride, const T* nv,
+                              int64_t nv_stride, double* sum) {
+  const T* value = nv + (op.window - 1) * nv_stride;
+  const double weight = op.gamma_n != 0 ? op.gamma : 0.0;
+  for (int64_t i = 0; i < columns; ++i) sum[i] = times(weight, static_cast<double>(value[i]));
+  for (int64_t k = op.window - 1; k > 0; --k) {
+    const T* reward = r + k * r_stride;
+    for (int64_t i = 0; i < columns; ++i) sum[i] = times(op.gamma, static_cast<double>(reward[i]) + sum[i]);
+  }
+  for (int64_t i = 0; i < columns; ++i) sum[i] += static_cast<double>(r[i]);
 }
 
 }  // namespace
@@ -372,8 +467,13 @@ FASTRL_CLONES void n_step_row(const NStepRows& op, int64_t t, int64_t columns, c
 template <class T>
 void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
   if (d.T == 0 || d.N == 0) return;
-  NStepRows op{gamma, 1.0, std::min(n, d.T)};
-  op.gamma_n = std::pow(gamma, static_cast<double>(op.n));
+  const int64_t most = std::min(n, d.T), reach = discount_reach(gamma, std::is_same<T, double>::value, most);
+  NStepRows op{gamma, 0.0, most, std::min(most, reach), most < reach ? most : reach - 1, {}};
+  if (most < reach) op.gamma_n = std::pow(gamma, static_cast<double>(most));
+  if (op.window > kShortWindow && op.longest < d.T) {
+    op.power.assign(op.window + 1, 1.0);
+    for (int64_t k = 1; k <= op.window; ++k) op.power[k] = gamma * op.power[k - 1];
+  }
   const bool no_values = !d.in[1].data;
   const bool staged = !in_place<T>(d.in[0], false) || (!no_values && !in_place<T>(d.in[1], false));
   const bool direct =
@@ -391,6 +491,17 @@ void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
       if (staged) stage<T, true>(d.in[0], 0, n0, d.T, columns, rewards.data(), columns);
       if (staged && !no_values) stage<T, true>(d.in[1], 0, n0, d.T, columns, values.data(), columns);
       for (double* x : {run, tail, discount, sum}) std::fill_n(x, columns, 0.0);
+      const T* const r = staged ? rewards.data() : reinterpret_cast<const T*>(d.in[0].data + n0 * d.in[0].column);
+      const T* const nv = no_values ? zeros.data()
+                          : staged  ? values.data()
+                                    : reinterpret_cast<const T*>(d.in[1].data + n0 * d.in[1].column);
+      const auto stride = [&](const ScanArray& x) {
+        return staged ? columns : x.row / static_cast<int64_t>(sizeof(T));
+      };
+      const int64_t r_stride = stride(d.in[0]), nv_stride = no_values ? 0 : stride(d.in[1]);
+      ScanArray ahead = d.out[2];
+      ahead.data += n0 * ahead.column;
+      NStepBlocks<T> blocks(op, d.T, columns, r, r_stride, nv, nv_stride, ahead);
       int64_t first = d.T;  // of the steps whose codes are made
       for (int64_t t = d.T - 1; t >= 0; --t) {
         if (t < first) {
@@ -398,18 +509,17 @@ void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
           codes_of_tile(d, first, n0, t + 1 - first, columns, kBootstraps | kContinues, code);
         }
         const auto at = [&](const ScanArray& x) { return x.data + t * x.row + n0 * x.column; };
-        const auto row = [&](const ScanArray& x, const std::vector<T>& copy) {
-          return staged ? copy.data() + t * columns : reinterpret_cast<const T*>(at(x));
-        };
-        const auto stride = [&](const ScanArray& x) {
-          return staged ? columns : x.row / static_cast<int64_t>(sizeof(T));
-        };
         T* returns = direct ? reinterpret_cast<T*>(at(d.out[0])) : room[0];
         T* discounts = direct ? reinterpret_cast<T*>(at(d.out[1])) : room[1];
         int64_t* last = direct ? reinterpret_cast<int64_t*>(at(d.out[2])) : index_room;
-        n_step_row<T>(op, t, columns, row(d.in[0], rewards), stride(d.in[0]),
-                      no_values ? zeros.data() : row(d.in[1], values), no_values ? 0 : stride(d.in[1]), t + op.n <= d.T,
-                      code + (t - first) * columns, run, tail, discount, sum, returns, discounts, last);
+        const uint8_t* const codes = code + (t - first) * columns;
+        const bool wanted = t + op.window <= d.T && has_longer(columns, codes, run, static_cast<double>(op.longest));
+        if (op.window > kShortWindow)
+          blocks.step(t, wanted, sum);
+        else if (wanted)
+          sum_window(op, columns, r + t * r_stride, r_stride, nv + t * nv_stride, nv_stride, sum);
+        n_step_row<T>(op, t, columns, r + t * r_stride, nv + t * nv_stride, codes, run, tail, discount, sum, returns,
+                      discounts, last);
         if (d.mask.data) {
           const char* mask = d.mask.data + t * d.mask.row + n0 * d.mask.column;
           for (int64_t j = 0; j < columns; ++j)
