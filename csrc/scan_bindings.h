@@ -1,6 +1,7 @@
 // The bindings of the scans, for whichever memory: how a call's arguments are checked, and the ops.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -47,6 +48,50 @@ inline std::vector<uint8_t> flag_bytes(const Array& a, int64_t T, int64_t N) {
                                       : read_flags<uint8_t>;
   read(a, T, N, one, is_float, bytes.data());
   return bytes;
+}
+
+template <class X>
+X read_item(const char* at) {
+  X x;
+  std::memcpy(&x, at, sizeof x);
+  return x;
+}
+
+// A number of that dtype as Python writes it.
+inline std::string flag_text(const Array& a, const char* at) {
+  switch (a.dtype) {
+    case DType::f64:
+      return repr(read_item<double>(at));
+    case DType::f32:
+      return repr(static_cast<double>(read_item<float>(at)));
+    case DType::bf16: {
+      const uint32_t bits = static_cast<uint32_t>(read_item<uint16_t>(at)) << 16;
+      return repr(static_cast<double>(read_item<float>(reinterpret_cast<const char*>(&bits))));
+    }
+    case DType::f16: {
+      const int bits = read_item<uint16_t>(at), exponent = bits >> 10 & 31, fraction = bits & 1023;
+      const double size = exponent == 31  ? (fraction ? std::nan("") : std::numeric_limits<double>::infinity())
+                          : exponent == 0 ? std::ldexp(fraction, -24)
+                                          : std::ldexp(fraction + 1024, exponent - 25);
+      return repr(bits >> 15 ? -size : size);
+    }
+    case DType::u64:
+      return std::to_string(read_item<uint64_t>(at));
+    case DType::i64:
+      return std::to_string(read_item<int64_t>(at));
+    case DType::i32:
+      return std::to_string(read_item<int32_t>(at));
+    case DType::u32:
+      return std::to_string(read_item<uint32_t>(at));
+    case DType::i16:
+      return std::to_string(read_item<int16_t>(at));
+    case DType::u16:
+      return std::to_string(read_item<uint16_t>(at));
+    case DType::i8:
+      return std::to_string(read_item<int8_t>(at));
+    default:
+      return std::to_string(read_item<uint8_t>(at));
+  }
 }
 
 // The arguments of one call, taken in and checked one after another; fastrl/kernels/scans.py has the twin for the
@@ -225,12 +270,10 @@ class ScanCall {
       const int64_t bad = Device::find_bad_flag(flags_[k].view, data.T, data.N);
       if (bad < 0) continue;
       const int64_t t = bad / data.N, n = bad % data.N;
-      const py::handle array(arrays_[flags_[k].array].object);
-      const bool wide = first().ndim == 2;
-      const py::object index = wide ? py::object(py::make_tuple(t, n)) : py::object(py::int_(t));
-      const py::object value = array[index];
-      raise_value(std::string(flags_[k].where) + "[" + std::to_string(t) + (wide ? ", " + std::to_string(n) : "") +
-                  "] is " + py::cast<std::string>(py::repr(value.attr("item")())) + ", must be 0 or 1");
+      const Array& a = arrays_[flags_[k].array];
+      raise_value(std::string(flags_[k].where) + "[" + std::to_string(t) +
+                  (a.ndim == 2 ? ", " + std::to_string(n) : "") + "] is " +
+                  flag_text(a, a.data + t * a.strides[0] + (a.ndim == 2 ? n * a.strides[1] : 0)) + ", must be 0 or 1");
     }
   }
 

@@ -337,129 +337,137 @@ struct NStepRows {
   std::vector<double> power;  // gamma^0 .. gamma^window, where windows are made of two parts
 };
 
-// rest = r + gamma rest.
+// Some environments side by side. run: steps to the end of the segment, from the step after on; tail, discount: the
+// return and the factor of V' to that end. Whole windows cost O(1) a step, without a subtraction: time is cut, from its
+// end, into blocks of one window's length; the window from step t on is the rest of the block of t, and `ahead`, the
+// beginning of the next one, which waits where `last` will be written.
 template <class T>
-FASTRL_CLONES void add_before(const T* r, double gamma, int64_t columns, double* rest) {
-  for (int64_t i = 0; i < columns; ++i) rest[i] = static_cast<double>(r[i]) + times(gamma, rest[i]);
-}
+struct NStepStrip {
+  const NStepRows& op;
+  const ScanData& d;
+  int64_t n0, columns;
+  bool direct;  // whether the results can be written where they go
+  const T *r, *nv;
+  int64_t r_stride, nv_stride;
+  int64_t begin;       // of the block of the latest step
+  bool ready = false;  // whether that block has been prepared
+  double run[kNStepColumns], tail[kNStepColumns], discount[kNStepColumns], window[kNStepColumns], rest[kNStepColumns];
 
-// sum += before r (r may be null); ahead = sum + weight V'.
-template <class T>
-FASTRL_CLONES void add_after(const T* r, double before, const T* nv, double weight, int64_t columns, double* sum,
-                             double* ahead) {
-  for (int64_t i = 0; r && i < columns; ++i) sum[i] += before * static_cast<double>(r[i]);
-  for (int64_t i = 0; i < columns; ++i) ahead[i] = sum[i] + times(weight, static_cast<double>(nv[i]));
-}
+  FASTRL_INLINE char* at(const ScanArray& x, int64_t t) const { return x.data + t * x.row + n0 * x.column; }
 
-FASTRL_CLONES void join(const double* rest, double factor, const double* ahead, int64_t columns, double* sum) {
-  for (int64_t i = 0; i < columns; ++i) sum[i] = rest[i] + times(factor, ahead[i]);
-}
-
-// The whole windows of some environments side by side, in O(1) a step and without a subtraction: time is cut, from its
-// end, into blocks of one window's length; the window from step t on is the rest of the block of t and the beginning of
-// the next one.
-template <class T>
-class NStepBlocks {
- public:
-  // `ahead`: [T, columns] of 8 bytes, where `last` will be written once a step is done.
-  NStepBlocks(const NStepRows& op, int64_t T_, int64_t columns, const T* r, int64_t r_stride, const T* nv,
-              int64_t nv_stride, const ScanArray& ahead)
-      : op_(op),
-        r_(r),
-        nv_(nv),
-        r_stride_(r_stride),
-        nv_stride_(nv_stride),
-        columns_(columns),
-        begin_(T_),
-        ahead_(ahead) {}
-
-  // To be called with every t, from the last one backwards; `wanted` is true: sum = the returns of the windows from t.
-  FASTRL_INLINE void step(int64_t t, bool wanted, double* sum) {
-    if (t < begin_) begin_ -= op_.window, ready_ = false;
-    if (wanted && !ready_) prepare(t);
-    if (!ready_) return;
-    add_before(r_ + t * r_stride_, op_.gamma, columns_, rest_);
-    if (!wanted) return;
-    double room[kNStepColumns];
-    const char* const at = ahead_.data + t * ahead_.row;
-    const bool dense = ahead_.column == sizeof(double) && is_aligned(ahead_, sizeof(double));
-    for (int64_t i = 0; !dense && i < columns_; ++i) std::memcpy(&room[i], at + i * ahead_.column, sizeof(double));
-    join(rest_, op_.power[op_.window - (t - begin_)], dense ? reinterpret_cast<const double*>(at) : room, columns_,
-         sum);
+  // Whether a segment goes on from this row for more than `longest` steps.
+  FASTRL_INLINE bool has_longer(const uint8_t* code) const {
+    double most = 1;
+    for (int64_t i = 0; i < columns; ++i) most = std::max(most, code[i] & kContinues ? run[i] + 1.0 : 1.0);
+    return most > static_cast<double>(op.longest);
   }
 
- private:
-  // The second parts of the windows from step `until` of the block backwards, and the rewards of the block behind it.
-  void prepare(int64_t until) {
-    ready_ = true;
-    std::fill_n(rest_, columns_, 0.0);
-    for (int64_t t = begin_ + op_.window - 1; t > until; --t)
-      add_before(r_ + t * r_stride_, op_.gamma, columns_, rest_);
+  // The whole windows from step t on, reward by reward.
+  FASTRL_INLINE void sum_window(int64_t t) {
+    const T* const value = nv + (t + op.window - 1) * nv_stride;
+    const double gamma = op.gamma, weight = op.gamma_n != 0 ? gamma : 0.0;
+    for (int64_t i = 0; i < columns; ++i) window[i] = times(weight, static_cast<double>(value[i]));
+    for (int64_t k = op.window - 1; k > 0; --k) {
+      const T* const reward = r + (t + k) * r_stride;
+      for (int64_t i = 0; i < columns; ++i) window[i] = times(gamma, static_cast<double>(reward[i]) + window[i]);
+    }
+    const T* const reward = r + t * r_stride;
+    for (int64_t i = 0; i < columns; ++i) window[i] += static_cast<double>(reward[i]);
+  }
+
+  FASTRL_INLINE void add_to_rest(int64_t t) {
+    const T* const reward = r + t * r_stride;
+    const double gamma = op.gamma;
+    for (int64_t i = 0; i < columns; ++i) rest[i] = static_cast<double>(reward[i]) + times(gamma, rest[i]);
+  }
+
+  // `ahead` for the steps of the block up to `until`, and `rest` behind it.
+  FASTRL_INLINE void prepare(int64_t until) {
+    ready = true;
+    std::fill_n(rest, columns, 0.0);
+    for (int64_t t = begin + op.window - 1; t > until; --t) add_to_rest(t);
     double sum[kNStepColumns], ahead[kNStepColumns];
-    std::fill_n(sum, columns_, 0.0);
-    for (int64_t t = begin_; t <= until; ++t) {
-      const int64_t k = t - begin_, last = t + op_.window - 1;
-      const double weight = op_.gamma_n != 0 ? op_.power[k] : 0.0;
-      add_after(k > 0 ? r_ + last * r_stride_ : nullptr, k > 0 ? op_.power[k - 1] : 0.0, nv_ + last * nv_stride_,
-                weight, columns_, sum, ahead);
-      char* const at = ahead_.data + t * ahead_.row;
-      for (int64_t i = 0; t >= 0 && i < columns_; ++i) std::memcpy(at + i * ahead_.column, &ahead[i], sizeof(double));
+    std::fill_n(sum, columns, 0.0);
+    for (int64_t t = begin; t <= until; ++t) {
+      const int64_t k = t - begin, last = t + op.window - 1;
+      const T *const reward = r + last * r_stride, *const value = nv + last * nv_stride;
+      const double before = k > 0 ? op.power[k - 1] : 0.0, weight = op.gamma_n != 0 ? op.power[k] : 0.0;
+      for (int64_t i = 0; k > 0 && i < columns; ++i) sum[i] += before * static_cast<double>(reward[i]);
+      if (t < 0) continue;
+      for (int64_t i = 0; i < columns; ++i) ahead[i] = sum[i] + times(weight, static_cast<double>(value[i]));
+      char* const to = at(d.out[2], t);
+      for (int64_t i = 0; i < columns; ++i) std::memcpy(to + i * d.out[2].column, &ahead[i], sizeof(double));
     }
   }
 
-  const NStepRows& op_;
-  const T *r_, *nv_;
-  int64_t r_stride_, nv_stride_, columns_, begin_;
-  ScanArray ahead_;
-  bool ready_ = false;
-  double rest_[kNStepColumns];
+  // The whole windows from step t on, from their two parts, if they are wanted. To be called for every t.
+  FASTRL_INLINE void join_window(int64_t t, bool wanted) {
+    if (t < begin) begin -= op.window, ready = false;
+    if (wanted && !ready) prepare(t);
+    if (!ready) return;
+    add_to_rest(t);
+    if (!wanted) return;
+    const double factor = op.power[op.window - (t - begin)];
+    const char* const from = at(d.out[2], t);
+    for (int64_t i = 0; i < columns; ++i) {
+      double ahead;
+      std::memcpy(&ahead, from + i * d.out[2].column, sizeof ahead);
+      window[i] = rest[i] + times(factor, ahead);
+    }
+  }
+
+  FASTRL_INLINE void row(int64_t t, const uint8_t* code, T* returns, T* discounts, int64_t* last) {
+    const double n = static_cast<double>(op.n), longest = static_cast<double>(op.longest);
+    const double now = static_cast<double>(t), gamma = op.gamma, gamma_n = op.gamma_n;
+    const T *const rewards = r + t * r_stride, *const values = nv + t * nv_stride;
+    FASTRL_INDEPENDENT
+    for (int64_t i = 0; i < columns; ++i) {
+      // Everything is read before anything is chosen: a load behind a condition does not vectorise.
+      const int32_t c = code[i];
+      const double value = static_cast<double>(values[i]), reward = static_cast<double>(rewards[i]);
+      const double tail_after = tail[i], discount_after = discount[i], run_after = run[i], in_window = window[i];
+      const double beyond = c & kContinues ? tail_after : value;
+      const double bootstrap = c & kBootstraps ? gamma : 0.0;
+      const double whole = reward + times(bootstrap, beyond);
+      const double factor = bootstrap * (c & kContinues ? discount_after : 1.0);
+      const double steps = 1.0 + (c & kContinues ? run_after : 0.0);
+      tail[i] = whole, discount[i] = factor, run[i] = steps;
+      returns[i] = static_cast<T>(steps > longest ? in_window : whole);
+      discounts[i] = static_cast<T>(steps > longest ? gamma_n : factor);
+      last[i] = static_cast<int64_t>(now + (steps > n ? n : steps) - 1.0);
+    }
+  }
 };
 
-// One step of `columns` environments. run: steps to the end of the segment, from this one on; tail, discount: the
-// return and the factor of V' to that end; window: the return of a whole window, read where the segment is longer.
+// Steps end - 1 .. first, whose codes begin at `code`.
 template <class T>
-FASTRL_CLONES void n_step_row(const NStepRows& op, int64_t t, int64_t columns, const T* r, const T* nv,
-                              const uint8_t* code, double* run, double* tail, double* discount, const double* window,
-                              T* returns, T* discounts, int64_t* last) {
-  const double n = static_cast<double>(op.n), longest = static_cast<double>(op.longest);
-  const double now = static_cast<double>(t), gamma = op.gamma, gamma_n = op.gamma_n;
-  FASTRL_INDEPENDENT
-  for (int64_t i = 0; i < columns; ++i) {
-    // Everything is read before anything is chosen: a load behind a condition does not vectorise.
-    const int32_t c = code[i];
-    const double value = static_cast<double>(nv[i]), reward = static_cast<double>(r[i]), in_window = window[i];
-    const double tail_after = tail[i], discount_after = discount[i], run_after = run[i];
-    const double beyond = c & kContinues ? tail_after : value;
-    const double bootstrap = c & kBootstraps ? gamma : 0.0;
-    const double whole = reward + times(bootstrap, beyond);
-    const double factor = bootstrap * (c & kContinues ? discount_after : 1.0);
-    const double steps = 1.0 + (c & kContinues ? run_after : 0.0);
-    tail[i] = whole, discount[i] = factor, run[i] = steps;
-    returns[i] = static_cast<T>(steps > longest ? in_window : whole);
-    discounts[i] = static_cast<T>(steps > longest ? gamma_n : factor);
-    last[i] = static_cast<int64_t>(now + (steps > n ? n : steps) - 1.0);
+FASTRL_CLONES void n_step_rows(NStepStrip<T>& strip, int64_t first, int64_t end, const uint8_t* code) {
+  T room[2][kNStepColumns];
+  int64_t index_room[kNStepColumns];
+  const ScanData& d = strip.d;
+  const int64_t columns = strip.columns, window = strip.op.window;
+  for (int64_t t = end - 1; t >= first; --t) {
+    T* const returns = strip.direct ? reinterpret_cast<T*>(strip.at(d.out[0], t)) : room[0];
+    T* const discounts = strip.direct ? reinterpret_cast<T*>(strip.at(d.out[1], t)) : room[1];
+    int64_t* const last = strip.direct ? reinterpret_cast<int64_t*>(strip.at(d.out[2], t)) : index_room;
+    const uint8_t* const codes = code + (t - first) * columns;
+    const bool wanted = t + window <= d.T && strip.has_longer(codes);
+    if (window > kShortWindow)
+      strip.join_window(t, wanted);
+    else if (wanted)
+      strip.sum_window(t);
+    strip.row(t, codes, returns, discounts, last);
+    if (d.mask.data) {
+      const char* const mask = strip.at(d.mask, t);
+      for (int64_t i = 0; i < columns; ++i)
+        if (!mask[i * d.mask.column]) returns[i] = discounts[i] = T(0), last[i] = t;
+    }
+    for (int64_t i = 0; !strip.direct && i < columns; ++i) {
+      std::memcpy(strip.at(d.out[0], t) + i * d.out[0].column, &returns[i], sizeof(T));
+      std::memcpy(strip.at(d.out[1], t) + i * d.out[1].column, &discounts[i], sizeof(T));
+      std::memcpy(strip.at(d.out[2], t) + i * d.out[2].column, &last[i], sizeof(int64_t));
+    }
   }
-}
-
-// Whether a segment goes on from this row for more than `longest` steps.
-FASTRL_CLONES bool has_longer(int64_t columns, const uint8_t* code, const double* run, double longest) {
-  double most = 1;
-  for (int64_t i = 0; i < columns; ++i) most = std::max(most, code[i] & kContinues ? run[i] + 1.0 : 1.0);
-  return most > longest;
-}
-
-// The returns of the whole windows from this row on, step by step.
-template <class T>
-FASTRL_CLONES void sum_window(const NStepRows& op, int64_t columns, const T* r, int64_t r_stride, const T* nv,
-                              int64_t nv_stride, double* sum) {
-  const T* value = nv + (op.window - 1) * nv_stride;
-  const double weight = op.gamma_n != 0 ? op.gamma : 0.0;
-  for (int64_t i = 0; i < columns; ++i) sum[i] = times(weight, static_cast<double>(value[i]));
-  for (int64_t k = op.window - 1; k > 0; --k) {
-    const T* reward = r + k * r_stride;
-    for (int64_t i = 0; i < columns; ++i) sum[i] = times(op.gamma, static_cast<double>(reward[i]) + sum[i]);
-  }
-  for (int64_t i = 0; i < columns; ++i) sum[i] += static_cast<double>(r[i]);
 }
 
 }  // namespace
@@ -479,60 +487,35 @@ void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
   const bool direct =
       in_place<T>(d.out[0], false) && in_place<T>(d.out[1], false) && in_place<int64_t>(d.out[2], false);
   const int64_t width = std::min(d.N, staged ? kStagedColumns : kNStepColumns), rows = kTileItems / width;
+  const auto stride = [&](const ScanArray& x, int64_t columns) {
+    return staged ? columns : x.row / static_cast<int64_t>(sizeof(T));
+  };
   parallel_for((d.N + width - 1) / width, threads, [&](int64_t begin, int64_t end) {
     std::vector<T> rewards, values, zeros(no_values ? width : 0);  // whole columns, because a window looks ahead
     if (staged) rewards.resize(d.T * width), values.resize(no_values ? 0 : d.T * width);
-    double run[kNStepColumns], tail[kNStepColumns], discount[kNStepColumns], sum[kNStepColumns];
-    T room[2][kNStepColumns];
-    int64_t index_room[kNStepColumns];
     uint8_t code[kTileItems];
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n0 = i * width, columns = std::min(width, d.N - n0);
       if (staged) stage<T, true>(d.in[0], 0, n0, d.T, columns, rewards.data(), columns);
       if (staged && !no_values) stage<T, true>(d.in[1], 0, n0, d.T, columns, values.data(), columns);
-      for (double* x : {run, tail, discount, sum}) std::fill_n(x, columns, 0.0);
-      const T* const r = staged ? rewards.data() : reinterpret_cast<const T*>(d.in[0].data + n0 * d.in[0].column);
-      const T* const nv = no_values ? zeros.data()
-                          : staged  ? values.data()
-                                    : reinterpret_cast<const T*>(d.in[1].data + n0 * d.in[1].column);
-      const auto stride = [&](const ScanArray& x) {
-        return staged ? columns : x.row / static_cast<int64_t>(sizeof(T));
+      const auto from = [&](const ScanArray& x, const std::vector<T>& copy) {
+        return staged ? copy.data() : reinterpret_cast<const T*>(x.data + n0 * x.column);
       };
-      const int64_t r_stride = stride(d.in[0]), nv_stride = no_values ? 0 : stride(d.in[1]);
-      ScanArray ahead = d.out[2];
-      ahead.data += n0 * ahead.column;
-      NStepBlocks<T> blocks(op, d.T, columns, r, r_stride, nv, nv_stride, ahead);
-      int64_t first = d.T;  // of the steps whose codes are made
-      for (int64_t t = d.T - 1; t >= 0; --t) {
-        if (t < first) {
-          first = std::max<int64_t>(t + 1 - rows, 0);
-          codes_of_tile(d, first, n0, t + 1 - first, columns, kBootstraps | kContinues, code);
-        }
-        const auto at = [&](const ScanArray& x) { return x.data + t * x.row + n0 * x.column; };
-        T* returns = direct ? reinterpret_cast<T*>(at(d.out[0])) : room[0];
-        T* discounts = direct ? reinterpret_cast<T*>(at(d.out[1])) : room[1];
-        int64_t* last = direct ? reinterpret_cast<int64_t*>(at(d.out[2])) : index_room;
-        const uint8_t* const codes = code + (t - first) * columns;
-        const bool wanted = t + op.window <= d.T && has_longer(columns, codes, run, static_cast<double>(op.longest));
-        if (op.window > kShortWindow)
-          blocks.step(t, wanted, sum);
-        else if (wanted)
-          sum_window(op, columns, r + t * r_stride, r_stride, nv + t * nv_stride, nv_stride, sum);
-        n_step_row<T>(op, t, columns, r + t * r_stride, nv + t * nv_stride, codes, run, tail, discount, sum, returns,
-                      discounts, last);
-        if (d.mask.data) {
-          const char* mask = d.mask.data + t * d.mask.row + n0 * d.mask.column;
-          for (int64_t j = 0; j < columns; ++j)
-            if (!mask[j * d.mask.column]) returns[j] = discounts[j] = T(0), last[j] = t;
-        }
-        for (int64_t j = 0; !direct && j < columns; ++j) {
-          const auto put = [&](const ScanArray& x, const void* value, size_t size) {
-            std::memcpy(at(x) + j * x.column, value, size);
-          };
-          put(d.out[0], &returns[j], sizeof(T));
-          put(d.out[1], &discounts[j], sizeof(T));
-          put(d.out[2], &last[j], sizeof(int64_t));
-        }
+      NStepStrip<T> strip{op,
+                          d,
+                          n0,
+                          columns,
+                          direct,
+                          from(d.in[0], rewards),
+                          no_values ? zeros.data() : from(d.in[1], values),
+                          stride(d.in[0], columns),
+                          no_values ? 0 : stride(d.in[1], columns),
+                          d.T};
+      for (double* x : {strip.run, strip.tail, strip.discount, strip.window}) std::fill_n(x, columns, 0.0);
+      for (int64_t t1 = d.T; t1 > 0; t1 -= std::min(t1, rows)) {
+        const int64_t t0 = std::max<int64_t>(t1 - rows, 0);
+        codes_of_tile(d, t0, n0, t1 - t0, columns, kBootstraps | kContinues, code);
+        n_step_rows(strip, t0, t1, code);
       }
     }
   });

@@ -151,6 +151,10 @@ def dtype_name(obj: Any) -> str:
     return str(getattr(obj, "dtype", "")).removeprefix("torch.")
 
 
+def is_bfloat16(obj: Any) -> bool:
+    return dtype_name(obj) == "bfloat16"
+
+
 def check_not_transformed(tensor: Any, where: str) -> None:
     """A tensor inside vmap, grad or jvp of torch.func stands for others and has no memory of its own."""
     functorch = sys.modules.get("torch._C._functorch")

@@ -372,7 +372,7 @@ class Call:
         self.T, self.N = self.shape[0], self.shape[1] if array.ndim == 2 else 1
         self.inputs = [(name, array)]
         self.first_array = self.wide(array)
-        self._flags: list[tuple[str, Any, Any]] = []
+        self._flags: list[tuple[str, Any]] = []
 
     # What differs for torch tensors on a GPU.
     def load(self, name: str, obj: Any, dtypes: tuple[str, ...]) -> Any:
@@ -395,8 +395,8 @@ class Call:
 
     def _like_first(self, name: str, obj: Any, dtypes: tuple[str, ...], shape: tuple[int, ...], of: str = "") -> Any:
         array = self.load(name, obj, () if dtypes == FLAGS else FLOATS if dtypes == (self.dtype,) else dtypes)
-        if dtypes == FLAGS and _arrays.dtype_name(obj) not in FLAGS:
-            got = _arrays.dtype_name(obj)
+        got = "bfloat16" if _arrays.is_bfloat16(obj) else str(array.dtype).removeprefix("torch.")
+        if dtypes == FLAGS and got not in FLAGS:
             raise ValueError(f"{self.op}: {name} must have dtype bool, or an integer or float one, got {got}")
         kind, wanted = _arrays.kind_name(obj), _arrays.kind_name(self.first)
         if kind != wanted:
@@ -422,9 +422,9 @@ class Call:
             return self.full(default)
         array = self._like_first(name, obj, FLAGS, self.shape)
         self.inputs.append((name, array))
-        if _arrays.dtype_name(obj) == "bfloat16" and isinstance(array, np.ndarray):  # its bits, as int16
+        if _arrays.is_bfloat16(obj) and isinstance(array, np.ndarray):  # its bits, as int16
             array = (array.astype(np.int32) << 16).view(np.float32)
-        self._flags.append((name, array, obj))
+        self._flags.append((name, array))
         return self.wide_flags(array)
 
     def full(self, value: Any) -> Any:
@@ -486,13 +486,13 @@ class Call:
                         raise ValueError(f"{self.op}: {name} must not share memory with {other_name}")
                 taken.append((name, target))
                 self._targets.append(target)
-        for name, array, obj in self._flags:
+        for name, array in self._flags:
             if str(array.dtype).removeprefix("torch.") == "bool":
                 continue
             bad = (array != 0) & (array != 1)
             if bool(bad.any()):
                 index = tuple(np.argwhere(np.asarray(bad.tolist()))[0].tolist())
-                where, value = ", ".join(map(str, index)), obj[index].item()
+                where, value = ", ".join(map(str, index)), array[index].item()
                 raise ValueError(f"{self.op}: {name}[{where}] is {value!r}, must be 0 or 1")
 
     def run(self, loop: Any, *args: Any) -> Any:
