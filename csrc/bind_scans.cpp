@@ -20,7 +20,7 @@ struct Cpu {
   }
 
   static Array load_flags(py::handle object, const char* where, const Array& first, const char* first_name,
-                          py::object&) {
+                          std::vector<py::object>&) {
     Array a = fastrl::load(object.ptr(), where);
     check_cpu(a, where);
     check_has_data(a, where);

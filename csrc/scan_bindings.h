@@ -142,15 +142,15 @@ class ScanCall {
   void flags(const char* where, py::handle object, ScanArray& into) {
     const int i = n_arrays_++;
     names_[i] = where;
-    arrays_[i] = Device::load_flags(object, where, first(), name_of(first_), flags_[n_flags_].kept);
+    arrays_[i] = Device::load_flags(object, where, first(), name_of(first_), kept_);
     const Array& a = arrays_[i];
     check_shape_like(a, where, first(), name_of(first_));
     into = view(a);
     if (a.dtype == DType::boolean) return;
     Flags& f = flags_[n_flags_++];
     if (a.dtype != DType::u8) {
-      f.bytes = flag_bytes(a, data.T, data.N);
-      into = {reinterpret_cast<char*>(f.bytes.data()), data.N, 1};
+      bytes_.push_back(flag_bytes(a, data.T, data.N));
+      into = {reinterpret_cast<char*>(bytes_.back().data()), data.N, 1};
     }
     f.where = where, f.view = into, f.array = i;
   }
@@ -172,9 +172,11 @@ class ScanCall {
   double discount(const char* where, py::handle o) const { return rounded(number(where, o)); }
 
   double number(const char* where, py::handle given, double high = 1) const {
-    const py::object o = scalar_of(given);
-    if (!is_real(o.ptr())) raise_type(std::string(where) + " must be a float, got " + type_name(o.ptr()));
-    const double x = to_double(o.ptr());
+    py::object held;
+    PyObject* o = given.ptr();
+    if (!PyFloat_CheckExact(o)) held = scalar_of(given), o = held.ptr();
+    if (!is_real(o)) raise_type(std::string(where) + " must be a float, got " + type_name(o));
+    const double x = to_double(o);
     if (!(x >= 0 && x <= high))
       raise_value(std::string(where) + " must be " + (high == 1 ? "in [0, 1]" : ">= 0") + ", got " + repr(x));
     return x;
@@ -282,8 +284,6 @@ class ScanCall {
     const char* where = nullptr;
     ScanArray view;
     int array = 0;
-    std::vector<uint8_t> bytes;  // of other dtypes than uint8
-    py::object kept;
   };
 
   const char* first_;
@@ -291,6 +291,8 @@ class ScanCall {
   const char* names_[kMaxArrays] = {};
   int n_arrays_ = 0, n_in_ = 0, n_flags_ = 0;
   Flags flags_[4];
+  std::vector<std::vector<uint8_t>> bytes_;  // of flags of other dtypes than uint8
+  std::vector<py::object> kept_;
   std::string out_wheres_[kMaxScanOutputs];
 };
 

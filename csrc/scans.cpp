@@ -357,8 +357,9 @@ struct NStepStrip {
 
   // Whether a segment goes on from this row for more than `longest` steps.
   FASTRL_INLINE bool has_longer(const uint8_t* code) const {
+    const int64_t m = columns;
     double most = 1;
-    for (int64_t i = 0; i < columns; ++i) most = std::max(most, code[i] & kContinues ? run[i] + 1.0 : 1.0);
+    for (int64_t i = 0; i < m; ++i) most = std::max(most, code[i] & kContinues ? run[i] + 1.0 : 1.0);
     return most > static_cast<double>(op.longest);
   }
 
@@ -366,19 +367,27 @@ struct NStepStrip {
   FASTRL_INLINE void sum_window(int64_t t) {
     const T* const value = nv + (t + op.window - 1) * nv_stride;
     const double gamma = op.gamma, weight = op.gamma_n != 0 ? gamma : 0.0;
-    for (int64_t i = 0; i < columns; ++i) window[i] = times(weight, static_cast<double>(value[i]));
+    const int64_t m = columns;
+    for (int64_t i = 0; i < m; ++i) window[i] = times(weight, static_cast<double>(value[i]));
     for (int64_t k = op.window - 1; k > 0; --k) {
       const T* const reward = r + (t + k) * r_stride;
-      for (int64_t i = 0; i < columns; ++i) window[i] = times(gamma, static_cast<double>(reward[i]) + window[i]);
+      for (int64_t i = 0; i < m; ++i) window[i] = times(gamma, static_cast<double>(reward[i]) + window[i]);
     }
     const T* const reward = r + t * r_stride;
-    for (int64_t i = 0; i < columns; ++i) window[i] += static_cast<double>(reward[i]);
+    for (int64_t i = 0; i < m; ++i) window[i] += static_cast<double>(reward[i]);
+  }
+
+  FASTRL_INLINE static double load_item(const char* from) {
+    double x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
   }
 
   FASTRL_INLINE void add_to_rest(int64_t t) {
     const T* const reward = r + t * r_stride;
     const double gamma = op.gamma;
-    for (int64_t i = 0; i < columns; ++i) rest[i] = static_cast<double>(reward[i]) + times(gamma, rest[i]);
+    const int64_t m = columns;
+    for (int64_t i = 0; i < m; ++i) rest[i] = static_cast<double>(reward[i]) + times(gamma, rest[i]);
   }
 
   // `ahead` for the steps of the block up to `until`, and `rest` behind it.
@@ -392,11 +401,12 @@ struct NStepStrip {
       const int64_t k = t - begin, last = t + op.window - 1;
       const T *const reward = r + last * r_stride, *const value = nv + last * nv_stride;
       const double before = k > 0 ? op.power[k - 1] : 0.0, weight = op.gamma_n != 0 ? op.power[k] : 0.0;
-      for (int64_t i = 0; k > 0 && i < columns; ++i) sum[i] += before * static_cast<double>(reward[i]);
+      const int64_t m = columns;
+      for (int64_t i = 0; k > 0 && i < m; ++i) sum[i] += before * static_cast<double>(reward[i]);
       if (t < 0) continue;
-      for (int64_t i = 0; i < columns; ++i) ahead[i] = sum[i] + times(weight, static_cast<double>(value[i]));
+      for (int64_t i = 0; i < m; ++i) ahead[i] = sum[i] + times(weight, static_cast<double>(value[i]));
       char* const to = at(d.out[2], t);
-      for (int64_t i = 0; i < columns; ++i) std::memcpy(to + i * d.out[2].column, &ahead[i], sizeof(double));
+      for (int64_t i = 0; i < m; ++i) std::memcpy(to + i * d.out[2].column, &ahead[i], sizeof(double));
     }
   }
 
@@ -409,10 +419,11 @@ struct NStepStrip {
     if (!wanted) return;
     const double factor = op.power[op.window - (t - begin)];
     const char* const from = at(d.out[2], t);
-    for (int64_t i = 0; i < columns; ++i) {
-      double ahead;
-      std::memcpy(&ahead, from + i * d.out[2].column, sizeof ahead);
-      window[i] = rest[i] + times(factor, ahead);
+    const int64_t m = columns, step = d.out[2].column;
+    if (step == sizeof(double)) {
+      for (int64_t i = 0; i < m; ++i) window[i] = rest[i] + times(factor, load_item(from + i * sizeof(double)));
+    } else {
+      for (int64_t i = 0; i < m; ++i) window[i] = rest[i] + times(factor, load_item(from + i * step));
     }
   }
 
@@ -420,18 +431,22 @@ struct NStepStrip {
     const double n = static_cast<double>(op.n), longest = static_cast<double>(op.longest);
     const double now = static_cast<double>(t), gamma = op.gamma, gamma_n = op.gamma_n;
     const T *const rewards = r + t * r_stride, *const values = nv + t * nv_stride;
+    double *const tails = tail, *const discounts_after = discount, *const runs = run;
+    const double* const windows = window;
+    const int64_t m = columns;  // which the stores to `last` cannot change
     FASTRL_INDEPENDENT
-    for (int64_t i = 0; i < columns; ++i) {
+    for (int64_t i = 0; i < m; ++i) {
       // Everything is read before anything is chosen: a load behind a condition does not vectorise.
       const int32_t c = code[i];
       const double value = static_cast<double>(values[i]), reward = static_cast<double>(rewards[i]);
-      const double tail_after = tail[i], discount_after = discount[i], run_after = run[i], in_window = window[i];
+      const double tail_after = tails[i], discount_after = discounts_after[i], run_after = runs[i];
+      const double in_window = windows[i];
       const double beyond = c & kContinues ? tail_after : value;
       const double bootstrap = c & kBootstraps ? gamma : 0.0;
       const double whole = reward + times(bootstrap, beyond);
       const double factor = bootstrap * (c & kContinues ? discount_after : 1.0);
       const double steps = 1.0 + (c & kContinues ? run_after : 0.0);
-      tail[i] = whole, discount[i] = factor, run[i] = steps;
+      tails[i] = whole, discounts_after[i] = factor, runs[i] = steps;
       returns[i] = static_cast<T>(steps > longest ? in_window : whole);
       discounts[i] = static_cast<T>(steps > longest ? gamma_n : factor);
       last[i] = static_cast<int64_t>(now + (steps > n ? n : steps) - 1.0);
