@@ -376,7 +376,7 @@ def check_repeatable(head: Any, observations: Any) -> None:
         return
     before = {name: buffer.clone() for name, buffer in head.named_buffers()}
     with torch.no_grad(), torch.random.fork_rng([observations.device] if observations.is_cuda else []):
-        first, second = head(observations), head(observations)
+        first, second = ([x.detach() for x in head(observations)] for _ in range(2))
         same = True
         for name, buffer in head.named_buffers():
             if not torch.equal(buffer.nan_to_num(), before[name].nan_to_num()):

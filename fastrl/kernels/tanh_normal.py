@@ -278,10 +278,12 @@ def _bound_like(bound: Any, where: str, mean: Any) -> Any:
             bound = np.asarray(None)
     if not isinstance(bound, np.ndarray):
         return bound
+    if _arrays.is_compiling():  # which knows no more of NumPy's dtypes
+        return sys.modules["torch"].as_tensor(bound).to(mean.device, mean.dtype)
     if bound.dtype.kind not in "fiu":
         raise TypeError(f"{where} must be a number or an array of numbers, got dtype {bound.dtype}")
     if _arrays.is_tensor(mean):
-        return sys.modules["torch"].as_tensor(bound, dtype=mean.dtype, device=mean.device)
+        return sys.modules["torch"].tensor(bound, dtype=mean.dtype, device=mean.device)
     dtype = _arrays.dtype_name(mean)
     return _arrays.like(bound.astype(dtype, copy=False), mean) if dtype in _heads._FLOATS else bound
 

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 HALVES = (torch.bfloat16, torch.float16)
 MEAN, LOG_STD, NOISE = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(0))
+NOISE = (8 * NOISE).round() / 8  # numbers of every dtype
 ACTION = torch.tanh(NOISE)
 LOGITS, CHOICE = 3 * NOISE, torch.tensor([0, 1, 0, 0, 1, 1])
 BOUNDS = {"low": -2.0, "high": torch.tensor([1.0, 3.0])}
