@@ -143,7 +143,7 @@ def kind_name(obj: Any) -> str:
 
 
 def is_tensor(obj: Any) -> bool:
-    """Whether it is torch's.  While another thread imports torch, sys.modules holds a part of it, which has no tensors yet."""
+    """Whether it is torch's: while another thread imports torch, sys.modules holds a part of it, without tensors."""
     return isinstance(obj, getattr(sys.modules.get("torch"), "Tensor", ()))
 
 

@@ -796,7 +796,8 @@ def _n_step_returns(
 
 
 def _vtrace(
-    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor | None, log_rhos: Tensor,
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor | None,
+    log_rhos: Tensor,
     gamma: float, lam: float, rho_clip: float, c_clip: float, pg_rho_clip: float, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     found: tuple[Tensor, Tensor] = backend_for(rewards).vtrace(
@@ -837,7 +838,8 @@ off_policy_returns = _scan(_off_policy_returns, lambda rewards, *_: _like(reward
 
 
 def _n_step_gather(
-    rewards: Tensor, terminated: Tensor, truncated: Tensor | None, indices: Tensor, cursor: Tensor | None, size: Tensor | None,
+    rewards: Tensor, terminated: Tensor, truncated: Tensor | None, indices: Tensor, cursor: Tensor | None,
+    size: Tensor | None,
     one_cursor: int, one_size: int, gamma: float, n: int, next_values: Tensor | None, cut: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     found: tuple[Tensor, Tensor, Tensor] = gather_backend(
@@ -858,7 +860,8 @@ _n_step_gather_op = register(
 
 
 def n_step_gather(
-    rewards: Tensor, terminated: Tensor, truncated: Tensor | None, indices: Tensor, cursor: Any, size: Any, gamma: float,
+    rewards: Tensor, terminated: Tensor, truncated: Tensor | None, indices: Tensor, cursor: Any, size: Any,
+    gamma: float,
     n: int, next_values: Tensor | None, cut: Tensor | None, out: Any,
 ) -> Any:  # fmt: skip
     """`cursor` and `size` are each an int or a tensor: two arguments of the op, for a schema has one type for each."""

@@ -370,7 +370,7 @@ def check_output(output: Any, distribution: str, observations: Any) -> tuple[Any
 
 
 def check_repeatable(head: Any, observations: Any) -> None:
-    """Raises where a second forward pass would be another one: then there is no one F.  Policy and seeds stay as they are."""
+    """Raises where a second forward pass would be another one: then there is no one F.  Policy and seeds stay."""
     torch = sys.modules["torch"]
     if observations.is_cuda and torch.cuda.is_current_stream_capturing():  # what follows looks at values
         return

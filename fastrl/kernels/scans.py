@@ -7,8 +7,8 @@ What all of them share:
   data goes in as ``x.T``.  Empty inputs give empty outputs.  No gradient flows through them, except through
   `reverse_affine_scan`.
 - ``terminated[t]``: step t ended in a terminal state, past which nothing is bootstrapped.  ``truncated[t]``: a limit
-  cut the episode after step t: bootstrap from ``next_values[t]``, then stop.  Both set count as terminated.  bool, or
-  uint8 of 0 and 1.
+  cut the episode after step t: bootstrap from ``next_values[t]``, then stop.  Both set count as terminated.  None for
+  `truncated`: never.  Flags are bool, or integers or floats of 0 and 1 (which are converted first, but for uint8).
 - ``next_values[t]`` is V of the observation that step t really reached; of the last step of an episode that is the
   final observation, never the one of the reset.  With `values` of shape ``[T+1, N]`` and no truncation pass
   ``values[:-1], values[1:]``: views, no copy.
@@ -17,6 +17,7 @@ What all of them share:
 - The recurrence goes on from step t + 1 to step t where ``cont_t``: t + 1 < T, both steps are real (`mask`), and step t
   is neither terminated nor truncated.  Everywhere else it starts anew from the bootstrap.  In all of these equations
   0 times x is 0, whatever x: a NaN or infinity beyond an episode's end, or beyond a discount of 0, reaches nothing.
+  A discount (gamma, lam, gamma lam, gamma^k) is 0 too where it is that in the dtype of the arrays.
 - The recurrence is float64 inside, whatever the dtype.  In `gae`, `discounted_returns` and `lambda_returns` of float32
   arrays the C++ and CUDA backends take the terms of one step in float32, so that their errors do not grow with the
   horizon.  CUDA does so in `vtrace` and `off_policy_returns` too, where they do grow: up to about 1e-7 / (1 - gamma) of
@@ -24,7 +25,8 @@ What all of them share:
 - `out`: an array, or a tuple of arrays as returned, of any strides, written in place of new ones.
 
 Errors, raised before anything is written: TypeError for what is no array, another kind of array or a parameter that is
-no number; ValueError for a wrong dtype, shape or device, a flag that is neither 0 nor 1, or a parameter out of range.
+no number, and for masked arrays; ValueError for a wrong dtype, shape or device, a flag that is neither 0 nor 1, or a
+parameter out of range.  RuntimeError inside a transform of torch.func.
 
 CUDA tensors stay on their device and may be bfloat16 or float16 too.  The compiled kernels run on the caller's stream,
 can be captured in a CUDA graph, and do not wait for the device to check values: any flag but 0 counts as 1 there.
@@ -99,7 +101,7 @@ def gae(
 
     Args:
         rewards, values, next_values: [T] or [T, N]: r_t, V_t = V(s_t) and V'_t = V(s_{t+1}).
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        terminated, truncated, mask: flags like `rewards`.
         gamma, lam: in [0, 1].
         out: None, or the pair to write to.
 
@@ -135,7 +137,7 @@ def discounted_returns(
 
     Args:
         rewards: [T] or [T, N].
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        terminated, truncated, mask: flags like `rewards`.
         gamma: in [0, 1].
         next_values: None, or V'_t like `rewards`; read only where the recurrence starts anew.
         out: None, or the array to write to.
@@ -168,7 +170,7 @@ def lambda_returns(
 
     Args:
         rewards, next_values: [T] or [T, N]: r_t and V'_t = V(s_{t+1}).
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        terminated, truncated, mask: flags like `rewards`.
         gamma, lam: in [0, 1].
         out: None, or the array to write to.
 
@@ -198,14 +200,14 @@ def n_step_returns(
     """n-step returns, shorter at the end of an episode or of the arrays.
 
     G_t = sum_{k=0}^{m-1} gamma^k r_{t+k} + gamma^m (1 - terminated_{t+m-1}) V'_{t+m-1}, where m <= n is the largest
-    number of steps with cont_t .. cont_{t+m-2} and none of cut_{t+1} .. cut_{t+m-1}.
+    number of steps with cont_t .. cont_{t+m-2} and none of cut_{t+1} .. cut_{t+m-1}.  Takes O(T N), whatever n.
 
     Dtypes, errors, masks and cont_t are those of all scans: ``help(fastrl.kernels.scans)``.
 
     Args:
         rewards: [T] or [T, N].
         next_values: V'_t like `rewards`, or None for the reward part alone.
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        terminated, truncated, mask: flags like `rewards`.
         gamma: in [0, 1].
         n: int >= 1.
         cut: None, or flags: no return goes on into a step with cut_t.  For off-policy data: set where the stored action
@@ -258,8 +260,9 @@ def vtrace(
 
     Args:
         rewards, values, next_values: [T] or [T, N]: r_t, V_t = V(s_t) and V'_t = V(s_{t+1}).
-        log_rhos: like them, log pi(a_t|s_t) - log mu(a_t|s_t).
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        log_rhos: like them, log pi(a_t|s_t) - log mu(a_t|s_t): logarithms of the ratios.  A UserWarning, once, where
+            none is negative but some are positive, as ratios are.
+        terminated, truncated, mask: flags like `rewards`.
         gamma, lam: in [0, 1].
         rho_clip, c_clip, pg_rho_clip: >= 0; inf does not clip.
         out: None, or the pair to write to.
@@ -337,7 +340,7 @@ def off_policy_returns(
     Args:
         rewards, q_values, traces: [T] or [T, N]: r_t, Q_t = Q(s_t, a_t) and c_t.
         next_state_values: like them, V'_t = E_pi Q(s_{t+1}, .).
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        terminated, truncated, mask: flags like `rewards`.
         gamma: in [0, 1].
         out: None, or the array to write to.
 

@@ -454,7 +454,9 @@ def test_masked_arrays_are_refused_everywhere(backend):
             assert x.tolist() == [1, 2] and i.tolist() == [0, 1], where
     """
     environment = {**os.environ, "FASTRL_BACKEND": backend}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], check=True, env=environment, timeout=300)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], check=True, env=environment, timeout=300
+    )
 
 
 # ---- a torch that is not there yet --------------------------------------------------------------------------------
@@ -492,7 +494,9 @@ def test_kernels_work_while_another_thread_imports_torch(backend):
         calls()
     """
     environment = {**os.environ, "FASTRL_BACKEND": backend}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], check=True, env=environment, timeout=300)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], check=True, env=environment, timeout=300
+    )
 
 
 def test_kernels_work_during_the_import_of_torch(torch):

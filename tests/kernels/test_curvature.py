@@ -1039,7 +1039,9 @@ def test_a_hessian_is_one_matrix_though_the_policy_is_not_repeatable(layer):
     """The loss's graph is built once: every product is one with the Hessian of that loss."""
     torch.manual_seed(0)
     policy = _Policy(layer).train()
-    product = hessian_vector_product(lambda: policy(torch.ones(16, 4) + torch.arange(16)[:, None]).square().mean(), policy)
+    product = hessian_vector_product(
+        lambda: policy(torch.ones(16, 4) + torch.arange(16)[:, None]).square().mean(), policy
+    )
     u, v = torch.randn(2, product.shape[0])
     assert torch.equal(product(v), product(v))
     torch.testing.assert_close(u @ product(v), v @ product(u), rtol=1e-3, atol=1e-4)

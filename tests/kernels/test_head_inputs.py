@@ -1,4 +1,4 @@
-"""The policy heads with half precision on a CPU, with bounds of other kinds, and inside transforms that they do not support."""
+"""The policy heads: half precision on a CPU, bounds of other kinds, and transforms that they do not support."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,10 @@ HEADS = {
         lambda m, s: fastrl.tanh_normal_sample(m, s, generator=Generator(1), **BOUNDS, log_std_min=-1, log_std_max=1),
         (MEAN, LOG_STD),
     ),
-    "tanh_normal_log_prob": (lambda m, s, a: (fastrl.tanh_normal_log_prob(m, s, a, **BOUNDS),), (MEAN, LOG_STD, ACTION)),
+    "tanh_normal_log_prob": (
+        lambda m, s, a: (fastrl.tanh_normal_log_prob(m, s, a, **BOUNDS),),
+        (MEAN, LOG_STD, ACTION),
+    ),
     "tanh_normal_mode": (lambda m: (fastrl.tanh_normal_mode(m, **BOUNDS),), (MEAN,)),
 }
 
@@ -105,7 +108,9 @@ def bounds_of(kind, x):
     }[kind](x)  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["list", "tuple", "float32", "float64", "torch", "torch float64", "read-only", "strided"])
+@pytest.mark.parametrize(
+    "kind", ["list", "tuple", "float32", "float64", "torch", "torch float64", "read-only", "strided"]
+)
 @pytest.mark.parametrize("mean_kind", ["torch", "torch float64", "numpy", "numpy float64", "with a gradient"])
 def test_bounds_of_any_kind(kind, mean_kind):
     arrays = [x.double() if "64" in mean_kind else x.clone() for x in (MEAN, LOG_STD, NOISE, ACTION)]

@@ -141,7 +141,7 @@ def test_gamma_0_is_the_reward_alone(kernels, x, n):
     + [(np.float32, 1e-60, 0.5), (np.float32, 1e-30, 1e-30), (np.float64, 1e-200, 1e-200)],
 )
 def test_what_a_discount_of_0_is_multiplied_by_does_not_matter(kernels, dtype, gamma, lam, x, N):
-    """gamma, lam or their product is 0, if only in the dtype of the arrays: step 5 and its bootstrap reach no step before it."""
+    """gamma, lam or their product is 0, if only in the dtype of the arrays: step 5 reaches no step before it."""
     T = 12
     one, no = np.ones((T, N), dtype), np.zeros((T, N), bool)
     bad = one.copy()
@@ -174,7 +174,7 @@ def test_what_a_discount_of_0_is_multiplied_by_does_not_matter(kernels, dtype, g
 @pytest.mark.parametrize("name", ["rewards", "next_values"])
 @pytest.mark.parametrize("x", [np.inf, -np.inf, np.nan])
 def test_a_ratio_of_0_takes_nothing_in(kernels, N, name, x):
-    """rho = exp(-inf): vs = V and no advantage, whatever the delta; and nothing behind the step reaches those before it."""
+    """rho = exp(-inf): vs = V and no advantage, whatever the delta; and the steps before it take nothing in."""
     T = 12
     rng = np.random.default_rng(0)
     r, v, nv, log_rhos = (rng.standard_normal((T, N)) for _ in range(4))
@@ -201,7 +201,9 @@ def test_n_step_gather_agrees(x):
     r[600] = x
     index = np.array([0, 3, 90])
     for gather in (fastrl.n_step_gather, n_step_gather_reference):
-        returns, discounts, last = gather(r, no, None, index, 0, T, gamma=np.array(0.8), n=np.int64(550), next_values=nv)
+        returns, discounts, last = gather(
+            r, no, None, index, 0, T, gamma=np.array(0.8), n=np.int64(550), next_values=nv
+        )
         np.testing.assert_allclose(returns, 5, rtol=1e-6)
         np.testing.assert_array_equal(discounts, 0)
         np.testing.assert_array_equal(last, index + 549)

@@ -1,5 +1,4 @@
-"""What the scans take besides float arrays and bool flags: flags of other dtypes, None, numbers in arrays; and masked arrays,
-which they refuse."""
+"""What the scans take besides float arrays and bool flags (other flags, None, numbers in arrays), and masked arrays."""
 
 import inspect
 import warnings
@@ -11,7 +10,8 @@ import fastrl
 from fastrl.kernels import scans as public
 
 OPS = (
-    "reverse_affine_scan", "gae", "discounted_returns", "lambda_returns", "n_step_returns", "vtrace", "off_policy_returns",
+    "reverse_affine_scan", "gae", "discounted_returns", "lambda_returns", "n_step_returns", "vtrace",
+    "off_policy_returns",
 )  # fmt: skip
 FLAGGED = OPS[1:]
 NUMBERS = {"gamma": 0.9, "lam": 0.8, "rho_clip": 1.0, "c_clip": 1.0, "pg_rho_clip": 1.0, "n": 2}
@@ -43,6 +43,7 @@ def must_raise(kernels, op, kwargs, error, text, shape=SHAPE):
         getattr(kernels.scans, op)(**kwargs, out=tuple(outs) if len(outs) > 1 else outs[0])
     assert (type(caught.value), str(caught.value)) == (error, f"{op}: {text}")
     assert [x.tobytes() for x in outs] == before
+
 
 DTYPES = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
 
@@ -118,7 +119,11 @@ def test_numbers_in_arrays_without_dimensions(kernels, op, torch):
     for name, value in numbers.items():
         kind = np.int64 if name == "n" else np.float64
         wanted = call(**kwargs)
-        for given in (kind(value), np.array(value), torch.tensor(value, dtype=torch.int64 if name == "n" else torch.float64)):
+        for given in (
+            kind(value),
+            np.array(value),
+            torch.tensor(value, dtype=torch.int64 if name == "n" else torch.float64),
+        ):
             same(call(**(kwargs | {name: given})), wanted)
     text = "gamma must be in [0, 1], got 1.5"
     must_raise(kernels, op, kwargs | {"gamma": np.array(1.5)}, ValueError, text, (7, 5))
@@ -136,7 +141,10 @@ def test_masked_arrays_are_refused(kernels, op):
     where = "out[0]" if len(outs) > 1 else "out"
     with pytest.raises(TypeError) as caught:
         getattr(kernels.scans, op)(**good(op), out=tuple(outs) if len(outs) > 1 else outs[0])
-    assert str(caught.value) == f"{op}: {where} must not be a masked array, whose mask would be ignored: give filled(value)"
+    assert (
+        str(caught.value)
+        == f"{op}: {where} must not be a masked array, whose mask would be ignored: give filled(value)"
+    )
     assert np.isnan(outs[0].data).all()
 
 
