@@ -382,7 +382,6 @@ inline const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
 
 // NumPy's masked arrays are arrays too, but nothing here looks at their masks.
 inline void check_not_masked(PyObject* object, const char* where) {
-  if (Py_TYPE(object) == py::detail::npy_api::get().PyArray_Type_) return;
   const auto ma = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("numpy.ma").ptr()));
   PyErr_Clear();
   if (ma && py::hasattr(ma, "MaskedArray") && py::isinstance(py::handle(object), ma.attr("MaskedArray")))
@@ -448,8 +447,10 @@ inline void load_capsule(Array& a, PyObject* object, const char* where) {
 inline Array load(PyObject* object, const char* where) {
   Array a;
   a.object = object;
-  if (py::detail::npy_api::get().PyArray_Check_(object)) {
-    check_not_masked(object, where);
+  const auto& numpy = py::detail::npy_api::get();
+  const bool is_plain = Py_TYPE(object) == numpy.PyArray_Type_;
+  if (is_plain || numpy.PyArray_Check_(object)) {
+    if (!is_plain) check_not_masked(object, where);
     load_numpy(a, object, where);
     return a;
   }

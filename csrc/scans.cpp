@@ -490,9 +490,13 @@ FASTRL_CLONES void n_step_rows(NStepStrip<T>& strip, int64_t first, int64_t end,
 template <class T>
 void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
   if (d.T == 0 || d.N == 0) return;
-  const int64_t most = std::min(n, d.T), reach = discount_reach(gamma, std::is_same<T, double>::value, most);
-  NStepRows op{gamma, 0.0, most, std::min(most, reach), most < reach ? most : reach - 1, {}};
-  if (most < reach) op.gamma_n = std::pow(gamma, static_cast<double>(most));
+  NStepRows op{gamma, 0.0, std::min(n, d.T), std::min(n, d.T), std::min(n, d.T), {}};
+  op.gamma_n = std::pow(gamma, static_cast<double>(op.n));
+  if (static_cast<T>(op.gamma_n) == 0) {
+    op.gamma_n = 0;
+    op.window = discount_reach(gamma, std::is_same<T, double>::value, op.n);
+    op.longest = op.window - 1;
+  }
   if (op.window > kShortWindow && op.longest < d.T) {
     op.power.assign(op.window + 1, 1.0);
     for (int64_t k = 1; k <= op.window; ++k) op.power[k] = gamma * op.power[k - 1];

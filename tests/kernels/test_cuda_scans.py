@@ -220,7 +220,7 @@ def test_errors_are_those_of_the_cpu(served):
         (1, x.double()),
         (1, x[:3]),
         (1, torch.zeros(4, 3, device="meta")),
-        (3, x),
+        (3, x.to(torch.complex64)),
         (3, flags[:2]),
         (5, 2.0),
         (5, "a"),
