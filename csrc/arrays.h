@@ -367,9 +367,25 @@ inline const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
   return api;
 }
 
-[[noreturn]] inline void raise_no_data(const char* where) {
+[[noreturn]] inline void raise_no_data(PyObject* object, const char* where) {
   PyErr_Clear();
+  const auto functorch = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("torch._C._functorch").ptr()));
+  PyErr_Clear();
+  if (functorch && py::hasattr(functorch, "is_functorch_wrapped_tensor") &&
+      py::cast<bool>(functorch.attr("is_functorch_wrapped_tensor")(py::handle(object))))
+    throw std::runtime_error(
+        std::string(where) +
+        " is inside a transform of torch.func (vmap, grad, jvp, ...), which the kernels do not "
+        "support: call them outside it, on the whole batch, with torch.autograd.grad for gradients");
   raise_value(std::string(where) + " has no data (a fake, meta or sparse tensor?)");
+}
+
+// NumPy's masked arrays are arrays too, but nothing here looks at their masks.
+inline void check_not_masked(PyObject* object, const char* where) {
+  const auto ma = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("numpy.ma").ptr()));
+  PyErr_Clear();
+  if (ma && py::hasattr(ma, "MaskedArray") && py::isinstance(py::handle(object), ma.attr("MaskedArray")))
+    raise_type(std::string(where) + " must not be a masked array, whose mask would be ignored: give filled(value)");
 }
 
 // torch keeps -x and conj(x) of some views as a mark on the tensor that DLPack's C functions do not see.
@@ -431,7 +447,10 @@ inline void load_capsule(Array& a, PyObject* object, const char* where) {
 inline Array load(PyObject* object, const char* where) {
   Array a;
   a.object = object;
-  if (py::detail::npy_api::get().PyArray_Check_(object)) {
+  const auto& numpy = py::detail::npy_api::get();
+  const bool is_plain = Py_TYPE(object) == numpy.PyArray_Type_;
+  if (is_plain || numpy.PyArray_Check_(object)) {
+    if (!is_plain) check_not_masked(object, where);
     load_numpy(a, object, where);
     return a;
   }
@@ -439,7 +458,7 @@ inline Array load(PyObject* object, const char* where) {
     a.kind = Kind::exchange;
     a.api = api;
     DLTensor t;
-    if (api->dltensor_from_py_object_no_sync(object, &t) != 0) raise_no_data(where);
+    if (api->dltensor_from_py_object_no_sync(object, &t) != 0) raise_no_data(object, where);
     fill_from_dltensor(a, t, where);
     check_not_lazy(object, t.dtype.code == kDLComplex, where);
   } else if (PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object)), "__dlpack__")) {
@@ -473,7 +492,7 @@ inline void check_dtype(const Array& a, const char* where, std::initializer_list
 }
 
 inline void check_has_data(const Array& a, const char* where) {
-  if (!a.data && a.size() > 0) raise_no_data(where);
+  if (!a.data && a.size() > 0) raise_no_data(a.object, where);
 }
 
 // The usual load of a CPU kernel's argument.

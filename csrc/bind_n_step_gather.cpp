@@ -1,8 +1,10 @@
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <vector>
 
 #include "bindings.h"
+#include "discount.h"
 #include "n_step_gather.h"
 #include "parallel.h"
 
@@ -83,12 +85,13 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
   if (rewards.ndim != 1 && rewards.ndim != 2)
     raise_value("n_step_gather: rewards must have shape [C] or [C, N], got " + shape_text(rewards.shape, rewards.ndim));
   const Array terminated = load_ring(terminated_object, "n_step_gather: terminated", rewards, true);
-  const Array truncated = load_ring(truncated_object, "n_step_gather: truncated", rewards, true);
+  Array truncated;  // none are for None: what is terminated may be truncated as well
+  if (!truncated_object.is_none()) truncated = load_ring(truncated_object, "n_step_gather: truncated", rewards, true);
   NStepRing ring;
   ring.slots = rewards.shape[0], ring.envs = rewards.ndim == 2 ? rewards.shape[1] : 1;
   set_column(ring.rewards, rewards);
   set_column(ring.terminated, terminated);
-  set_column(ring.truncated, truncated);
+  set_column(ring.truncated, truncated.object ? truncated : terminated);
 
   const Array index_array = load_cpu(indices_object.ptr(), "n_step_gather: indices", {DType::i64, DType::i32});
   check_kind_like(index_array, "n_step_gather: indices", rewards, "rewards");
@@ -98,14 +101,15 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
   const PerEnv cursor(cursor_object, "n_step_gather: cursor", rewards, 0, std::max<int64_t>(ring.slots - 1, 0));
   const PerEnv size(size_object, "n_step_gather: size", rewards, 0, ring.slots);
 
-  if (!is_real(gamma_object.ptr()))
-    raise_type("n_step_gather: gamma must be a float, got " + type_name(gamma_object.ptr()));
-  ring.gamma = to_double(gamma_object.ptr());
+  const py::object gamma = scalar_of(gamma_object), steps = scalar_of(n_object);
+  if (!is_real(gamma.ptr())) raise_type("n_step_gather: gamma must be a float, got " + type_name(gamma.ptr()));
+  ring.gamma = to_double(gamma.ptr());
   if (!(ring.gamma >= 0 && ring.gamma <= 1))
     raise_value("n_step_gather: gamma must be in [0, 1], got " + repr(ring.gamma));
-  if (!is_int(n_object.ptr())) raise_type("n_step_gather: n must be an int, got " + type_name(n_object.ptr()));
-  const int64_t n = to_int64_clipped(n_object.ptr());
-  if (n < 1) raise_value("n_step_gather: n must be >= 1, got " + py::cast<std::string>(py::str(n_object)));
+  if (!is_int(steps.ptr())) raise_type("n_step_gather: n must be an int, got " + type_name(steps.ptr()));
+  const int64_t n = to_int64_clipped(steps.ptr());
+  if (n < 1) raise_value("n_step_gather: n must be >= 1, got " + py::cast<std::string>(py::str(steps)));
+  ring.reach = discount_reach(ring.gamma, rewards.dtype == DType::f64, std::min(n, ring.slots));
 
   Array next_values, cut;
   if (!next_values_object.is_none()) {

@@ -15,6 +15,9 @@ inline int threads_for(double microseconds) { return microseconds < 200 ? 1 : nu
 bool is_int(PyObject* o);
 bool is_real(PyObject* o);
 
+// The number in an array without dimensions (of NumPy, of torch on the CPU, of JAX), or else the object itself.
+py::object scalar_of(py::handle o);
+
 // An int beyond float64 becomes inf, which every check refuses by its own text.
 double to_double(PyObject* o);
 
