@@ -3,6 +3,7 @@
 #pragma once
 
 #include "arrays.h"
+#include "parallel.h"
 
 namespace fastrl {
 
@@ -10,6 +11,11 @@ int num_threads();
 
 // Waking the pool costs about 50 us: only above about 200 us of work are other threads asked.
 inline int threads_for(double microseconds) { return microseconds < 200 ? 1 : num_threads(); }
+
+// The same, in pieces of about 20 ms between which Ctrl-C is answered: for what may be left half done.
+inline Threads threads_and_pieces(double microseconds) {
+  return {threads_for(microseconds), static_cast<int64_t>(std::min(microseconds / 20e3, 1e6))};
+}
 
 // Whole numbers and real numbers: Python's and NumPy's scalars; not bool, arrays or str.
 bool is_int(PyObject* o);
@@ -20,6 +26,17 @@ double to_double(PyObject* o);
 
 // A Python int beyond int64 is clipped: outside every range, it reads the same.
 int64_t to_int64_clipped(PyObject* o);
+
+// A method to bind. pybind11 calls one through a null pointer where __new__ alone made the object; of a reference to
+// nothing it makes a TypeError.
+template <class R, class C, class... A>
+auto by_reference(R (C::*method)(A...)) {
+  return [method](C& self, A... arguments) -> R { return (self.*method)(std::forward<A>(arguments)...); };
+}
+template <class R, class C, class... A>
+auto by_reference(R (C::*method)(A...) const) {
+  return [method](const C& self, A... arguments) -> R { return (self.*method)(std::forward<A>(arguments)...); };
+}
 
 void bind_conjugate_gradient(py::module_& m);
 void bind_adam(py::module_& m);
