@@ -169,10 +169,10 @@ class SumTreeCore {
     raise_bad(leaf_ == DType::f32 ? load_copy<float>(p) : load_copy<double>(p));
   }
 
-  bool lock() {
-    return without_gil([&] { return tree_->lock(); });
+  bool acquire() {
+    return without_gil([&] { return tree_->acquire(); });
   }
-  void unlock() { tree_->unlock(); }
+  void release() { tree_->release(); }
 
   py::object priorities() const {
     Result out = allocate_numpy(leaf_, &capacity_, 1);
@@ -307,8 +307,8 @@ void bind_sum_tree(py::module_& m) {
       .def("load", by_reference(&SumTreeCore::load), py::arg("priorities"))
       .def("priorities", by_reference(&SumTreeCore::priorities))
       .def("clear", by_reference(&SumTreeCore::clear))
-      .def("lock", by_reference(&SumTreeCore::lock))
-      .def("unlock", by_reference(&SumTreeCore::unlock))
+      .def("acquire", by_reference(&SumTreeCore::acquire))
+      .def("release", by_reference(&SumTreeCore::release))
       .def("__len__", by_reference(&SumTreeCore::len))
       .def_property_readonly("total", by_reference(&SumTreeCore::total))
       .def_property_readonly("min", by_reference(&SumTreeCore::min))

@@ -450,12 +450,12 @@ class SumTreeOf final : public SumTree {
     std::memcpy(out, tree_.leaves, capacity_ * sizeof(T));
   }
 
-  bool lock() override {
+  bool acquire() override {
     if (held == this) return false;
     mutex_.lock();
     return true;
   }
-  void unlock() override { mutex_.unlock(); }
+  void release() override { mutex_.unlock(); }
 
   double total() const override {
     return locked([this] { return tree_.sums[tree_.top][0]; });

@@ -41,10 +41,10 @@ class SumTree {
   virtual void clear() = 0;
   virtual void copy_leaves(void* out) const = 0;
 
-  // Holds all other threads off until unlock: a fork does, so that the child finds the tree whole and its lock free.
+  // Holds all other threads off until release: a fork does, so that the child finds the tree whole and its lock free.
   // False where this thread is inside a long call of the tree, and so holds the lock already.
-  virtual bool lock() = 0;
-  virtual void unlock() = 0;
+  virtual bool acquire() = 0;
+  virtual void release() = 0;
 
   virtual double total() const = 0;
   virtual double min_positive() = 0;
