@@ -49,7 +49,8 @@ SharedFisher make(int64_t n, const py::list& layers, int64_t log_std_at, bool ca
     const auto [in, out, activation, weight_at, bias_at] =
         py::cast<std::tuple<int64_t, int64_t, int, int64_t, int64_t>>(item);
     if (in < 1 || out < 1 || in > (1 << 20) || out > (1 << 20) || activation < 0 || activation > 3 ||
-        weight_at + in * out > n || bias_at + out > n || (!f.layers.empty() && f.layers.back().out != in))
+        (weight_at >= 0 && weight_at + in * out > n) || (bias_at >= 0 && bias_at + out > n) ||
+        (!f.layers.empty() && f.layers.back().out != in))
       raise_value(std::string(kOp) + "the layers do not fit together");
     f.layers.push_back({in, out, static_cast<MlpActivation>(activation), weight_at, bias_at, {}, {}, {}, {}, {}});
   }

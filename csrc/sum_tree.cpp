@@ -14,6 +14,12 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#define FASTRL_FORKS 1
+#else
+#define FASTRL_FORKS 0
+#endif
 
 #include "parallel.h"
 #include "powers.h"
@@ -453,9 +459,21 @@ class SumTreeOf final : public SumTree {
   bool acquire() override {
     if (held == this) return false;
     mutex_.lock();
+#if FASTRL_FORKS
+    process_ = getpid();
+#endif
     return true;
   }
-  void release() override { mutex_.unlock(); }
+  void release() override {
+#if FASTRL_FORKS
+    if (process_ !=
+        getpid()) {  // a child: the threads that wait for the lock in the parent are not here to be given it
+      new (&mutex_) std::shared_mutex;
+      return;
+    }
+#endif
+    mutex_.unlock();
+  }
 
   double total() const override {
     return locked([this] { return tree_.sums[tree_.top][0]; });
@@ -721,6 +739,9 @@ class SumTreeOf final : public SumTree {
   size_t bytes_;
   std::unique_ptr<char, Free> memory_;
   mutable std::shared_mutex mutex_;
+#if FASTRL_FORKS
+  pid_t process_ = 0;  // the one that acquire was called in
+#endif
 };
 
 }  // namespace
