@@ -1,6 +1,7 @@
 #include "sum_tree.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -331,6 +332,32 @@ uint64_t fetch_add(uint64_t* counter, uint64_t n) {
 #endif
 }
 
+// A shared_mutex whose readers let a waiting writer go first: glibc's own lets them come and go for seconds.
+class Mutex {
+ public:
+  void lock() {
+    ++waiting_;
+    {
+      const std::lock_guard<std::mutex> first(gate_);
+      mutex_.lock();
+    }
+    --waiting_;
+  }
+  void unlock() { mutex_.unlock(); }
+  void lock_shared() {
+    if (waiting_ > 0) {
+      const std::lock_guard<std::mutex> after(gate_);
+    }
+    mutex_.lock_shared();
+  }
+  void unlock_shared() { mutex_.unlock_shared(); }
+
+ private:
+  std::shared_mutex mutex_;
+  std::mutex gate_;
+  std::atomic<int> waiting_{0};
+};
+
 // The tree whose lock this thread holds. A signal handler may run in the middle of a long call (check_interrupt) and
 // use the same tree: an error then, where it would wait for its own thread.
 thread_local const void* held = nullptr;
@@ -338,7 +365,7 @@ thread_local const void* held = nullptr;
 template <class Lock>
 class Locked {
  public:
-  Locked(std::shared_mutex& mutex, const void* tree) : lock_(mutex, std::defer_lock), before_(held) {
+  Locked(Mutex& mutex, const void* tree) : lock_(mutex, std::defer_lock), before_(held) {
     if (held == tree)
       throw std::runtime_error("sum_tree: a signal handler used the tree in the middle of a call of it");
     lock_.lock();
@@ -353,8 +380,8 @@ class Locked {
   const void* before_;
 };
 
-using Read = Locked<std::shared_lock<std::shared_mutex>>;
-using Write = Locked<std::unique_lock<std::shared_mutex>>;
+using Read = Locked<std::shared_lock<Mutex>>;
+using Write = Locked<std::unique_lock<Mutex>>;
 
 template <class T>
 class SumTreeOf final : public SumTree {
@@ -468,7 +495,7 @@ class SumTreeOf final : public SumTree {
 #if FASTRL_FORKS
     if (process_ !=
         getpid()) {  // a child: the threads that wait for the lock in the parent are not here to be given it
-      new (&mutex_) std::shared_mutex;
+      new (&mutex_) Mutex;
       return;
     }
 #endif
@@ -738,7 +765,7 @@ class SumTreeOf final : public SumTree {
   Levels<T> tree_{};
   size_t bytes_;
   std::unique_ptr<char, Free> memory_;
-  mutable std::shared_mutex mutex_;
+  mutable Mutex mutex_;
 #if FASTRL_FORKS
   pid_t process_ = 0;  // the one that acquire was called in
 #endif
