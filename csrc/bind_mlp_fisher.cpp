@@ -63,8 +63,9 @@ SharedFisher make(int64_t n, const py::list& layers, int64_t log_std_at, bool ca
 
 // weights [out, in] of each layer; values: the inputs of the first layer and the outputs of each [rows, ...]; slopes:
 // of activation `other`; scale: MlpFisher's.
-void refresh(SharedFisher& shared, const py::list& weights, const py::list& values, const py::list& slopes,
+void refresh(py::handle self, const py::list& weights, const py::list& values, const py::list& slopes,
              py::handle scale) {
+  SharedFisher& shared = self_of<SharedFisher>(self);
   const auto next = std::make_shared<MlpFisher>();
   MlpFisher& f = *next;
   f.n = shared.now->n, f.log_std_at = shared.now->log_std_at, f.log_std_size = shared.now->log_std_size;
@@ -104,8 +105,8 @@ void refresh(SharedFisher& shared, const py::list& weights, const py::list& valu
   shared.now = next;
 }
 
-py::object product(const SharedFisher& shared, py::handle v, double damping) {
-  const std::shared_ptr<const MlpFisher> now = shared.now;
+py::object product(py::handle self, py::handle v, double damping) {
+  const std::shared_ptr<const MlpFisher> now = self_of<SharedFisher>(self).now;
   const MlpFisher& f = *now;
   const Array vector = load_cpu(v.ptr(), "FisherVectorProduct: v", {DType::f32});
   if (vector.ndim != 1 || vector.shape[0] != f.n)

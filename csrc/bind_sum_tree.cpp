@@ -295,24 +295,23 @@ void bind_sum_tree(py::module_& m) {
   py::class_<SumTreeCore>(m, "SumTreeCore")
       .def(py::init<int64_t, const std::string&, py::object, py::object>(), py::arg("capacity"), py::arg("dtype"),
            py::arg("state"), py::arg("tensor_type") = py::none())
-      .def("update", by_reference(&SumTreeCore::update), py::arg("indices"), py::arg("priorities"))
-      .def("update_from_td_errors", by_reference(&SumTreeCore::update_from_td_errors), py::arg("indices"),
+      .def("update", method(&SumTreeCore::update), py::arg("indices"), py::arg("priorities"))
+      .def("update_from_td_errors", method(&SumTreeCore::update_from_td_errors), py::arg("indices"),
            py::arg("td_errors"), py::arg("alpha"), py::arg("eps"), py::arg("keep_zeros"))
-      .def("get", by_reference(&SumTreeCore::get), py::arg("indices"))
-      .def("find", by_reference(&SumTreeCore::find), py::arg("prefix_sums"))
-      .def("sample", by_reference(&SumTreeCore::sample), py::arg("batch_size"), py::arg("stratified"),
-           py::arg("replacement"))
-      .def("sample_weighted", by_reference(&SumTreeCore::sample_weighted), py::arg("batch_size"), py::arg("beta"),
+      .def("get", method(&SumTreeCore::get), py::arg("indices"))
+      .def("find", method(&SumTreeCore::find), py::arg("prefix_sums"))
+      .def("sample", method(&SumTreeCore::sample), py::arg("batch_size"), py::arg("stratified"), py::arg("replacement"))
+      .def("sample_weighted", method(&SumTreeCore::sample_weighted), py::arg("batch_size"), py::arg("beta"),
            py::arg("normalize"), py::arg("stratified"))
-      .def("load", by_reference(&SumTreeCore::load), py::arg("priorities"))
-      .def("priorities", by_reference(&SumTreeCore::priorities))
-      .def("clear", by_reference(&SumTreeCore::clear))
-      .def("acquire", by_reference(&SumTreeCore::acquire))
-      .def("release", by_reference(&SumTreeCore::release))
-      .def("__len__", by_reference(&SumTreeCore::len))
-      .def_property_readonly("total", by_reference(&SumTreeCore::total))
-      .def_property_readonly("min", by_reference(&SumTreeCore::min))
-      .def_property_readonly("max", by_reference(&SumTreeCore::max));
+      .def("load", method(&SumTreeCore::load), py::arg("priorities"))
+      .def("priorities", method(&SumTreeCore::priorities))
+      .def("clear", method(&SumTreeCore::clear))
+      .def("acquire", method(&SumTreeCore::acquire))
+      .def("release", method(&SumTreeCore::release))
+      .def("__len__", method(&SumTreeCore::len))
+      .def_property_readonly("total", method(&SumTreeCore::total))
+      .def_property_readonly("min", method(&SumTreeCore::min))
+      .def_property_readonly("max", method(&SumTreeCore::max));
 }
 
 }  // namespace fastrl

@@ -27,15 +27,22 @@ double to_double(PyObject* o);
 // A Python int beyond int64 is clipped: outside every range, it reads the same.
 int64_t to_int64_clipped(PyObject* o);
 
-// A method to bind. pybind11 calls one through a null pointer where __new__ alone made the object; of a reference to
-// nothing it makes a TypeError.
+// The object of a bound method. Where __new__ alone made it, pybind11 would lend memory that nobody has written to.
+template <class C>
+C& self_of(py::handle self) {
+  C& object = self.cast<C&>();
+  if (!reinterpret_cast<py::detail::instance*>(self.ptr())->get_value_and_holder().holder_constructed())
+    raise_type(type_name(self.ptr()) + ".__init__ must be called first");
+  return object;
+}
+
 template <class R, class C, class... A>
-auto by_reference(R (C::*method)(A...)) {
-  return [method](C& self, A... arguments) -> R { return (self.*method)(std::forward<A>(arguments)...); };
+auto method(R (C::*f)(A...)) {
+  return [f](py::handle self, A... arguments) -> R { return (self_of<C>(self).*f)(std::forward<A>(arguments)...); };
 }
 template <class R, class C, class... A>
-auto by_reference(R (C::*method)(A...) const) {
-  return [method](const C& self, A... arguments) -> R { return (self.*method)(std::forward<A>(arguments)...); };
+auto method(R (C::*f)(A...) const) {
+  return [f](py::handle self, A... arguments) -> R { return (self_of<C>(self).*f)(std::forward<A>(arguments)...); };
 }
 
 void bind_conjugate_gradient(py::module_& m);

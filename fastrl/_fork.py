@@ -1,8 +1,8 @@
 """What a fork must not break.
 
-A lock that another thread holds is copied locked, and what it guards half written: so the forking thread takes all locks
-first, and both sides let go of them.  Random streams that nobody seeded would repeat the parent's numbers in the child:
-they get new seeds.
+A lock that another thread holds is copied locked, and what it guards half written: so the forking thread takes all
+locks first, and both sides let go of them.  Random streams that nobody seeded would repeat the parent's numbers in the
+child: they get new seeds.
 """
 
 from __future__ import annotations

@@ -294,7 +294,9 @@ class FisherVectorProduct:
         with self._lock:
             self._observations = checked
             fits = self._product.refresh(checked)
-            if self.method == "direct" and not fits:  # a policy that does more than its chain, which did not show before
+            if (
+                self.method == "direct" and not fits
+            ):  # a policy that does more than its chain, which did not show before
                 if self._only_direct:
                     raise ValueError("FisherVectorProduct: the policy's output is not that of its chain of layers")
                 self._product = _Func(self._head, self._parameters, checked)

@@ -114,7 +114,9 @@ class OracleTree:
         priorities = np.broadcast_to(priorities, np.shape(indices))
         for index, priority in zip(np.ravel(indices).tolist(), np.ravel(priorities).tolist(), strict=True):
             leaf = self.priorities.dtype.type(priority)  # what is positive is normal
-            self.priorities[index] = np.finfo(leaf.dtype).tiny if 0 < priority and leaf < np.finfo(leaf.dtype).tiny else leaf
+            self.priorities[index] = (
+                np.finfo(leaf.dtype).tiny if 0 < priority and leaf < np.finfo(leaf.dtype).tiny else leaf
+            )
 
     @property
     def total(self):

@@ -153,5 +153,3 @@ def test_fisher_vector_product(copied, method, some):
         assert torch.equal(other(v), kept), "the copy's policy is its own"
     other.refresh(torch.zeros(2, 3))
     assert torch.equal(fisher(v), kept)
-
-

@@ -1096,7 +1096,7 @@ def test_core_that_was_never_made(cpp):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what Linux says of the process's memory")
 @pytest.mark.skipif("lib" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has memory of its own")
 def test_memory_of_a_large_tree(cpp):
-    """A new tree costs next to nothing before it is used; a load needs one copy of the priorities, not thirty bytes each."""
+    """A new tree costs next to nothing before it is used; a load needs one copy of the priorities."""
     code = """
         import sys, resource, numpy as np
         from fastrl import SumTree
