@@ -78,8 +78,8 @@ class Generator:
     A kernel that draws n elements uses the blocks counter .. counter + n - 1 and advances the counter by n (normal
     numbers: four to a block, so by n / 4, rounded up), so the numbers depend on neither the backend nor the number of
     threads.  Safe to share between threads and objects.  Raises TypeError or ValueError for a seed or device that is
-    none, and RuntimeError for a CUDA device that is not there.  A pickle, copy or deepcopy is another generator that goes
-    on where this one stands.
+    none, and RuntimeError for a CUDA device that is not there.  A pickle, copy or deepcopy is another generator that
+    goes on where this one stands.
 
     Args:
         seed: int in [0, 2^64); None takes one from the operating system, and another one in a forked child (a stream

@@ -115,7 +115,7 @@ class OracleTree:
         for index, priority in zip(np.ravel(indices).tolist(), np.ravel(priorities).tolist(), strict=True):
             leaf = self.priorities.dtype.type(priority)  # what is positive is normal
             self.priorities[index] = (
-                np.finfo(leaf.dtype).tiny if 0 < priority and leaf < np.finfo(leaf.dtype).tiny else leaf
+                np.finfo(leaf.dtype).tiny if priority > 0 and leaf < np.finfo(leaf.dtype).tiny else leaf
             )
 
     @property
