@@ -392,9 +392,9 @@ class SumTree:
         generator: a `Generator` on the same device, which may be shared.  With neither, the default generator
             (see `fastrl.manual_seed`).
 
-    Every error leaves the tree, and its generator, as they were.  A pickle, copy or deepcopy is a tree of its own, with a
-    generator of its own that goes on where this one stands.  As with any tensor, what runs on several CUDA streams
-    is the caller's to order: use a CUDA tree on one stream at a time.
+    Every error leaves the tree, and its generator, as they were.  A pickle, copy or deepcopy is a tree of its own, with
+    a generator of its own that goes on where this one stands.  As with any tensor, what runs on several CUDA streams is
+    the caller's to order: use a CUDA tree on one stream at a time.
 
     Source: Schaul et al., "Prioritized Experience Replay" (2016), arXiv:1511.05952.
 
