@@ -21,7 +21,7 @@ py::object gather_rows_binding(py::handle arrays, py::handle indices, py::handle
     if (single)
       outputs.push_back(py::reinterpret_borrow<py::object>(out));
     else if (many && py::len(out) == count)
-      for (py::handle o : out) outputs.push_back(py::reinterpret_borrow<py::object>(o));
+      for (size_t a = 0; a < count; ++a) outputs.push_back(out[py::int_(a)]);  // a list may be shorter than it says
     else
       raise_value("gather_rows: out must be " + std::to_string(count) + " arrays like arrays, got " +
                   (many ? std::to_string(py::len(out)) + " arrays" : type_name(out.ptr())));
@@ -114,7 +114,7 @@ py::object gather_rows_binding(py::handle arrays, py::handle indices, py::handle
       plans[a].out = results.back().data;
     }
 
-  const int threads = threads_for(microseconds);
+  const Threads threads = threads_and_pieces(microseconds);
   {
     ReleaseGil release;
     parallel_for(n, threads, [&](int64_t begin, int64_t end) {

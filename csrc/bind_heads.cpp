@@ -44,7 +44,7 @@ py::tuple categorical_sample_of(const Array& logits, py::handle state_object, py
       logits_of(logits),   0, 0, uniform.empty() ? nullptr : uniform[0].data(), data_of<int64_t>(action),
       data_of<T>(log_prob)};
   std::atomic<int64_t> bad{-1};
-  const int threads = threads_for(categorical_us(logits) * 1.5);
+  const Threads threads = threads_and_pieces(categorical_us(logits) * 1.5);
   {
     ReleaseGil release;
     // Drawn first and taken after, so that logits without a distribution leave the generator as it was; again, should
@@ -78,7 +78,7 @@ py::tuple categorical_log_prob_entropy_of(const Array& logits, const Contiguous<
   Result log_prob = allocate_like(logits, logits.dtype, &rows, 1);
   Result entropy = allocate_like(logits, logits.dtype, &rows, 1);
   const CategoricalLogProb<T> op{logits_of(logits), action.data(), data_of<T>(log_prob), data_of<T>(entropy)};
-  const int threads = threads_for(categorical_us(logits));
+  const Threads threads = threads_and_pieces(categorical_us(logits));
   {
     ReleaseGil release;
     parallel_for(rows, threads, op);
@@ -102,7 +102,7 @@ py::object categorical_backward_of(const Array& logits, const Contiguous<int64_t
                       logits.shape[0]);
   Result grad = allocate_like(logits, logits.dtype, logits.shape.data(), 2);
   const CategoricalGrad<T> op{logits_of(logits), action.data(), gl.data(), gh.data(), data_of<T>(grad)};
-  const int threads = threads_for(categorical_us(logits) * 1.5);
+  const Threads threads = threads_and_pieces(categorical_us(logits) * 1.5);
   {
     ReleaseGil release;
     parallel_for(logits.shape[0], threads, op);
@@ -127,7 +127,7 @@ py::tuple normal_log_prob_entropy_of(const Array& mean, const Array& log_std, co
   Result log_prob = allocate_like(mean, mean.dtype, &rows, 1), entropy = allocate_like(mean, mean.dtype, &rows, 1);
   const NormalLogProb<T> op{mean.shape[1],      columns_of(mean),     columns_of(log_std),
                             columns_of(action), data_of<T>(log_prob), data_of<T>(entropy)};
-  const int threads = threads_for(normal_us(mean, 3));
+  const Threads threads = threads_and_pieces(normal_us(mean, 3));
   {
     ReleaseGil release;
     parallel_for(rows, threads, op);
@@ -155,7 +155,7 @@ py::tuple normal_sample_of(const Array& mean, const Array& log_std, const Array&
   NormalSample<T> op{
       mean.shape[1],      columns_of(mean),     columns_of(log_std), noise.object ? columns_of(noise) : Columns{}, 0, 0,
       data_of<T>(action), data_of<T>(log_prob), data_of<T>(drawn)};
-  const int threads = threads_for(normal_us(mean, 8));
+  const Threads threads = threads_and_pieces(normal_us(mean, 8));
   {
     ReleaseGil release;
     if (state) op.seed = state[0], op.counter = take(state, normal_blocks(mean.size()));

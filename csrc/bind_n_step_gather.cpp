@@ -179,8 +179,8 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
   const std::unique_ptr<int64_t[]> last(new int64_t[batch]);
   double* const discounts = returns.get() + batch;
   // About 20 ns an item and 2 ns a step.
-  const int threads =
-      threads_for(static_cast<double>(batch) * (0.02 + 0.002 * static_cast<double>(std::min(n, ring.slots))));
+  const Threads threads =
+      threads_and_pieces(static_cast<double>(batch) * (0.02 + 0.002 * static_cast<double>(std::min(n, ring.slots))));
   const NStepBatch starts{index.data(), cursor.data(), cursor.step(), n};
   std::mutex mutex;
   int64_t bad_at = -1;

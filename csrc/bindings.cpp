@@ -1,12 +1,16 @@
 // The Python module fastrl._C: checks arguments, lets go of the GIL, calls a kernel. The ops are in bind_<op>.cpp.
 #include "bindings.h"
 
+#include <new>
 #include <thread>
 
 #include "sum_tree.h"
 
 #if defined(__linux__)
 #include <sched.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
 #endif
 
 namespace fastrl {
@@ -27,6 +31,35 @@ static int default_threads() {
 }
 
 int num_threads() { return chosen_threads > 0 ? chosen_threads : default_threads(); }
+
+// ---------------------------------------------------------------- signals and exceptions
+static unsigned long main_thread = 0;  // the one in which Python runs signal handlers
+
+// Runs the handlers of signals that have come; true if one raised, as that of Ctrl-C does. Called without the GIL.
+static bool signal_raised() {
+  if (PyThread_get_thread_ident() != main_thread) return false;
+  const PyGILState_STATE state = PyGILState_Ensure();  // the main thread is never ended here: arrays.h, take_gil
+  const bool raised = PyErr_CheckSignals() != 0;
+  PyGILState_Release(state);
+  return raised;
+}
+
+static void watch_signals() {
+  main_thread = py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
+#if defined(__unix__) || defined(__APPLE__)
+  pthread_atfork(nullptr, nullptr, [] { main_thread = PyThread_get_thread_ident(); });
+#endif
+  set_interrupt_check(&signal_raised);
+}
+
+static void translate(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const Interrupted&) {  // the handler's exception is set already
+  } catch (const std::bad_alloc&) {
+    PyErr_SetString(PyExc_MemoryError, "fastrl: no memory for the work space of a call");
+  }
+}
 
 // ---------------------------------------------------------------- what the loader costs
 // Four float32 inputs of one shape, two results of the first one's kind: all that a call of a scan costs but its
@@ -54,6 +87,8 @@ static py::tuple probe(py::handle a, py::handle b, py::handle c, py::handle d) {
 PYBIND11_MODULE(_C, m) {
   using namespace fastrl;
   m.doc() = "Compiled CPU kernels of fastrl; call them through fastrl.kernels.";
+  py::register_local_exception_translator(&translate);
+  watch_signals();
   m.def("simd_level", [] { return simd_level(); });
   m.def("get_num_threads", &num_threads);
   m.def("set_num_threads", [](int n) { chosen_threads = n; });

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "arrays.h"
+#include "parallel.h"
 
 namespace fastrl {
 
@@ -10,6 +11,11 @@ int num_threads();
 
 // Waking the pool costs about 50 us: only above about 200 us of work are other threads asked.
 inline int threads_for(double microseconds) { return microseconds < 200 ? 1 : num_threads(); }
+
+// The same, in pieces of about 20 ms between which Ctrl-C is answered: for what may be left half done.
+inline Threads threads_and_pieces(double microseconds) {
+  return {threads_for(microseconds), static_cast<int64_t>(std::min(microseconds / 20e3, 1e6))};
+}
 
 // Whole numbers and real numbers: Python's and NumPy's scalars; not bool, arrays or str.
 bool is_int(PyObject* o);
@@ -23,6 +29,24 @@ double to_double(PyObject* o);
 
 // A Python int beyond int64 is clipped: outside every range, it reads the same.
 int64_t to_int64_clipped(PyObject* o);
+
+// The object of a bound method. Where __new__ alone made it, pybind11 would lend memory that nobody has written to.
+template <class C>
+C& self_of(py::handle self) {
+  C& object = self.cast<C&>();
+  if (!reinterpret_cast<py::detail::instance*>(self.ptr())->get_value_and_holder().holder_constructed())
+    raise_type(type_name(self.ptr()) + ".__init__ must be called first");
+  return object;
+}
+
+template <class R, class C, class... A>
+auto method(R (C::*f)(A...)) {
+  return [f](py::handle self, A... arguments) -> R { return (self_of<C>(self).*f)(std::forward<A>(arguments)...); };
+}
+template <class R, class C, class... A>
+auto method(R (C::*f)(A...) const) {
+  return [f](py::handle self, A... arguments) -> R { return (self_of<C>(self).*f)(std::forward<A>(arguments)...); };
+}
 
 void bind_conjugate_gradient(py::module_& m);
 void bind_adam(py::module_& m);

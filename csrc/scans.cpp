@@ -296,7 +296,7 @@ double last_of(const ScanData& d, int64_t n) {
 }
 
 template <class T, class Op>
-void run_scan(const Op& op, const ScanData& d, int threads) {
+void run_scan(const Op& op, const ScanData& d, Threads threads) {
   if (d.T == 0 || d.N == 0) return;
   const bool along = d.N < kWide;
   Tiler<Op, T> tiler(op, d, along);
@@ -488,7 +488,7 @@ FASTRL_CLONES void n_step_rows(NStepStrip<T>& strip, int64_t first, int64_t end,
 }  // namespace
 
 template <class T>
-void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
+void n_step_returns(const ScanData& d, double gamma, int64_t n, Threads threads) {
   if (d.T == 0 || d.N == 0) return;
   NStepRows op{gamma, 0.0, std::min(n, d.T), std::min(n, d.T), std::min(n, d.T), {}};
   op.gamma_n = std::pow(gamma, static_cast<double>(op.n));
@@ -540,16 +540,16 @@ void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
   });
 }
 
-template void n_step_returns<float>(const ScanData&, double, int64_t, int);
-template void n_step_returns<double>(const ScanData&, double, int64_t, int);
+template void n_step_returns<float>(const ScanData&, double, int64_t, Threads);
+template void n_step_returns<double>(const ScanData&, double, int64_t, Threads);
 
-#define FASTRL_SCAN(Op)                                                       \
-  template <class T>                                                          \
-  void scan(const Op<double>& op, const ScanData& data, int threads) {        \
-    run_scan<T>(op, data, threads);                                           \
-  }                                                                           \
-  template void scan<float>(const Op<double>&, const ScanData&, int threads); \
-  template void scan<double>(const Op<double>&, const ScanData&, int threads);
+#define FASTRL_SCAN(Op)                                                           \
+  template <class T>                                                              \
+  void scan(const Op<double>& op, const ScanData& data, Threads threads) {        \
+    run_scan<T>(op, data, threads);                                               \
+  }                                                                               \
+  template void scan<float>(const Op<double>&, const ScanData&, Threads threads); \
+  template void scan<double>(const Op<double>&, const ScanData&, Threads threads);
 FASTRL_SCAN(AffineScan)
 FASTRL_SCAN(Gae)
 FASTRL_SCAN(LambdaReturns)
