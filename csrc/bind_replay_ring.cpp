@@ -263,11 +263,19 @@ class RingCore {
 
   static PyTypeObject* type(const py::object& o) { return reinterpret_cast<PyTypeObject*>(o.ptr()); }
 
+  // The caller holds the array. Not by `load`, since an item of 15 axes has 17 here.
   const char* whole(py::handle value, const Column& c, int64_t n) const {
-    const Array a = load(value.ptr(), "replay_ring: items");
-    if (a.dtype != c.dtype || a.size() * a.itemsize != n * c.item_bytes || !a.is_contiguous())
+    if (!is_array(value.ptr())) raise_type("replay_ring: items must be NumPy arrays");
+    const auto* a = array_of(value.ptr());
+    const auto* descr = py::detail::array_descriptor1_proxy(a->descr);
+    int64_t size = 1, item = 1;
+    for (int d = 0; d < a->nd; ++d) size *= a->dimensions[d];
+    for (const int64_t length : c.shape) item *= length;
+    const bool plain =
+        a->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ && (descr->byteorder == '=' || descr->byteorder == '|');
+    if (descr->type_num != c.type_num || size != n * item || !plain)
       raise_value("replay_ring: an item has a wrong shape or dtype");
-    return a.data;  // the caller holds the array
+    return a->data;
   }
 
   int64_t store(const ReplaySteps& s, int64_t steps, double priority, py::handle rows, py::handle priorities) {

@@ -128,7 +128,6 @@ class ReplayBuffer:
         fork.hold(self)
 
     def _item_bytes(self) -> tuple[int, int]:
-        """Of the observations that a transition keeps, and of its action."""
         obs = math.prod(self._obs_shape) * self._obs_dtype.itemsize
         return obs * (2 if self.store_next_obs else 1), math.prod(self._action_shape) * self._action_dtype.itemsize
 
@@ -195,10 +194,10 @@ class ReplayBuffer:
             if n is not None:
                 n = self._publish(n, self._rows, self._priorities)
         if n is None:
-            self._write(1, *self._items("add", (), obs, action, reward, next_obs, terminated, truncated, mask,
-                                        episode_start))  # fmt: skip
-        elif n < 0:
-            self._warn_of_differing()
+            items = self._items("add", (), obs, action, reward, next_obs, terminated, truncated, mask, episode_start)
+            n = self._write(1, items)
+        if n < 0:
+            self._warn_of_differing("add")
 
     def extend(
         self,
@@ -218,28 +217,29 @@ class ReplayBuffer:
 
         Raises: as `add`.
         """
-        steps = np.shape(truncated)[:1]
-        if not steps:
+        lead = np.shape(truncated)[:1]
+        if not lead:
             raise ValueError("replay.extend: truncated must have shape [K] or [K, num_envs], got ()")
-        self._write(*steps, *self._items("extend", steps, obs, action, reward, next_obs, terminated, truncated, mask,
-                                        episode_start))  # fmt: skip
+        items = self._items("extend", lead, obs, action, reward, next_obs, terminated, truncated, mask, episode_start)
+        if self._write(lead[0], items) < 0:
+            self._warn_of_differing("extend")
 
     def _items(self, method: str, lead: tuple[int, ...], *arguments: Any) -> list[Any]:
         shapes = (self._obs_shape, self._action_shape, (), self._obs_shape, (), (), (), ())
         dtypes = (self._obs_dtype, self._action_dtype, _FLOAT32, self._obs_dtype, _BOOL, _BOOL, _BOOL, _BOOL)
         return check_items(f"replay.{method}", lead, self.num_envs, shapes, dtypes, arguments)
 
-    def _write(self, steps: int, *items: Any) -> None:
+    def _write(self, steps: int, items: list[Any]) -> int:
+        """Store what `_items` gave; negative when it is time to warn."""
         per = max(1, min(steps, _CHUNK // self.num_envs))
         rows, priorities = np.empty(2 * per * self.num_envs, np.int64), np.empty(2 * per * self.num_envs)
-        differing = False
+        least = 0
         with self._lock:
             for i in range(0, steps, per):
                 part = [None if item is None else item[i : i + per] for item in items]
-                n = self._ring.write(len(part[0]), *part, self._new_priority, rows, priorities)
-                differing |= self._publish(n, rows, priorities) < 0
-        if differing:
-            self._warn_of_differing()
+                n = self._ring.write(min(per, steps - i), *part, self._new_priority, rows, priorities)
+                least = min(least, self._publish(n, rows, priorities))
+        return least
 
     def _publish(self, n: int, rows: NDArray[np.int64], priorities: NDArray[np.float64]) -> int:
         """Give the tree what the ring wrote; returns `n`, which is ~n when it is time to warn."""
@@ -248,11 +248,11 @@ class ReplayBuffer:
         self._tree.update(rows[: 2 * count], priorities[: 2 * count])
         return n
 
-    def _warn_of_differing(self) -> None:
+    def _warn_of_differing(self, method: str) -> None:
         warnings.warn(
-            "replay.add: most observations differ from the next_obs before them, so each is stored twice and n-step "
-            "returns go on over the difference: say where episodes begin (episode_start=), or that next_obs is to be "
-            "kept apart (store_next_obs=True)",
+            f"replay.{method}: most observations differ from the next_obs before them, so each is stored twice and "
+            "n-step returns go on over the difference: say where episodes begin (episode_start=), or that next_obs is "
+            "to be kept apart (store_next_obs=True)",
             stacklevel=3,
         )
 
@@ -302,9 +302,8 @@ class ReplayBuffer:
         return self._to_device(batch)
 
     def transitions(self) -> Batch:
-        """All transitions held, each once and of one step whatever `n_step`, in the order of their `indices`.
-
-        That is oldest first, and of one environment in the order they were added.
+        """All transitions held, each once and of one step whatever `n_step`, in the order of their `indices`,
+        which is of each environment oldest first.
         """
         with self._lock:
             first = np.maximum(self._start, self._added - self._slots + 1)
@@ -444,7 +443,10 @@ class ReplayBuffer:
         tree = {"capacity": self._tree.capacity, "dtype": "float32", "priorities": priorities}
         where = np.flatnonzero(has_extra)
         with self._lock:
-            self._tree.load_state_dict({**tree, "generator": header["generator"]})
+            try:
+                self._tree.load_state_dict({**tree, "generator": header["generator"]})
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"damaged: {error}") from None
             self._added[:], self._start[:] = header["added"], header["start"]
             self._cursor[:] = self._added % self._slots
             self._broken[:] = header["broken"]

@@ -36,8 +36,8 @@ def read(
         raise ValueError(f"of a buffer with {', '.join(differing)}")
     slots = len(columns[0]) // num_envs - 1
     if layout == 1:
-        used = header.get("slots")
-        if type(used) is not int or not 0 <= used <= slots + 1:
+        used: Any = header.get("slots")
+        if not _is(used, int, slots + 1):
             raise ValueError(f"damaged: slots is {used!r}")
         reader.read_into([column[: used * num_envs] for column in columns])
         return _from_layout_1(header, columns, num_envs, slots)
@@ -66,6 +66,11 @@ def _held_rows(added: Array, start: Array, slots: int) -> NDArray[np.bool_]:
     return np.concatenate((held, np.zeros((1, len(added)), np.bool_))).reshape(-1)
 
 
+def _is(value: Any, kind: type, most: int) -> bool:
+    """JSON's true is an int to Python, and 1.0 is equal to 1."""
+    return type(value) is kind and 0 <= value <= most
+
+
 def _check_header(header: dict[str, Any], num_envs: int, rows: int) -> None:
     """Raise ValueError for a header of the right layout whose numbers no buffer has."""
 
@@ -74,15 +79,16 @@ def _check_header(header: dict[str, Any], num_envs: int, rows: int) -> None:
         if type(values) is not list or len(values) != num_envs:
             raise ValueError(f"damaged: {name} is not a list of {num_envs}")
         for value, high in zip(values, most, strict=True):
-            if type(value) is not kind or not 0 <= value <= high:
+            if not _is(value, kind, high):
                 raise ValueError(f"damaged: {name} has {value!r}")
 
     per_env("added", int, [2**62 // num_envs] * num_envs)
     per_env("start", int, header["added"])
     per_env("broken", bool, [1] * num_envs)
     for name, most in (("steps", 2**62), ("extras", rows)):
-        if type(header.get(name)) is not int or not 0 <= header[name] <= most:
-            raise ValueError(f"damaged: {name} is {header.get(name)!r}")
+        number = header.get(name)
+        if not _is(number, int, most):
+            raise ValueError(f"damaged: {name} is {number!r}")
     _check_priority(header)
 
 
@@ -117,9 +123,9 @@ def _from_layout_1(
     for values, kind, most in checks:
         if type(values) is not list or len(values) != num_envs:
             raise ValueError(f"damaged: slot or broken is not a list of {num_envs}")
-        if any(type(value) is not kind or not 0 <= value <= most for value in values):
+        if not all(_is(value, kind, most) for value in values):
             raise ValueError("damaged: slot or broken is out of range")
-    if type(steps) is not int or not 0 <= steps <= 2**62:
+    if not _is(steps, int, 2**62):
         raise ValueError(f"damaged: added is {steps!r}")
     assert slot is not None
     new = [np.zeros_like(column) for column in old]
