@@ -19,16 +19,25 @@ from fastrl.kernels import SumTree, gather_rows, n_step_gather
 from fastrl.replay import fork, storage
 from fastrl.replay import state as states
 from fastrl.replay.batch import Batch
-from fastrl.replay.checks import check_float, check_int, check_items, check_memory, check_space, load_torch, to_numpy
+from fastrl.replay.checks import (
+    check_bool,
+    check_float,
+    check_int,
+    check_items,
+    check_memory,
+    check_space,
+    load_torch,
+    to_numpy,
+)
 from fastrl.replay.ring import ring_class
 
 _NONE = np.zeros(0, np.int64)
 _FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(np.bool_)
 _CHUNK = 1 << 14  # transitions of `extend` between two updates of the tree
-_DERIVED = {
-    "_lock", "_tree", "_ring", "_columns", "_sources", "_rings", "_torch", "_rows", "_priorities", "_discounts",
-    "_added", "_start", "_cursor", "_broken",
-}  # fmt: skip  # of an instance's attributes those that are made anew for a copy
+_DERIVED = {  # of an instance's attributes those that are made anew for a copy
+    "_lock", "_tree", "_ring", "_columns", "_sources", "_first", "_last", "_rings", "_torch", "_rows", "_priorities",
+    "_discounts", "_added", "_start", "_cursor", "_broken",
+}  # fmt: skip
 
 
 class ReplayBuffer:
@@ -93,9 +102,7 @@ class ReplayBuffer:
         self.gamma = check_float("gamma", gamma)
         if self.gamma > 1:
             raise ValueError(f"replay: gamma must be in [0, 1], got {gamma}")
-        if not isinstance(store_next_obs, (bool, np.bool_)):
-            raise TypeError(f"replay: store_next_obs must be a bool, got {type(store_next_obs).__name__}")
-        self.store_next_obs = bool(store_next_obs)
+        self.store_next_obs = check_bool("store_next_obs", store_next_obs)
         self._obs_shape, self._obs_dtype = check_space("obs_space", obs_space)
         self._action_shape, self._action_dtype = check_space("action_space", action_space)
         if self._action_shape == () and self._action_dtype.kind in "iu":
@@ -105,7 +112,9 @@ class ReplayBuffer:
         self._torch, self.device = load_torch(device)
         self._steps = 0  # transitions ever
         self._new_priority = 1.0  # of a new transition
-        self._memory = check_memory(self.capacity, self.num_envs, self._slots + 1, self._item_bytes())
+        obs = math.prod(self._obs_shape) * self._obs_dtype.itemsize * (2 if self.store_next_obs else 1)
+        action = math.prod(self._action_shape) * self._action_dtype.itemsize
+        self._memory = check_memory(self.capacity, self.num_envs, self._slots + 1, (obs, action))
         self._make_storage()
 
     def _make_storage(self) -> None:
@@ -126,10 +135,6 @@ class ReplayBuffer:
         self._discounts = np.array((self.gamma, 0), np.float32)
         self._set_columns(columns)
         fork.hold(self)
-
-    def _item_bytes(self) -> tuple[int, int]:
-        obs = math.prod(self._obs_shape) * self._obs_dtype.itemsize
-        return obs * (2 if self.store_next_obs else 1), math.prod(self._action_shape) * self._action_dtype.itemsize
 
     def __len__(self) -> int:
         """The number of transitions that can be drawn."""
@@ -242,7 +247,7 @@ class ReplayBuffer:
         return least
 
     def _publish(self, n: int, rows: NDArray[np.int64], priorities: NDArray[np.float64]) -> int:
-        """Give the tree what the ring wrote; returns `n`, which is ~n when it is time to warn."""
+        """Give the tree what the ring wrote, which returned `n`."""
         count = ~n if n < 0 else n
         self._steps += count
         self._tree.update(rows[: 2 * count], priorities[: 2 * count])
@@ -279,9 +284,14 @@ class ReplayBuffer:
         """
         tree = self._tree
         with self._lock:
-            if not tree.total > 0:
-                raise ValueError("replay.sample: the buffer is empty: add transitions before sampling")
-            rows, weights = tree.sample_weighted(batch_size, self.beta, self._normalize, stratified=self._stratified)
+            try:
+                rows, weights = tree.sample_weighted(
+                    batch_size, self.beta, self._normalize, stratified=self._stratified
+                )
+            except ValueError:
+                if len(tree):
+                    raise
+                raise ValueError("replay.sample: the buffer is empty: add transitions before sampling") from None
             batch = self._read(rows, weights, self.n_step)
         return self._to_device(batch)
 
@@ -291,13 +301,12 @@ class ReplayBuffer:
         Raises:
             IndexError: naming the first one that is not held any more, or was never added.
         """
+        numbers = to_numpy(indices)
         with self._lock:
-            rows, stale = self._locate("replay", indices)
+            rows, stale = self._locate("replay", numbers)
             if stale:
                 b = int(np.argmax(rows >= self._slots * self.num_envs))
-                raise IndexError(
-                    f"replay: indices[{b}] is {to_numpy(indices)[b]}, a transition that is not held any more"
-                )
+                raise IndexError(f"replay: indices[{b}] is {numbers[b]}, a transition that is not held any more")
             batch = self._read(rows, np.ones(len(rows), np.float32), self.n_step)
         return self._to_device(batch)
 
@@ -314,9 +323,8 @@ class ReplayBuffer:
             batch = self._read(rows, np.ones(len(rows), np.float32), 1)
         return self._to_device(batch)
 
-    def _locate(self, where: str, indices: Any) -> tuple[NDArray[np.int64], int]:
+    def _locate(self, where: str, numbers: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
         """The rows of numbers, and how many are stale: their rows are ones that never hold a transition."""
-        numbers = to_numpy(indices)
         if numbers.ndim != 1:
             raise ValueError(f"{where}: indices must have shape [B], got {numbers.shape}")
         if numbers.size and numbers.dtype.char not in "ilq":
@@ -329,15 +337,15 @@ class ReplayBuffer:
     def _read(self, rows: NDArray[np.int64], weights: Any, n_step: int) -> Batch:
         if n_step == 1:
             obs, action, next_obs, terminated, truncated, reward = self._gather(self._sources, rows)
-            discount = self._discounts[np.asarray(terminated).view(np.uint8)]
+            discount = self._discounts.take(np.asarray(terminated).view(np.int8))
             last = rows
         else:
             rewards, ends, limits, cut = self._rings
             reward, discount, last = n_step_gather(
                 rewards, ends, limits, rows, self._cursor, self._slots, gamma=self.gamma, n=n_step, cut=cut
             )
-            obs, action = self._gather(self._sources[:2], rows)
-            next_obs, terminated, truncated = self._gather(self._sources[2:5], last)
+            obs, action = self._gather(self._first, rows)
+            next_obs, terminated, truncated = self._gather(self._last, last)
         indices = self._ring.finish(rows, last, next_obs)
         return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount)
 
@@ -493,6 +501,7 @@ class ReplayBuffer:
         apart = columns[6] if self.store_next_obs else None
         next_obs = obs[self.num_envs :] if apart is None else apart
         self._sources = [obs, action, next_obs, terminated, truncated, reward]
+        self._first, self._last = self._sources[:2], self._sources[2:5]
         # [slots, num_envs], without the slot at the end.
         self._rings = [c[: -self.num_envs].reshape(-1, self.num_envs) for c in columns[2:6]]
         self._ring = ring_class()(

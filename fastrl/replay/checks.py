@@ -25,6 +25,12 @@ def check_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"replay: {name} must be a bool, got {type(value).__name__}")
+    return bool(value)
+
+
 def check_float(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"replay: {name} must be a float, got {type(value).__name__}")

@@ -68,7 +68,7 @@ def _held_rows(added: Array, start: Array, slots: int) -> NDArray[np.bool_]:
 
 def _is(value: Any, kind: type, most: int) -> bool:
     """JSON's true is an int to Python, and 1.0 is equal to 1."""
-    return type(value) is kind and 0 <= value <= most
+    return isinstance(value, int) and type(value) is kind and 0 <= value <= most
 
 
 def _check_header(header: dict[str, Any], num_envs: int, rows: int) -> None:

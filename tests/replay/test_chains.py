@@ -130,6 +130,7 @@ def test_against_plain_lists_of_episodes(tolerance, ring, capacity, steps, n, ga
 
 @EACH_RING
 @BOTH
+@pytest.mark.filterwarnings("ignore:replay.add. most observations")  # see test_who_says_nothing_is_told_once
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_running_normalisation_between_next_obs_and_obs_cuts_nothing(ring, cls, num_envs, apart):
