@@ -16,19 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.kernels import SumTree, gather_rows, n_step_gather
-from fastrl.replay import fork, storage
+from fastrl.replay import checks, fork, storage
 from fastrl.replay import state as states
 from fastrl.replay.batch import Batch
-from fastrl.replay.checks import (
-    check_bool,
-    check_float,
-    check_int,
-    check_items,
-    check_memory,
-    check_space,
-    load_torch,
-    to_numpy,
-)
 from fastrl.replay.ring import ring_class
 
 _NONE = np.zeros(0, np.int64)
@@ -96,25 +86,25 @@ class ReplayBuffer:
         device: Any = None,
         seed: int | None = None,
     ) -> None:
-        self.capacity = check_int("capacity", capacity)
-        self.num_envs = check_int("num_envs", num_envs)
-        self.n_step = check_int("n_step", n_step)
-        self.gamma = check_float("gamma", gamma)
+        self.capacity = checks.check_int("capacity", capacity)
+        self.num_envs = checks.check_int("num_envs", num_envs)
+        self.n_step = checks.check_int("n_step", n_step)
+        self.gamma = checks.check_float("gamma", gamma)
         if self.gamma > 1:
             raise ValueError(f"replay: gamma must be in [0, 1], got {gamma}")
-        self.store_next_obs = check_bool("store_next_obs", store_next_obs)
-        self._obs_shape, self._obs_dtype = check_space("obs_space", obs_space)
-        self._action_shape, self._action_dtype = check_space("action_space", action_space)
+        self.store_next_obs = checks.check_bool("store_next_obs", store_next_obs)
+        self._obs_shape, self._obs_dtype = checks.check_space("obs_space", obs_space)
+        self._action_shape, self._action_dtype = checks.check_space("action_space", action_space)
         if self._action_shape == () and self._action_dtype.kind in "iu":
             self._action_dtype = np.dtype(np.int64)  # what indexing with it needs
         self._slots = -(-self.capacity // self.num_envs) + 1  # see ring.py
         self._seed = seed
-        self._torch, self.device = load_torch(device)
+        self._torch, self.device = checks.load_torch(device)
         self._steps = 0  # transitions ever
         self._new_priority = 1.0  # of a new transition
         obs = math.prod(self._obs_shape) * self._obs_dtype.itemsize * (2 if self.store_next_obs else 1)
         action = math.prod(self._action_shape) * self._action_dtype.itemsize
-        self._memory = check_memory(self.capacity, self.num_envs, self._slots + 1, (obs, action))
+        self._memory = checks.check_memory(self.capacity, self.num_envs, self._slots + 1, (obs, action))
         self._make_storage()
 
     def _make_storage(self) -> None:
@@ -232,7 +222,7 @@ class ReplayBuffer:
     def _items(self, method: str, lead: tuple[int, ...], *arguments: Any) -> list[Any]:
         shapes = (self._obs_shape, self._action_shape, (), self._obs_shape, (), (), (), ())
         dtypes = (self._obs_dtype, self._action_dtype, _FLOAT32, self._obs_dtype, _BOOL, _BOOL, _BOOL, _BOOL)
-        return check_items(f"replay.{method}", lead, self.num_envs, shapes, dtypes, arguments)
+        return checks.check_items(f"replay.{method}", lead, self.num_envs, shapes, dtypes, arguments)
 
     def _write(self, steps: int, items: list[Any]) -> int:
         """Store what `_items` gave; negative when it is time to warn."""
@@ -301,7 +291,7 @@ class ReplayBuffer:
         Raises:
             IndexError: naming the first one that is not held any more, or was never added.
         """
-        numbers = to_numpy(indices)
+        numbers = checks.to_numpy(indices)
         with self._lock:
             rows, stale = self._locate("replay", numbers)
             if stale:
@@ -473,7 +463,7 @@ class ReplayBuffer:
     def __setstate__(self, kept: dict[str, Any]) -> None:
         header, arrays = kept["_saved"]
         self.__dict__.update((name, value) for name, value in kept.items() if name != "_saved")
-        self._torch, _ = load_torch(self.device)
+        self._torch, _ = checks.load_torch(self.device)
         self._make_storage()
         rows = self._tree.capacity
         whole = [np.zeros((rows, *array.shape[1:]), array.dtype) for array in arrays[:-1]]
