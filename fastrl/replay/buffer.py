@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -21,12 +20,11 @@ from fastrl.replay import state as states
 from fastrl.replay.batch import Batch
 from fastrl.replay.ring import ring_class
 
-_NONE = np.zeros(0, np.int64)
 _FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(np.bool_)
 _CHUNK = 1 << 14  # transitions of `extend` between two updates of the tree
 _DERIVED = {  # of an instance's attributes those that are made anew for a copy
     "_lock", "_tree", "_ring", "_columns", "_sources", "_first", "_last", "_rings", "_torch", "_rows", "_priorities",
-    "_discounts", "_added", "_start", "_cursor", "_broken",
+    "_discounts", "_counts", "_start", "_cursor", "_broken",
 }  # fmt: skip
 
 
@@ -100,7 +98,7 @@ class ReplayBuffer:
         self._slots = -(-self.capacity // self.num_envs) + 1  # see ring.py
         self._seed = seed
         self._torch, self.device = checks.load_torch(device)
-        self._steps = 0  # transitions ever
+        self._added = 0  # transitions ever
         self._new_priority = 1.0  # of a new transition
         obs = math.prod(self._obs_shape) * self._obs_dtype.itemsize * (2 if self.store_next_obs else 1)
         action = math.prod(self._action_shape) * self._action_dtype.itemsize
@@ -118,7 +116,7 @@ class ReplayBuffer:
             for column in columns:
                 self._torch.from_numpy(column[:0])  # TypeError: torch has no such dtype
         self._pinned = self._torch is not None and self.device.type == "cuda"
-        self._added, self._start, self._cursor = (np.zeros(self.num_envs, np.int64) for _ in range(3))
+        self._counts, self._start, self._cursor = (np.zeros(self.num_envs, np.int64) for _ in range(3))
         self._broken = np.ones(self.num_envs, np.bool_)
         # What an `add` tells the tree.
         self._rows, self._priorities = np.zeros(2 * self.num_envs, np.int64), np.zeros(2 * self.num_envs)
@@ -178,21 +176,25 @@ class ReplayBuffer:
             TypeError: not an array.
         """
         with self._lock:
-            n = self._ring.try_add(
-                obs, action, reward, next_obs, terminated, truncated, mask, episode_start, self._new_priority,
-                self._rows, self._priorities,
-            )  # fmt: skip
-            if n == self.num_envs:  # the usual call, in the fewest steps
-                self._steps += n
-                self._tree.update(self._rows, self._priorities)
-                return
-            if n is not None:
-                n = self._publish(n, self._rows, self._priorities)
+            try:
+                n = self._ring.try_add(
+                    obs, action, reward, next_obs, terminated, truncated, mask, episode_start, self._new_priority,
+                    self._rows, self._priorities,
+                )  # fmt: skip
+                if n == self.num_envs:  # the usual call, in the fewest steps
+                    self._added += n
+                    self._tree.update(self._rows, self._priorities)
+                    return
+                if n is not None:
+                    n = self._publish(n, self._rows, self._priorities)
+            except BaseException:
+                self._settle()
+                raise
         if n is None:
             items = self._items("add", (), obs, action, reward, next_obs, terminated, truncated, mask, episode_start)
             n = self._write(1, items)
         if n < 0:
-            self._warn_of_differing("add")
+            checks.warn_of_differing("add")
 
     def extend(
         self,
@@ -217,7 +219,7 @@ class ReplayBuffer:
             raise ValueError("replay.extend: truncated must have shape [K] or [K, num_envs], got ()")
         items = self._items("extend", lead, obs, action, reward, next_obs, terminated, truncated, mask, episode_start)
         if self._write(lead[0], items) < 0:
-            self._warn_of_differing("extend")
+            checks.warn_of_differing("extend")
 
     def _items(self, method: str, lead: tuple[int, ...], *arguments: Any) -> list[Any]:
         shapes = (self._obs_shape, self._action_shape, (), self._obs_shape, (), (), (), ())
@@ -230,26 +232,25 @@ class ReplayBuffer:
         rows, priorities = np.empty(2 * per * self.num_envs, np.int64), np.empty(2 * per * self.num_envs)
         least = 0
         with self._lock:
-            for i in range(0, steps, per):
-                part = [None if item is None else item[i : i + per] for item in items]
-                n = self._ring.write(min(per, steps - i), *part, self._new_priority, rows, priorities)
-                least = min(least, self._publish(n, rows, priorities))
+            try:
+                for i in range(0, steps, per):
+                    part = [None if item is None else item[i : i + per] for item in items]
+                    n = self._ring.write(min(per, steps - i), *part, self._new_priority, rows, priorities)
+                    least = min(least, self._publish(n, rows, priorities))
+            except BaseException:
+                self._settle()
+                raise
         return least
 
     def _publish(self, n: int, rows: NDArray[np.int64], priorities: NDArray[np.float64]) -> int:
         """Give the tree what the ring wrote, which returned `n`."""
-        count = ~n if n < 0 else n
-        self._steps += count
+        count = max(n, ~n)
+        self._added += count
         self._tree.update(rows[: 2 * count], priorities[: 2 * count])
         return n
 
-    def _warn_of_differing(self, method: str) -> None:
-        warnings.warn(
-            f"replay.{method}: most observations differ from the next_obs before them, so each is stored twice and "
-            "n-step returns go on over the difference: say where episodes begin (episode_start=), or that next_obs is "
-            "to be kept apart (store_next_obs=True)",
-            stacklevel=3,
-        )
+    def _settle(self) -> None:
+        states.settle(self._tree, self._counts, self._start, self._slots, self._new_priority)
 
     def new_episodes(self) -> None:
         """The next transition of every environment begins an episode: they were reset without an end being added."""
@@ -260,7 +261,7 @@ class ReplayBuffer:
         """Forget all transitions; the generator and the schedule of beta go on, and old `indices` are stale."""
         with self._lock:
             self._tree.clear()
-            self._start[:] = self._added
+            self._start[:] = self._counts
             self._broken[:] = True
             self._new_priority = 1.0
             self._set_columns(self._columns)  # a ring without extras
@@ -305,9 +306,9 @@ class ReplayBuffer:
         which is of each environment oldest first.
         """
         with self._lock:
-            first = np.maximum(self._start, self._added - self._slots + 1)
+            first = np.maximum(self._start, self._counts - self._slots + 1)
             numbers = [
-                np.arange(a, b) * self.num_envs + e for e, (a, b) in enumerate(zip(first, self._added, strict=True))
+                np.arange(a, b) * self.num_envs + e for e, (a, b) in enumerate(zip(first, self._counts, strict=True))
             ]
             rows, _ = self._ring.locate(np.sort(np.concatenate(numbers)))
             batch = self._read(rows, np.ones(len(rows), np.float32), 1)
@@ -319,7 +320,7 @@ class ReplayBuffer:
             raise ValueError(f"{where}: indices must have shape [B], got {numbers.shape}")
         if numbers.size and numbers.dtype.char not in "ilq":
             raise ValueError(f"{where}: indices must have dtype int64 or int32, got {numbers.dtype}")
-        rows, stale = self._ring.locate(numbers if numbers.size else _NONE)
+        rows, stale = self._ring.locate(numbers if numbers.size else np.zeros(0, np.int64))
         if stale < 0:
             raise IndexError(f"{where}: indices[{~stale}] is {numbers[~stale]}, outside the transitions added so far")
         return rows, stale
@@ -418,17 +419,17 @@ class ReplayBuffer:
     def _state(self) -> tuple[dict[str, Any], list[NDArray[Any]]]:
         """The header, and views of: priorities, the columns, which rows have an extra, extras."""
         tree = self._tree.state_dict()
-        rows = states.saved_rows(self._added, self._slots)
+        rows = states.saved_rows(self._counts, self._slots)
         where, extras = self._ring.extras()
         has_extra = np.zeros(rows, np.bool_)
         has_extra[where] = True
         header = {
             "config": self._config(),
             "layout": states.LAYOUT,
-            "added": self._added.tolist(),
+            "added": self._counts.tolist(),
             "start": self._start.tolist(),
             "broken": self._broken.tolist(),
-            "steps": self._steps,
+            "steps": self._added,
             "extras": len(where),
             "new_priority": self._new_priority,
             "generator": tree["generator"],
@@ -445,12 +446,12 @@ class ReplayBuffer:
                 self._tree.load_state_dict({**tree, "generator": header["generator"]})
             except (TypeError, ValueError) as error:
                 raise ValueError(f"damaged: {error}") from None
-            self._added[:], self._start[:] = header["added"], header["start"]
-            self._cursor[:] = self._added % self._slots
+            self._counts[:], self._start[:] = header["added"], header["start"]
+            self._cursor[:] = self._counts % self._slots
             self._broken[:] = header["broken"]
             self._set_columns(columns)
             self._ring.set_extras(where, extras)
-            self._steps = header["steps"]
+            self._added = header["steps"]
             self._new_priority = header["new_priority"]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -495,5 +496,15 @@ class ReplayBuffer:
         # [slots, num_envs], without the slot at the end.
         self._rings = [c[: -self.num_envs].reshape(-1, self.num_envs) for c in columns[2:6]]
         self._ring = ring_class()(
-            obs, apart, action, reward, terminated, truncated, cut, self._added, self._start, self._cursor, self._broken
+            obs,
+            apart,
+            action,
+            reward,
+            terminated,
+            truncated,
+            cut,
+            self._counts,
+            self._start,
+            self._cursor,
+            self._broken,
         )

@@ -129,6 +129,15 @@ def check_items(
     return items
 
 
+def warn_of_differing(method: str) -> None:
+    warnings.warn(
+        f"replay.{method}: most observations differ from the next_obs before them, so each is stored twice and n-step "
+        "returns go on over the difference: say where episodes begin (episode_start=), or that next_obs is to be kept "
+        "apart (store_next_obs=True)",
+        stacklevel=3,
+    )
+
+
 def _order_hint(num_envs: int, obs: Any, action: Any, reward: Any, next_obs: Any) -> str:
     """For who gives the arguments in the order of other libraries."""
     try:

@@ -68,7 +68,7 @@ class PrioritizedReplay(ReplayBuffer):
     @property
     def beta(self) -> float:
         """The exponent of the importance weights now: beta + (beta_end - beta) min(1, added / beta_steps)."""
-        fraction = min(1.0, self._steps / self._beta_steps)
+        fraction = min(1.0, self._added / self._beta_steps)
         return self._beta_start * (1 - fraction) + self._beta_end * fraction
 
     def update_priorities(self, indices: Any, td_errors: Any) -> int:

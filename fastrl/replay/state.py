@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.kernels import SumTree
 from fastrl.replay.storage import Reader
 
 LAYOUT = 2
@@ -51,6 +52,15 @@ def read(
     reader.read_into([*(column[:rows] for column in (*columns, has_extra)), extras])
     _check_arrays(columns, _held_rows(added, start, slots), has_extra, len(extras))
     return header, [*columns, has_extra, extras]
+
+
+def settle(tree: SumTree, added: Array, start: Array, slots: int, priority: float) -> None:
+    """Make the tree fit the ring again, after something (Ctrl-C) came between the two."""
+    now = tree.state_dict()["priorities"]
+    held = _held_rows(added, start, slots)
+    wanted = np.where(held, np.where(now > 0, now, priority), 0).astype(now.dtype)
+    rows = np.flatnonzero(now != wanted)
+    tree.update(rows, wanted[rows])
 
 
 def saved_rows(added: Array, slots: int) -> int:

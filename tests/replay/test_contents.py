@@ -323,3 +323,44 @@ def test_every_way_of_giving_one_transition():
             buffer.add(a, bad, 0.0, a, False, False)
     with pytest.raises(ValueError, match="reward must be finite"):
         buffer.add(a, 0, 1e39, a, False, False)
+
+
+@BOTH
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("method", ["add", "extend"])
+def test_ctrl_c_between_the_ring_and_the_tree(tmp_path, monkeypatch, cls, num_envs, method):
+    """What is held can be drawn and nothing else, and a file of it is read."""
+    lead = (num_envs,) if num_envs > 1 else ()
+    buffer = cls(10 * num_envs, OBS, ACTION, num_envs, seed=0)
+    buffer.extend(*columns(17, *lead))
+    with monkeypatch.context() as patch:
+        patch.setattr(buffer, "_ring", Interrupting(buffer._ring))
+        with pytest.raises(KeyboardInterrupt):
+            getattr(buffer, method)(*(c if method == "extend" else c[0] for c in columns(1, *lead)))
+    assert len(buffer) == 10 * num_envs
+    assert (
+        set(buffer.sample(500).indices) <= set(buffer.transitions().indices) == set(range(8 * num_envs, 18 * num_envs))
+    )
+    buffer.save(tmp_path / "file")
+    other = cls(10 * num_envs, OBS, ACTION, num_envs)
+    other.load(tmp_path / "file")
+    buffer.add(*(c[0] for c in columns(1, *lead)))
+    assert len(buffer) == len(other) == 10 * num_envs
+
+
+class Interrupting:
+    """A ring that is interrupted when it has done its work."""
+
+    def __init__(self, ring):
+        self._ring = ring
+
+    def try_add(self, *args):
+        self._ring.try_add(*args)
+        raise KeyboardInterrupt
+
+    def write(self, *args):
+        self._ring.write(*args)
+        raise KeyboardInterrupt
+
+    def __getattr__(self, name):
+        return getattr(self._ring, name)
