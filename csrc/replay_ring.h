@@ -57,7 +57,6 @@ class ReplayRing {
   int64_t locate(const int64_t* numbers, int64_t n, int64_t* rows) const;
 
   int64_t rows() const { return c_.slots * c_.envs; }
-  int64_t obs_bytes() const { return c_.obs_bytes; }
   const char* extra(int64_t row) const { return has_extra(row) ? extras_[row] : nullptr; }
   void set_extra(int64_t row, const char* obs);  // null: none
 

@@ -488,23 +488,12 @@ class ReplayBuffer:
 
     def _set_columns(self, columns: list[NDArray[Any]]) -> None:
         self._columns = columns
-        obs, action, reward, terminated, truncated, cut = columns[:6]
+        obs, action, reward, terminated, truncated = columns[:5]
         apart = columns[6] if self.store_next_obs else None
         next_obs = obs[self.num_envs :] if apart is None else apart
         self._sources = [obs, action, next_obs, terminated, truncated, reward]
         self._first, self._last = self._sources[:2], self._sources[2:5]
         # [slots, num_envs], without the slot at the end.
         self._rings = [c[: -self.num_envs].reshape(-1, self.num_envs) for c in columns[2:6]]
-        self._ring = ring_class()(
-            obs,
-            apart,
-            action,
-            reward,
-            terminated,
-            truncated,
-            cut,
-            self._counts,
-            self._start,
-            self._cursor,
-            self._broken,
-        )
+        per_env = self._counts, self._start, self._cursor, self._broken
+        self._ring = ring_class()(obs, apart, *columns[1:6], *per_env)
