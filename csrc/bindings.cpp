@@ -99,6 +99,7 @@ PYBIND11_MODULE(_C, m) {
   bind_heads(m);
   bind_mlp_fisher(m);
   bind_n_step_gather(m);
+  bind_replay_ring(m);
   bind_scans(m);
   bind_sum_tree(m);
   bind_tanh_normal(m);

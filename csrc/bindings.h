@@ -54,6 +54,7 @@ void bind_gather_rows(py::module_& m);
 void bind_heads(py::module_& m);
 void bind_mlp_fisher(py::module_& m);
 void bind_n_step_gather(py::module_& m);
+void bind_replay_ring(py::module_& m);
 void bind_scans(py::module_& m);
 void bind_sum_tree(py::module_& m);
 void bind_tanh_normal(py::module_& m);

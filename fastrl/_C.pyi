@@ -181,6 +181,55 @@ class MlpFisher(metaclass=_PybindType):
     def refresh(self, weights: list[Any], values: list[Any], slopes: list[Any], scale: Any) -> None: ...
     def product(self, v: Any, damping: float) -> Any: ...
 
+class ReplayRing(metaclass=_PybindType):
+    def __init__(
+        self,
+        obs: Any,
+        next_obs: Any,
+        action: Any,
+        reward: Any,
+        terminated: Any,
+        truncated: Any,
+        cut: Any,
+        added: Any,
+        start: Any,
+        cursor: Any,
+        broken: Any,
+    ) -> None: ...
+    def try_add(
+        self,
+        obs: Any,
+        action: Any,
+        reward: Any,
+        next_obs: Any,
+        terminated: Any,
+        truncated: Any,
+        mask: Any,
+        episode_start: Any,
+        priority: float,
+        rows: Any,
+        priorities: Any,
+    ) -> int | None: ...
+    def write(
+        self,
+        steps: int,
+        obs: Any,
+        action: Any,
+        reward: Any,
+        next_obs: Any,
+        terminated: Any,
+        truncated: Any,
+        mask: Any,
+        episode_start: Any,
+        priority: float,
+        rows: Any,
+        priorities: Any,
+    ) -> int: ...
+    def finish(self, rows: Any, last: Any, next_obs: Any) -> Any: ...
+    def locate(self, numbers: Any) -> tuple[Any, int]: ...
+    def extras(self) -> tuple[Any, Any]: ...
+    def set_extras(self, rows: Any, data: Any) -> None: ...
+
 class SumTreeCore(metaclass=_PybindType):
     def __init__(self, capacity: int, dtype: str, state: Any, tensor_type: Any = None) -> None: ...
     def update(self, indices: Any, priorities: Any) -> None: ...

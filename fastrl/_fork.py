@@ -32,6 +32,7 @@ class _Living:
 
 
 guarded = _Living()  # with acquire() -> bool and release(), as a threading.Lock has them
+outer = _Living()  # likewise, but of objects that use guarded ones under it: taken first
 unseeded = _Living()  # with reseed()
 
 _forking = threading.Lock()  # one thread at a time: two could take the others in different orders
@@ -40,7 +41,7 @@ _held: list[Any] = []
 
 def _before() -> None:
     _forking.acquire()
-    _held.extend(lock for lock in guarded.all() if lock.acquire())
+    _held.extend(lock for lock in (*outer.all(), *guarded.all()) if lock.acquire())
 
 
 def _after() -> None:

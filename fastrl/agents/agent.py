@@ -282,6 +282,8 @@ class Agent(ABC, Generic[C]):
         agent.steps, agent.total_steps, agent.n_updates = state["steps"], state["total_steps"], state["n_updates"]
         agent._log = state["log"]
         if not agent.envs.load_state_dict(state["envs"], tensors["obs"].numpy()):
+            if agent.buffer is not None:
+                agent.buffer.new_episodes()
             for part in agent._parts().values():
                 if hasattr(part, "new_episodes"):  # what it carries from step to step is of the abandoned ones
                     part.new_episodes()

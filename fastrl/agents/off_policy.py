@@ -42,6 +42,7 @@ class OffPolicyAgent(Agent[C]):
     def __init__(self, env: Env, config: C | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
         self._predict_rng = np.random.default_rng(self._predict_seed)
+        self._reached: NDArray[Any] | None = None  # the observations after the last step
         self._last: dict[str, Tensor] = {}  # of the last update: their means, not read from the device yet, are logged
 
     def _replay(self, action_space: Any) -> ReplayBuffer:
@@ -76,8 +77,11 @@ class OffPolicyAgent(Agent[C]):
     def _iterate(self) -> None:
         c: Any = self.config
         obs = self.envs.obs
+        if self._reached is not None and obs is not self._reached:
+            self.buffer.new_episodes()  # somebody has reset the environments since
         action = self._act(obs, self.rng)
         t = self.envs.step(self._to_env(action))
+        self._reached = self.envs.obs
         self.buffer.add(obs, action, t.reward, t.next_obs, t.terminated, t.truncated, t.mask)
         self._after_step(t)
         before, self.steps = self.steps, self.steps + c.num_envs

@@ -1,5 +1,7 @@
 """Replay buffers built on the kernels.  NumPy only: torch is imported when a buffer is given a device."""
 
-from fastrl.replay.buffer import Batch, PrioritizedReplay, ReplayBuffer
+from fastrl.replay.batch import Batch
+from fastrl.replay.buffer import ReplayBuffer
+from fastrl.replay.prioritized import PrioritizedReplay
 
 __all__ = ["Batch", "PrioritizedReplay", "ReplayBuffer"]

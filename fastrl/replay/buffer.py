@@ -1,53 +1,32 @@
-"""Replay buffers: uniform and prioritized, one-step and n-step, on vector environments, each observation stored once.
+"""The uniform replay buffer: one-step and n-step, on vector environments, each observation stored once.
 
-Storage: one ring of slots per environment, side by side: slot s of environment e is row s * num_envs + e.  A transition
-in slot s has its observation there and its next observation in slot s + 1, which is also where the next transition
-starts if it goes on from that observation.  If it does not (the episode ended or the environment was reset), slot s + 1
-keeps the observation that was reached and the next transition starts in slot s + 2.  A ring has one slot more at its
-end, for the next observation of the last slot, so that it is num_envs rows on everywhere, and a batch is one
-`gather_rows` of ``(obs, obs[num_envs:], action, ...)``.
-
-A `SumTree` over the rows knows which of them can be drawn: the priority is 0 where no transition starts, or where it or
-its next observation has been overwritten.  A column `cut` marks the slots in which no transition goes on from the slot
-before: `n_step_gather` stops in front of them.
+`ring.py` says where a transition is.  A `SumTree` over the rows knows which of them can be drawn: the priority is 0
+where there is no transition.  A batch is one `gather_rows` of ``(obs, obs[num_envs:], action, ...)``.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 import os
 import threading
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl import _fork
 from fastrl.kernels import SumTree, gather_rows, n_step_gather
-from fastrl.replay import storage
+from fastrl.replay import checks, storage
+from fastrl.replay import state as states
+from fastrl.replay.batch import Batch
+from fastrl.replay.ring import ring_class
 
-
-class Batch(NamedTuple):
-    """B transitions: NumPy arrays, or torch tensors if the buffer has a device."""
-
-    obs: Any
-    """[B, *shape of an observation], dtype of the space."""
-    action: Any
-    """[B, *shape of an action]; int64 for discrete actions, else dtype of the space."""
-    reward: Any
-    """[B] float32; with n_step > 1 of m <= n_step steps: sum_{k<m} gamma^k r_{t+k}."""
-    next_obs: Any
-    """Like `obs`: the observation really reached after m steps; of the last step of an episode the final one."""
-    terminated: Any
-    """[B] bool: the last of the m steps ended in a terminal state; nothing is bootstrapped from `next_obs`."""
-    truncated: Any
-    """[B] bool: a limit cut the episode after the last of the m steps; bootstrap from `next_obs`."""
-    indices: Any
-    """[B] int64: the rows, for `update_priorities`.  They name rows in host memory and stay on the CPU."""
-    weights: Any
-    """[B] float32: importance weights in [0, 1], 0 only by underflow; all 1 in a uniform buffer."""
-    discount: Any
-    """[B] float32: gamma^m (1 - terminated), so that the target is reward + discount * V(next_obs)."""
+_FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(np.bool_)
+_CHUNK = 1 << 14  # transitions of `extend` between two updates of the tree
+_DERIVED = {  # of an instance's attributes those that are made anew for a copy
+    "_lock", "_tree", "_ring", "_columns", "_sources", "_first", "_last", "_rings", "_torch", "_rows", "_priorities",
+    "_discounts", "_counts", "_start", "_cursor", "_broken",
+}  # fmt: skip
 
 
 class ReplayBuffer:
@@ -56,15 +35,18 @@ class ReplayBuffer:
     P(i) = 1 / len(buffer).
 
     Args:
-        capacity: int >= 1.  At least this many transitions are held as long as no episode ends among them; every end of
-            an episode takes the place of one more, because its final observation needs a slot of its own.
+        capacity: int >= 1, rounded up to a multiple of num_envs.  Each environment has its share, and once it has added
+            as many transitions exactly so many of its newest ones are held, however its episodes end.
         obs_space, action_space: of ONE environment: Gymnasium Box, Discrete, MultiDiscrete or MultiBinary, anything
             else with a `shape` and a real `dtype`, or a pair ``(shape, dtype)``.
         num_envs: int >= 1.
         n_step: int >= 1: a batch has the returns of m steps, where m <= n_step is as many as there are before the
-            episode ends (the last step of it included), the environment is reset or the newest transition is reached.
+            episode ends (the last step of it included), a new one starts or the newest transition is reached.
             So the last transitions of every episode are drawn too, with their shorter m.
         gamma: in [0, 1]: of these returns and of `Batch.discount`.
+        store_next_obs: keep `next_obs` apart.  False stores an observation once where the next transition starts from
+            it, byte for byte, and twice where not; if that is most of the time (normalisation or noise between the
+            two, transitions in random order) True is as small and faster.  The batches are the same.
         device: None: `sample` returns NumPy arrays.  A torch device or its name: torch tensors there; to a CUDA device
             through pinned memory, without waiting for the copy.  The storage stays in host memory.
         seed: int in [0, 2^64); None draws from the default generator (see `fastrl.manual_seed`).
@@ -73,8 +55,11 @@ class ReplayBuffer:
         TypeError: a Dict, Tuple or other space that is not one array, or a `capacity` or `num_envs` that is no int.
         ValueError: a number out of range, or an unknown device.
         RuntimeError: `device` given, but torch or that device missing.
+        MemoryError: with the sum; a buffer larger than the memory of this machine, which fills as it is used, is a
+            warning.
 
-    One thread may add while others sample: none sees half a transition.  The GIL is not held in the kernels.
+    One thread may add while others sample: none sees half a transition.  The GIL is not held in the kernels.  Pickle,
+    copy and deepcopy give what `save` and `load` give.
 
     >>> import numpy as np, fastrl
     >>> buffer = fastrl.ReplayBuffer(100, ((3,), np.float32), ((), np.int64), seed=0)
@@ -85,6 +70,7 @@ class ReplayBuffer:
 
     _stratified = False
     _normalize: Literal["batch", "tree"] = "batch"
+    __iter__ = None  # else Python would iterate by __getitem__
 
     def __init__(
         self,
@@ -95,34 +81,49 @@ class ReplayBuffer:
         *,
         n_step: int = 1,
         gamma: float = 0.99,
+        store_next_obs: bool = False,
         device: Any = None,
         seed: int | None = None,
     ) -> None:
-        self.capacity = _check_int("capacity", capacity)
-        self.num_envs = _check_int("num_envs", num_envs)
-        self.n_step = _check_int("n_step", n_step)
-        self.gamma = _check_float("gamma", gamma)
+        self.capacity = checks.check_int("capacity", capacity)
+        self.num_envs = checks.check_int("num_envs", num_envs)
+        self.n_step = checks.check_int("n_step", n_step)
+        self.gamma = checks.check_float("gamma", gamma)
         if self.gamma > 1:
             raise ValueError(f"replay: gamma must be in [0, 1], got {gamma}")
-        self._obs_shape, self._obs_dtype = _check_space("obs_space", obs_space)
-        self._action_shape, self._action_dtype = _check_space("action_space", action_space)
+        self.store_next_obs = checks.check_bool("store_next_obs", store_next_obs)
+        self._obs_shape, self._obs_dtype = checks.check_space("obs_space", obs_space)
+        self._action_shape, self._action_dtype = checks.check_space("action_space", action_space)
         if self._action_shape == () and self._action_dtype.kind in "iu":
             self._action_dtype = np.dtype(np.int64)  # what indexing with it needs
-        # One slot more than transitions: no transition starts where the newest next observation is.
-        self._slots = -(-self.capacity // self.num_envs) + 1
-        self._envs = np.arange(self.num_envs)
-        self._tree = SumTree(self.num_envs * (self._slots + 1), dtype=np.float32, seed=seed)
-        self._torch, self.device = _load_torch(device)
-        self._lock = threading.Lock()
-        self._set_columns(self._new_columns())
-        self._pinned = self._torch is not None and self.device.type == "cuda"
-        if self._torch is not None:
-            for column in self._columns:
-                self._torch.from_numpy(column[:0])  # TypeError: torch has no such dtype
-        self._slot = np.full(self.num_envs, self._slots - 1)  # where the newest next observation is
-        self._broken = np.ones(self.num_envs, np.bool_)  # the next transition must not share that slot
-        self._added = 0  # transitions, ever
+        self._slots = -(-self.capacity // self.num_envs) + 1  # see ring.py
+        self._seed = seed
+        self._torch, self.device = checks.load_torch(device)
+        self._added = 0  # transitions ever
         self._new_priority = 1.0  # of a new transition
+        obs = math.prod(self._obs_shape) * self._obs_dtype.itemsize * (2 if self.store_next_obs else 1)
+        action = math.prod(self._action_shape) * self._action_dtype.itemsize
+        self._memory = checks.check_memory(self.capacity, self.num_envs, self._slots + 1, (obs, action))
+        self._make_storage()
+
+    def _make_storage(self) -> None:
+        try:
+            self._tree = SumTree(self.num_envs * (self._slots + 1), dtype=np.float32, seed=self._seed)
+            columns = self._new_columns()
+        except MemoryError:
+            raise MemoryError(f"replay: {self._memory}, more than there is") from None
+        self._lock = threading.RLock()
+        if self._torch is not None:
+            for column in columns:
+                self._torch.from_numpy(column[:0])  # TypeError: torch has no such dtype
+        self._pinned = self._torch is not None and self.device.type == "cuda"
+        self._counts, self._start, self._cursor = (np.zeros(self.num_envs, np.int64) for _ in range(3))
+        self._broken = np.ones(self.num_envs, np.bool_)
+        # What an `add` tells the tree.
+        self._rows, self._priorities = np.zeros(2 * self.num_envs, np.int64), np.zeros(2 * self.num_envs)
+        self._discounts = np.array((self.gamma, 0), np.float32)
+        self._set_columns(columns)
+        _fork.outer.add(self._lock)
 
     def __len__(self) -> int:
         """The number of transitions that can be drawn."""
@@ -149,10 +150,11 @@ class ReplayBuffer:
         terminated: Any,
         truncated: Any,
         mask: Any = None,
+        episode_start: Any = None,
     ) -> None:
         """Store one transition of each environment; the oldest ones make room.
 
-        All or nothing: whatever raises leaves the buffer as it was.
+        All or nothing: whatever raises leaves the buffer as it was.  Every array is copied.
 
         Args:
             obs: [num_envs, *obs shape]: the observations acted on.
@@ -163,6 +165,10 @@ class ReplayBuffer:
             terminated, truncated: [num_envs] bool; both may be set.
             mask: [num_envs] bool; False leaves an environment out.  Under Gymnasium's NEXT_STEP autoreset the step
                 after an episode's end is a dummy, to be left out.
+            episode_start: [num_envs] bool: this transition does not continue the last one of its environment, so that
+                no n-step return goes on into it.  None: it does unless that one was terminated or truncated, a step was
+                left out by `mask` since, or `new_episodes` was called.  Whether `obs` equals the last `next_obs` plays
+                no part.
 
         With num_envs = 1 the leading axis may be left out.  Integers and floats of other widths are converted.
 
@@ -170,81 +176,96 @@ class ReplayBuffer:
             ValueError: a wrong shape; a dtype or value that does not fit; a reward that is NaN or infinite.
             TypeError: not an array.
         """
-        batch = () if self.num_envs == 1 else (self.num_envs,)
-        items = (
-            self._array("obs", obs, self._obs_dtype, batch + self._obs_shape),
-            self._array("action", action, self._action_dtype, batch + self._action_shape),
-            self._array("reward", reward, _FLOAT32, batch),
-            self._array("next_obs", next_obs, self._obs_dtype, batch + self._obs_shape),
-            self._array("terminated", terminated, _BOOL, batch),
-            self._array("truncated", truncated, _BOOL, batch),
-        )
-        if mask is not None:
-            mask = self._array("mask", mask, _BOOL, batch)
-        if self.num_envs == 1:
-            if mask is None or mask:
-                self._add_one(*items)
-        elif mask is None or mask.all():
-            self._add_many(slice(None), *items)
-        elif mask.any():
-            self._add_many(np.flatnonzero(mask), *(item[mask] for item in items))
-
-    def _add_one(self, *item: Any) -> None:
-        # The same as _add_many with one row, without NumPy's cost of indexing by arrays: DQN calls it every step.
-        obs, action, reward, next_obs, terminated, truncated = item
-        if not math.isfinite(reward):
-            raise ValueError(f"replay.add: reward must be finite in float32, got {reward}")
         with self._lock:
-            slot = int(self._slot[0])
-            # Compared as bytes, so that NaN equals itself.
-            if self._broken[0] or self._obs[slot].tobytes() != obs.tobytes():
-                slot = (slot + 1) % self._slots
-                self._obs[slot] = obs
-            after = (slot + 1) % self._slots
-            self._obs[slot + 1] = next_obs
-            if after == 0:
-                self._obs[0] = next_obs
-            self._action[slot] = action
-            self._reward[slot] = reward
-            self._terminated[slot] = terminated
-            self._truncated[slot] = truncated
-            self._cut[slot] = False  # if it does not go on from the slot before, no transition is there
-            self._cut[after] = True
-            self._slot[0] = after
-            self._broken[0] = terminated or truncated
-            self._added += 1
-            self._tree.update(np.array((slot, after)), np.array((self._new_priority, 0.0)))
+            try:
+                n = self._ring.try_add(
+                    obs, action, reward, next_obs, terminated, truncated, mask, episode_start, self._new_priority,
+                    self._rows, self._priorities,
+                )  # fmt: skip
+                if n == self.num_envs:  # the usual call, in the fewest steps
+                    self._added += n
+                    self._tree.update(self._rows, self._priorities)
+                    return
+                if n is not None:
+                    n = self._publish(n, self._rows, self._priorities)
+            except BaseException:
+                self._settle()
+                raise
+        if n is None:
+            items = self._items("add", (), obs, action, reward, next_obs, terminated, truncated, mask, episode_start)
+            n = self._write(1, items)
+        if n < 0:
+            checks.warn_of_differing("add")
 
-    def _add_many(self, envs: Any, *items: Any) -> None:
-        obs, action, reward, next_obs, terminated, truncated = items
-        if not np.isfinite(reward).all():
-            env = self._envs[envs][~np.isfinite(reward)][0]
-            bad = reward[~np.isfinite(reward)][0]
-            raise ValueError(f"replay.add: reward[{env}] must be finite in float32, got {bad}")
-        n = len(obs)
+    def extend(
+        self,
+        obs: Any,
+        action: Any,
+        reward: Any,
+        next_obs: Any,
+        terminated: Any,
+        truncated: Any,
+        mask: Any = None,
+        episode_start: Any = None,
+    ) -> None:
+        """`add` K times in one call, all or nothing: a rollout, an episode, or an offline dataset.
+
+        Args: those of `add` with an axis K of the steps, oldest first, before the others: ``[K, num_envs, ...]``, or
+            ``[K, ...]`` with num_envs = 1.  For transitions in no order give ``episode_start=np.ones(K, bool)``.
+
+        Raises: as `add`.
+        """
+        lead = np.shape(truncated)[:1]
+        if not lead:
+            raise ValueError("replay.extend: truncated must have shape [K] or [K, num_envs], got ()")
+        items = self._items("extend", lead, obs, action, reward, next_obs, terminated, truncated, mask, episode_start)
+        if self._write(lead[0], items) < 0:
+            checks.warn_of_differing("extend")
+
+    def _items(self, method: str, lead: tuple[int, ...], *arguments: Any) -> list[Any]:
+        shapes = (self._obs_shape, self._action_shape, (), self._obs_shape, (), (), (), ())
+        dtypes = (self._obs_dtype, self._action_dtype, _FLOAT32, self._obs_dtype, _BOOL, _BOOL, _BOOL, _BOOL)
+        return checks.check_items(f"replay.{method}", lead, self.num_envs, shapes, dtypes, arguments)
+
+    def _write(self, steps: int, items: list[Any]) -> int:
+        """Store what `_items` gave; negative when it is time to warn."""
+        per = max(1, min(steps, _CHUNK // self.num_envs))
+        rows, priorities = np.empty(2 * per * self.num_envs, np.int64), np.empty(2 * per * self.num_envs)
+        least = 0
         with self._lock:
-            env, slot = self._envs[envs], self._slot[envs]
-            moved = self._broken[envs] | (_bytes(self._obs[slot * self.num_envs + env], n) != _bytes(obs, n)).any(1)
-            slot = (slot + moved) % self._slots
-            after = (slot + 1) % self._slots
-            rows, rows_after = slot * self.num_envs + env, after * self.num_envs + env
-            if moved.any():
-                self._obs[rows[moved]] = obs[moved]
-            self._obs[rows + self.num_envs] = next_obs
-            if not after.all():
-                self._obs[env[after == 0]] = next_obs[after == 0]
-            self._action[rows] = action
-            self._reward[rows] = reward
-            self._terminated[rows] = terminated
-            self._truncated[rows] = truncated
-            self._cut[rows] = False  # where it does not go on from the slot before, no transition is there
-            self._cut[rows_after] = True
-            self._slot[envs] = after
-            self._broken[envs] = terminated | truncated
-            self._added += n
-            priorities = np.zeros(2 * n)
-            priorities[:n] = self._new_priority
-            self._tree.update(np.concatenate((rows, rows_after)), priorities)
+            try:
+                for i in range(0, steps, per):
+                    part = [None if item is None else item[i : i + per] for item in items]
+                    n = self._ring.write(min(per, steps - i), *part, self._new_priority, rows, priorities)
+                    least = min(least, self._publish(n, rows, priorities))
+            except BaseException:
+                self._settle()
+                raise
+        return least
+
+    def _publish(self, n: int, rows: NDArray[np.int64], priorities: NDArray[np.float64]) -> int:
+        """Give the tree what the ring wrote, which returned `n`."""
+        count = max(n, ~n)
+        self._added += count
+        self._tree.update(rows[: 2 * count], priorities[: 2 * count])
+        return n
+
+    def _settle(self) -> None:
+        states.settle(self._tree, self._counts, self._start, self._slots, self._new_priority)
+
+    def new_episodes(self) -> None:
+        """The next transition of every environment begins an episode: they were reset without an end being added."""
+        with self._lock:
+            self._broken[:] = True
+
+    def clear(self) -> None:
+        """Forget all transitions; the generator and the schedule of beta go on, and old `indices` are stale."""
+        with self._lock:
+            self._tree.clear()
+            self._start[:] = self._counts
+            self._broken[:] = True
+            self._new_priority = 1.0
+            self._set_columns(self._columns)  # a ring without extras
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` transitions, with replacement.  The arrays are new and the caller's own.
@@ -255,22 +276,72 @@ class ReplayBuffer:
         """
         tree = self._tree
         with self._lock:
-            if not tree.total > 0:
-                raise ValueError("replay.sample: the buffer is empty: add transitions before sampling")
-            indices, weights = tree.sample_weighted(batch_size, self.beta, self._normalize, stratified=self._stratified)
-            if self.n_step == 1:
-                obs, action, next_obs, terminated, truncated, reward = self._gather(self._sources, indices)
-                discount = np.where(terminated, np.float32(0), np.float32(self.gamma))
-            else:
-                # Every slot may be read: `cut` is set where the cursor is.
-                rewards, terminated, truncated, cut = self._rings
-                reward, discount, last = n_step_gather(
-                    rewards, terminated, truncated, indices, self._slot, self._slots,
-                    gamma=self.gamma, n=self.n_step, cut=cut,
-                )  # fmt: skip
-                obs, action = self._gather(self._sources[:2], indices)
-                next_obs, terminated, truncated = self._gather(self._sources[2:5], last)
-        batch = Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount)
+            try:
+                rows, weights = tree.sample_weighted(
+                    batch_size, self.beta, self._normalize, stratified=self._stratified
+                )
+            except ValueError:
+                if len(tree):
+                    raise
+                raise ValueError("replay.sample: the buffer is empty: add transitions before sampling") from None
+            batch = self._read(rows, weights, self.n_step)
+        return self._to_device(batch)
+
+    def __getitem__(self, indices: Any) -> Batch:
+        """The transitions of these numbers [B], as `sample` would give them, with weights of 1.
+
+        Raises:
+            IndexError: naming the first one that is not held any more, or was never added.
+        """
+        numbers = checks.to_numpy(indices)
+        with self._lock:
+            rows, stale = self._locate("replay", numbers)
+            if stale:
+                b = int(np.argmax(rows >= self._slots * self.num_envs))
+                raise IndexError(f"replay: indices[{b}] is {numbers[b]}, a transition that is not held any more")
+            batch = self._read(rows, np.ones(len(rows), np.float32), self.n_step)
+        return self._to_device(batch)
+
+    def transitions(self) -> Batch:
+        """All transitions held, each once and of one step whatever `n_step`, in the order of their `indices`,
+        which is of each environment oldest first.
+        """
+        with self._lock:
+            first = np.maximum(self._start, self._counts - self._slots + 1)
+            numbers = [
+                np.arange(a, b) * self.num_envs + e for e, (a, b) in enumerate(zip(first, self._counts, strict=True))
+            ]
+            rows, _ = self._ring.locate(np.sort(np.concatenate(numbers)))
+            batch = self._read(rows, np.ones(len(rows), np.float32), 1)
+        return self._to_device(batch)
+
+    def _locate(self, where: str, numbers: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
+        """The rows of numbers, and how many are stale: their rows are ones that never hold a transition."""
+        if numbers.ndim != 1:
+            raise ValueError(f"{where}: indices must have shape [B], got {numbers.shape}")
+        if numbers.size and numbers.dtype.char not in "ilq":
+            raise ValueError(f"{where}: indices must have dtype int64 or int32, got {numbers.dtype}")
+        rows, stale = self._ring.locate(numbers if numbers.size else np.zeros(0, np.int64))
+        if stale < 0:
+            raise IndexError(f"{where}: indices[{~stale}] is {numbers[~stale]}, outside the transitions added so far")
+        return rows, stale
+
+    def _read(self, rows: NDArray[np.int64], weights: Any, n_step: int) -> Batch:
+        if n_step == 1:
+            obs, action, next_obs, terminated, truncated, reward = self._gather(self._sources, rows)
+            discount = self._discounts.take(np.asarray(terminated).view(np.int8))
+            last = rows
+        else:
+            rewards, ends, limits, cut = self._rings
+            reward, discount, last = n_step_gather(
+                rewards, ends, limits, rows, self._cursor, self._slots, gamma=self.gamma, n=n_step, cut=cut
+            )
+            obs, action = self._gather(self._first, rows)
+            next_obs, terminated, truncated = self._gather(self._last, last)
+        indices = self._ring.finish(rows, last, next_obs)
+        return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount)
+
+    def _to_device(self, batch: Batch) -> Batch:
         if self.device is None:
             return batch
         # Wrapping NumPy's results costs less than having torch allocate them.
@@ -304,60 +375,32 @@ class ReplayBuffer:
             OSError: the file cannot be written; an earlier one is left as it was.
         """
         with self._lock:
-            tree = self._tree.state_dict()
-            # Up to the next observation of the last transition in any ring.
-            starts = tree["priorities"].reshape(-1, self.num_envs).any(1)
-            slots = int(np.flatnonzero(starts).max(initial=-2)) + 2
-            rows = slots * self.num_envs
-            header = {
-                "config": self._config(),
-                "slots": slots,
-                "slot": self._slot.tolist(),
-                "broken": self._broken.tolist(),
-                "added": self._added,
-                "new_priority": self._new_priority,
-                "generator": tree["generator"],
-            }
-            storage.write(path, header, [column[:rows] for column in (tree["priorities"], *self._columns)])
+            header, arrays = self._state()
+            storage.write(path, header, arrays)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on bit for bit where `save` was called, random draws included.
 
-        Whatever raises leaves the buffer as it was.  With seed=None the default generator is set back as well.
+        Whatever raises leaves the buffer as it was.  With seed=None the default generator is set back as well.  Files
+        of before `store_next_obs` are read too; their transitions get new numbers.
 
         Raises:
             ValueError: not a file of `save`; cut off or changed since; or of a buffer with another class, capacity,
-                num_envs, spaces, n_step, gamma, alpha or eps (the message says which).  `device` and the schedule of
-                beta may differ.
+                num_envs, spaces, n_step, gamma, store_next_obs, alpha or eps (the message says which).  `device` and
+                the schedule of beta may differ.
             OSError: the file cannot be read.
         """
-        where = f"replay.load: {os.fspath(path)}"
         with open(path, "rb") as file:
             try:
-                reader = storage.Reader(file)
-                header = reader.header
-                config = self._config()
-                differing = [
-                    f"{name} {header['config'].get(name)!r} (here {config.get(name)!r})"
-                    for name in {**config, **header["config"]}
-                    if header["config"].get(name) != config.get(name)
-                ]
-                if differing:
-                    raise ValueError(f"of a buffer with {', '.join(differing)}")
-                columns = self._new_columns()
-                priorities = np.zeros(self._tree.capacity, np.float32)
-                rows = header["slots"] * self.num_envs
-                reader.read_into([column[:rows] for column in (priorities, *columns)])
+                columns = [np.zeros(self._tree.capacity, np.float32), *self._new_columns()]
+                header, arrays = states.read(storage.Reader(file), self._config(), columns, self.num_envs)
+                self._set_state(header, arrays)
             except ValueError as error:
-                raise ValueError(f"{where} is {error}") from None
-        tree = {"capacity": self._tree.capacity, "dtype": "float32", "priorities": priorities}
-        with self._lock:
-            self._tree.load_state_dict({**tree, "generator": header["generator"]})
-            self._set_columns(columns)
-            self._slot[:] = header["slot"]
-            self._broken[:] = header["broken"]
-            self._added = header["added"]
-            self._new_priority = header["new_priority"]
+                raise ValueError(f"replay.load: {os.fspath(path)} is {error}") from None
+            except (TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+                raise ValueError(
+                    f"replay.load: {os.fspath(path)} is damaged: {type(error).__name__}: {error}"
+                ) from None
 
     def _config(self) -> dict[str, Any]:
         """What a saved state must agree in."""
@@ -367,216 +410,91 @@ class ReplayBuffer:
             "num_envs": self.num_envs,
             "n_step": self.n_step,
             "gamma": self.gamma,
+            "store_next_obs": self.store_next_obs,
             "obs_shape": list(self._obs_shape),
             "obs_dtype": self._obs_dtype.name,
             "action_shape": list(self._action_shape),
             "action_dtype": self._action_dtype.name,
         }
 
-    def _new_columns(self) -> list[NDArray[Any]]:
+    def _state(self) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+        """The header, and views of: priorities, the columns, which rows have an extra, extras."""
+        tree = self._tree.state_dict()
+        rows = states.saved_rows(self._counts, self._slots)
+        where, extras = self._ring.extras()
+        has_extra = np.zeros(rows, np.bool_)
+        has_extra[where] = True
+        header = {
+            "config": self._config(),
+            "layout": states.LAYOUT,
+            "added": self._counts.tolist(),
+            "start": self._start.tolist(),
+            "broken": self._broken.tolist(),
+            "steps": self._added,
+            "extras": len(where),
+            "new_priority": self._new_priority,
+            "generator": tree["generator"],
+        }
+        return header, [*(column[:rows] for column in (tree["priorities"], *self._columns)), has_extra, extras]
+
+    def _set_state(self, header: dict[str, Any], arrays: list[NDArray[Any]]) -> None:
+        """Go on from what `states.read` gave."""
+        priorities, *columns, has_extra, extras = arrays
+        tree = {"capacity": self._tree.capacity, "dtype": "float32", "priorities": priorities}
+        where = np.flatnonzero(has_extra)
+        with self._lock:
+            try:
+                self._tree.load_state_dict({**tree, "generator": header["generator"]})
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"damaged: {error}") from None
+            self._counts[:], self._start[:] = header["added"], header["start"]
+            self._cursor[:] = self._counts % self._slots
+            self._broken[:] = header["broken"]
+            self._set_columns(columns)
+            self._ring.set_extras(where, extras)
+            self._added = header["steps"]
+            self._new_priority = header["new_priority"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            kept = {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
+            header, arrays = self._state()
+            kept["_saved"] = header, [array.copy() for array in arrays]
+            return kept
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        header, arrays = kept["_saved"]
+        self.__dict__.update((name, value) for name, value in kept.items() if name != "_saved")
+        self._torch, _ = checks.load_torch(self.device)
+        self._make_storage()
         rows = self._tree.capacity
-        return [
-            np.zeros((rows, *self._obs_shape), self._obs_dtype),
-            np.zeros((rows, *self._action_shape), self._action_dtype),
-            np.zeros(rows, np.float32),
-            np.zeros(rows, np.bool_),
-            np.zeros(rows, np.bool_),
-            np.zeros(rows, np.bool_),
+        whole = [np.zeros((rows, *array.shape[1:]), array.dtype) for array in arrays[:-1]]
+        for column, array in zip(whole, arrays, strict=False):
+            column[: len(array)] = array
+        self._set_state(header, [*whole, arrays[-1]])
+
+    def _new_columns(self) -> list[NDArray[Any]]:
+        rows = self.num_envs * (self._slots + 1)
+        shapes: list[tuple[tuple[int, ...], Any]] = [
+            (self._obs_shape, self._obs_dtype),
+            (self._action_shape, self._action_dtype),
+            ((), np.float32),
+            ((), np.bool_),
+            ((), np.bool_),
+            ((), np.bool_),
         ]
+        if self.store_next_obs:
+            shapes.append((self._obs_shape, self._obs_dtype))
+        return [np.zeros((rows, *shape), dtype) for shape, dtype in shapes]
 
     def _set_columns(self, columns: list[NDArray[Any]]) -> None:
         self._columns = columns
-        self._obs, self._action, self._reward, self._terminated, self._truncated, self._cut = columns
-        next_obs = self._obs[self.num_envs :]
-        self._sources = [self._obs, self._action, next_obs, self._terminated, self._truncated, self._reward]
+        obs, action, reward, terminated, truncated = columns[:5]
+        apart = columns[6] if self.store_next_obs else None
+        next_obs = obs[self.num_envs :] if apart is None else apart
+        self._sources = [obs, action, next_obs, terminated, truncated, reward]
+        self._first, self._last = self._sources[:2], self._sources[2:5]
         # [slots, num_envs], without the slot at the end.
-        self._rings = [c[: -self.num_envs].reshape(-1, self.num_envs) for c in columns[2:]]
-
-    def _array(self, name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """`value` with this dtype and shape, or an error that says what of it is wrong."""
-        try:
-            if isinstance(value, np.ma.MaskedArray):
-                raise TypeError("must not be a masked array, whose mask would be ignored: give filled(value)")
-            array = np.asarray(value)
-            if array.dtype != dtype:
-                array = _cast(array, dtype)
-            if array.shape != shape:
-                if self.num_envs > 1 or array.shape != (1, *shape):
-                    raise ValueError(f"must have shape {shape}, got {array.shape}")
-                array = array.reshape(shape)
-        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that requires grad
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"replay.add: {name} {error}") from None
-        return array
-
-
-class PrioritizedReplay(ReplayBuffer):
-    """A `ReplayBuffer` that draws what surprised: transition i in proportion to p_i = (|delta_i| + eps)^alpha.
-
-    P(i) = p_i / sum_k p_k, where delta_i is the temporal-difference error last given to `update_priorities`; a new
-    transition has the largest p given so far, and at least 1.  A batch is stratified: one draw from each of B equal
-    slices of sum_k p_k.  Its weights w_i = (N P(i))^-beta / max_j (N P(j))^-beta, N = len(buffer), correct the bias;
-    beta grows linearly from `beta` to `beta_end` while `beta_steps` transitions are added.
-
-    Args (besides those of `ReplayBuffer`):
-        alpha: >= 0; 0 is uniform.  Applied once, when p_i is stored.
-        beta, beta_end: >= 0; equal for a constant beta.
-        beta_steps: int >= 1: environment steps, as in the OpenAI baselines, not calls of `sample`.
-        eps: > 0, so that no transition is lost.
-        normalize: the largest weight 1 is that of the "batch", or of all transitions in the "tree" (the paper's
-            max_i w_i leaves it open): then equal priorities have equal weights in every batch.
-
-    Source: Schaul et al., "Prioritized Experience Replay" (2016), arXiv:1511.05952, proportional variant; the defaults
-    are its section 4.
-    """
-
-    _stratified = True
-
-    def __init__(
-        self,
-        capacity: int,
-        obs_space: Any,
-        action_space: Any,
-        num_envs: int = 1,
-        *,
-        n_step: int = 1,
-        gamma: float = 0.99,
-        device: Any = None,
-        seed: int | None = None,
-        alpha: float = 0.6,
-        beta: float = 0.4,
-        beta_end: float = 1.0,
-        beta_steps: int = 100_000,
-        eps: float = 1e-6,
-        normalize: Literal["batch", "tree"] = "batch",
-    ) -> None:
-        self.alpha = _check_float("alpha", alpha)
-        self._beta_start, self._beta_end = _check_float("beta", beta), _check_float("beta_end", beta_end)
-        self._beta_steps = _check_int("beta_steps", beta_steps)
-        self.eps = _check_float("eps", eps)
-        if self.eps == 0:
-            raise ValueError("replay: eps must be > 0, got 0")
-        if normalize not in ("batch", "tree"):
-            raise ValueError(f'replay: normalize must be "batch" or "tree", got {normalize!r}')
-        self._normalize = normalize
-        super().__init__(
-            capacity, obs_space, action_space, num_envs, n_step=n_step, gamma=gamma, device=device, seed=seed
-        )
-
-    @property
-    def beta(self) -> float:
-        """The exponent of the importance weights now: beta + (beta_end - beta) min(1, added / beta_steps)."""
-        fraction = min(1.0, self._added / self._beta_steps)
-        return self._beta_start * (1 - fraction) + self._beta_end * fraction
-
-    def update_priorities(self, indices: Any, td_errors: Any) -> None:
-        """p = (|td_error| + eps)^alpha, kept in the normal range of float32, for each row of a batch.
-
-        A row where no transition starts any more (overwritten since it was drawn) is left out; one that a newer
-        transition took over meanwhile gets the priority.  Of equal indices the last one wins.
-
-        Args:
-            indices: int64 / int32 [B], the `indices` of a batch.
-            td_errors: real [B], of any sign; NumPy or torch, on any device.
-
-        Raises:
-            ValueError: shapes that differ; a NaN or infinite error, the first is named.
-            IndexError: an index outside the buffer.
-            In both cases no priority is changed.
-        """
-        where = "replay.update_priorities"
-        rows, errors = _to_numpy(indices), _to_numpy(td_errors)
-        if rows.ndim != 1 or errors.shape != rows.shape:
-            raise ValueError(
-                f"{where}: indices and td_errors must both have shape [B], got {rows.shape} and {errors.shape}"
-            )
-        if errors.dtype.kind not in "fiu":
-            raise ValueError(f"{where}: td_errors must be real numbers, got {errors.dtype}")
-        if errors.dtype not in (np.float32, np.float64):
-            errors = errors.astype(np.float64)
-        with self._lock:
-            largest = self._tree.update_from_td_errors(rows, errors, self.alpha, self.eps, keep_zeros=True)
-            self._new_priority = max(self._new_priority, largest)
-
-    def _config(self) -> dict[str, Any]:
-        return {**super()._config(), "alpha": self.alpha, "eps": self.eps}
-
-
-_FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(np.bool_)
-
-
-def _check_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"replay: {name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"replay: {name} must be >= 1, got {value}")
-    return int(value)
-
-
-def _check_float(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"replay: {name} must be a float, got {type(value).__name__}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"replay: {name} must be finite and >= 0, got {value}")
-    return float(value)
-
-
-def _check_space(name: str, space: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of an element of the space."""
-    try:
-        shape, dtype = space if type(space) is tuple else (space.shape, space.dtype)
-        shape = tuple(operator.index(n) for n in shape)
-        dtype = None if dtype is None else np.dtype(dtype).newbyteorder("=")
-    except (AttributeError, TypeError, ValueError):
-        dtype = None
-    if dtype is None or dtype.kind not in "biuf":
-        raise TypeError(
-            f"replay: {name} must be a Box, Discrete, MultiDiscrete or MultiBinary space, or a pair (shape, dtype) "
-            f"with a real dtype, got {space!r}; flatten a Dict or Tuple space"
-        )
-    if any(n < 1 for n in shape):
-        raise ValueError(f"replay: {name} must have no empty axis, got shape {shape}")
-    return shape, dtype
-
-
-def _load_torch(device: Any) -> tuple[Any, Any]:
-    """torch and the device, or None and None."""
-    if device is None:
-        return None, None
-    try:
-        import torch
-    except ImportError as error:
-        raise RuntimeError(
-            'replay: a device needs torch: pip install "fastrl-kernels[agents]"; device=None gives NumPy arrays'
-        ) from error
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"replay: device must be None or a torch device, got {device!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"replay: device is {device}, but torch finds no CUDA device")
-    return torch, device
-
-
-def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A float takes any number, rounded; an integer or a flag only those that it represents."""
-    kind = array.dtype.kind
-    if kind not in "biufc":
-        raise TypeError(f"must be numbers of dtype {dtype}, got dtype {array.dtype}")
-    if kind == "c" or (kind == "f" and dtype.kind != "f"):
-        raise ValueError(f"must have dtype {dtype}, got {array.dtype}")
-    cast = array.astype(dtype)
-    if dtype.kind != "f" and not (cast == array).all():
-        raise ValueError(f"must fit in dtype {dtype}, got {array.dtype} values from {array.min()} to {array.max()}")
-    return cast
-
-
-def _bytes(array: NDArray[Any], n: int) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(array).reshape(n, -1).view(np.uint8)
-
-
-def _to_numpy(array: Any) -> NDArray[Any]:
-    if hasattr(array, "detach"):  # a torch tensor; float64 because NumPy has no bfloat16
-        array = array.detach()
-        array = (array.double() if array.is_floating_point() else array).cpu()
-    return np.asarray(array)
+        self._rings = [c[: -self.num_envs].reshape(-1, self.num_envs) for c in columns[2:6]]
+        per_env = self._counts, self._start, self._cursor, self._broken
+        self._ring = ring_class()(obs, apart, *columns[1:6], *per_env)

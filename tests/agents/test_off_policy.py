@@ -231,7 +231,7 @@ def test_actions_have_the_shape_dtype_and_bounds_of_the_box(cls, dtype):
     sent = np.array(env.actions)
     random = (sent[:300] - env.low) / (env.high - env.low)  # uniform before learning_starts
     assert (random.min(0) < 0.05).all() and (random.max(0) > 0.95).all() and (abs(random.mean(0) - 0.5) < 0.1).all()
-    kept = np.asarray(agent.buffer._action)
+    kept = agent.buffer.transitions().action.numpy()
     assert kept.shape[1:] == (4,) and kept.dtype == np.float32 and abs(kept).max() <= 1
     obs = env.reset(seed=1)[0]
     for deterministic in (True, False):
