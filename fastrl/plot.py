@@ -6,7 +6,6 @@ seeds, its band the 95 % percentile bootstrap interval of that mean; the bootstr
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import glob
@@ -18,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no global state, and the file's name decides the backend
@@ -27,9 +26,10 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from scipy.stats import bootstrap, trim_mean
 
+from fastrl._files import atomic_write
 from fastrl.agents import ALGORITHMS
 from fastrl.agents.config import InputError
-from fastrl.agents.training import _complete_rows
+from fastrl.agents.logs import complete_rows
 
 Floats = NDArray[np.float64]
 
@@ -111,7 +111,7 @@ def _read_run(log: Path, column: str | None) -> Run | None:
     if column not in names:
         raise InputError(f"{log} has no column {column!r}; it has {', '.join(names)}")
     values: dict[int, float] = {}
-    for row in _complete_rows(text):
+    for row in complete_rows(text):
         try:
             values[int(row["step"])] = float(row[column])
         except ValueError:
@@ -308,7 +308,7 @@ def draw(groups: Sequence[Group], out: Path, title: str | None = None) -> None:
             fontsize="x-small",
             color="0.4",
         )
-    _write(out, lambda path: figure.savefig(path, format=out.suffix[1:].lower(), dpi=150))
+    _write(out, lambda file: figure.savefig(file, format=out.suffix[1:].lower(), dpi=150))
 
 
 def write_table(groups: Sequence[Group], out: Path) -> None:
@@ -320,17 +320,14 @@ def write_table(groups: Sequence[Group], out: Path) -> None:
         for t, step in enumerate(g.steps):
             interval = ("", "") if g.low is None or g.high is None else (f"{g.low[t]:.6g}", f"{g.high[t]:.6g}")
             writer.writerow((g.environment, g.label, g.column, g.seeds, f"{step:.0f}", f"{g.iqm[t]:.6g}", *interval))
-    _write(out, lambda path: path.write_text(text.getvalue()))
+    _write(out, lambda file: file.write(text.getvalue().encode()))
 
 
-def _write(out: Path, write: Callable[[Path], object]) -> None:
+def _write(out: Path, write: Callable[[BinaryIO], object]) -> None:
     """The file as a whole or not at all."""
-    part = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.replace(out)
+        with atomic_write(out) as file:
+            write(file)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise InputError(f"cannot write {out}: {error.strerror or error}") from None

@@ -18,7 +18,7 @@ import math
 import operator
 import os
 import threading
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -297,8 +297,8 @@ class ReplayBuffer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that decides what the buffer will do to one file, checksummed and without pickle.
 
-        Atomic: after a crash at any moment `path` is the old file or the new one (a file ``.NAME.PID.tmp`` may be left
-        beside it).  Other threads that add or sample wait meanwhile.
+        Atomic: after a crash at any moment `path` is the old file or the new one (a file ``.NAME.*.fastrl-tmp`` may be
+        left beside it, which the next save removes).  Other threads that add or sample wait meanwhile.
 
         Raises:
             OSError: the file cannot be written; an earlier one is left as it was.
@@ -320,8 +320,8 @@ class ReplayBuffer:
             }
             storage.write(path, header, [column[:rows] for column in (tree["priorities"], *self._columns)])
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on bit for bit where `save` was called, random draws included.
+    def load(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+        """Go on bit for bit where `save` was called, random draws included; `path` may be a file opened to be read.
 
         Whatever raises leaves the buffer as it was.  With seed=None the default generator is set back as well.
 
@@ -331,25 +331,27 @@ class ReplayBuffer:
                 beta may differ.
             OSError: the file cannot be read.
         """
-        where = f"replay.load: {os.fspath(path)}"
-        with open(path, "rb") as file:
-            try:
-                reader = storage.Reader(file)
-                header = reader.header
-                config = self._config()
-                differing = [
-                    f"{name} {header['config'].get(name)!r} (here {config.get(name)!r})"
-                    for name in {**config, **header["config"]}
-                    if header["config"].get(name) != config.get(name)
-                ]
-                if differing:
-                    raise ValueError(f"of a buffer with {', '.join(differing)}")
-                columns = self._new_columns()
-                priorities = np.zeros(self._tree.capacity, np.float32)
-                rows = header["slots"] * self.num_envs
-                reader.read_into([column[:rows] for column in (priorities, *columns)])
-            except ValueError as error:
-                raise ValueError(f"{where} is {error}") from None
+        if isinstance(path, (str, os.PathLike)):
+            with open(path, "rb") as file:
+                return self.load(file)
+        where = f"replay.load: {path.name}"
+        try:
+            reader = storage.Reader(path)
+            header = reader.header
+            config = self._config()
+            differing = [
+                f"{name} {header['config'].get(name)!r} (here {config.get(name)!r})"
+                for name in {**config, **header["config"]}
+                if header["config"].get(name) != config.get(name)
+            ]
+            if differing:
+                raise ValueError(f"of a buffer with {', '.join(differing)}")
+            columns = self._new_columns()
+            priorities = np.zeros(self._tree.capacity, np.float32)
+            rows = header["slots"] * self.num_envs
+            reader.read_into([column[:rows] for column in (priorities, *columns)])
+        except ValueError as error:
+            raise ValueError(f"{where} is {error}") from None
         tree = {"capacity": self._tree.capacity, "dtype": "float32", "priorities": priorities}
         with self._lock:
             self._tree.load_state_dict({**tree, "generator": header["generator"]})
