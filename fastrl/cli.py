@@ -9,18 +9,19 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import fastrl
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    import gymnasium as gym
 
     from fastrl import bench
     from fastrl.agents.agent import Agent
@@ -62,6 +63,8 @@ class Train(Generic[C]):
     """Environment steps from one checkpoint to the next."""
     threads: int = 1
     """PyTorch's threads on the CPU; more than one pays only for large networks, and slows small ones down."""
+    max_episode_steps: int = 30_000
+    """Steps after which an episode of the evaluation at the end is cut; 0: never."""
 
 
 @dataclasses.dataclass
@@ -73,6 +76,10 @@ class Eval:
     episodes: int = 20
     seed: int = 1_000_000
     """Episode i begins with reset(seed + i)."""
+    env: str | None = None
+    """The run's environment again; needed only where its id names a module to import (module:Id)."""
+    max_episode_steps: int = 30_000
+    """Steps after which an episode is cut; 0: never."""
     device: str | None = None
     """Another device than the agent was trained on."""
     video: Path | None = None
@@ -112,8 +119,27 @@ class Bench:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 2 (the user's input is at fault) or 130 (Ctrl-C)."""
+    """Run one command line and return its exit code.
+
+    0; 1: the environment raised; 2: the user's input is at fault; 130: Ctrl-C; 141: nobody reads the output any more;
+    143: SIGTERM.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _main(args)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head -1`; what is left to be written at exit goes nowhere
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except KeyboardInterrupt as error:
+        print(f"fastrl: interrupted{error}", file=sys.stderr)
+        return 130
+
+
+def _main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if args else 2
@@ -135,19 +161,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             return {"train": _train, "eval": _eval, "plot": _plot, "bench": _bench}[args[0]](args[1:])
     except InputError as error:
         return _fail(str(error))
+    except Failure as error:
+        return _fail(str(error), 1)
     except MemoryError as error:
         return _fail(f"not enough memory: {error}")
-    except RuntimeError as error:  # how torch says it
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not _no_memory(error):
             raise
         return _fail(f"not enough memory: {str(error).splitlines()[0]}")
-    except KeyboardInterrupt as error:
-        print(f"fastrl: interrupted{error}", file=sys.stderr)
-        return 130
+
+
+class Failure(Exception):
+    """The environment raised: one line, and exit code 1."""
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """What an evaluation raises as a `Failure`."""
+    from fastrl.agents.config import InputError
+
+    try:
+        yield
+    except (BrokenPipeError, InputError, MemoryError):
+        raise
+    except Exception as error:
+        if _no_memory(error):
+            raise
+        raise Failure(f"{_one_line(error)} in an evaluation") from error
+
+
+def _no_memory(error: BaseException) -> bool:
+    """Is it torch's way of saying so?"""
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _train(args: list[str]) -> int:
-    from fastrl.agents.checkpoint import load_checkpoint
+    from fastrl.agents.checkpoint import load_config
     from fastrl.agents.config import InputError
 
     if not args or args[0] in ("-h", "--help"):
@@ -164,7 +213,7 @@ def _train(args: list[str]) -> int:
             if any(arg.partition("=")[0] == "--resume" for arg in args):
                 raise InputError("--resume RUN: the run's folder is missing")
             raise InputError(f"the algorithm comes before {name}: fastrl train ALGORITHM ...")
-        name, flags = load_checkpoint(run).config.get("algorithm", ""), args  # a checkpoint names its algorithm
+        name, flags = load_config(run).get("algorithm", ""), args  # a checkpoint names its algorithm
         algorithm = _algorithm(name, f"{run}: ")
     else:
         algorithm = _algorithm(name)
@@ -183,16 +232,47 @@ def _train(args: list[str]) -> int:
         return _resume(algorithm, command, flags, options)
     if options.env is None:
         raise InputError("--env ENV is missing, for instance --env CartPole-v1")
+    if options.out is not None:
+        _check_new(options.out)
     make: Any = algorithm
     agent: Agent[Any] = make(options.env, options.hyperparameters)
-    out = options.out
-    if out is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        run = f"{options.env.replace('/', '_')}-{name}-seed{agent.config.seed}-{stamp}"
-        out = Path("runs") / run
-    _check_new(out)
     total = DEFAULT_STEPS.get(name, OTHERS_STEPS) if options.total_steps is None else options.total_steps
-    return _run(agent, out, total, options.save_every)
+    with _closing(agent):
+        if options.out is not None:
+            return _run(agent, options.out, total, options)
+        out = _new_folder(f"{re.sub('[/:]', '_', options.env)}-{name}-seed{agent.config.seed}")
+        try:
+            return _run(agent, out, total, options)
+        finally:
+            with contextlib.suppress(OSError):  # something came of the run
+                out.rmdir()
+
+
+def _new_folder(name: str) -> Path:
+    """An empty folder in runs/ that nobody else has: of two commands in one second, one gets a number."""
+    from fastrl.agents.config import InputError
+
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        Path("runs").mkdir(exist_ok=True)
+        for number in count(1):
+            out = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+            with contextlib.suppress(FileExistsError):
+                out.mkdir()
+                return out
+    except OSError as error:
+        raise InputError(f"cannot write to {Path('runs') / stem}: {error.strerror or error}") from error
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def _closing(agent: Agent[Any]) -> Iterator[None]:
+    """Close the environments in the end: simulators and windows may outlive the command else."""
+    try:
+        yield
+    finally:
+        close = getattr(agent, "close", None) or agent.envs.vec.close
+        close()
 
 
 def _value_of(flag: str, args: list[str]) -> str | None:
@@ -203,50 +283,131 @@ def _value_of(flag: str, args: list[str]) -> str | None:
 
 
 def _resume(algorithm: type[Agent[Any]], command: type[Train[Any]], flags: list[str], options: Train[Any]) -> int:
-    from fastrl.agents.checkpoint import load_checkpoint
+    from fastrl._files import locked
+    from fastrl.agents.checkpoint import load_config
     from fastrl.agents.config import InputError
+    from fastrl.agents.training import LOCK
 
     assert options.resume is not None
-    saved = _hyperparameters(algorithm, load_checkpoint(options.resume).config, str(options.resume))
+    saved = _hyperparameters(algorithm, load_config(options.resume), str(options.resume))
     # The same flags over the saved hyperparameters: whatever then differs was asked for anew.
     wanted = _parse(command, flags, "fastrl train", Train(saved)).hyperparameters
     changed = [f.name for f in dataclasses.fields(wanted) if getattr(wanted, f.name) != getattr(saved, f.name)]
     if options.config is not None or set(changed) - {"device"}:
         what = "--config" if options.config is not None else ", ".join(changed)
         raise InputError(f"--resume takes the hyperparameters of the run; {what} cannot be changed")
-    agent = algorithm.load(options.resume, env=options.env, device=wanted.device)
     if options.out is not None:
         _check_new(options.out)
     out = options.out or (options.resume.parent if options.resume.name == "checkpoint" else options.resume)
-    total = agent.total_steps if options.total_steps is None else options.total_steps
-    return _run(agent, out, total, options.save_every)
+    try:  # a run that is in use is not at its end: what is loaded now would be old by then
+        with locked(out / LOCK, wait=False) if options.out is None else contextlib.nullcontext():
+            agent = algorithm.load(options.resume, env=options.env, device=wanted.device)
+    except BlockingIOError:
+        raise InputError(f"{out} is in use: another process trains there") from None
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
+    with _closing(agent):
+        total = agent.total_steps if options.total_steps is None else options.total_steps
+        if agent.steps >= total > 0:
+            print(
+                f"{options.resume} is finished: {agent.steps:,} of {total:,} steps; "
+                f"for its returns: fastrl eval {options.resume}; to go on: --total-steps N"
+            )
+            return 0
+        if options.total_steps is None and total == 0:
+            raise InputError(f"{options.resume} does not say how far it was to go: give --total-steps N")
+        return _run(agent, out, total, options)
 
 
-def _run(agent: Agent[Any], out: Path, total_steps: int, save_every: int) -> int:
+def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train[Any]) -> int:
+    from fastrl.agents.config import InputError
+
     began, first = time.perf_counter(), agent.steps
+    go_on = f"fastrl train --resume {out}"
+    if ":" in str(agent.envs.env_id):
+        go_on += f" --env {agent.envs.env_id}"
     try:
-        agent.learn(total_steps, folder=out, save_every=save_every)
+        agent.learn(total_steps, folder=out, save_every=options.save_every)
     except KeyboardInterrupt as error:
         if not error.args:  # a second Ctrl-C did not wait for the save
             raise KeyboardInterrupt(f" at step {agent.steps}; nothing saved since the last checkpoint") from None
-        go_on = f"fastrl train --resume {out}"
         raise KeyboardInterrupt(f" at step {agent.steps}; {error}; go on with: {go_on}") from None
+    except SystemExit as stop:
+        if stop.code != 128 + signal.SIGTERM:
+            raise
+        return _fail(f"terminated at step {agent.steps}; {_what_is_saved(agent, out, go_on)}", 128 + signal.SIGTERM)
+    except InputError as error:
+        if agent.steps == first:
+            raise
+        raise InputError(f"{error}; {_what_is_saved(agent, out, go_on)}") from error
+    except Exception as error:
+        if isinstance(error, (BrokenPipeError, MemoryError)) or _no_memory(error):
+            raise
+        raise Failure(f"{_one_line(error)} at step {agent.steps}; {_what_is_saved(agent, out, go_on)}") from error
     seconds = time.perf_counter() - began
-    returns = agent.evaluate()
     rows = {
         "agent": agent.describe(),
         "environment steps": f"{agent.steps:,} ({agent.envs.episodes:,} episodes)",
         "training": f"{seconds:.1f} s, {(agent.steps - first) / seconds:,.0f} steps/s",
         "return, last episodes of training": _mean([r for r, _ in agent.envs.recent]),
-        f"return, greedy, {len(returns)} episodes": _mean(returns),
-        "saved in": str(out),
     }
-    _table("result", rows)
-    return 0
+    returns = []
+    try:
+        with _failures():
+            returns = _evaluate(agent, 20, 1_000_000, options.max_episode_steps)
+    finally:
+        rows[f"return, greedy, {len(returns)} episodes"] = _mean(returns)
+        _table("result", {**rows, "saved in": str(out)})
+    return 0 if len(returns) == 20 else 130
+
+
+def _what_is_saved(agent: Agent[Any], out: Path, go_on: str) -> str:
+    from fastrl.agents.checkpoint import load_checkpoint
+    from fastrl.agents.config import InputError
+
+    try:
+        with load_checkpoint(out) as checkpoint:
+            step = checkpoint.state.get("steps")
+    except InputError:
+        return "nothing is saved"
+    return f"saved up to step {step}; go on with: {go_on}"
+
+
+def _one_line(error: BaseException) -> str:
+    """The error and where it was raised: most likely in the user's environment."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})" if trace is not None else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+def _evaluate(
+    agent: Agent[Any], episodes: int, seed: int, max_steps: int, env: gym.Env[Any, Any] | None = None
+) -> list[float]:
+    """Returns of the episodes, or those up to a Ctrl-C; says how far it is when that takes long."""
+    last = time.monotonic()
+
+    def tick(episode: int, step: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 2:
+            print(f"evaluating: step {step:,} of episode {episode} of {episodes}", file=sys.stderr)
+            last = time.monotonic() + 8
+
+    returns, cut = [], 0
+    try:
+        for episode in agent._play(episodes, seed, env, max_steps, tick):
+            returns.append(episode.reward)
+            cut += episode.cut
+    except KeyboardInterrupt:
+        print(f"fastrl: interrupted after {len(returns)} of {episodes} episodes", file=sys.stderr)
+    if cut:
+        _warn(f"{cut} of {len(returns)} episodes were cut at {max_steps:,} steps (--max-episode-steps)")
+    return returns
 
 
 def _eval(args: list[str]) -> int:
-    from fastrl.agents.checkpoint import load_checkpoint
+    from fastrl.agents.checkpoint import load_config
     from fastrl.agents.config import InputError
 
     options = _parse(Eval, args, "fastrl eval", None)
@@ -256,27 +417,31 @@ def _eval(args: list[str]) -> int:
         raise InputError(f"--seed must be >= 0, got {options.seed}")
     if options.video_episodes < 1:
         raise InputError(f"--video-episodes must be >= 1, got {options.video_episodes}")
-    algorithm = _algorithm(load_checkpoint(options.run).config.get("algorithm"), f"{options.run}: ")
-    agent = algorithm.load(options.run, device=options.device)
+    if options.max_episode_steps < 0:
+        raise InputError(f"--max-episode-steps must be >= 0, got {options.max_episode_steps}")
+    algorithm = _algorithm(load_config(options.run).get("algorithm"), f"{options.run}: ")
+    agent = algorithm.load(options.run, env=options.env, device=options.device)
     videos: list[Path] = []
-    if options.video is None:
-        returns = agent.evaluate(options.episodes, options.seed)
-    else:
-        returns, videos = _film(agent, options)
+    with _closing(agent), _failures():
+        if options.video is None:
+            returns = _evaluate(agent, options.episodes, options.seed, options.max_episode_steps)
+        else:
+            returns, videos = _film(agent, options)
     rows = {
         "agent": agent.describe(),
         "trained for": f"{agent.steps:,} environment steps",
         "episodes": str(len(returns)),
         "return": _mean(returns),
-        "least, most": f"{min(returns):.1f}, {max(returns):.1f}",
     }
+    if returns:
+        rows["least, most"] = f"{min(returns):.1f}, {max(returns):.1f}"
     if videos:
         rows["video"] = "\n".join(map(str, videos))
     _table(str(options.run), rows)
-    return 0
+    return 0 if len(returns) == options.episodes else 130
 
 
-def _film(agent: Agent[Any], options: Eval) -> tuple[NDArray[np.float64], list[Path]]:
+def _film(agent: Agent[Any], options: Eval) -> tuple[list[float], list[Path]]:
     """Returns of all episodes, and the videos (MP4) of the first of them."""
     from fastrl.agents.config import InputError
     from fastrl.agents.envs import make_env
@@ -317,7 +482,7 @@ def _film(agent: Agent[Any], options: Eval) -> tuple[NDArray[np.float64], list[P
                 name_prefix=prefix,
             )
         ) as env:
-            returns = agent.evaluate(options.episodes, options.seed, env)
+            returns = _evaluate(agent, options.episodes, options.seed, options.max_episode_steps, env)
     except OSError as error:
         raise InputError(f"cannot write to {options.video}: {error.strerror or error}") from error
     except gym.error.DependencyNotInstalled as error:
@@ -340,6 +505,8 @@ def _plot(args: list[str]) -> int:
     from fastrl import plot
 
     plot.check_outputs(options.out, options.csv)
+    files = [path for path in (options.out, options.csv) if path is not None]
+    there = [path for path in files if path.exists()]
     groups = plot.group_runs(plot.read_runs(options.runs, options.y))
     plot.draw(groups, options.out, options.title)
     if options.csv is not None:
@@ -349,7 +516,7 @@ def _plot(args: list[str]) -> int:
         interval = "" if group.low is None or group.high is None else f" [{group.low[-1]:.4g}, {group.high[-1]:.4g}]"
         what = f"{group.iqm[-1]:.4g}{interval} at step {group.steps[-1]:,.0f}"
         rows[" ".join((group.environment, group.label)).strip()] = f"{what}, {_seeds(group.seeds)}"
-    saved = [str(path) for path in (options.out, options.csv) if path is not None]
+    saved = [f"{path} (replaced)" if path in there else str(path) for path in files]
     _table(", ".join(dict.fromkeys(group.column for group in groups)), {**rows, "saved in": "\n".join(saved)})
     return 0
 
@@ -505,9 +672,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     from fastrl.agents.config import InputError
 
     try:
+        if path.exists() and not path.is_file():  # a pipe may never end
+            raise InputError(f"--config {path} is not a regular file")
         values = json.loads(path.read_text())
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}") from None
+    except RecursionError:
+        raise InputError(f"--config {path} is nested too deeply") from None
     except ValueError as error:
         raise InputError(f"--config {path} is not JSON: {error}") from None
     if not isinstance(values, dict):
@@ -538,9 +711,14 @@ def _check_threads(threads: int) -> None:
 def _check_new(out: Path) -> None:
     from fastrl.agents.config import InputError
 
-    with contextlib.suppress(NotADirectoryError):  # the attempt to make the folder says that better
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"--out {out} exists and is not an empty folder; nothing is overwritten")
+    try:
+        used = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except NotADirectoryError:  # the attempt to make the folder says that better
+        return
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from None
+    if used:
+        raise InputError(f"--out {out} exists and is not an empty folder; nothing is overwritten")
 
 
 def _seeds(count: int) -> str:
@@ -568,6 +746,6 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"fastrl: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 2) -> int:
     print(f"fastrl: {message}", file=sys.stderr)
-    return 2
+    return code
