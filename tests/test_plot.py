@@ -160,7 +160,9 @@ def test_runs_that_do_not_fit_together(tmp_path):
         plot.group_runs(plot.read_runs([tmp_path / "1", tmp_path / "2"]))
     for late in (tmp_path / "3", tmp_path / "-1"):  # whichever comes first
         write_run(late, [8, 9], [1, 2], seed=9)
-        with pytest.warns(UserWarning, match=f"left out: {late}.*, steps 8 to 9: no step in common with .*, steps 1 to"):
+        with pytest.warns(
+            UserWarning, match=f"left out: {late}.*, steps 8 to 9: no step in common with .*, steps 1 to"
+        ):
             (group,) = plot.group_runs(plot.read_runs([tmp_path]))
         assert (group.seeds, group.steps[-1]) == (3, 2)
         shutil.rmtree(late)
