@@ -413,8 +413,6 @@ def test_read_only_output_folder(capsys, tmp_path):
 def test_resume_of_something_else(run_folder, capsys):
     before, resume = tree(run_folder), ["train", "dqn", "--resume", run_folder]
     fails([*resume, "--env", "Acrobot-v1"], "is of CartPole-v1, not Acrobot-v1", capsys)
-    fails([*resume, "--total-steps", "1500"], "total_steps must be > 1500.*1500 are behind", capsys)
-    fails(resume, "total_steps must be > 1500", capsys)  # the run is complete
     fails([*resume, "--total-steps", "9000", "--gamma", "0.5", "--double"], "double, gamma cannot be changed", capsys)
     assert tree(run_folder) == before
 

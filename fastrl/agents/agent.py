@@ -352,8 +352,14 @@ class Agent(ABC, Generic[C]):
         obs = tensors["obs"].numpy()
         if state["envs"]["num_envs"] == self.envs.num_envs and obs.shape != self.envs.obs.shape:
             raise ValueError(f"obs must have shape {self.envs.obs.shape}, got {obs.shape}")
-        if self.envs.load_state_dict(state["envs"], obs):
-            return True
+        try:
+            if self.envs.load_state_dict(state["envs"], obs):
+                return True
+        except InputError:
+            raise
+        except Exception as error:  # the environment's own, for actions that it does not take
+            what = " ".join(str(error).split())
+            raise InputError(f"the environment cannot be brought back: {type(error).__name__}: {what}") from error
         for part in self._parts().values():
             if hasattr(part, "new_episodes"):  # what it carries from step to step is of the abandoned ones
                 part.new_episodes()
