@@ -101,6 +101,7 @@ def test_an_environment_that_raises(mine, capsys):
     line = last_line(capsys)
     assert re.match(r"fastrl: KeyError: 'the simulator has gone' \(.*mine_envs.py, line 18\) at step 1300; saved", line)
     assert line.endswith("go on with: fastrl train --resume run --env mine_envs:Mine-v0")
+    mine().fails_at = None
     assert DQN.load("run", env="mine_envs:Mine-v0").steps == 1300
     # At once: nothing stays, of a folder that was asked for or not.
     for out in (["--out", "nothing"], []):
@@ -113,7 +114,13 @@ def test_an_environment_that_raises(mine, capsys):
     assert cli.main([*argv, "--total-steps", "400", "--out", "complete"]) == 1
     out, err = capsys.readouterr()
     assert "saved in" in out and err.splitlines()[-1].endswith("in an evaluation")
+    mine().fails_at = 402  # a load goes through the 400 again
     assert cli.main(["eval", "complete", "--env", "mine_envs:Mine-v0"]) == 1
+    assert last_line(capsys).endswith("in an evaluation")
+    mine().fails_at = 100
+    assert cli.main(["eval", "complete", "--env", "mine_envs:Mine-v0"]) == 2
+    assert re.search("cannot be brought back: KeyError: 'the simulator has gone'$", last_line(capsys))
+    mine().fails_at = None
     assert DQN.load("complete", env="mine_envs:Mine-v0").steps == 400
 
 
