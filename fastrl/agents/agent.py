@@ -29,7 +29,7 @@ from fastrl.agents.checkpoint import (
 )
 from fastrl.agents.config import InputError, check_int, make_config, resolve_device
 from fastrl.agents.envs import Envs, make_env
-from fastrl.agents.saved import as_json, check_config, check_state
+from fastrl.agents.saved import as_json, check_config, check_obs, check_state
 from fastrl.agents.training import MAX_EPISODE_STEPS, Diverged, Episode, Training, episodes_of
 from fastrl.replay import ReplayBuffer
 
@@ -274,6 +274,34 @@ class Agent(ABC, Generic[C]):
                 state[name] = part.state_dict()
         return state, tensors
 
+    def _load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Give back what `_state` took to an agent that was just made; warn if the environments do not come back."""
+        for name, part in self._parts().items():
+            if isinstance(part, torch.nn.Module):
+                start = f"{name}."
+                part.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
+            elif isinstance(part, torch.optim.Optimizer):
+                load_optimizer_tensors(part, tensors, f"{name}.")
+            elif isinstance(part, np.random.Generator):
+                part.bit_generator.state = state[name]
+            else:
+                part.load_state_dict(state[name])
+        self.rng.bit_generator.state = state["rng"]
+        self.steps, self.total_steps, self.n_updates = state["steps"], state["total_steps"], state["n_updates"]
+        self._log = state["log"]
+        try:
+            restored = self.envs.load_state_dict(state["envs"], tensors["obs"].numpy())
+        except InputError:
+            raise
+        except Exception as error:  # the environment's own, for actions that it does not take
+            what = " ".join(str(error).split())
+            raise InputError(f"the environment cannot be brought back: {type(error).__name__}: {what}") from error
+        if not restored:
+            for part in self._parts().values():
+                if hasattr(part, "new_episodes"):  # what it carries from step to step is of the abandoned ones
+                    part.new_episodes()
+            warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=5)
+
     @classmethod
     def load(cls: type[A], folder: str | os.PathLike[str], env: Env | None = None, device: str | None = None) -> A:
         """The agent of a checkpoint or run folder, ready to go on training.
@@ -315,7 +343,13 @@ class Agent(ABC, Generic[C]):
         if agent.envs.env_id != saved["env"]:
             raise InputError(f"{where} is of {saved['env']}, not {agent.envs.env_id}")
         try:
-            restored = agent._restore(checkpoint)
+            check_state(checkpoint.state, as_json(agent._state()[0]))
+            check_obs(checkpoint, agent.envs.obs)
+            if agent.buffer is not None:
+                if checkpoint.replay is None:
+                    raise InputError("replay is missing")
+                agent.buffer.load(checkpoint.replay)
+            agent._load_state(checkpoint.state, checkpoint.tensors)
             agent._check_weights()
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
@@ -323,47 +357,8 @@ class Agent(ABC, Generic[C]):
             what = " ".join(str(error).split())
             what = f"no {what}" if isinstance(error, KeyError) else what
             raise InputError(f"{where} does not fit its config.json: {what}{versions}") from error
-        if not restored:
-            warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=4)
+        agent.run_folder = checkpoint.folder.parent.resolve()
         return agent
-
-    def _restore(self, checkpoint: Checkpoint) -> bool:
-        """Go back to the saved moment; False: all but the environments, in which new episodes have begun."""
-        state, tensors = checkpoint.state, checkpoint.tensors
-        check_state(state, as_json(self._state()[0]))
-        for name, part in self._parts().items():
-            if isinstance(part, torch.nn.Module):
-                start = f"{name}."
-                part.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
-            elif isinstance(part, torch.optim.Optimizer):
-                load_optimizer_tensors(part, tensors, f"{name}.")
-            elif isinstance(part, np.random.Generator):
-                part.bit_generator.state = state[name]
-            else:
-                part.load_state_dict(state[name])
-        if self.buffer is not None:
-            if checkpoint.replay is None:
-                raise InputError("replay is missing")
-            self.buffer.load(checkpoint.replay)
-        self.run_folder = checkpoint.folder.parent.resolve()
-        self.rng.bit_generator.state = state["rng"]
-        self.steps, self.total_steps, self.n_updates = state["steps"], state["total_steps"], state["n_updates"]
-        self._log = state["log"]
-        obs = tensors["obs"].numpy()
-        if state["envs"]["num_envs"] == self.envs.num_envs and obs.shape != self.envs.obs.shape:
-            raise ValueError(f"obs must have shape {self.envs.obs.shape}, got {obs.shape}")
-        try:
-            if self.envs.load_state_dict(state["envs"], obs):
-                return True
-        except InputError:
-            raise
-        except Exception as error:  # the environment's own, for actions that it does not take
-            what = " ".join(str(error).split())
-            raise InputError(f"the environment cannot be brought back: {type(error).__name__}: {what}") from error
-        for part in self._parts().values():
-            if hasattr(part, "new_episodes"):  # what it carries from step to step is of the abandoned ones
-                part.new_episodes()
-        return False
 
 
 def _kind(value: Any) -> str:

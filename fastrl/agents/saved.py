@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from numpy.typing import NDArray
+
+from fastrl.agents.checkpoint import Checkpoint
 from fastrl.agents.config import InputError
 
 COUNTERS = ("steps", "total_steps", "n_updates")
@@ -26,7 +29,9 @@ def check_state(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
     for name in COUNTERS:
         if not _is_count(saved[name]):
             raise ValueError(f"{name} must be a count, got {_short(saved[name])}")
-    same_form({k: v for k, v in saved.items() if k != "envs"}, {k: v for k, v in fresh.items() if k != "envs"}, "state")
+    for name, value in fresh.items():
+        if name in saved and name != "envs":
+            same_form(saved[name], value, name)
     envs = saved["envs"]
     if not isinstance(envs, dict) or not _is_count(envs["num_envs"]) or not _is_count(envs["episodes"]):
         raise ValueError("envs must be an object with num_envs and episodes")
@@ -38,6 +43,13 @@ def check_state(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
             raise ValueError(f"envs.{name} must be {envs['num_envs']} numbers, got {len(values)}")
     if any(len(pair) != 2 for pair in envs["recent"]):
         raise ValueError("envs.recent must be pairs of a return and a length")
+
+
+def check_obs(checkpoint: Checkpoint, fresh: NDArray[Any]) -> None:
+    """Raise ValueError unless the saved observations are such as the new agent's, if it has as many environments."""
+    obs = checkpoint.tensors["obs"].numpy()
+    if checkpoint.state["envs"]["num_envs"] == len(fresh) and (obs.shape, obs.dtype) != (fresh.shape, fresh.dtype):
+        raise ValueError(f"obs must be {fresh.dtype}{fresh.shape}, got {obs.dtype}{obs.shape}")
 
 
 def same_form(saved: Any, fresh: Any, name: str) -> None:
