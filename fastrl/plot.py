@@ -28,7 +28,7 @@ from scipy.stats import bootstrap, trim_mean
 
 from fastrl._files import atomic_write
 from fastrl.agents import ALGORITHMS
-from fastrl.agents.checkpoint import _beside
+from fastrl.agents.checkpoint import beside
 from fastrl.agents.config import InputError
 from fastrl.agents.logs import complete_rows
 
@@ -151,7 +151,7 @@ def _read_config(run: Path) -> dict[str, Any] | None:
     """The checkpoint's config.json, without its weights being read; None if there is no checkpoint."""
     path = run / "checkpoint"
     if not (path / "config.json").is_file():
-        path = _beside(path, "old")  # a crash while a checkpoint was replaced
+        path = beside(path, "old")  # a crash while a checkpoint was replaced
     if not (path / "config.json").is_file():
         return None
     try:

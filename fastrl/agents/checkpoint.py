@@ -92,7 +92,7 @@ def save_checkpoint(
         if folder.exists() and not (folder / "manifest.json").is_file() and (folder.is_file() or any(folder.iterdir())):
             raise InputError(f"{folder} exists and is not a checkpoint; it is left as it is")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(_beside(folder, "lock")):
+        with locked(beside(folder, "lock")):
             _replace(folder, config, state, tensors, save_replay)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -106,7 +106,7 @@ def _replace(
     tensors: dict[str, torch.Tensor],
     save_replay: Callable[[Path], None] | None,
 ) -> None:
-    new, old = _beside(folder, "new"), _beside(folder, "old")
+    new, old = beside(folder, "new"), beside(folder, "old")
     shutil.rmtree(new, ignore_errors=True)  # what a process that died left behind
     try:
         new.mkdir()
@@ -297,7 +297,7 @@ def _read(folder: str | os.PathLike[str], read: Callable[[_Folder], T]) -> T:
 def _find(given: Path) -> _Folder:
     for _ in range(3):  # between two looks, a save may have given the checkpoint its name
         for path in (given / "checkpoint", given):
-            for candidate in (path, _beside(Path(os.path.realpath(path)), "old")):
+            for candidate in (path, beside(Path(os.path.realpath(path)), "old")):
                 try:
                     return _Folder(candidate)
                 except OSError as error:
@@ -313,7 +313,7 @@ def _path(folder: str | os.PathLike[str]) -> Path:
     return Path(text)
 
 
-def _beside(folder: Path, suffix: str) -> Path:
+def beside(folder: Path, suffix: str) -> Path:
     """A hidden name of ours, which no user has for something of his own."""
     return folder.parent / f".{folder.name}.fastrl-{suffix}"
 
