@@ -227,6 +227,17 @@ def test_output_that_nobody_reads(argv):
 
 
 @posix
+def test_progress_that_nobody_reads(tmp_path):
+    """`2>&1 | head -1`: what was learned up to the second line is saved."""
+    argv = [*TRAIN, "--total-steps", "50000", "--save-every", "50000", "--out", tmp_path / "run"]
+    process = start(*argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr.readline().startswith("logs and checkpoint: ")
+    process.stderr.close()
+    assert process.wait(timeout=120) == 141
+    assert DQN.load(tmp_path / "run").steps == 5000
+
+
+@posix
 def test_ctrl_c_before_anything_is_loaded(tmp_path):
     (tmp_path / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)\n")
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}

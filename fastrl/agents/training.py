@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import signal
@@ -82,7 +83,7 @@ class Training:
         self._log_every, self._save_every = log_every, save_every or total_steps
         self._next = min(self._after(log_every), self._after(self._save_every), total_steps)
         self._progress = progress
-        self._console = Console(stderr=True)
+        self._console = _Console(stderr=True)
         self._bar = _bar(self._console) if progress and self._console.is_terminal else None
         self._line_every = max(total_steps // 10, log_every) if progress and self._bar is None else 0
 
@@ -205,6 +206,13 @@ class Training:
             raise SystemExit(128 + number)
         else:
             raise KeyboardInterrupt
+
+
+class _Console(Console):
+    """One that raises when nobody reads its output any more, so that training is saved, and does not exit."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def _bar(console: Console) -> Progress:
