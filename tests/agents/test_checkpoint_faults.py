@@ -20,7 +20,7 @@ from fastrl.agents import DQN, PPO, checkpoint
 from fastrl.agents.config import InputError
 
 SMALL = {"hidden": (8,), "learning_starts": 20, "train_every": 4, "updates": 1, "batch_size": 8, "buffer_size": 50}
-posix = pytest.mark.skipif(os.name == "nt", reason="POSIX files")
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX files, signals and locks")
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,7 @@ def test_a_backup_is_not_taken_for_the_checkpoint(saved):
         DQN.load(saved)
 
 
+@posix
 def test_reading_while_another_process_writes(tmp_path):
     """Every load is one whole state: of one save, and none that is older than one seen before."""
     folder = tmp_path / "a"
@@ -105,6 +106,7 @@ def test_reading_while_another_process_writes(tmp_path):
         writer.wait()
 
 
+@posix
 def test_threads_saving_one_folder(tmp_path):
     errors = []
 

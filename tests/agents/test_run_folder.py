@@ -17,6 +17,8 @@ from fastrl.agents.training import LOCK, evaluate
 
 SMALL = {"hidden": (16,), "learning_starts": 100, "train_every": 10, "updates": 1, "batch_size": 16}
 
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and locks")
+
 
 class Failing(CartPoleEnv):
     """Raises at one of its steps."""
@@ -49,6 +51,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+@posix
 def test_two_agents_in_one_run_folder(tmp_path, monkeypatch):
     run = tmp_path / "run"
     first = DQN("CartPole-v1", **SMALL).learn(1000, folder=run, progress=False)
@@ -68,6 +71,7 @@ def test_two_agents_in_one_run_folder(tmp_path, monkeypatch):
     assert second.steps == 1000
 
 
+@posix
 def test_new_folder_is_for_one_of_two(tmp_path, monkeypatch):
     first, second = DQN("CartPole-v1", **SMALL), DQN("CartPole-v1", **SMALL)
     step = first.envs.step
@@ -175,7 +179,7 @@ def test_tensorboard_reads_the_events(tmp_path):
     )
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@posix
 def test_sigterm_saves_after_the_step(tmp_path, monkeypatch):
     agent = DQN("CartPole-v1", **SMALL)
     step = agent.envs.step
@@ -192,7 +196,7 @@ def test_sigterm_saves_after_the_step(tmp_path, monkeypatch):
     assert DQN.load(tmp_path / "run").steps == 701
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@posix
 def test_sigterm_of_a_program_that_handles_it_itself(tmp_path):
     handler = lambda *_: None  # noqa: E731
     before = signal.signal(signal.SIGTERM, handler)

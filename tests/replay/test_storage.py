@@ -104,6 +104,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@posix
 def test_only_temporary_files_of_dead_writers_are_removed(tmp_path):
     """Those of a write under way, of another file and of other programs stay."""
     others = [".file.17.tmp", ".file.0123456789abcdef.fastrl-tmp.bak", ".other.0123456789abcdef.fastrl-tmp"]
