@@ -6,7 +6,6 @@ seeds, its band the 95 % percentile bootstrap interval of that mean; the bootstr
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import glob
@@ -18,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no global state, and the file's name decides the backend
@@ -27,9 +26,11 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from scipy.stats import bootstrap, trim_mean
 
+from fastrl._files import atomic_write
 from fastrl.agents import ALGORITHMS
+from fastrl.agents.checkpoint import beside
 from fastrl.agents.config import InputError
-from fastrl.agents.training import _complete_rows
+from fastrl.agents.logs import complete_rows
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +38,7 @@ FORMATS = (".png", ".pdf", ".svg")
 DEFAULT_COLUMNS = ("episode_return", "greedy_return")
 COLUMN_TITLES = {"episode_return": "return, last 100 training episodes", "greedy_return": "return of the greedy policy"}
 TABLE = ("environment", "group", "column", "seeds", "step", "iqm", "low", "high")
+MIN_SEEDS = 3  # for an interval: two draws of two are no distribution
 GRID = 200  # points of a curve whose runs were not logged at the same steps
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 LINES = ("-", "--", ":", "-.")  # for the groups after the seventh
@@ -65,7 +67,7 @@ class Group(NamedTuple):
     seeds: int
     steps: Floats
     iqm: Floats
-    low: Floats | None  # None: a single run has no interval
+    low: Floats | None  # None: fewer than MIN_SEEDS runs have no interval
     high: Floats | None
 
 
@@ -75,13 +77,27 @@ class Group(NamedTuple):
 def read_runs(paths: Sequence[Path], column: str | None = None) -> list[Run]:
     """The runs that `paths` stand for, each once: run folders, CSV logs, folders that hold such, or patterns of them.
 
-    `column` is by default episode_return, or greedy_return of an evaluation's log.  A log without a number in it is
-    left out, with a warning.  Raises InputError for a path without logs and a log without the column.
+    `column` is by default episode_return, or greedy_return of an evaluation's log.  What cannot be drawn (a path
+    without logs, a log without the column or a number in it) is left out, with a warning that names it.  Raises
+    InputError if nothing is left.
     """
-    logs = dict.fromkeys(log.resolve() for path in paths for log in find_logs(path))
-    runs = [run for log in logs if (run := _read_run(log, column)) is not None]
+    errors: list[InputError] = []
+    logs: dict[Path, None] = {}
+    for path in paths:
+        try:
+            logs |= dict.fromkeys(log.resolve() for log in find_logs(path))
+        except InputError as error:
+            errors.append(error)
+    runs = []
+    for log in logs:
+        try:
+            runs.append(_read_run(log, column))
+        except InputError as error:
+            errors.append(error)
     if not runs:
-        raise InputError("nothing to plot: the logs hold no numbers yet")
+        raise errors[0] if len(errors) == 1 else InputError(f"nothing to plot: {'; '.join(map(str, errors))}")
+    for left_out in errors:
+        warnings.warn(f"left out: {left_out}", stacklevel=2)
     return runs
 
 
@@ -102,7 +118,7 @@ def find_logs(path: Path) -> list[Path]:
     return found
 
 
-def _read_run(log: Path, column: str | None) -> Run | None:
+def _read_run(log: Path, column: str | None) -> Run:
     text = _text(log)
     names = _header(text)
     if "step" not in names:
@@ -111,15 +127,14 @@ def _read_run(log: Path, column: str | None) -> Run | None:
     if column not in names:
         raise InputError(f"{log} has no column {column!r}; it has {', '.join(names)}")
     values: dict[int, float] = {}
-    for row in _complete_rows(text):
+    for row in complete_rows(text):
         try:
             values[int(row["step"])] = float(row[column])
         except ValueError:
             raise InputError(f"{log}: {column} at step {row['step']} is no number, but {row[column]!r}") from None
     points = np.array([point for point in sorted(values.items()) if np.isfinite(point[1])], np.float64).reshape(-1, 2)
     if not len(points):  # no episode has ended yet
-        warnings.warn(f"{log} holds no number in {column} yet; it is left out", stacklevel=2)
-        return None
+        raise InputError(f"{log} holds no number in {column} yet")
     saved = _read_config(log.parent)
     is_run = log.name == "progress.csv"
     folder = (log.parent.parent if is_run else log.parent).parts
@@ -134,13 +149,14 @@ def _read_run(log: Path, column: str | None) -> Run | None:
 
 def _read_config(run: Path) -> dict[str, Any] | None:
     """The checkpoint's config.json, without its weights being read; None if there is no checkpoint."""
-    # checkpoint.old: a crash while a checkpoint was replaced
-    path = next((p for p in (run / "checkpoint", run / "checkpoint.old") if (p / "config.json").is_file()), None)
-    if path is None:
+    path = run / "checkpoint"
+    if not (path / "config.json").is_file():
+        path = beside(path, "old")  # a crash while a checkpoint was replaced
+    if not (path / "config.json").is_file():
         return None
     try:
         saved = json.loads(_text(path / "config.json"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path / 'config.json'} is not JSON: {error}") from None
     if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):
         raise InputError(f"{path / 'config.json'} is not that of a checkpoint: it has no hyperparameters")
@@ -219,16 +235,32 @@ def interquartile_mean(x: Floats, axis: int = -1) -> Any:
     return trim_mean(x, 0.25, axis=axis)
 
 
+def _in_common(runs: list[Run], what: str) -> list[Run]:
+    """The runs without those that keep the rest from having steps in common."""
+    while (late := max(runs, key=lambda run: run.steps[0])).steps[0] > (
+        early := min(runs, key=lambda run: run.steps[-1])
+    ).steps[-1]:
+        # Of the two that exclude each other, the one that fewer others overlap with.
+        overlaps = {id(r): sum(r.steps[0] <= o.steps[-1] and o.steps[0] <= r.steps[-1] for o in runs) for r in runs}
+        odd, other = (late, early) if overlaps[id(late)] <= overlaps[id(early)] else (early, late)
+        warnings.warn(
+            f"left out: {odd.path}, steps {odd.steps[0]:.0f} to {odd.steps[-1]:.0f}: no step in common with "
+            f"{other.path}, steps {other.steps[0]:.0f} to {other.steps[-1]:.0f} ({what})",
+            stacklevel=2,
+        )
+        runs = [run for run in runs if run is not odd]
+    return runs
+
+
 def _summarise(environment: str, label: str, runs: list[Run]) -> Group:
     what = f"{label} on {environment}" if environment else label
+    runs = _in_common(runs, what)
     start, ends = max(run.steps[0] for run in runs), [run.steps[-1] for run in runs]
-    if start > min(ends):
-        raise InputError(
-            f"{what}: the runs have no steps in common; one begins at {start:.0f}, one ends at {min(ends):.0f}"
-        )
     if max(ends) > 1.02 * min(ends):
         warnings.warn(
-            f"{what}: the runs end at steps {min(ends):.0f} to {max(ends):.0f}; drawn to the first", stacklevel=2
+            f"{what}: the runs end at steps {min(ends):.0f} to {max(ends):.0f}; drawn to the first, that of "
+            f"{runs[int(np.argmin(ends))].path}",
+            stacklevel=2,
         )
     seeds = [run.config["seed"] for run in runs if "seed" in run.config]
     if len(set(seeds)) < len(seeds):
@@ -240,7 +272,7 @@ def _summarise(environment: str, label: str, runs: list[Run]) -> Group:
         steps = np.unique(np.linspace(start, min(ends), GRID).round())
     y = np.stack([np.interp(steps, run.steps, run.values) for run in runs])  # [seeds, T]
     iqm, low, high = interquartile_mean(y, 0), None, None
-    if len(runs) > 1:
+    if len(runs) >= MIN_SEEDS:
         # axis=0: a draw takes the same runs at every step.
         options: Any = {"axis": 0, "n_resamples": 2000, "batch": 200, "method": "percentile", "rng": 0}
         low, high = bootstrap((y,), interquartile_mean, **options).confidence_interval
@@ -304,11 +336,11 @@ def draw(groups: Sequence[Group], out: Path, title: str | None = None) -> None:
         figure.suptitle(title, parse_math=False)
     if any(group.seeds > 1 for group in groups):
         figure.supxlabel(
-            "Lines: interquartile mean over the seeds (below 4: mean). Bands: its 95 % bootstrap interval.",
+            "Lines: interquartile mean over the seeds (below 4: mean). Bands (from 3 seeds): 95 % bootstrap interval.",
             fontsize="x-small",
             color="0.4",
         )
-    _write(out, lambda path: figure.savefig(path, format=out.suffix[1:].lower(), dpi=150))
+    _write(out, lambda file: figure.savefig(file, format=out.suffix[1:].lower(), dpi=150))
 
 
 def write_table(groups: Sequence[Group], out: Path) -> None:
@@ -320,17 +352,14 @@ def write_table(groups: Sequence[Group], out: Path) -> None:
         for t, step in enumerate(g.steps):
             interval = ("", "") if g.low is None or g.high is None else (f"{g.low[t]:.6g}", f"{g.high[t]:.6g}")
             writer.writerow((g.environment, g.label, g.column, g.seeds, f"{step:.0f}", f"{g.iqm[t]:.6g}", *interval))
-    _write(out, lambda path: path.write_text(text.getvalue()))
+    _write(out, lambda file: file.write(text.getvalue().encode()))
 
 
-def _write(out: Path, write: Callable[[Path], object]) -> None:
+def _write(out: Path, write: Callable[[BinaryIO], object]) -> None:
     """The file as a whole or not at all."""
-    part = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.replace(out)
+        with atomic_write(out) as file:
+            write(file)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise InputError(f"cannot write {out}: {error.strerror or error}") from None

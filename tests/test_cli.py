@@ -17,6 +17,7 @@ import pytest
 import fastrl
 from fastrl import cli
 from fastrl.agents import ALGORITHMS
+from fastrl.cli.train import DEFAULT_STEPS
 
 SMALL = ["--hidden", "16", "--learning-starts", "100", "--train-every", "10", "--updates", "1", "--batch-size", "16"]
 
@@ -196,7 +197,7 @@ def test_documented_config_line(run_folder, tmp_path, monkeypatch, capsys):
     (line,) = re.findall(r"^fastrl (train .*--config .*)$", docs.read_text(), re.MULTILINE)
     shutil.copytree(run_folder, tmp_path / "runs" / "X")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(cli.DEFAULT_STEPS, "dqn", 200)
+    monkeypatch.setitem(DEFAULT_STEPS, "dqn", 200)
     assert cli.main(shlex.split(line)) == 0
     (new,) = (path for path in (tmp_path / "runs").iterdir() if path.name != "X")
     a, b = (json.loads((path / "checkpoint" / "config.json").read_text()) for path in (run_folder, new))
@@ -413,8 +414,6 @@ def test_read_only_output_folder(capsys, tmp_path):
 def test_resume_of_something_else(run_folder, capsys):
     before, resume = tree(run_folder), ["train", "dqn", "--resume", run_folder]
     fails([*resume, "--env", "Acrobot-v1"], "is of CartPole-v1, not Acrobot-v1", capsys)
-    fails([*resume, "--total-steps", "1500"], "total_steps must be > 1500.*1500 are behind", capsys)
-    fails(resume, "total_steps must be > 1500", capsys)  # the run is complete
     fails([*resume, "--total-steps", "9000", "--gamma", "0.5", "--double"], "double, gamma cannot be changed", capsys)
     assert tree(run_folder) == before
 

@@ -1,6 +1,8 @@
 """Learning curves over seeds: which logs are found and grouped, the numbers that are drawn, and the picture itself."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +48,12 @@ def test_few_seeds(tmp_path):
     for seed, value in enumerate([1.0, 5.0]):
         write_run(tmp_path / "two" / str(seed), [10, 20], [value, value], seed=seed)
     (group,) = plot.group_runs(plot.read_runs([tmp_path]))
-    assert (group.iqm[0], group.low[0], group.high[0]) == (3, 1, 5)
+    assert (group.iqm[0], group.low, group.high, group.seeds) == (3, None, None, 2)
     (group,) = plot.group_runs(plot.read_runs([tmp_path / "two" / "1"]))
     assert group.iqm.tolist() == [5, 5] and group.low is None and group.high is None and group.seeds == 1
+    write_run(tmp_path / "three", [10, 20], [3, 3], seed=2)
+    (group,) = plot.group_runs(plot.read_runs([tmp_path]))
+    assert (group.iqm[0], group.low[0], group.high[0]) == (3, 1, 5)
 
 
 def test_curves_logged_at_different_steps(tmp_path):
@@ -130,10 +135,10 @@ def test_unfinished_and_broken_logs(tmp_path):
     with (tmp_path / "good" / "progress.csv").open("a") as file:
         file.write("4,7")  # a crash in the middle of a line
     write_run(tmp_path / "young", [1], ["nan"], seed=1)
-    with pytest.warns(UserWarning, match="holds no number in episode_return yet; it is left out"):
+    with pytest.warns(UserWarning, match="left out: .*young.* holds no number in episode_return yet"):
         (run,) = plot.read_runs([tmp_path])
     assert run.steps.tolist() == [2, 3] and run.values.tolist() == [5, 6]
-    with pytest.warns(UserWarning), pytest.raises(InputError, match="nothing to plot"):
+    with pytest.raises(InputError, match="holds no number in episode_return yet"):
         plot.read_runs([tmp_path / "young"])
     write_log(tmp_path / "bad" / "progress.csv", [1, 2], [1, "x"])
     with pytest.raises(InputError, match="episode_return at step 2 is no number, but 'x'"):
@@ -153,9 +158,35 @@ def test_runs_that_do_not_fit_together(tmp_path):
     write_run(tmp_path / "2", [1, 2], [1, 2], seed=1)
     with pytest.warns(UserWarning, match="some of the 2 runs have the same seed"):
         plot.group_runs(plot.read_runs([tmp_path / "1", tmp_path / "2"]))
-    write_run(tmp_path / "3", [8, 9], [1, 2], seed=3)
-    with pytest.raises(InputError, match="no steps in common; one begins at 8, one ends at 2"):
-        plot.group_runs(plot.read_runs([tmp_path]))
+    for late in (tmp_path / "3", tmp_path / "-1"):  # whichever comes first
+        write_run(late, [8, 9], [1, 2], seed=9)
+        with pytest.warns(
+            UserWarning, match=f"left out: {late}.*, steps 8 to 9: no step in common with .*, steps 1 to"
+        ):
+            (group,) = plot.group_runs(plot.read_runs([tmp_path]))
+        assert (group.seeds, group.steps[-1]) == (3, 2)
+        shutil.rmtree(late)
+
+
+def test_odd_runs_are_left_out_and_named(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / f"good{seed}", [1, 2], [1, 2], seed=seed)
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "broken", [1, 2], [1, 2], seed=2)
+    (tmp_path / "broken" / "checkpoint" / "config.json").write_text("[" * 100_000)
+    write_log(tmp_path / "words" / "progress.csv", [1, 2], [1, "x"])
+    write_log(tmp_path / "other" / "progress.csv", [1, 2], [1, 2], column="reward")
+    with pytest.warns(UserWarning) as warned:
+        runs = plot.read_runs(sorted(tmp_path.iterdir()))
+    assert [run.path.parent.name for run in runs] == ["good0", "good1"]
+    texts = sorted(str(w.message) for w in warned)
+    assert len(texts) == 4 and all(text.startswith(f"left out: {tmp_path}") for text in texts)
+    for text, pattern in zip(
+        texts, ["broken.*is not JSON", "empty: no run", "other.*no column", "words.*no number"], strict=True
+    ):
+        assert re.search(pattern, text), text
+    with pytest.raises(InputError, match="nothing to plot: .*empty.*; .*words"):
+        plot.read_runs([tmp_path / "empty", tmp_path / "words"])
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".PDF", b"%PDF"), (".svg", b"<?xml")])
@@ -196,15 +227,15 @@ def test_picture_and_table_are_two_files(tmp_path):
 
 
 def test_table(tmp_path):
-    for seed in range(2):
+    for seed in range(3):
         write_run(tmp_path / str(seed), [10, 20], [seed, 0.25], seed=seed)
     write_run(tmp_path / "x", [10], [2], seed=0, env="Acrobot-v1")
     out = tmp_path / "numbers.csv"
     plot.write_table(plot.group_runs(plot.read_runs([tmp_path])), out)
     assert out.read_text().splitlines() == [
         "environment,group,column,seeds,step,iqm,low,high",
-        "CartPole-v1,DQN,episode_return,2,10,0.5,0,1",
-        "CartPole-v1,DQN,episode_return,2,20,0.25,0.25,0.25",
+        "CartPole-v1,DQN,episode_return,3,10,1,0,2",
+        "CartPole-v1,DQN,episode_return,3,20,0.25,0.25,0.25",
         "Acrobot-v1,DQN,episode_return,1,10,2,,",
     ]
     plot.check_outputs(Path("c.svg"), out)  # such a table may be replaced

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -19,10 +20,17 @@ import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from fastrl.agents.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
-from fastrl.agents.config import InputError, make_config, resolve_device
+from fastrl.agents.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from fastrl.agents.config import InputError, check_int, make_config, resolve_device
 from fastrl.agents.envs import Envs, make_env
-from fastrl.agents.training import Training, evaluate
+from fastrl.agents.saved import as_json, check_config, check_obs, check_state
+from fastrl.agents.training import MAX_EPISODE_STEPS, Diverged, Episode, Training, episodes_of
 from fastrl.replay import ReplayBuffer
 
 C = TypeVar("C")
@@ -134,7 +142,7 @@ class Agent(ABC, Generic[C]):
                 for p in part.parameters():
                     # A number by itself is the logarithm of a temperature, which may be 0.
                     if not bool(torch.isfinite(p if p.ndim else p.exp()).all()):
-                        raise InputError(
+                        raise Diverged(
                             f"weights are not finite at step {self.steps}: training diverged; try a lower learning_rate"
                         )
 
@@ -173,23 +181,46 @@ class Agent(ABC, Generic[C]):
         return int(actions[0]) if isinstance(self.envs.action_space, gym.spaces.Discrete) else actions[0]
 
     def evaluate(
-        self, episodes: int = 20, seed: int = 1_000_000, env: gym.Env[Any, Any] | None = None
+        self,
+        episodes: int = 20,
+        seed: int = 1_000_000,
+        env: gym.Env[Any, Any] | None = None,
+        max_steps: int | None = MAX_EPISODE_STEPS,
     ) -> NDArray[np.float64]:
         """Returns ``[episodes]`` of the greedy policy in a fresh environment; training is not disturbed.
 
         Episode i begins with ``reset(seed + i)``.  `env` is needed if the agent's own cannot be made a second time.
+        An episode is cut after `max_steps` steps (None or 0: never), and its return is that of these steps; a warning
+        says how many were.
         """
+        played = list(self._play(episodes, seed, env, max_steps))
+        if cut := sum(episode.cut for episode in played):
+            warnings.warn(f"{cut} of {episodes} episodes were cut at {max_steps} steps (max_steps)", stacklevel=2)
+        return np.array([episode.reward for episode in played])
+
+    def _play(
+        self,
+        episodes: int,
+        seed: int,
+        env: gym.Env[Any, Any] | None,
+        max_steps: int | None,
+        tick: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Episode]:
+        """The episodes of `evaluate`, one by one as they end; `tick` is that of `episodes_of`."""
         if episodes < 1:
             raise InputError(f"episodes must be >= 1, got {episodes}")
         if seed < 0:
             raise InputError(f"seed must be >= 0, got {seed}")
+        if max_steps is not None and check_int("max_steps", max_steps) < 0:
+            raise InputError(f"max_steps must be >= 0 or None, got {max_steps}")
         if env is not None:
-            return evaluate(self.predict, env, episodes, seed)
+            yield from episodes_of(self.predict, env, episodes, seed, max_steps, tick)
+            return
         if self.envs.spec is None:
             raise InputError("evaluate: give it `env`, because the agent was made from an environment without a spec")
         own = make_env(self.envs.spec)
         try:
-            return evaluate(self.predict, own, episodes, seed)
+            yield from episodes_of(self.predict, own, episodes, seed, max_steps, tick)
         finally:
             own.close()
 
@@ -212,6 +243,17 @@ class Agent(ABC, Generic[C]):
         Raises InputError, and writes nothing, if training has diverged to weights that are not finite.
         """
         self._check_weights()
+        state, tensors = self._state()
+        config = {
+            "algorithm": self.algorithm,
+            "env": self.envs.env_id,
+            "made_from_id": self.envs.made_from_id,
+            "config": asdict(self.config),  # type: ignore[call-overload]
+        }
+        save_checkpoint(folder, config, state, tensors, None if self.buffer is None else self.buffer.save)
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What a checkpoint holds besides config and replay buffer: JSON types, and tensors."""
         tensors = {"obs": torch.from_numpy(self.envs.obs)}
         state: dict[str, Any] = {
             "steps": self.steps,
@@ -230,64 +272,94 @@ class Agent(ABC, Generic[C]):
                 state[name] = part.bit_generator.state
             else:
                 state[name] = part.state_dict()
-        config = {
-            "algorithm": self.algorithm,
-            "env": self.envs.env_id,
-            "made_from_id": self.envs.made_from_id,
-            "config": asdict(self.config),  # type: ignore[call-overload]
-        }
-        save_checkpoint(folder, config, state, tensors, None if self.buffer is None else self.buffer.save)
+        return state, tensors
+
+    def _load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Give back what `_state` took to an agent that was just made; warn if the environments do not come back."""
+        for name, part in self._parts().items():
+            if isinstance(part, torch.nn.Module):
+                start = f"{name}."
+                part.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
+            elif isinstance(part, torch.optim.Optimizer):
+                load_optimizer_tensors(part, tensors, f"{name}.")
+            elif isinstance(part, np.random.Generator):
+                part.bit_generator.state = state[name]
+            else:
+                part.load_state_dict(state[name])
+        self.rng.bit_generator.state = state["rng"]
+        self.steps, self.total_steps, self.n_updates = state["steps"], state["total_steps"], state["n_updates"]
+        self._log = state["log"]
+        try:
+            restored = self.envs.load_state_dict(state["envs"], tensors["obs"].numpy())
+        except InputError:
+            raise
+        except Exception as error:  # the environment's own, for actions that it does not take
+            what = " ".join(str(error).split())
+            raise InputError(f"the environment cannot be brought back: {type(error).__name__}: {what}") from error
+        if not restored:
+            if self.buffer is not None:
+                self.buffer.new_episodes()
+            for part in self._parts().values():
+                if hasattr(part, "new_episodes"):  # what it carries from step to step is of the abandoned ones
+                    part.new_episodes()
+            warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=5)
 
     @classmethod
     def load(cls: type[A], folder: str | os.PathLike[str], env: Env | None = None, device: str | None = None) -> A:
         """The agent of a checkpoint or run folder, ready to go on training.
 
-        `env` is needed only if the agent was not made from an id; agents with a replay buffer need as many environments
-        as were saved.  `device`: another one than it was saved on.
+        `env` is needed only if the agent was not made from an id, or if its id names a module to import
+        (``module:Id``): whoever can write a checkpoint must not choose what code is run.  Agents with a replay buffer
+        need as many environments as were saved.  `device`: another one than it was saved on.
         Raises InputError for a damaged checkpoint, or one of another environment.  If the environment cannot be
         brought back to where it was (it was given as an object, it does not repeat itself, or its episode is longer
         than `fastrl.agents.envs.KEPT_ACTIONS`), a warning says that new episodes begin.
         """
-        checkpoint = load_checkpoint(folder)
-        saved, state, tensors = checkpoint.config, checkpoint.state, checkpoint.tensors
-        where = f"checkpoint {checkpoint.folder}"
+        with load_checkpoint(folder) as checkpoint:
+            return cls._from_checkpoint(checkpoint, env, device)
+
+    @classmethod
+    def _from_checkpoint(cls: type[A], checkpoint: Checkpoint, env: Env | None, device: str | None) -> A:
+        saved, where, versions = checkpoint.config, f"checkpoint {checkpoint.folder}", checkpoint.versions()
         if saved.get("algorithm") != cls.algorithm:
             raise InputError(f"{where} is of algorithm {saved.get('algorithm')!r}, not {cls.algorithm!r}")
+        check_config(saved, where)
         if env is None and not saved["made_from_id"]:
             raise InputError(f"{where}: give `env`, because the agent was not made from an id")
-        config = make_config(cls.config_class, saved["config"], where)
+        if env is None and ":" in saved["env"]:
+            module, _, _ = saved["env"].partition(":")
+            raise InputError(
+                f"{where} is of {saved['env']}, which imports the module {module!r}; "
+                f"if that is meant, repeat it: env={saved['env']!r}, or --env {saved['env']}"
+            )
+        try:
+            config = make_config(cls.config_class, saved["config"], where)
+        except InputError as error:
+            raise InputError(f"{error}{versions}") from None
+        missing = [f.name for f in fields(cls.config_class) if f.name not in saved["config"]]
+        if missing:
+            warnings.warn(f"{where} lacks {', '.join(missing)}; the defaults are used{versions}", stacklevel=4)
         if env is not None and not isinstance(env, str):  # it need not hold as many as were saved
             config = replace(config, num_envs=env.num_envs if isinstance(env, VectorEnv) else 1)
         agent = cls(env or saved["env"], config if device is None else replace(config, device=device))
         if agent.envs.env_id != saved["env"]:
             raise InputError(f"{where} is of {saved['env']}, not {agent.envs.env_id}")
         try:
-            for name, part in agent._parts().items():
-                if isinstance(part, torch.nn.Module):
-                    start = f"{name}."
-                    part.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
-                elif isinstance(part, torch.optim.Optimizer):
-                    load_optimizer_tensors(part, tensors, f"{name}.")
-                elif isinstance(part, np.random.Generator):
-                    part.bit_generator.state = state[name]
-                else:
-                    part.load_state_dict(state[name])
+            check_state(checkpoint.state, as_json(agent._state()[0]))
+            check_obs(checkpoint, agent.envs.obs)
             if agent.buffer is not None:
-                agent.buffer.load(checkpoint.folder / "replay")
-        except (RuntimeError, ValueError, KeyError) as error:
+                if checkpoint.replay is None:
+                    raise InputError("replay is missing")
+                agent.buffer.load(checkpoint.replay)
+            agent._load_state(checkpoint.state, checkpoint.tensors)
+            agent._check_weights()
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             what = " ".join(str(error).split())
-            raise InputError(f"{where} does not fit its config.json: {what}") from error
+            what = f"no {what}" if isinstance(error, KeyError) else what
+            raise InputError(f"{where} does not fit its config.json: {what}{versions}") from error
         agent.run_folder = checkpoint.folder.parent.resolve()
-        agent.rng.bit_generator.state = state["rng"]
-        agent.steps, agent.total_steps, agent.n_updates = state["steps"], state["total_steps"], state["n_updates"]
-        agent._log = state["log"]
-        if not agent.envs.load_state_dict(state["envs"], tensors["obs"].numpy()):
-            if agent.buffer is not None:
-                agent.buffer.new_episodes()
-            for part in agent._parts().values():
-                if hasattr(part, "new_episodes"):  # what it carries from step to step is of the abandoned ones
-                    part.new_episodes()
-            warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=2)
         return agent
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
+import errno
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -20,8 +21,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from fastrl._files import locked
 from fastrl.agents.config import InputError, check_int
 from fastrl.agents.envs import Envs
+from fastrl.agents.logs import Logs
+
+MAX_EPISODE_STEPS = 30_000  # of an evaluation's episode; those of Atari have 27,000
+LOCK = ".fastrl-lock"  # in a run folder, of the process that trains there
+
+
+class Diverged(InputError):
+    """Training has diverged: what there is now is not worth saving."""
 
 
 class Agent(Protocol):
@@ -41,8 +51,11 @@ class Training:
     """Context of one training loop: ``with Training(agent, ...) as run: while not run.done(): ...``.
 
     With a `folder` (new, empty or of this agent's own run, else an InputError), `progress.csv`, TensorBoard events and
-    the checkpoint go there; the checkpoint is written every `save_every` steps, at the end, and on Ctrl-C (a first
-    Ctrl-C ends the loop after the current step, and then raises KeyboardInterrupt; a second one does not wait).
+    the checkpoint go there, and nobody else trains there meanwhile.  The checkpoint is written every `save_every`
+    steps, at the end, when the environment raises, and on Ctrl-C (a first Ctrl-C ends the loop after the current step,
+    and then raises KeyboardInterrupt; a second one does not wait).  SIGTERM is like it, but raises SystemExit(143); it
+    is left alone where the program has a handler of its own, and without a folder.  If nothing was learned, a folder
+    that was new is gone again.
     `progress`: a bar on a terminal, a line now and then elsewhere.
     """
 
@@ -65,29 +78,33 @@ class Training:
             raise InputError(f"save_every must be >= 1, got {save_every}")
         self.agent, self.total_steps = agent, total_steps
         self.folder = Path(folder) if folder is not None else None
-        self.interrupted = False
+        self.interrupted: int | None = None  # by this signal
         self._start_steps = agent.steps
         self._log_every, self._save_every = log_every, save_every or total_steps
         self._next = min(self._after(log_every), self._after(self._save_every), total_steps)
         self._progress = progress
-        self._console = Console(stderr=True)
+        self._console = _Console(stderr=True)
         self._bar = _bar(self._console) if progress and self._console.is_terminal else None
         self._line_every = max(total_steps // 10, log_every) if progress and self._bar is None else 0
 
     def __enter__(self) -> Training:
-        self._writers: list[Callable[[dict[str, float]], None]] = []
+        self._logs: Logs | None = None
+        self._lock = contextlib.ExitStack()
+        self._handlers: dict[int, Any] = {}
+        self._new = self._made = False  # was the run folder empty, and is it ours?
         if self.folder is not None:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                if any(self.folder.iterdir()) and self.agent.run_folder != self.folder.resolve():
-                    raise InputError(f"{self.folder} is not empty and not of this agent's run; nothing is overwritten")
-                self._open_logs(self.folder)
-                self.agent.run_folder = self.folder.resolve()
+                self._claim(self.folder)
             except OSError as error:
+                self._leave()
                 raise InputError(f"cannot write to {self.folder}: {error.strerror or error}") from error
-        self._old_handler: Any = None
+            except BaseException:
+                self._leave()
+                raise
         if threading.current_thread() is threading.main_thread():
-            self._old_handler = signal.signal(signal.SIGINT, self._interrupt)
+            self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+            if self.folder is not None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+                self._handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._interrupt)
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task("", total=self.total_steps, completed=self._start_steps, status="")
@@ -100,21 +117,58 @@ class Training:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if self._old_handler is not None:
-            signal.signal(signal.SIGINT, self._old_handler)
-        if self.folder is not None:
-            self._csv_file.close()
-            self._tensorboard.close()
-            if kind is None:
-                self.agent.save(self.folder / "checkpoint")
-        if kind is None and self.interrupted:
+        try:
+            if self.folder is not None and (kind is None or issubclass(kind, Exception)) and kind is not Diverged:
+                self._save_at_the_end(error)
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            self._leave()
+        if kind is None and self.interrupted == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        if kind is None and self.interrupted is not None:
             raise KeyboardInterrupt(*([f"checkpoint saved in {self.folder}"] if self.folder is not None else []))
+
+    def _save_at_the_end(self, error: BaseException | None) -> None:
+        assert self.folder is not None
+        if error is None:
+            self.agent.save(self.folder / "checkpoint")
+        elif self.agent.steps > self._start_steps:
+            with contextlib.suppress(Exception):  # what went wrong first is what the user needs to know
+                self.agent.save(self.folder / "checkpoint")
+
+    def _claim(self, folder: Path) -> None:
+        """Make the run folder this process's, or raise InputError."""
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.enter_context(locked(folder / LOCK, wait=False))
+        except BlockingIOError:
+            raise InputError(f"{folder} is in use: another process trains there") from None
+        self._new, self._made = all(path.name == LOCK for path in folder.iterdir()), made
+        if not self._new and self.agent.run_folder != folder.resolve():
+            raise InputError(f"{folder} is not empty and not of this agent's run; nothing is overwritten")
+        names = ["step", "time_s", "steps_per_s", "episodes", "episode_return", "episode_length", *self.agent.metrics()]
+        self._logs = Logs(folder, names, self._start_steps)
+        self.agent.run_folder = folder.resolve()
+
+    def _leave(self) -> None:
+        """Close the logs and let go of the folder; if nothing came of a new run, nothing of it stays."""
+        if self._logs is not None:
+            self._logs.close()
+        empty = self._new and self.folder is not None and not (self.folder / "checkpoint").exists()
+        if self._logs is not None and empty and not self._logs.rows:
+            self._logs.remove()
+        self._lock.close()
+        if self.folder is not None and empty and self._made:
+            with contextlib.suppress(OSError):  # there is something in it
+                self.folder.rmdir()
 
     def done(self) -> bool:
         """Call once a step: True when the loop must end.  Cheap unless something is due."""
         if self.agent.steps >= self._next:
             self._report()
-        return self.interrupted or self.agent.steps >= self.total_steps
+        return self.interrupted is not None or self.agent.steps >= self.total_steps
 
     def _after(self, every: int) -> int:
         return (self.agent.steps // every + 1) * every
@@ -124,15 +178,15 @@ class Training:
         mean_return, mean_length = np.mean(agent.envs.recent or [(np.nan, np.nan)], axis=0).tolist()
         row = {
             "step": agent.steps,
-            "time_s": round(now - self._start_time, 3),
+            "time_s": round(now - self._start_time + (self._logs.seconds if self._logs is not None else 0.0), 3),
             "steps_per_s": round((agent.steps - self._last_steps) / (now - self._last_time), 1),
             "episodes": agent.envs.episodes,
             "episode_return": mean_return,
             "episode_length": mean_length,
             **agent.metrics(),
         }
-        for write in self._writers:
-            write(row)
+        if self._logs is not None:
+            self._logs.write(row)
         check_loss(row["loss"], agent.steps)
         status = f"{row['steps_per_s']:,.0f} steps/s  return {row['episode_return']:.1f}  loss {row['loss']:.3g}"
         if self._bar is not None:
@@ -145,38 +199,20 @@ class Training:
         self._last_steps, self._last_time = agent.steps, now
         self._next = min(self._after(self._log_every), self._after(self._save_every), self.total_steps)
 
-    def _open_logs(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second of imports, so only where it is wanted
-
-        path = folder / "progress.csv"
-        rows: list[dict[str, str]] = []
-        if path.exists():  # a resumed run: what was logged after the checkpoint happens again
-            with path.open(newline="", errors="replace") as file:
-                rows = [row for row in _complete_rows(file.read()) if int(row["step"]) <= self._start_steps]
-        self._csv_file = path.open("w", newline="", buffering=1)
-        names = ["step", "time_s", "steps_per_s", "episodes", "episode_return", "episode_length", *self.agent.metrics()]
-        table = csv.DictWriter(self._csv_file, names, extrasaction="ignore")
-        table.writeheader()
-        table.writerows(rows)
-        self._tensorboard: Any = SummaryWriter(str(folder), purge_step=self._start_steps + 1)
-
-        def write_tensorboard(row: dict[str, float]) -> None:
-            for name, value in row.items():
-                if name != "step":
-                    self._tensorboard.add_scalar(name, value, row["step"])
-
-        self._writers = [table.writerow, write_tensorboard]
-
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
+        if self.interrupted is None:
+            self.interrupted = number
+        elif number == signal.SIGTERM:
+            raise SystemExit(128 + number)
+        else:
             raise KeyboardInterrupt
-        self.interrupted = True
 
 
-def _complete_rows(text: str) -> list[dict[str, str]]:
-    """The rows of a CSV table, without those that a crash left half-written."""
-    rows = csv.DictReader(text[: text.rfind("\n") + 1].replace("\0", "").splitlines())
-    return [row for row in rows if None not in (*row, *row.values()) and row.get("step", "").isdecimal()]
+class _Console(Console):
+    """One that raises when nobody reads its output any more, so that training is saved, and does not exit."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def _bar(console: Console) -> Progress:
@@ -194,19 +230,50 @@ def check_loss(loss: float, step: int, weights: torch.Tensor | None = None) -> N
     if math.isfinite(loss) and weights is not None and not math.isfinite(weights.sum().item()):
         loss = math.nan  # the next one would be
     if not math.isfinite(loss):
-        raise InputError(f"loss is not finite at step {step}, but {loss}: training diverged; try a lower learning_rate")
+        raise Diverged(f"loss is not finite at step {step}, but {loss}: training diverged; try a lower learning_rate")
+
+
+class Episode(NamedTuple):
+    """One of an evaluation."""
+
+    reward: float
+    """The undiscounted sum of its rewards."""
+    cut: bool
+    """Did it end because of `max_steps`, not by itself?"""
+
+
+def episodes_of(
+    policy: Callable[[NDArray[Any]], Any],
+    env: gym.Env[Any, Any],
+    episodes: int,
+    seed: int,
+    max_steps: int | None = None,
+    tick: Callable[[int, int], None] | None = None,
+) -> Iterator[Episode]:
+    """Episodes of `policy` (observation -> action) as they end; episode i begins with ``env.reset(seed + i)``.
+
+    Each is cut after `max_steps` steps (None or 0: never).  `tick` gets the numbers of the episode (from 1) and of the
+    step in it, every 100 steps.
+    """
+    for i in range(episodes):
+        obs, _ = env.reset(seed=seed + i)
+        total, steps, done = 0.0, 0, False
+        while not done and (not max_steps or steps < max_steps):
+            obs, reward, terminated, truncated, _ = env.step(policy(obs))
+            total += float(reward)
+            steps += 1
+            done = bool(terminated or truncated)
+            if tick is not None and steps % 100 == 0:
+                tick(i + 1, steps)
+        yield Episode(total, not done)
 
 
 def evaluate(
-    policy: Callable[[NDArray[Any]], Any], env: gym.Env[Any, Any], episodes: int, seed: int
+    policy: Callable[[NDArray[Any]], Any],
+    env: gym.Env[Any, Any],
+    episodes: int,
+    seed: int,
+    max_steps: int | None = MAX_EPISODE_STEPS,
 ) -> NDArray[np.float64]:
-    """Returns ``[episodes]`` of `policy` (observation -> action); episode i begins with ``env.reset(seed + i)``."""
-    returns = np.zeros(episodes)
-    for i in range(episodes):
-        obs, _ = env.reset(seed=seed + i)
-        done = False
-        while not done:
-            obs, reward, terminated, truncated, _ = env.step(policy(obs))
-            returns[i] += float(reward)
-            done = terminated or truncated
-    return returns
+    """Returns ``[episodes]`` of `policy`, as in `episodes_of`."""
+    return np.array([episode.reward for episode in episodes_of(policy, env, episodes, seed, max_steps)])

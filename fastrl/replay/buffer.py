@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -368,8 +368,8 @@ class ReplayBuffer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that decides what the buffer will do to one file, checksummed and without pickle.
 
-        Atomic: after a crash at any moment `path` is the old file or the new one (a file ``.NAME.PID.tmp`` may be left
-        beside it).  Other threads that add or sample wait meanwhile.
+        Atomic: after a crash at any moment `path` is the old file or the new one (a file ``.NAME.*.fastrl-tmp`` may be
+        left beside it, which the next save removes).  Other threads that add or sample wait meanwhile.
 
         Raises:
             OSError: the file cannot be written; an earlier one is left as it was.
@@ -378,29 +378,29 @@ class ReplayBuffer:
             header, arrays = self._state()
             storage.write(path, header, arrays)
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on bit for bit where `save` was called, random draws included.
+    def load(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+        """Go on bit for bit where `save` was called, random draws included; `path` may be a file opened to be read.
 
         Whatever raises leaves the buffer as it was.  With seed=None the default generator is set back as well.  Files
         of before `store_next_obs` are read too; their transitions get new numbers.
 
         Raises:
             ValueError: not a file of `save`; cut off or changed since; or of a buffer with another class, capacity,
-                num_envs, spaces, n_step, gamma, store_next_obs, alpha or eps (the message says which).  `device` and
-                the schedule of beta may differ.
+                num_envs, spaces, n_step, gamma, store_next_obs, alpha or eps (`device` and beta may differ).
             OSError: the file cannot be read.
         """
-        with open(path, "rb") as file:
-            try:
-                columns = [np.zeros(self._tree.capacity, np.float32), *self._new_columns()]
-                header, arrays = states.read(storage.Reader(file), self._config(), columns, self.num_envs)
-                self._set_state(header, arrays)
-            except ValueError as error:
-                raise ValueError(f"replay.load: {os.fspath(path)} is {error}") from None
-            except (TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-                raise ValueError(
-                    f"replay.load: {os.fspath(path)} is damaged: {type(error).__name__}: {error}"
-                ) from None
+        if isinstance(path, (str, os.PathLike)):
+            with open(path, "rb") as file:
+                return self.load(file)
+        where = f"replay.load: {path.name}"
+        try:
+            columns = [np.zeros(self._tree.capacity, np.float32), *self._new_columns()]
+            header, arrays = states.read(storage.Reader(path), self._config(), columns, self.num_envs)
+            self._set_state(header, arrays)
+        except ValueError as error:
+            raise ValueError(f"{where} is {error}") from None
+        except (TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from None
 
     def _config(self) -> dict[str, Any]:
         """What a saved state must agree in."""

@@ -10,41 +10,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl._files import atomic_write
+
 MAGIC = b"\x93fastrl\x01"  # the last byte is the version of the format; the first is not ASCII, so no text begins so
 _CHUNK = 1 << 20
-
-
-@contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends, and is gone again if the block raises.
-
-    It is written next to `path`, flushed to the disk and renamed, so that `path` is always the old file or the new one,
-    also when the process is killed or the power fails.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself must reach the disk; Windows cannot open a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> None:
@@ -84,7 +58,13 @@ class Reader:
         if file.read(32) != self._sha.digest():
             raise ValueError("damaged: the checksum of its header does not fit")
         self._sha.update(self._sha.digest())
-        self.header: dict[str, Any] = json.loads(text)
+        try:
+            header = json.loads(text)
+        except (ValueError, RecursionError):
+            header = None
+        if not isinstance(header, dict):
+            raise ValueError("damaged: its header is no JSON object")
+        self.header: dict[str, Any] = header
 
     def read_into(self, arrays: Sequence[NDArray[Any]]) -> None:
         """Fill C-contiguous `arrays` with those that were given to `write`."""

@@ -1,14 +1,19 @@
 """The container of save / load: what is on the disk after a crash, a full disk or in a read-only folder."""
 
+import hashlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from fastrl._files import locked
 from fastrl.replay import storage
+
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX files")
 
 ARRAYS = [np.arange(10.0), np.ones((3, 4), np.bool_), np.zeros((0, 5), np.float16), np.array([[1, 2]], np.uint8)]
 
@@ -82,7 +87,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_process_leaves_the_old_file(tmp_path):
-    """The temporary file stays behind, and neither hides the old file nor hinders the next write."""
+    """The temporary file stays behind, does not hide the old file, and is gone after the next write."""
     storage.write(tmp_path / "file", {"n": 1}, ARRAYS)
     code = (
         "import os, signal, sys\n"
@@ -96,12 +101,96 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     assert len(os.listdir(tmp_path)) == 2 and read(tmp_path / "file")[0] == {"n": 1}
     storage.write(tmp_path / "file", {"n": 2}, ARRAYS)
     assert read(tmp_path / "file")[0] == {"n": 2}
+    assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_temporary_file_of_the_same_process_number(tmp_path):
-    (tmp_path / f".file.{os.getpid()}.tmp").write_bytes(b"left behind" * 1000)
+@posix
+def test_only_temporary_files_of_dead_writers_are_removed(tmp_path):
+    """Those of a write under way, of another file and of other programs stay."""
+    others = [".file.17.tmp", ".file.0123456789abcdef.fastrl-tmp.bak", ".other.0123456789abcdef.fastrl-tmp"]
+    for name in [*others, ".file.0123456789abcdef.fastrl-tmp"]:
+        (tmp_path / name).write_text("left behind")
+    with storage.atomic_write(tmp_path / "file") as file:
+        storage.write(tmp_path / "file", {"n": 1}, ARRAYS)
+        assert sorted(set(os.listdir(tmp_path)) - set(others))[-1] == "file"
+        file.write(b"the last one wins")
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "file"])
+    assert (tmp_path / "file").read_bytes() == b"the last one wins"
+
+
+@posix
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda n: "f" * 2 * n)
+    (tmp_path / "victim").write_text("keep")
+    (tmp_path / f".file.{'f' * 16}.fastrl-tmp").symlink_to(tmp_path / "victim")
+    with pytest.raises(FileExistsError):
+        storage.write(tmp_path / "file", {}, ARRAYS)
+    assert (tmp_path / "victim").read_text() == "keep" and not (tmp_path / "file").exists()
+
+
+@posix
+def test_a_symbolic_link_stays_and_what_it_names_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("there", "dangling"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    (tmp_path / "disk" / "there").write_bytes(b"earlier")
+    for name in ("there", "dangling"):
+        for n in range(2):
+            storage.write(tmp_path / name, {"n": n}, ARRAYS)
+            assert (tmp_path / name).is_symlink() and read(tmp_path / "disk" / name)[0] == {"n": n}
+    assert sorted(os.listdir(tmp_path / "disk")) == ["dangling", "there"]
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o400])
+def test_the_mode_of_a_file_is_kept(tmp_path, mode):
     storage.write(tmp_path / "file", {"n": 1}, ARRAYS)
-    assert os.listdir(tmp_path) == ["file"] and read(tmp_path / "file")[0] == {"n": 1}
+    (tmp_path / "file").chmod(mode)
+    storage.write(tmp_path / "file", {"n": 2}, ARRAYS)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+    (tmp_path / "file").chmod(0o600)
+    assert read(tmp_path / "file")[0] == {"n": 2}
+
+
+@posix
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):
+        before = os.stat(path)
+        with pytest.raises(OSError, match="not a regular file"):
+            storage.write(path, {}, ARRAYS)
+        assert os.path.samestat(os.stat(path), before)
+    with pytest.raises(IsADirectoryError):
+        storage.write(tmp_path, {}, ARRAYS)
+
+
+@pytest.mark.parametrize("text", [b"[1]", b"3", b"{", b"[" * 100_000, b"\xff", b'{"a": ' * 100_000])
+def test_a_header_that_is_no_json_object(tmp_path, text):
+    start = storage.MAGIC + len(text).to_bytes(8, "little") + text
+    (tmp_path / "file").write_bytes(start + hashlib.sha256(start).digest() + bytes(32))
+    with pytest.raises(ValueError, match="^damaged: its header is no JSON object$"):
+        read(tmp_path / "file", [])
+
+
+@posix
+def test_a_lock_is_for_one_and_ends_with_its_process(tmp_path):
+    path = tmp_path / "lock"
+    code = (
+        "import sys, time; from pathlib import Path; from fastrl._files import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(600)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError), locked(path, wait=False):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert path.exists()  # left behind, and nobody's
+    with locked(path, wait=False), pytest.raises(BlockingIOError), locked(path, wait=False):
+        pass
+    assert not path.exists()
 
 
 def test_a_read_only_folder(tmp_path):

@@ -1,0 +1,93 @@
+"""What a checkpoint's JSON has to hold: everything is checked before an agent is made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fastrl.agents.checkpoint import Checkpoint
+from fastrl.agents.config import InputError
+
+COUNTERS = ("steps", "total_steps", "n_updates")
+TYPES = {"algorithm": str, "env": (str, type(None)), "made_from_id": bool, "config": dict}
+
+
+def check_config(saved: Mapping[str, Any], where: str) -> None:
+    """Raise InputError unless config.json holds what `Agent.load` needs, with the right types."""
+    for name, types in TYPES.items():
+        if name not in saved or not isinstance(saved[name], types):  # type: ignore[arg-type]
+            raise InputError(f"{where}: config.json has no usable {name}, but {_short(saved.get(name))}")
+    if saved["made_from_id"] and saved["env"] is None:
+        raise InputError(f"{where}: config.json has no usable env, but None")
+
+
+def check_state(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
+    """Raise ValueError unless state.json has the form of the state of a new agent with the same settings."""
+    for name in COUNTERS:
+        if not _is_count(saved[name]):
+            raise ValueError(f"{name} must be a count, got {_short(saved[name])}")
+    for name, value in fresh.items():
+        if name in saved and name != "envs":
+            same_form(saved[name], value, name)
+    envs = saved["envs"]
+    if not isinstance(envs, dict) or not _is_count(envs["num_envs"]) or not _is_count(envs["episodes"]):
+        raise ValueError("envs must be an object with num_envs and episodes")
+    numbers = {"returns": envs["returns"], "lengths": envs["lengths"]}
+    for name, values in {**numbers, "recent": [x for pair in envs["recent"] for x in pair]}.items():
+        if not isinstance(values, list) or not all(map(_is_number, values)):
+            raise ValueError(f"envs.{name} must be numbers, got {_short(values)}")
+        if name != "recent" and len(values) != envs["num_envs"]:
+            raise ValueError(f"envs.{name} must be {envs['num_envs']} numbers, got {len(values)}")
+    if any(len(pair) != 2 for pair in envs["recent"]):
+        raise ValueError("envs.recent must be pairs of a return and a length")
+
+
+def check_obs(checkpoint: Checkpoint, fresh: NDArray[Any]) -> None:
+    """Raise ValueError unless the saved observations are such as the new agent's, if it has as many environments."""
+    obs = checkpoint.tensors["obs"].numpy()
+    if checkpoint.state["envs"]["num_envs"] == len(fresh) and (obs.shape, obs.dtype) != (fresh.shape, fresh.dtype):
+        raise ValueError(f"obs must be {fresh.dtype}{fresh.shape}, got {obs.dtype}{obs.shape}")
+
+
+def same_form(saved: Any, fresh: Any, name: str) -> None:
+    """Raise ValueError where `saved` has other keys than `fresh`, or a value of another kind."""
+    if isinstance(fresh, Mapping):
+        if not isinstance(saved, dict) or set(saved) != set(map(str, fresh)):
+            wanted, got = ", ".join(map(str, fresh)), ", ".join(saved) if isinstance(saved, dict) else _short(saved)
+            raise ValueError(f"{name} must have the keys {wanted}, got {got}")
+        for key, value in fresh.items():
+            same_form(saved[str(key)], value, f"{name}.{key}")
+        return
+    if isinstance(fresh, (list, tuple)):
+        fits = isinstance(saved, list)
+    elif isinstance(fresh, bool) or fresh is None or isinstance(fresh, str):
+        fits = fresh is None or type(saved) is type(fresh)
+    elif isinstance(fresh, int):
+        fits = isinstance(saved, int) and not isinstance(saved, bool)
+    else:
+        fits = _is_number(saved)
+    if not fits:
+        raise ValueError(f"{name} must be {type(fresh).__name__}, got {_short(saved)}")
+
+
+def as_json(value: Any) -> Any:
+    """`value` as it is after a save and a load."""
+    return json.loads(json.dumps(value))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) < 2**63
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 50 else f"{text[:47]}..."

@@ -1,0 +1,232 @@
+"""`fastrl train`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import signal
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from fastrl._files import locked
+from fastrl.agents.agent import Agent
+from fastrl.agents.checkpoint import load_checkpoint, load_config
+from fastrl.agents.config import InputError, make_config
+from fastrl.agents.training import LOCK
+from fastrl.cli.common import algorithm_of, algorithms, check_new, check_threads, closing, failures, mean, parse, table
+from fastrl.cli.errors import Failure, fail, no_memory, one_line
+from fastrl.cli.eval import evaluate
+
+DEFAULT_STEPS = {"dqn": 50_000, "reinforce": 200_000, "a2c": 500_000, "actor_critic": 500_000}
+OTHERS_STEPS = 100_000
+
+C = TypeVar("C")
+
+
+@dataclasses.dataclass
+class Train(Generic[C]):
+    """Train an agent.  Logs (CSV, TensorBoard) and the checkpoint go to a new run folder."""
+
+    hyperparameters: C
+    env: str | None = None
+    """Gymnasium environment id."""
+    total_steps: int | None = None
+    """Environment steps from the start of training (`fastrl train --help` has the defaults; resumed: the run's own)."""
+    out: Path | None = None
+    """Run folder; must not exist or be empty (runs/ENV-ALGORITHM-seedS-TIME)."""
+    resume: Path | None = None
+    """Run folder to go on with, exactly where it stopped."""
+    config: Path | None = None
+    """JSON file of hyperparameters, or a checkpoint's config.json; flags override it."""
+    save_every: int = 10_000
+    """Environment steps from one checkpoint to the next."""
+    threads: int = 1
+    """PyTorch's threads on the CPU; more than one pays only for large networks, and slows small ones down."""
+    max_episode_steps: int = 30_000
+    """Steps after which an episode of the evaluation at the end is cut; 0: never."""
+
+
+def command(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: fastrl train ALGORITHM --env ENV ...\n       fastrl train --resume RUN ...\n")
+        print("The algorithms, and how many steps they take by default:")
+        for name in algorithms():
+            print(f"  {name:<16}{DEFAULT_STEPS.get(name, OTHERS_STEPS):>9,}")
+        print("\n`fastrl train ALGORITHM --help` lists the hyperparameters.")
+        return 0 if args else 2
+    name, *flags = args
+    if name.startswith("-"):
+        run = _value_of("--resume", args)
+        if run is None:
+            if any(arg.partition("=")[0] == "--resume" for arg in args):
+                raise InputError("--resume RUN: the run's folder is missing")
+            raise InputError(f"the algorithm comes before {name}: fastrl train ALGORITHM ...")
+        name, flags = load_config(run).get("algorithm", ""), args  # a checkpoint names its algorithm
+        algorithm = algorithm_of(name, f"{run}: ")
+    else:
+        algorithm = algorithm_of(name)
+    config_class = algorithm.config_class
+    command: type[Train[Any]] = Train[config_class]  # type: ignore[valid-type]
+
+    options = parse(command, flags, f"fastrl train {name}", Train(config_class()))
+    if options.config is not None:
+        from_file = _hyperparameters(algorithm, _read_config(options.config), f"--config {options.config}")
+        options = parse(command, flags, f"fastrl train {name}", Train(from_file))
+    check_threads(options.threads)
+    torch.set_num_threads(options.threads)
+    if options.resume is not None:
+        return _resume(algorithm, command, flags, options)
+    if options.env is None:
+        raise InputError("--env ENV is missing, for instance --env CartPole-v1")
+    if options.out is not None:
+        check_new(options.out)
+    make: Any = algorithm
+    agent: Agent[Any] = make(options.env, options.hyperparameters)
+    total = DEFAULT_STEPS.get(name, OTHERS_STEPS) if options.total_steps is None else options.total_steps
+    with closing(agent):
+        if options.out is not None:
+            return _run(agent, options.out, total, options)
+        out = _new_folder(f"{re.sub('[/:]', '_', options.env)}-{name}-seed{agent.config.seed}")
+        try:
+            return _run(agent, out, total, options)
+        finally:
+            with contextlib.suppress(OSError):  # something came of the run
+                out.rmdir()
+
+
+def _value_of(flag: str, args: list[str]) -> str | None:
+    """The value that follows `flag`, or an = behind it; the last one counts."""
+    pairs = zip(args, [*args[1:], None], strict=True)
+    values = [arg.partition("=")[2] or following for arg, following in pairs if arg.partition("=")[0] == flag]
+    return values[-1] if values and values[-1] and not values[-1].startswith("-") else None
+
+
+def _new_folder(name: str) -> Path:
+    """An empty folder in runs/ that nobody else has: of two commands in one second, one gets a number."""
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        Path("runs").mkdir(exist_ok=True)
+        for number in count(1):
+            out = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+            with contextlib.suppress(FileExistsError):
+                out.mkdir()
+                return out
+    except OSError as error:
+        raise InputError(f"cannot write to {Path('runs') / stem}: {error.strerror or error}") from error
+    raise AssertionError
+
+
+def _resume(algorithm: type[Agent[Any]], command: type[Train[Any]], flags: list[str], options: Train[Any]) -> int:
+    assert options.resume is not None
+    saved = _hyperparameters(algorithm, load_config(options.resume), str(options.resume))
+    # The same flags over the saved hyperparameters: whatever then differs was asked for anew.
+    wanted = parse(command, flags, "fastrl train", Train(saved)).hyperparameters
+    changed = [f.name for f in dataclasses.fields(wanted) if getattr(wanted, f.name) != getattr(saved, f.name)]
+    if options.config is not None or set(changed) - {"device"}:
+        what = "--config" if options.config is not None else ", ".join(changed)
+        raise InputError(f"--resume takes the hyperparameters of the run; {what} cannot be changed")
+    if options.out is not None:
+        check_new(options.out)
+    out = options.out or (options.resume.parent if options.resume.name == "checkpoint" else options.resume)
+    try:  # a run that is in use is not at its end: what is loaded now would be old by then
+        with locked(out / LOCK, wait=False) if options.out is None else contextlib.nullcontext():
+            agent = algorithm.load(options.resume, env=options.env, device=wanted.device)
+    except BlockingIOError:
+        raise InputError(f"{out} is in use: another process trains there") from None
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
+    with closing(agent):
+        total = agent.total_steps if options.total_steps is None else options.total_steps
+        if agent.steps >= total > 0:
+            print(
+                f"{options.resume} is finished: {agent.steps:,} of {total:,} steps; "
+                f"for its returns: fastrl eval {options.resume}; to go on: --total-steps N"
+            )
+            return 0
+        if options.total_steps is None and total == 0:
+            raise InputError(f"{options.resume} does not say how far it was to go: give --total-steps N")
+        return _run(agent, out, total, options)
+
+
+def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train[Any]) -> int:
+    began, first = time.perf_counter(), agent.steps
+    go_on = f"fastrl train --resume {out}"
+    if ":" in str(agent.envs.env_id):
+        go_on += f" --env {agent.envs.env_id}"
+    try:
+        agent.learn(total_steps, folder=out, save_every=options.save_every)
+    except KeyboardInterrupt as error:
+        if not error.args:  # a second Ctrl-C did not wait for the save
+            raise KeyboardInterrupt(f" at step {agent.steps}; nothing saved since the last checkpoint") from None
+        raise KeyboardInterrupt(f" at step {agent.steps}; {error}; go on with: {go_on}") from None
+    except SystemExit as stop:
+        if stop.code != 128 + signal.SIGTERM:
+            raise
+        return fail(f"terminated at step {agent.steps}; {_what_is_saved(agent, out, go_on)}", 128 + signal.SIGTERM)
+    except InputError as error:
+        if agent.steps == first:
+            raise
+        raise InputError(f"{error}; {_what_is_saved(agent, out, go_on)}") from error
+    except Exception as error:
+        if isinstance(error, (BrokenPipeError, MemoryError)) or no_memory(error):
+            raise
+        raise Failure(f"{one_line(error)} at step {agent.steps}; {_what_is_saved(agent, out, go_on)}") from error
+    seconds = time.perf_counter() - began
+    rows = {
+        "agent": agent.describe(),
+        "environment steps": f"{agent.steps:,} ({agent.envs.episodes:,} episodes)",
+        "training": f"{seconds:.1f} s, {(agent.steps - first) / seconds:,.0f} steps/s",
+        "return, last episodes of training": mean([r for r, _ in agent.envs.recent]),
+    }
+    returns = []
+    try:
+        with failures():
+            returns = evaluate(agent, 20, 1_000_000, options.max_episode_steps)
+    finally:
+        rows[f"return, greedy, {len(returns)} episodes"] = mean(returns)
+        table("result", {**rows, "saved in": str(out)})
+    return 0 if len(returns) == 20 else 130
+
+
+def _what_is_saved(agent: Agent[Any], out: Path, go_on: str) -> str:
+    try:
+        with load_checkpoint(out) as checkpoint:
+            step = checkpoint.state.get("steps")
+    except InputError:
+        return "nothing is saved"
+    return f"saved up to step {step}; go on with: {go_on}"
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        if path.exists() and not path.is_file():  # a pipe may never end
+            raise InputError(f"--config {path} is not a regular file")
+        values = json.loads(path.read_text())
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror}") from None
+    except RecursionError:
+        raise InputError(f"--config {path} is nested too deeply") from None
+    except ValueError as error:
+        raise InputError(f"--config {path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path} must hold a JSON object of hyperparameters, got {type(values).__name__}")
+    return values
+
+
+def _hyperparameters(algorithm: type[Agent[Any]], values: dict[str, Any], where: str) -> Any:
+    """The config in `values`: the settings themselves, or a checkpoint's config.json, which wraps them."""
+    if "algorithm" in values:
+        if values["algorithm"] != algorithm.algorithm:
+            raise InputError(f"{where} is of algorithm {values['algorithm']!r}, not {algorithm.algorithm!r}")
+        values = values.get("config")  # type: ignore[assignment]
+        if not isinstance(values, dict):
+            raise InputError(f"{where}: config must be an object of hyperparameters, got {values!r}")
+    return make_config(algorithm.config_class, values, where)
