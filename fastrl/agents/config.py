@@ -84,10 +84,9 @@ def _meanings(cls: type[Any]) -> dict[str, str]:
         source = inspect.getsource(sys.modules[cls.__module__])  # of a class it would parse the file
     except (OSError, TypeError, KeyError):
         return {}
-    _, _, body = source.partition(f"\nclass {cls.__name__}")
-    return dict(
-        re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""$', body.split("\nclass ")[0], re.MULTILINE | re.DOTALL)
-    )
+    _, *rest = re.split(rf"^class {cls.__name__}\b", source, maxsplit=1, flags=re.MULTILINE)
+    own = re.split(r"^class ", "".join(rest), maxsplit=1, flags=re.MULTILINE)[0]
+    return dict(re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""$', own, re.MULTILINE | re.DOTALL))
 
 
 def _name(hint: Any) -> str:
