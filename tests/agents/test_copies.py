@@ -102,20 +102,12 @@ def test_a_copy_is_what_save_and_load_give(name, tmp_path):
     assert everything(copies[1]) == after
 
 
-def _train(agent):
-    return agent.learn(200, progress=False)
-
-
 @pytest.mark.parametrize("name", ["ppo", "trpo"])
 def test_agents_travel_to_spawned_processes(name):
     agent = make(name).learn(100, schedule_steps=200, progress=False)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        there = pool.apply(_learn_200, (agent,))
+        there = pool.apply(agent.learn, (200,), {"progress": False})  # the method takes the agent along
     assert everything(there) == everything(agent.learn(200, progress=False))
-
-
-# A method of fastrl's, because a spawned process cannot import this test module.
-_learn_200 = cloudpickle.loads(cloudpickle.dumps(_train))
 
 
 class Walk(gym.Env):
