@@ -18,7 +18,22 @@ import fastrl
 from fastrl import cli
 from fastrl.agents import ALGORITHMS
 
-SMALL = ["--hidden", "16", "--learning-starts", "100", "--train-every", "10", "--updates", "1", "--batch-size", "16"]
+SMALL = [
+    "--learning-rate-steps",
+    "2000",
+    "--per-beta-steps",
+    "2000",
+    "--hidden",
+    "16",
+    "--learning-starts",
+    "100",
+    "--train-every",
+    "10",
+    "--updates",
+    "1",
+    "--batch-size",
+    "16",
+]
 
 
 def tree(folder):
