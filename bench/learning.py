@@ -46,6 +46,7 @@ DQN = {
     "all": THREE,  # all but n_step, with which it is all_n_step
     "all_n_step": {**THREE, "n_step": 3},
 }
+ACROBOT = {"learning_rate_steps": 50_000, "per_beta_steps": 50_000}
 PPO_PENDULUM = {  # gamma and gae_lambda as in rl-baselines3-zoo
     "gamma": 0.9,
     "gae_lambda": 0.95,
@@ -82,7 +83,10 @@ SAC_CHEETAH = {**TD3_CHEETAH, "learning_rate": 3e-4, "actor_learning_rate": 3e-4
 # algorithm -> variant -> environment -> Task
 TASKS: dict[str, dict[str, dict[str, Task]]] = {
     "dqn": {
-        variant: {"CartPole-v1": Task(50_000, 475, switches), "Acrobot-v1": Task(100_000, -100, switches)}
+        variant: {
+            "CartPole-v1": Task(50_000, 475, switches),
+            "Acrobot-v1": Task(100_000, -100, {**ACROBOT, **switches}),
+        }
         for variant, switches in DQN.items()
     },
     "reinforce": {
@@ -169,7 +173,7 @@ class StableBaselines3:
     def steps(self) -> int:
         return self.model.num_timesteps
 
-    def learn(self, steps: int, progress: bool) -> None:
+    def learn(self, steps: int, schedule_steps: int, progress: bool) -> None:
         self.model.learn(steps - self.steps, reset_num_timesteps=False, progress_bar=progress)
 
     def evaluate(self, episodes: int) -> Any:
@@ -204,7 +208,7 @@ def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
         if agent.steps >= step:  # learning ends with an update, which may be of many steps
             continue
         began = time.perf_counter()
-        agent.learn(step, progress=False)
+        agent.learn(step, schedule_steps=task.steps, progress=False)
         seconds += time.perf_counter() - began
         returns = agent.evaluate(EPISODES)
         recent = agent.recent_returns if sb3 else [r for r, _ in agent.envs.recent]

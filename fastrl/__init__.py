@@ -1,7 +1,10 @@
 """fastrl: compiled kernels for deep reinforcement learning, and thin agents on top of them.
 
-``import fastrl`` loads NumPy and nothing heavier; ``fastrl.agents`` needs the ``agents`` extra (PyTorch, Gymnasium).
+``import fastrl`` loads NumPy and nothing heavier; ``fastrl.agents``, imported when it is first used, needs the
+``agents`` extra (PyTorch, Gymnasium).
 """
+
+from typing import TYPE_CHECKING, Any
 
 from fastrl._backend import get_num_threads, set_num_threads
 from fastrl.kernels import (
@@ -73,3 +76,14 @@ __all__ = [
     "tanh_normal_sample",
     "vtrace",
 ]
+
+if TYPE_CHECKING:
+    from fastrl import agents as agents
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "agents":
+            from importlib import import_module
+
+            return import_module("fastrl.agents")
+        raise AttributeError(f"module 'fastrl' has no attribute {name!r}")

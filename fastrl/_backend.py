@@ -18,6 +18,7 @@ import os
 import platform
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 _NOT_BUILT = "not built in this install"
@@ -31,6 +32,12 @@ def _try_import(name: str) -> tuple[Any, str]:
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == f"fastrl.{name}"
         return None, _NOT_BUILT if missing else str(error)
+
+
+def _checkout() -> Path | None:
+    """The source tree that this module lies in, or None for an installed one."""
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "CMakeLists.txt").is_file() and (root / "csrc").is_dir() else None
 
 
 def _choose_cpu_backend() -> str:
@@ -48,6 +55,15 @@ def _choose_cpu_backend() -> str:
         warnings.warn(f"fastrl._C is there but cannot be loaded: {C_ERROR}", RuntimeWarning, stacklevel=2)
     if os.environ.get("FASTRL_REQUIRE_EXT", "0") not in ("", "0"):
         raise ImportError(f"FASTRL_REQUIRE_EXT is set, but fastrl._C is missing ({C_ERROR}): {_INSTALL_HINT}")
+    if C_ERROR == _NOT_BUILT and (checkout := _checkout()) is not None:
+        warnings.warn(
+            f"fastrl is imported from its source tree {checkout}, which has no compiled fastrl._C: the kernels are "
+            "slower. Start Python in another folder if fastrl is installed, or install it from here with "
+            "`pip install -e .`",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return "numba" if HAVE_NUMBA else "reference"
     if HAVE_NUMBA:
         return "numba"
     warnings.warn(

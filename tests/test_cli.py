@@ -19,7 +19,22 @@ from fastrl import cli
 from fastrl.agents import ALGORITHMS
 from fastrl.cli.train import DEFAULT_STEPS
 
-SMALL = ["--hidden", "16", "--learning-starts", "100", "--train-every", "10", "--updates", "1", "--batch-size", "16"]
+SMALL = [
+    "--learning-rate-steps",
+    "2000",
+    "--per-beta-steps",
+    "2000",
+    "--hidden",
+    "16",
+    "--learning-starts",
+    "100",
+    "--train-every",
+    "10",
+    "--updates",
+    "1",
+    "--batch-size",
+    "16",
+]
 
 
 def tree(folder):

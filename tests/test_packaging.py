@@ -1,6 +1,7 @@
 """What a user's installer and a NumPy code base see: names, dependencies, and what an import loads."""
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -88,3 +89,35 @@ def test_info_runs_and_names_the_backend(tmp_path):
     assert fastrl.__version__ in result.stdout
     for word in ("sum_tree", "gather_rows", "numpy", "threads"):
         assert word in result.stdout.lower()
+
+
+def test_agents_are_imported_when_first_used(tmp_path):
+    code = "import fastrl, sys; print('torch' in sys.modules, fastrl.agents.PPO.__name__, hasattr(fastrl, 'agent'))"
+    assert run_python(code, tmp_path).split() == ["False", "PPO", "False"]
+
+
+@pytest.mark.parametrize("numba", [True, False])
+def test_a_source_tree_without_its_extension_says_so(numba, tmp_path):
+    """As `python -c "import fastrl"` in a checkout finds it, with and without an install elsewhere."""
+    package = Path(fastrl.__file__).parent
+    compiled = shutil.ignore_patterns("_C.*", "_C_cuda.*", "__pycache__")
+    shutil.copytree(package, tmp_path / "fastrl", ignore=compiled)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "CMakeLists.txt").write_text("")
+    code = (
+        "import sys, warnings; sys.meta_path[:] = [f for f in sys.meta_path if 'Redirect' not in type(f).__name__]\n"
+        f"sys.path[:] = [p for p in sys.path if p != {str(package.parent)!r}]\n"
+        f"import importlib.util; find = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name: None if name == 'numba' and not {numba} else find(name)\n"
+        "warnings.simplefilter('always')\n"
+        "with warnings.catch_warnings(record=True) as seen: import fastrl\n"
+        "print(fastrl.__file__); print(*[str(w.message) for w in seen], sep='\\n')"
+    )
+    file, *messages = run_python(code, tmp_path, FASTRL_REQUIRE_EXT="0").splitlines()
+    assert Path(file).parent == tmp_path / "fastrl"
+    assert len(messages) == 1 and messages[0].startswith(f"fastrl is imported from its source tree {tmp_path}")
+    assert "pip install -e ." in messages[0]
+    code = code.replace(
+        "import fastrl\n", "\n    try: import fastrl\n    except ImportError as e: print(e); sys.exit()\n"
+    )
+    assert "FASTRL_REQUIRE_EXT is set" in run_python(code, tmp_path, FASTRL_REQUIRE_EXT="1")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Agent, Env
-from fastrl.agents.config import InputError, check_range
+from fastrl.agents.config import check_range
 from fastrl.agents.networks import gradient_step
 from fastrl.agents.policies import Activation, ActorCritic
 from fastrl.agents.rollout import RewardScaling, Rollout, normalized
@@ -49,8 +49,8 @@ class A2CConfig:
     """Of the optimizer, at the start."""
     learning_rate_end: float = 0.0  # [M]
     """Of the optimizer, from learning_rate_steps on."""
-    learning_rate_steps: int = 500_000  # [Z]
-    """Environment steps over which the learning rate falls linearly."""
+    learning_rate_steps: int | None = None
+    """Environment steps over which the learning rate falls linearly; None: all of the run."""
     optimizer_eps: float = 1e-5  # [S]
     """Of the optimizer: added to the root of the second moment."""
     gamma: float = 0.98  # [T]
@@ -82,8 +82,6 @@ class A2CConfig:
         check_range(self, 1e-12, INF, "learning_rate", "optimizer_eps", "max_grad_norm")
         check_range(self, -20, 5, "log_std")
         check_range(self, 0, 2**63 - 1, "seed")
-        if not self.hidden:
-            raise InputError(f"{type(self).__name__}: hidden must name at least one layer, got ()")
 
 
 class A2C(Agent[A2CConfig]):

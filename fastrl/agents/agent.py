@@ -6,7 +6,10 @@ An algorithm's file defines a frozen dataclass of hyperparameters and a subclass
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
+import pickle
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -14,6 +17,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+import cloudpickle  # type: ignore[import-untyped]  # Gymnasium needs it, so it is there
 import gymnasium as gym
 import numpy as np
 import torch
@@ -27,8 +31,10 @@ from fastrl.agents.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from fastrl.agents.config import InputError, check_int, make_config, resolve_device
+from fastrl.agents.config import InputError, check_int, describe_settings, make_config, resolve_device
 from fastrl.agents.envs import Envs, make_env
+from fastrl.agents.networks import are_views, input_scale, threads_for
+from fastrl.agents.policies import ActorCritic
 from fastrl.agents.saved import as_json, check_config, check_obs, check_state
 from fastrl.agents.training import MAX_EPISODE_STEPS, Diverged, Episode, Training, episodes_of
 from fastrl.replay import ReplayBuffer
@@ -46,6 +52,9 @@ class Agent(ABC, Generic[C]):
 
     An id is made `num_envs` times.  An environment object is one environment and a vector environment as many as it
     holds, whatever the default of `num_envs`; another number that is asked for is an InputError.
+
+    A copy (`copy.deepcopy`, `pickle` and what builds on it) is what `save` and `load` would give, with a copy of the
+    environment if the agent was made from an object: it trains on like the original, and neither changes the other.
     """
 
     algorithm: ClassVar[str]  # its name on the command line
@@ -53,6 +62,20 @@ class Agent(ABC, Generic[C]):
     discrete: ClassVar[bool] = True  # does it take Discrete action spaces?
     continuous: ClassVar[bool] = True  # and Box ones?
     buffer: ReplayBuffer | None = None  # of those that have one; saved beside the rest
+
+    def __init_subclass__(cls) -> None:
+        """Show the hyperparameters in ``help(cls)`` and in the signature that notebooks complete from."""
+        super().__init_subclass__()
+        if "config_class" not in cls.__dict__:
+            return
+        if cls.__doc__:
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\nArgs:\n{describe_settings(cls.config_class)}\n"
+        env, config = list(inspect.signature(Agent.__init__).parameters.values())[1:3]
+        keywords = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+            for f in fields(cls.config_class)
+        ]
+        cls.__signature__ = inspect.Signature([env, config, *keywords])  # type: ignore[attr-defined]
 
     def __init__(self, env: Env, config: C | None = None, **overrides: Any) -> None:
         self._check_types(env, config)
@@ -67,15 +90,24 @@ class Agent(ABC, Generic[C]):
                     f"{type(self).__name__}: num_envs must be {number} like the given environment, or left out, "
                     f"got {c.num_envs}; only an id can be made several times"
                 )
+        self._made_from = env
         self.envs = Envs(env, c.num_envs, c.seed)
         self.config: C = replace(c, num_envs=self.envs.num_envs)
         self._check_spaces()
+        shape = self.envs.observation_space.shape or ()
+        if len(shape) in (2, 3) and input_scale(self.envs.observation_space) is not None:
+            warnings.warn(
+                f"{type(self).__name__}: observations of shape {shape} look like images, and there is no convolutional "
+                "network yet: an MLP sees them flattened, divided by 255",
+                stacklevel=3,
+            )
         self.rng = np.random.default_rng(c.seed)  # of the updates
         # Of what `predict` draws, which has to be independent of what is drawn in training.
         self._predict_seed = int(np.random.SeedSequence([c.seed, 1]).generate_state(1, np.uint64)[0])
         self.steps = 0  # of the environments, all together
         self.n_updates = 0
         self.total_steps = 0  # that the last `learn` was asked for
+        self.schedule_steps = 0  # over which its schedules run that have no number of their own
         self.run_folder: Path | None = None  # of the run that this agent goes on with
         self._log: dict[str, float] = {}  # what `metrics` shows; every key is there from the start
 
@@ -104,36 +136,82 @@ class Agent(ABC, Generic[C]):
         if isinstance(actions, gym.spaces.Box) and 0 in actions.shape:
             raise InputError(f"{this} needs at least one action; {env} has action space {actions}")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(self.__dict__.get(name), torch.nn.Module):
+            raise InputError(
+                f"{type(self).__name__}: {name} cannot be replaced, because the old one would go on being trained; the "
+                "setting hidden shapes the networks, and load_state_dict gives them other weights"
+            )
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        return f"<{self.describe()}: {self.steps:,} steps, {self.n_updates:,} updates>"
+
     @property
     def learning_rate(self) -> float:
         """The optimizer's learning rate now: linear from learning_rate to learning_rate_end."""
         c: Any = self.config
         return self._linear(c.learning_rate, c.learning_rate_end, c.learning_rate_steps)
 
-    def _linear(self, start: float, end: float, steps: int) -> float:
-        return start + (end - start) * min(1.0, self.steps / steps)
+    def _linear(self, start: float, end: float, steps: int | None) -> float:
+        """From `start` at step 0 to `end` at step `steps`; None: `schedule_steps`, of which `learn` knows."""
+        steps = steps or self.schedule_steps
+        return start + (end - start) * min(1.0, self.steps / steps) if steps else start
 
     def learn(
         self: A,
         total_steps: int,
         *,
+        schedule_steps: int | None = None,
         folder: str | os.PathLike[str] | None = None,
         save_every: int | None = None,
         progress: bool = True,
     ) -> A:
         """Train until at least `total_steps` environment steps have been taken since the agent was made.
 
-        Agents that learn from whole rollouts end with an update, and so up to a rollout later.  Training on after a
-        save and a load does what training without a break would have done: ``learn(15_000)`` is ``learn(10_000)`` and
-        ``learn(15_000)``.  Logs and checkpoints go to `folder`, see `Training`.
+        Agents that learn from whole rollouts end with an update, and so up to a rollout later.  Logs and checkpoints
+        go to `folder`, see `Training`.
+
+        Schedules that have no number of steps of their own (`learning_rate_steps`, `per_beta_steps`) span
+        `schedule_steps`, or without it `total_steps`.  Training on, also after a save and a load, does what training
+        without a break would have done if they are the same: ``learn(15_000)`` is
+        ``learn(10_000, schedule_steps=15_000)`` and ``learn(15_000)``.  A larger total without it stretches them: from
+        there on the learning rate is what it would be in a run of that length.
+
+        Torch has one thread meanwhile if the networks are small, on the CPU, and no number of threads was chosen.
+
         Raises InputError for arguments that cannot work, and then leaves the agent as it was.
         """
-        with Training(self, total_steps, folder, progress=progress, save_every=save_every) as run:
+        span = None if schedule_steps is None else check_int("schedule_steps", schedule_steps)
+        run = Training(self, total_steps, folder, progress=progress, save_every=save_every)
+        span = run.total_steps if span is None else span
+        if span < run.total_steps:
+            raise InputError(f"schedule_steps must be >= total_steps, got {span} and {run.total_steps}")
+        if replaced := self._replaced():
+            raise InputError(
+                f"{type(self).__name__}: {', '.join(replaced)} has other parameters than its optimizer; they cannot be "
+                "replaced, moved or converted, but load_state_dict gives them other values"
+            )
+        with run, threads_for(part for part in self._parts().values() if isinstance(part, torch.nn.Module)):
             self.total_steps = run.total_steps
+            self._begin(span)
             while not run.done():
                 self._iterate()
             self._check_weights()
         return self
+
+    def _begin(self, schedule_steps: int) -> None:
+        """Let the schedules without a number of their own span `schedule_steps`, and warn of one that is too short."""
+        c: Any = self.config
+        self.schedule_steps = schedule_steps
+        if c.learning_rate_end == 0 and (c.learning_rate_steps or schedule_steps) < schedule_steps:
+            at = f"from step {c.learning_rate_steps} (learning_rate_steps) of {schedule_steps} on"
+            warnings.warn(f"the learning rate is 0 {at}: nothing more is learned", stacklevel=3)
+
+    def _replaced(self) -> list[str]:
+        """Names of the networks that the optimizer no longer trains."""
+        policies = ((name, part) for name, part in self._parts().items() if isinstance(part, ActorCritic))
+        return [name for name, policy in policies if not are_views(policy, policy.flat[0])]
 
     def _check_weights(self) -> None:
         """Raise InputError for weights that are NaN or infinite, which the last loss need not show."""
@@ -169,7 +247,13 @@ class Agent(ABC, Generic[C]):
         of its own.  A discrete action for one observation is an int.
         Raises InputError for an observation of another shape, or one that is not finite.
         """
+        if isinstance(obs, tuple) and isinstance(obs[-1], dict):
+            raise InputError(
+                "predict: obs must be an observation, got all that reset or step returned: obs, info = ..."
+            )
         obs = np.asarray(obs)
+        if obs.dtype.kind not in "fiub":
+            raise InputError(f"predict: obs must be an array of numbers, got {_kind(obs.dtype.type)}")
         shape = self.envs.observation_space.shape
         if obs.shape != shape and obs.shape[1:] != shape:
             raise InputError(f"predict: obs must have shape {shape} or (B, *{shape}), got {obs.shape}")
@@ -231,7 +315,8 @@ class Agent(ABC, Generic[C]):
     def describe(self) -> str:
         """One line for people: the algorithm, its switches and the environment."""
         switches = ", ".join(self._switches())
-        return f"{type(self).__name__}{f' ({switches})' if switches else ''} on {self.envs.env_id}"
+        env = self.envs.env_id or "an environment without an id"
+        return f"{type(self).__name__}{f' ({switches})' if switches else ''} on {env}"
 
     def _switches(self) -> list[str]:
         """The variants that are switched on, for `describe`."""
@@ -253,11 +338,12 @@ class Agent(ABC, Generic[C]):
         save_checkpoint(folder, config, state, tensors, None if self.buffer is None else self.buffer.save)
 
     def _state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """What a checkpoint holds besides config and replay buffer: JSON types, and tensors."""
+        """All that changes in training but the buffer: JSON types, and tensors, which are not copied."""
         tensors = {"obs": torch.from_numpy(self.envs.obs)}
         state: dict[str, Any] = {
             "steps": self.steps,
             "total_steps": self.total_steps,
+            "schedule_steps": self.schedule_steps,
             "n_updates": self.n_updates,
             "log": self._log,
             "rng": self.rng.bit_generator.state,
@@ -288,6 +374,7 @@ class Agent(ABC, Generic[C]):
                 part.load_state_dict(state[name])
         self.rng.bit_generator.state = state["rng"]
         self.steps, self.total_steps, self.n_updates = state["steps"], state["total_steps"], state["n_updates"]
+        self.schedule_steps = state.get("schedule_steps", self.total_steps)  # of older checkpoints
         self._log = state["log"]
         try:
             restored = self.envs.load_state_dict(state["envs"], tensors["obs"].numpy())
@@ -303,6 +390,21 @@ class Agent(ABC, Generic[C]):
                 if hasattr(part, "new_episodes"):  # what it carries from step to step is of the abandoned ones
                     part.new_episodes()
             warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=5)
+
+    def __reduce__(self) -> Any:
+        state, tensors = self._state()
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        env = self._made_from
+        if not isinstance(env, str):
+            try:  # bytes, so that what cannot be copied is found here
+                env = cloudpickle.dumps(env)
+            except Exception as error:  # whatever the environment's own methods raise
+                what = f"{type(self).__name__} cannot be copied, because its environment cannot"
+                raise InputError(f"{what}; agents made from an id can: {' '.join(str(error).split())}") from error
+        return _copy, (type(self), env, self.config, state, tensors, self.buffer)
+
+    def __copy__(self: A) -> A:  # two agents cannot share networks and environments
+        return copy.deepcopy(self)
 
     @classmethod
     def load(cls: type[A], folder: str | os.PathLike[str], env: Env | None = None, device: str | None = None) -> A:
@@ -361,6 +463,22 @@ class Agent(ABC, Generic[C]):
             raise InputError(f"{where} does not fit its config.json: {what}{versions}") from error
         agent.run_folder = checkpoint.folder.parent.resolve()
         return agent
+
+
+def _copy(
+    cls: type[A],
+    env: str | bytes,
+    config: Any,
+    state: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    buffer: ReplayBuffer | None,
+) -> A:
+    """The agent that `Agent.__reduce__` took apart."""
+    agent = cls(pickle.loads(env) if isinstance(env, bytes) else env, config)
+    if buffer is not None:
+        agent.buffer = buffer
+    agent._load_state(state, tensors)
+    return agent
 
 
 def _kind(value: Any) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
+import re
+import sys
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,7 +40,7 @@ def make_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def _convert(value: Any, hint: Any, what: str) -> Any:
-    """`value` if it fits the annotation; an int also fits a float and a list a tuple, because JSON has no other way."""
+    """`value` if it fits the annotation; also an int for a float, 1e5 for an int, and a list for a tuple."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         for choice in args:
@@ -48,18 +54,51 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
     elif origin is tuple:
         if isinstance(value, (list, tuple)):
             return tuple(_convert(v, args[0], what) for v in value)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif isinstance(value, (bool, np.bool_)):
+        if hint is bool:
+            return bool(value)
+    elif hint is float and isinstance(value, (int, float, np.integer, np.floating)):
         return float(value)
-    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+    elif hint is int and (number := _integral(value)) is not None:
+        return number
+    elif isinstance(value, hint):
         return value
     wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
     raise InputError(f"{what} must be {wanted}, got {value!r}")
+
+
+def describe_settings(cls: type[Any]) -> str:
+    """The settings of a config dataclass with their defaults and meanings, a line or two each, for a docstring."""
+    meanings = {name: text for base in reversed(cls.__mro__[:-1]) for name, text in _meanings(base).items()}
+    lines = []
+    for field in fields(cls):
+        entry = f"{field.name}: {_name(field.type)} = {field.default!r}. {meanings.get(field.name, '')}".rstrip()
+        lines += textwrap.wrap(entry, 114, initial_indent=" " * 4, subsequent_indent=" " * 8)
+    return "\n".join(lines)
+
+
+@cache
+def _meanings(cls: type[Any]) -> dict[str, str]:
+    """The strings under the fields of a class, which only its source has: of none in a program without sources."""
+    try:
+        source = inspect.getsource(sys.modules[cls.__module__])  # of a class it would parse the file
+    except (OSError, TypeError, KeyError):
+        return {}
+    _, *rest = re.split(rf"^class {cls.__name__}\b", source, maxsplit=1, flags=re.MULTILINE)
+    own = re.split(r"^class ", "".join(rest), maxsplit=1, flags=re.MULTILINE)[0]
+    return dict(re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""$', own, re.MULTILINE | re.DOTALL))
+
+
+def _name(hint: Any) -> str:
+    return hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
 
 
 def check_range(config: Any, low: float, high: float, *names: str) -> None:
     """Raise InputError unless every named setting (or item of it) is finite and in [low, high]; None is let through."""
     for name in names:
         value = getattr(config, name)
+        if value == ():
+            raise InputError(f"{type(config).__name__}: {name} must name at least one layer, got ()")
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and (not (low <= item <= high and math.isfinite(item))):
                 at_least = "finite" if low == -math.inf else f"finite and >= {low:g}"
@@ -67,14 +106,33 @@ def check_range(config: Any, low: float, high: float, *names: str) -> None:
                 raise InputError(f"{type(config).__name__}: {name} must be {bounds}, got {item!r}")
 
 
+def check_buffer(config: Any) -> None:
+    """Raise InputError for a replay buffer that is smaller than a batch, which would only repeat itself."""
+    if config.buffer_size < config.batch_size:
+        raise InputError(
+            f"{type(config).__name__}: buffer_size must be >= batch_size, got {config.buffer_size} and "
+            f"{config.batch_size}"
+        )
+
+
 def check_int(name: str, value: Any) -> int:
-    """`value` as an int, which NumPy's integers are too; raises InputError for anything else, bools among it."""
+    """`value` as an int, which NumPy's integers and 1e5 are too; raises InputError for all else, bools among it."""
+    number = _integral(value)
+    if number is None:
+        raise InputError(f"{name} must be an int, got {value!r}")
+    return number
+
+
+def _integral(value: Any) -> int | None:
+    """`value` as an int if it is a whole number and no bool, else None."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    if isinstance(value, (float, np.floating)):
+        return int(value) if float(value).is_integer() else None
     try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
         return operator.index(value)
     except TypeError:
-        raise InputError(f"{name} must be an int, got {value!r}") from None
+        return None
 
 
 def resolve_device(name: str) -> torch.device:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Env
-from fastrl.agents.config import InputError, check_range
-from fastrl.agents.networks import flatten_parameters, gradient_step, numpy_forward, q_network
+from fastrl.agents.config import check_buffer, check_range
+from fastrl.agents.networks import are_views, building, flatten_parameters, gradient_step, numpy_forward, q_network
 from fastrl.agents.off_policy import INF, OffPolicyAgent
 from fastrl.agents.training import check_loss
 from fastrl.replay import PrioritizedReplay
@@ -54,8 +54,8 @@ class DQNConfig:
     """Of Adam, at the start."""
     learning_rate_end: float = 3e-4  # [T] a policy learned at a constant rate is lost again now and then
     """Of Adam, from learning_rate_steps on."""
-    learning_rate_steps: int = 50_000  # [T]
-    """Environment steps over which the learning rate falls linearly: as many as there will be, as a rule."""
+    learning_rate_steps: int | None = None
+    """Environment steps over which the learning rate falls linearly; None: all of the run."""
     gamma: float = 0.99  # [M] [Z]
     """Discount."""
     buffer_size: int = 100_000  # [Z]
@@ -94,8 +94,8 @@ class DQNConfig:
     """Exponent of the importance weights at the start."""
     per_beta_end: float = 1.0  # [S]
     """Exponent of the importance weights from per_beta_steps on."""
-    per_beta_steps: int = 50_000  # [S] the end of training
-    """Environment steps over which beta rises linearly."""
+    per_beta_steps: int | None = None  # [S]
+    """Environment steps over which beta rises linearly; None: all of the run."""
     per_eps: float = 1e-6
     """Added to |TD error|, so that no priority is 0."""
     seed: int = 0
@@ -113,8 +113,7 @@ class DQNConfig:
         check_range(self, 0, 1, "gamma", "epsilon_start", "epsilon_end")
         check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps")
         check_range(self, 1e-12, 1, "tau")
-        if not self.hidden:
-            raise InputError("DQNConfig: hidden must name at least one layer, got ()")
+        check_buffer(self)
 
 
 class DQN(OffPolicyAgent[DQNConfig]):
@@ -145,8 +144,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
         self.n_actions = int(action_space.n)
         n_obs = int(np.prod(observation_space.shape))
 
-        with torch.random.fork_rng(devices=[]):  # the layers draw from torch's global generator: leave it as it was
-            torch.default_generator.manual_seed(c.seed)
+        with building(c.seed):
             self.online = q_network(n_obs, self.n_actions, c.hidden, c.dueling).to(self.device)
         self.target = copy.deepcopy(self.online)
         self.greedy = copy.deepcopy(self.online) if c.averaging else self.online
@@ -165,6 +163,10 @@ class DQN(OffPolicyAgent[DQNConfig]):
         """The probability of a random action now: linear from epsilon_start to epsilon_end."""
         return self._linear(self.config.epsilon_start, self.config.epsilon_end, self.config.epsilon_steps)
 
+    def _replaced(self) -> list[str]:
+        vectors = {"online": self._flat[0], "target": self._target_vector, "greedy": self._greedy_vector}
+        return [name for name, v in vectors.items() if v is not None and not are_views(getattr(self, name), v)]
+
     def _set_learning_rates(self) -> None:
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
 
@@ -177,7 +179,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
         """
         c = self.config
         batch = self.buffer.sample(c.batch_size)
-        obs, next_obs = batch.obs.float(), batch.next_obs.float()
+        obs, next_obs = self._inputs(batch.obs.float()), self._inputs(batch.next_obs.float())
         with torch.no_grad():
             next_q = self.target(next_obs)
             if c.double:
@@ -204,7 +206,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
 
     def _q_values(self, net: nn.Sequential, obs: NDArray[Any]) -> NDArray[np.float32]:
         """Q(s, .) of one of the networks for observations ``[B, ...]``, as NumPy ``[B, A]``."""
-        obs = np.asarray(obs, np.float32)
+        obs = self._inputs(np.asarray(obs, np.float32))
         if self._numpy:
             return self._numpy[net](obs)
         with torch.inference_mode():

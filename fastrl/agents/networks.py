@@ -3,15 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+SMALL = 1_000_000  # parameters: in networks below that, threads wait for each other longer than they work
+_DEFAULT_THREADS = torch.get_num_threads()
+
+
+@contextmanager
+def building(seed: int) -> Iterator[None]:
+    """Layers made inside are float32, on the CPU, and drawn from `seed`, whatever torch's defaults are.
+
+    Torch's global generator, from which layers draw, and its defaults are left as they were.
+    """
+    dtype = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def threads_for(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, torch has one thread if all `networks` are small ones on the CPU and nobody has chosen a number.
+
+    Chosen is what OMP_NUM_THREADS, MKL_NUM_THREADS or ``torch.set_num_threads`` says; afterwards all is as before.
+    """
+    before = torch.get_num_threads()
+    chosen = before != _DEFAULT_THREADS or any(os.environ.get(f"{name}_NUM_THREADS") for name in ("OMP", "MKL"))
+    parameters = [p for network in networks for p in network.parameters()]
+    if chosen or sum(p.numel() for p in parameters) > SMALL or any(p.device.type != "cpu" for p in parameters):
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def input_scale(space: gym.Space[Any]) -> float | None:
+    """What networks multiply observations of `space` by: 1 / 255 where they are bytes 0..255, else None."""
+    whole = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8
+    return 1 / 255 if whole and (space.low == 0).all() and (space.high == 255).all() else None  # type: ignore[attr-defined]
 
 
 def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -75,6 +124,9 @@ class ParallelMLP(nn.Module):
         self.vector = nn.Parameter(torch.cat(parts), requires_grad=False)
         self._views: list[Tensor] = []
         self._gradient_views: list[Tensor] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_views": [], "_gradient_views": []}  # a copy makes its own
 
     def _split(self, vector: Tensor) -> list[Tensor]:
         """Of a vector like the parameters' the weights ``[n, in, out]`` and biases ``[n, 1, out]``, layer by layer."""
@@ -173,6 +225,16 @@ def flatten_parameters(module: nn.Module) -> tuple[nn.Parameter, Tensor]:
         p.data, p.grad = vector.data[part].view_as(p), gradient[part].view_as(p)
         start += p.numel()
     return vector, gradient
+
+
+def are_views(module: nn.Module, vector: Tensor) -> bool:
+    """Whether the parameters of `module` are still what `flatten_parameters` made of them: views of `vector`."""
+    at = vector.data_ptr()
+    for p in module.parameters():
+        if p.data_ptr() != at or p.dtype != vector.dtype:
+            return False
+        at += p.numel() * p.element_size()
+    return at == vector.data_ptr() + vector.numel() * vector.element_size()
 
 
 def clip_norm(gradient: Tensor, max_norm: float | None) -> None:

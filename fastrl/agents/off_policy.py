@@ -7,7 +7,7 @@ targets.  The rule of an update is in the algorithm's own file.
 from __future__ import annotations
 
 import copy
-import os
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -20,9 +20,18 @@ from torch import Tensor
 
 from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Agent, Env
-from fastrl.agents.config import InputError, check_range
+from fastrl.agents.config import InputError, check_buffer, check_range
 from fastrl.agents.envs import Transition
-from fastrl.agents.networks import Actor, Critics, ParallelMLP, Pullback, clip_norm, numpy_forward
+from fastrl.agents.networks import (
+    Actor,
+    Critics,
+    ParallelMLP,
+    Pullback,
+    building,
+    clip_norm,
+    input_scale,
+    numpy_forward,
+)
 from fastrl.agents.training import check_loss
 from fastrl.replay import Batch, PrioritizedReplay, ReplayBuffer
 
@@ -43,6 +52,7 @@ class OffPolicyAgent(Agent[C]):
         super().__init__(env, config, **overrides)
         self._predict_rng = np.random.default_rng(self._predict_seed)
         self._reached: NDArray[Any] | None = None  # the observations after the last step
+        self._input_scale = input_scale(self.envs.observation_space)
         self._last: dict[str, Tensor] = {}  # of the last update: their means, not read from the device yet, are logged
 
     def _replay(self, action_space: Any) -> ReplayBuffer:
@@ -52,8 +62,23 @@ class OffPolicyAgent(Agent[C]):
         settings: dict[str, Any] = {"n_step": c.n_step, "gamma": c.gamma, "device": self.device, "seed": c.seed}
         if not c.prioritized:
             return ReplayBuffer(*space, **settings)
-        settings |= {"beta": c.per_beta, "beta_end": c.per_beta_end, "beta_steps": c.per_beta_steps}
+        settings |= {"beta": c.per_beta, "beta_end": c.per_beta_end}
+        if c.per_beta_steps is not None:
+            settings["beta_steps"] = c.per_beta_steps
         return PrioritizedReplay(*space, **settings, alpha=c.per_alpha, eps=c.per_eps)
+
+    def _inputs(self, obs: Any) -> Any:
+        """Float32 observations, NumPy's or a tensor, as the networks take them: bytes 0..255 become 0..1."""
+        return obs if self._input_scale is None else obs * self._input_scale
+
+    def _begin(self, schedule_steps: int) -> None:
+        c: Any = self.config
+        super()._begin(schedule_steps)
+        self._span_beta()
+        if c.learning_starts >= schedule_steps:
+            warnings.warn(
+                f"learning_starts is {c.learning_starts}, so nothing is learned in {schedule_steps} steps", stacklevel=3
+            )
 
     @abstractmethod
     def _act(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
@@ -97,10 +122,18 @@ class OffPolicyAgent(Agent[C]):
             self._log |= {name: value.mean().item() for name, value in self._last.items()}
         return super().metrics()
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write a checkpoint folder from which `load` goes on exactly; see `Agent.save`."""
+    def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         self.metrics()  # brings the log up to date
-        super().save(folder)
+        return super()._state()
+
+    def _load_state(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        super()._load_state(state, tensors)
+        self._span_beta()
+
+    def _span_beta(self) -> None:
+        c: Any = self.config
+        if isinstance(self.buffer, PrioritizedReplay) and c.per_beta_steps is None and self.schedule_steps:
+            self.buffer._beta_steps = self.schedule_steps
 
 
 @dataclass(frozen=True)
@@ -122,8 +155,8 @@ class ContinuousConfig:
     """Of the critics' Adam, at the start."""
     learning_rate_end: float | None = None
     """Of the critics' Adam, from learning_rate_steps on; None: constant."""
-    learning_rate_steps: int = 100_000
-    """Environment steps over which the learning rates fall linearly."""
+    learning_rate_steps: int | None = None
+    """Environment steps over which the learning rates fall linearly; None: all of the run."""
     actor_learning_rate: float = 3e-4
     """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
     gamma: float = 0.99  # [C] [S] [F] [H]
@@ -148,8 +181,8 @@ class ContinuousConfig:
     """Exponent of the importance weights at the start."""
     per_beta_end: float = 1.0  # [P]
     """Exponent of the importance weights from per_beta_steps on."""
-    per_beta_steps: int = 100_000  # [P] the end of training
-    """Environment steps over which beta rises linearly."""
+    per_beta_steps: int | None = None  # [P]
+    """Environment steps over which beta rises linearly; None: all of the run."""
     per_eps: float = 1e-6
     """Added to |TD error|, so that no priority is 0."""
     seed: int = 0
@@ -166,8 +199,7 @@ class ContinuousConfig:
         check_range(self, 0, 1, "gamma")
         check_range(self, 1e-12, INF, "learning_rate", "actor_learning_rate", "max_grad_norm", "per_eps")
         check_range(self, 1e-12, 1, "tau")
-        if not self.hidden:
-            raise InputError(f"{type(self).__name__}: hidden must name at least one layer, got ()")
+        check_buffer(self)
 
 
 class ContinuousAgent(OffPolicyAgent[CC]):
@@ -187,8 +219,7 @@ class ContinuousAgent(OffPolicyAgent[CC]):
         assert shape is not None
         n_obs, self.n_actions = int(np.prod(shape)), int(np.prod(self.envs.action_space.shape or ()))
         self.buffer = self._replay(((self.n_actions,), np.float32))
-        with torch.random.fork_rng(devices=[]):  # the layers draw from torch's global generator: leave it as it was
-            torch.default_generator.manual_seed(c.seed)
+        with building(c.seed):
             self.actor = Actor(n_obs, self.n_actions * self.actor_outputs, c.hidden).to(self.device)
             self.critics = Critics(self.n_critics, n_obs, self.n_actions, c.hidden).to(self.device)
         self.target_critics = copy.deepcopy(self.critics)
@@ -233,7 +264,7 @@ class ContinuousAgent(OffPolicyAgent[CC]):
 
     def _actor_output(self, obs: NDArray[Any]) -> NDArray[np.float32]:
         """The actor's output for observations ``[B, ...]``, as NumPy."""
-        obs = np.asarray(obs, np.float32)
+        obs = self._inputs(np.asarray(obs, np.float32))
         if self._numpy_actor is not None:
             return self._numpy_actor(obs)
         with torch.no_grad():
@@ -260,7 +291,7 @@ class ContinuousAgent(OffPolicyAgent[CC]):
     def _sample(self) -> tuple[Batch, Tensor, Tensor]:
         """A batch, with its observations and next observations as the networks take them."""
         batch = self.buffer.sample(self.config.batch_size)
-        return batch, batch.obs.float(), batch.next_obs.float()
+        return batch, self._inputs(batch.obs.float()), self._inputs(batch.next_obs.float())
 
     def _critic_step(self, obs: Tensor, action: Tensor, y: Tensor, batch: Batch) -> None:
         """A gradient step on L = sum_k mean_i w_i (Q_k(s_i, a_i) - y_i)^2, for y ``[B]``.

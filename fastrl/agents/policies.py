@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastrl.agents.networks import flatten_parameters, mlp, numpy_forward, orthogonal
+from fastrl.agents.config import InputError
+from fastrl.agents.networks import building, flatten_parameters, input_scale, mlp, numpy_forward, orthogonal
 from fastrl.kernels import (
     Generator,
     categorical_log_prob_entropy,
@@ -28,8 +30,11 @@ class ActorCritic(nn.Module):
     """A stochastic policy pi(a|s) and a state value V(s), in networks of their own or with the hidden layers shared.
 
     Discrete actions: the actor's output is logits ``[B, K]``.  Box actions: it is the mean ``[B, A]`` of a Gaussian
-    whose log_std ``[A]`` is a parameter, the same in all states; samples are clipped to the Box only on their way to
-    the environment (`to_env`), and it is the unclipped ones that are learned from.
+    whose log_std ``[A]`` is a parameter, the same in all states; samples are scaled, if the Box is far from [-2, 2]
+    (`box_units`), and clipped to it only on their way to the environment (`to_env`); it is those before that are
+    learned from.
+
+    A copy (deepcopy, pickle) has parameters of its own, views of a vector of its own.
 
     Weights are orthogonal and the actor's last layer small, so that training begins with a nearly uniform policy (Huang
     et al. 2022, "The 37 implementation details of proximal policy optimization").
@@ -57,21 +62,41 @@ class ActorCritic(nn.Module):
         n_in = int(np.prod(shape))
         n_out = int(action_space.n) if self.discrete else int(np.prod(action_space.shape or ()))  # type: ignore[attr-defined]
         layer, sizes = ACTIVATIONS[activation], (n_in, *hidden)
-        with torch.random.fork_rng(devices=[]):  # the layers draw from torch's global generator: leave it as it was
-            torch.default_generator.manual_seed(seed)
+        with building(seed):
             trunk = [*mlp(sizes, layer), layer()] if shared else []
             self.trunk = orthogonal(nn.Sequential(nn.Flatten(), *trunk), 2**0.5)
             sizes = sizes[-1:] if shared else sizes
             self.actor = orthogonal(mlp((*sizes, n_out), layer), 0.01)
             self.critic = orthogonal(mlp((*sizes, 1), layer), 1.0) if critic else None
-        self.log_std = None if self.discrete else nn.Parameter(torch.full((n_out,), log_std))
+            self.log_std = None if self.discrete else nn.Parameter(torch.full((n_out,), log_std))
         self.moments = RunningMoments(shape) if normalize_obs else None
+        self._input_scale = input_scale(observation_space)
+        self._units = box_units(action_space) if isinstance(action_space, gym.spaces.Box) else None
         self.to(self.device)
+        self._flatten()
+
+    def _flatten(self) -> None:
         self.flat = flatten_parameters(self)  # a tuple, so that the vector is not registered as one more parameter
         self._numpy_actor = self._numpy_log_std = None
         if self.device.type == "cpu":  # these read the parameters in place, so they follow training
             self._numpy_actor = numpy_forward(nn.Sequential(self.trunk, self.actor))
             self._numpy_log_std = None if self.log_std is None else self.log_std.detach().numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        derived = ("flat", "_numpy_actor", "_numpy_log_std")  # a copy makes its own
+        return {name: value for name, value in self.__dict__.items() if name not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._flatten()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "flat" in self.__dict__ and (name in self._modules or name in self._parameters):
+            raise InputError(
+                f"policy: {name} cannot be replaced, because the old one would go on being trained; the settings "
+                "hidden and activation shape the networks, and load_state_dict gives them other weights"
+            )
+        super().__setattr__(name, value)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits or mean ``[B, K or A]`` and V ``[B]`` (``[0]`` without a critic) of prepared observations."""
@@ -101,8 +126,14 @@ class ActorCritic(nn.Module):
         return (log_std - old_log_std + 0.5 * (ratio + distance - 1)).sum(1)
 
     def prepare(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        """Observations ``[..., *observation]`` as the networks take them: float32, normalised if that is wanted."""
-        return np.asarray(obs, np.float32) if self.moments is None else self.moments.normalize(obs)
+        """Observations ``[..., *observation]`` as the networks take them: float32, normalised if that is wanted.
+
+        Without that, bytes 0..255 become 0..1.
+        """
+        if self.moments is not None:
+            return self.moments.normalize(obs)
+        x = np.asarray(obs, np.float32)
+        return x if self._input_scale is None else x * np.float32(self._input_scale)
 
     @torch.no_grad()
     def act(self, obs: NDArray[Any], generator: Generator) -> tuple[NDArray[Any], NDArray[np.float32]]:
@@ -132,16 +163,43 @@ class ActorCritic(nn.Module):
         return out.argmax(1) if self.discrete else out  # type: ignore[no-any-return]
 
     def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
-        """Actions as the environment takes them: of the Box's shape and dtype, and clipped to it."""
+        """Actions as the environment takes them: in its units, of the Box's shape and dtype, and clipped to it."""
         space = self.action_space
         if not isinstance(space, gym.spaces.Box):
             return action
-        clipped: NDArray[Any] = np.clip(action.reshape(len(action), *space.shape), space.low, space.high)
+        action = action.reshape(len(action), *space.shape)
+        if self._units is not None:
+            middle, half = self._units
+            action = middle + half * action
+        clipped: NDArray[Any] = np.clip(action, space.low, space.high)
         return clipped.astype(space.dtype, copy=False)
 
     def predict(self, obs: NDArray[Any], generator: Generator | None) -> NDArray[Any]:
         """Actions for the environment: the mode, or draws from `generator`."""
         return self.to_env(self.mode(obs) if generator is None else self.act(obs, generator)[0])
+
+
+def box_units(space: gym.spaces.Box) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """(middle, half) of the Box, by which actions a of the policy are sent as middle + half * a; None: all as they are.
+
+    The first policy is about N(0, 1), most of it in [-2, 2].  A dimension is scaled where that and [low, high] have
+    less than a tenth of what they cover in common, and else left in its own units, (0, 1).  A bound that is infinite or
+    beyond 1e6 is none; where the other one keeps most of [-2, 2] out, a warning says so.
+    """
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    closed = (low >= -1e6) & (high <= 1e6) & (low < high)
+    common = np.minimum(high, 2) - np.maximum(low, -2)
+    far = common < 0.1 * np.where(closed, np.maximum(high, 2) - np.minimum(low, -2), 4)
+    if (far & ~closed & (low < high)).any():
+        warnings.warn(
+            f"most actions of the first policy, which is about N(0, 1), are outside {space}; "
+            "gymnasium.wrappers.TransformAction can shift them",
+            stacklevel=2,
+        )
+    far &= closed
+    if not far.any():
+        return None
+    return np.where(far, high / 2 + low / 2, 0.0), np.where(far, high / 2 - low / 2, 1.0)
 
 
 class RunningMoments:

@@ -51,8 +51,8 @@ class PPOConfig:
     """Of Adam, at the start."""
     learning_rate_end: float = 1e-4  # [T]
     """Of Adam, from learning_rate_steps on."""
-    learning_rate_steps: int = 100_000  # [Z]
-    """Environment steps over which the learning rate falls linearly."""
+    learning_rate_steps: int | None = None
+    """Environment steps over which the learning rate falls linearly; None: all of the run."""
     adam_eps: float = 1e-5  # [H]
     """Of Adam: added to the root of the second moment."""
     gamma: float = 0.98  # [Z]
@@ -99,8 +99,6 @@ class PPOConfig:
         check_range(self, 1e-6, 1e6, "penalty_beta")
         check_range(self, -20, 5, "log_std")
         check_range(self, 0, 2**63 - 1, "seed")
-        if not self.hidden:
-            raise InputError("PPOConfig: hidden must name at least one layer, got ()")
 
 
 class KLPenalty:

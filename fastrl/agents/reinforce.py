@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Agent, Env
-from fastrl.agents.config import InputError, check_range
+from fastrl.agents.config import check_range
 from fastrl.agents.networks import gradient_step
 from fastrl.agents.policies import Activation, ActorCritic
 from fastrl.agents.rollout import Rollout, normalized
@@ -42,8 +41,8 @@ class REINFORCEConfig:
     """Of Adam, at the start."""
     learning_rate_end: float = 5e-4  # [T]
     """Of Adam, from learning_rate_steps on."""
-    learning_rate_steps: int = 200_000  # [T]
-    """Environment steps over which the learning rate falls linearly."""
+    learning_rate_steps: int | None = None
+    """Environment steps over which the learning rate falls linearly; None: all of the run."""
     gamma: float = 0.99  # [T]
     """Discount."""
     value_coef: float = 0.5  # [T]
@@ -69,8 +68,6 @@ class REINFORCEConfig:
         check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm")
         check_range(self, -20, 5, "log_std")
         check_range(self, 0, 2**63 - 1, "seed")
-        if not self.hidden:
-            raise InputError("REINFORCEConfig: hidden must name at least one layer, got ()")
 
 
 class REINFORCE(Agent[REINFORCEConfig]):
@@ -161,7 +158,7 @@ class REINFORCE(Agent[REINFORCEConfig]):
         out, value = self.policy(obs)
         log_prob, entropy = self.policy.log_prob_entropy(out, action)
         policy_loss, mean_entropy = -(advantage * log_prob).mean(), entropy.mean()
-        value_loss = 0.5 * (value - target).square().mean() if c.baseline else torch.zeros(())
+        value_loss = 0.5 * (value - target).square().mean() if c.baseline else value.new_zeros(())
         loss = policy_loss + c.value_coef * value_loss - c.entropy_coef * mean_entropy
         return {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy}
 

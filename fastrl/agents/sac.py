@@ -83,7 +83,10 @@ class SAC(ContinuousAgent[SACConfig]):
         self.target_entropy = -float(self.n_actions) if c.target_entropy is None else c.target_entropy
         start = c.initial_temperature if c.temperature is None else c.temperature
         # As a logarithm, so that it stays positive; of a fixed temperature 0 it is -inf.
-        log = nn.Parameter(torch.tensor(math.log(start) if start else -INF, device=self.device), requires_grad=False)
+        log = nn.Parameter(
+            torch.tensor(math.log(start) if start else -INF, dtype=torch.float32, device=self.device),
+            requires_grad=False,
+        )
         self.temperature = nn.ParameterDict({"log": log})
         self.temperature_optimizer = Adam([log], c.learning_rate) if c.temperature is None else None
         # Not the seed itself: these draws have to be independent of the buffer's.
@@ -118,7 +121,7 @@ class SAC(ContinuousAgent[SACConfig]):
         action, log_prob = self._draw(out, self.generator)
         entropy = -log_prob.detach().mean()
         (q0, q1), pullback = self.critics.q(obs, action.detach())
-        d_q = torch.stack((q0 <= q1, q0 > q1)) / -c.batch_size  # -1/B for the lower of the two
+        d_q = torch.stack((q0 <= q1, q0 > q1)).to(q0.dtype) / -c.batch_size  # -1/B for the lower of the two
         d_action = pullback.last_inputs(d_q.unsqueeze(2), n)
         torch.autograd.backward((action, log_prob), (d_action, (temperature / c.batch_size).expand_as(log_prob)))
         assert out.grad is not None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Agent, Env
-from fastrl.agents.config import InputError, check_range
+from fastrl.agents.config import check_range
 from fastrl.agents.networks import regression_gradient
 from fastrl.agents.policies import Activation, ActorCritic
 from fastrl.agents.rollout import Minibatches, RewardScaling, Rollout, normalized
@@ -63,8 +63,8 @@ class TRPOConfig:
     """Of Adam, at the start."""
     learning_rate_end: float = 1e-3  # [C]
     """Of Adam, from learning_rate_steps on."""
-    learning_rate_steps: int = 100_000
-    """Environment steps over which the learning rate and max_kl fall linearly."""
+    learning_rate_steps: int | None = None
+    """Environment steps over which the learning rate and max_kl fall linearly; None: all of the run."""
     adam_eps: float = 1e-5  # [C]
     """Of Adam: added to the root of the second moment."""
     gamma: float = 0.98  # [T]; [S] [Z] have 0.99
@@ -93,8 +93,6 @@ class TRPOConfig:
         check_range(self, 1e-3, 0.999, "backtrack")
         check_range(self, -20, 5, "log_std")
         check_range(self, 0, 2**63 - 1, "seed")
-        if not self.hidden:
-            raise InputError("TRPOConfig: hidden must name at least one layer, got ()")
 
 
 class TRPO(Agent[TRPOConfig]):

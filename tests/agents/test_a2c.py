@@ -142,7 +142,7 @@ def test_optimizer_is_the_one_asked_for(optimizer):
 
 
 def test_a_rollout_of_nothing_but_resets_changes_nothing(counters):
-    agent = A2C(counters(AutoresetMode.NEXT_STEP, (3, 3)), hidden=(4,), n_steps=1, seed=0)
+    agent = A2C(counters(AutoresetMode.NEXT_STEP, (3, 3)), hidden=(4,), n_steps=1, learning_rate_steps=500, seed=0)
     agent.learn(6, progress=False)
     before = agent.policy.flat[0].detach().clone()
     agent.learn(7, progress=False)

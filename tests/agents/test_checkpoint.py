@@ -26,6 +26,8 @@ SMALL = {
     "batch_size": 16,
     "buffer_size": 500,
     "epsilon_steps": 700,
+    "learning_rate_steps": 800,
+    "per_beta_steps": 700,
     "target_every": 10,
 }
 ALL = {"double": True, "dueling": True, "prioritized": True, "num_envs": 2}

@@ -25,7 +25,7 @@ IDS = ["plain", "double", "dueling", "prioritized", "n-step", "all"]
 
 def make_agent(**overrides):
     settings = {"hidden": (8, 8), "batch_size": B, "gamma": GAMMA, "max_grad_norm": None, "seed": 3}
-    settings |= {"train_every": 1, "target_every": 100, "tau": 1.0, **overrides}
+    settings |= {"train_every": 1, "target_every": 100, "tau": 1.0, "learning_rate_steps": 50_000, **overrides}
     agent = DQN("CartPole-v1", DQNConfig(), **settings)
     with torch.no_grad():  # a target network of its own
         for p in agent.target.parameters():

@@ -18,14 +18,24 @@ from fastrl.agents.off_policy import ContinuousConfig
 from fastrl.replay import Batch, PrioritizedReplay
 
 AGENTS = [DDPG, TD3, SAC]
-SMALL = {"hidden": (16, 16), "learning_starts": 40, "batch_size": 16, "buffer_size": 150}
+SMALL = {"hidden": (16, 16), "learning_starts": 40, "batch_size": 16, "buffer_size": 150, "per_beta_steps": 400}
 CASES = {
     "ddpg": (DDPG, {}),
     "ddpg_ou": (DDPG, {"noise": "ou", "noise_std": 0.3, "num_envs": 2, "prioritized": True}),
     "td3": (TD3, {}),
     "td3_all": (TD3, {"prioritized": True, "n_step": 3, "num_envs": 2, "updates": 2, "max_grad_norm": 1.0}),
     "sac": (SAC, {}),
-    "sac_all": (SAC, {"prioritized": True, "n_step": 3, "num_envs": 2, "learning_rate_end": 1e-4, "updates": 3}),
+    "sac_all": (
+        SAC,
+        {
+            "prioritized": True,
+            "n_step": 3,
+            "num_envs": 2,
+            "learning_rate_end": 1e-4,
+            "learning_rate_steps": 400,
+            "updates": 3,
+        },
+    ),
     "sac_fixed": (SAC, {"temperature": 0.1, "train_every": 2, "max_grad_norm": 0.5}),
 }
 

@@ -14,6 +14,7 @@ B, CLIP, C_V, C_H = 7, 0.2, 0.7, 0.03
 
 
 def make_agent(env="CartPole-v1", **settings):
+    settings = {"learning_rate_steps": 100_000, **settings}
     agent = PPO(env, hidden=(8, 8), value_coef=C_V, entropy_coef=C_H, clip_range=CLIP, seed=3, **settings)
     with torch.no_grad():  # away from the nearly uniform policy of the start
         for p in agent.policy.parameters():

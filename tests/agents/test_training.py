@@ -11,6 +11,7 @@ from fastrl.agents import DQN
 from fastrl.agents.config import InputError
 
 SMALL = {"hidden": (16,), "learning_starts": 100, "train_every": 10, "updates": 1, "batch_size": 16}
+SMALL |= {"learning_rate_steps": 5000}  # of its own, so that parts make a whole
 
 
 def read(path):
@@ -131,9 +132,12 @@ def test_learns_cartpole():
 def test_numbers_of_steps_may_be_numpys(tmp_path):
     agent = DQN("CartPole-v1", **SMALL).learn(np.int64(30), folder=tmp_path, save_every=np.uint8(10), progress=False)
     assert type(agent.total_steps) is int and agent.total_steps == agent.steps == DQN.load(tmp_path).total_steps == 30
+    assert type(agent.learn(4e1, save_every=np.float32(10), progress=False).total_steps) is int and agent.steps == 40
 
 
-@pytest.mark.parametrize("value", [float("nan"), 2e2, np.float64(200), "200", None, True, np.True_, [200]], ids=repr)
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), 200.5, np.float64(200.5), "200", None, True, np.True_, [200]], ids=repr
+)
 def test_numbers_of_steps_that_are_none_start_nothing(value, tmp_path):
     agent = DQN("CartPole-v1", **SMALL).learn(10, progress=False)
     for name in ("total_steps", "save_every"):

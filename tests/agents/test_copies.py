@@ -1,0 +1,245 @@
+"""Copies of agents and policies are what save and load give, by deepcopy, pickle, cloudpickle, joblib and spawn."""
+
+import copy
+import importlib.util
+import multiprocessing
+import pickle
+import threading
+import warnings
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from fastrl.agents import A2C, ALGORITHMS, DDPG, DQN, PPO, SAC, TD3, TRPO, InputError, checkpoint
+from fastrl.agents.networks import are_views
+from fastrl.agents.policies import ActorCritic
+
+OFF = {"hidden": (8,), "learning_starts": 20, "batch_size": 8, "buffer_size": 90, "num_envs": 2, "prioritized": True}
+ON = {"hidden": (8,), "num_envs": 2}
+NORMALIZED = {"normalize_obs": True, "normalize_rewards": True}
+CASES = {
+    "dqn": {**OFF, "dueling": True, "n_step": 2},
+    "reinforce": {**ON, "episodes": 1},
+    "actor_critic": ON,
+    "a2c": {**ON, **NORMALIZED, "shared_network": True, "optimizer": "rmsprop"},
+    "ppo": {**ON, **NORMALIZED, "n_steps": 8, "objective": "penalty"},
+    "trpo": {**ON, **NORMALIZED, "n_steps": 16, "value_epochs": 2},
+    "ddpg": {**OFF, "noise": "ou"},
+    "td3": {**OFF, "n_step": 2},
+    "sac": {**OFF, "learning_rate_end": 0.0},
+}
+assert CASES.keys() == ALGORITHMS.keys()
+
+
+def make(name, env=None, **more):
+    cls = ALGORITHMS[name]
+    return cls(env or ("CartPole-v1" if cls.discrete and name != "ppo" else "Pendulum-v1"), **{**CASES[name], **more})
+
+
+def everything(agent):
+    """All that decides what the agent does next, as comparable values."""
+    state, tensors = agent._state()
+    arrays = {name: tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items()}
+    if agent.buffer is not None:
+        arrays |= {f"buffer {i}": column.tobytes() for i, column in enumerate(agent.buffer._columns)}
+        arrays["priorities"] = agent.buffer._tree.state_dict()["priorities"].tobytes()
+        state = {**state, "beta": agent.buffer.beta}
+    return copy.deepcopy(state), arrays, agent.metrics(), agent.config
+
+
+def joblib_copy(agent):
+    import io
+
+    import joblib
+
+    file = io.BytesIO()
+    joblib.dump(agent, file)
+    file.seek(0)
+    return joblib.load(file)
+
+
+WAYS = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda agent: pickle.loads(pickle.dumps(agent)),
+    "cloudpickle": lambda agent: cloudpickle.loads(cloudpickle.dumps(agent)),
+    "joblib": joblib_copy,
+}
+if importlib.util.find_spec("joblib") is None:
+    del WAYS["joblib"]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_copy_is_what_save_and_load_give(name, tmp_path):
+    agent = make(name).learn(100, schedule_steps=200, progress=False)
+    agent.save(tmp_path / "a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copies = [type(agent).load(tmp_path / "a"), *(way(agent) for way in WAYS.values())]
+    at_copy = everything(agent)
+    assert all(type(c) is type(agent) and everything(c) == at_copy for c in copies)
+    assert all(c.run_folder is None for c in copies[1:])
+    obs = agent.envs.obs.copy()
+    acted = agent.predict(obs)
+
+    agent.learn(200, progress=False)
+    after = everything(agent)
+    assert all(everything(c) == at_copy for c in copies)  # training moves the one and not the others
+    assert all((c.predict(obs) == acted).all() for c in copies)
+    for c in copies:
+        updates, before = c.n_updates, everything(c)[1]
+        assert everything(c.learn(200, progress=False)) == after
+        assert c.n_updates > updates and everything(c)[1] != before
+    with torch.no_grad():  # nor do they hold each other's weights
+        for part in agent._parts().values():
+            if isinstance(part, torch.nn.Module):
+                for p in part.parameters():
+                    p.zero_()
+    assert everything(copies[1]) == after
+
+
+@pytest.mark.parametrize("name", ["ppo", "trpo"])
+def test_agents_travel_to_spawned_processes(name):
+    agent = make(name).learn(100, schedule_steps=200, progress=False)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        there = pool.apply(agent.learn, (200,), {"progress": False})  # the method takes the agent along
+    assert everything(there) == everything(agent.learn(200, progress=False))
+
+
+class Walk(gym.Env):
+    """An environment without an id; what it does depends on np_random and the actions alone."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.x = 0, self.np_random.normal()
+        return np.array([self.x], np.float32), {}
+
+    def step(self, action):
+        self.t, self.x = self.t + 1, self.x + 0.1 * (2 * action - 1)
+        return np.array([self.x], np.float32), -abs(self.x), False, self.t == 30, {}
+
+
+@pytest.mark.parametrize("cls", [PPO, A2C, TRPO])
+def test_an_environment_object_is_copied_along(cls):
+    agent = cls(Walk(), hidden=(8,), n_steps=8, learning_rate_steps=200).learn(110, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = copy.deepcopy(agent)
+    assert other._made_from is not agent._made_from
+    assert everything(other.learn(200, progress=False)) == everything(agent.learn(200, progress=False))
+
+
+def test_vector_environments_begin_new_episodes_as_after_a_load():
+    vec = SyncVectorEnv([Walk] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
+    agent = PPO(vec, hidden=(8,), n_steps=8).learn(40, progress=False)
+    with pytest.warns(UserWarning, match="new episodes begin"):
+        other = copy.deepcopy(agent)
+    assert other.envs.vec is not vec and torch.equal(other.policy.flat[0], agent.policy.flat[0])
+    assert other.learn(80, progress=False).steps == 80 and agent.steps == 48
+
+
+def test_an_environment_that_cannot_be_copied_is_one_clear_error():
+    env = Walk()
+    env.lock = threading.Lock()
+    agent = PPO(env, hidden=(8,))
+    for way in WAYS.values():
+        with pytest.raises(InputError, match="^PPO cannot be copied, because its environment cannot; .*id can: ") as e:
+            way(agent)
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("way", [WAYS["deepcopy"], WAYS["pickle"], WAYS["cloudpickle"]])
+@pytest.mark.parametrize("actions", [gym.spaces.Discrete(3), gym.spaces.Box(-1, 1, (2,))], ids=["discrete", "box"])
+def test_the_parameters_of_a_copied_policy_are_views_of_its_own_vector(actions, way):
+    policy = ActorCritic(gym.spaces.Box(-1, 1, (3,)), actions, (8,), normalize_obs=True)
+    other, obs = way(policy), np.ones((1, 3), np.float32)
+    assert are_views(other, other.flat[0]) and torch.equal(policy.flat[0], other.flat[0])
+    assert other.flat[0].data_ptr() != policy.flat[0].data_ptr()
+    before = policy.mode(obs), policy._numpy_actor(obs).copy()
+    with torch.no_grad():
+        other.flat[0].zero_()
+    assert not other._numpy_actor(obs).any() and not any(p.any() for p in other.parameters())
+    assert (policy.mode(obs) == before[0]).all() and (policy._numpy_actor(obs) == before[1]).all()
+    other.flat[1].fill_(2.0)
+    assert all((p.grad == 2).all() for p in other.parameters())
+
+
+@pytest.mark.parametrize("name", ["dqn", "ddpg", "td3", "sac"])
+def test_copied_networks_are_independent_modules(name):
+    agent = make(name)
+    for part in agent._parts().values():
+        if isinstance(part, torch.nn.Module):
+            with torch.no_grad():
+                other, pickled = copy.deepcopy(part), pickle.loads(pickle.dumps(part))
+                for copied in (other, pickled):
+                    for p in copied.parameters():
+                        p += 1
+                for p, q, r in zip(part.parameters(), other.parameters(), pickled.parameters(), strict=True):
+                    assert torch.equal(q, p + 1) and torch.equal(q, r)
+    if name != "dqn":
+        other = pickle.loads(pickle.dumps(agent.actor))
+        out, pullback = other.linearize(torch.ones(4, 3))
+        pullback.parameters(torch.ones_like(out).unsqueeze(0))
+        assert other.vector.grad.any() and (agent.actor.vector.grad is None or not agent.actor.vector.grad.any())
+
+
+# ---- networks that something else was put in the place of ---------------------------------------------------------
+
+
+NETWORKS = [
+    (PPO, "policy"),
+    (DQN, "online"),
+    (DQN, "target"),
+    (DQN, "greedy"),
+    (SAC, "actor"),
+    (TD3, "critics"),
+    (DDPG, "target_actor"),
+    (SAC, "temperature"),
+]
+
+
+@pytest.mark.parametrize(("cls", "name"), NETWORKS, ids=lambda x: x if isinstance(x, str) else x.algorithm)
+def test_networks_cannot_be_replaced(cls, name):
+    agent = make(cls.algorithm)
+    before = getattr(agent, name)
+    with pytest.raises(InputError, match=f"^{cls.__name__}: {name} cannot be replaced, .*load_state_dict"):
+        setattr(agent, name, torch.nn.Linear(1, 1))
+    assert getattr(agent, name) is before
+
+
+@pytest.mark.parametrize("name", ["reinforce", "actor_critic", "a2c", "ppo", "trpo"])
+def test_parts_of_a_policy_cannot_be_replaced(name):
+    agent = make(name)
+    for part in ("actor", "critic", "trunk"):
+        before = getattr(agent.policy, part)
+        with pytest.raises(InputError, match=f"^policy: {part} cannot be replaced, .*hidden and activation"):
+            setattr(agent.policy, part, torch.nn.Sequential(torch.nn.Linear(4, 2)))
+        assert getattr(agent.policy, part) is before
+    agent.policy.actor[0] = torch.nn.Linear(
+        agent.policy.actor[0].in_features, 8
+    )  # deeper down it is noticed before training
+    with pytest.raises(InputError, match=r"policy has other parameters than its optimizer; .*load_state_dict"):
+        agent.learn(100, progress=False)
+    assert agent.steps == 0
+
+
+def test_a_network_that_was_converted_is_noticed():
+    agent = make("dqn")
+    agent.online.double()
+    with pytest.raises(InputError, match="^DQN: online has other parameters than its optimizer"):
+        agent.learn(100, progress=False)
+
+
+def test_other_weights_are_taken(tmp_path):
+    agent, other = make("ppo"), make("ppo", seed=5)
+    agent.policy.load_state_dict(other.policy.state_dict())
+    assert torch.equal(agent.policy.flat[0], other.policy.flat[0])
+    agent.learn(50, progress=False)
+    assert checkpoint.optimizer_tensors(agent.optimizer)
