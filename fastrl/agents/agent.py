@@ -59,7 +59,8 @@ class Agent(ABC, Generic[C]):
                     f"{type(self).__name__}: num_envs must be {number} like the given environment, or left out, "
                     f"got {c.num_envs}; only an id can be made several times"
                 )
-        self.envs = Envs(env, c.num_envs, c.seed)
+        seeded = "seed" in overrides or c.seed != self.config_class.seed
+        self.envs = Envs(env, c.num_envs, c.seed, seeded=seeded)
         self.config: C = replace(c, num_envs=self.envs.num_envs)
         self._check_spaces()
         self.rng = np.random.default_rng(c.seed)  # of the updates
@@ -178,13 +179,17 @@ class Agent(ABC, Generic[C]):
         """Returns ``[episodes]`` of the greedy policy in a fresh environment; training is not disturbed.
 
         Episode i begins with ``reset(seed + i)``.  `env` is needed if the agent's own cannot be made a second time.
+        If it is one that the agent trains in, training goes on with new episodes.
         """
         if episodes < 1:
             raise InputError(f"episodes must be >= 1, got {episodes}")
         if seed < 0:
             raise InputError(f"seed must be >= 0, got {seed}")
         if env is not None:
-            return evaluate(self.predict, env, episodes, seed)
+            with self.envs.lend(env) as own:
+                if own:
+                    self._new_episodes()
+                return evaluate(self.predict, env, episodes, seed)
         if self.envs.spec is None:
             raise InputError("evaluate: give it `env`, because the agent was made from an environment without a spec")
         own = make_env(self.envs.spec)
@@ -192,6 +197,26 @@ class Agent(ABC, Generic[C]):
             return evaluate(self.predict, own, episodes, seed)
         finally:
             own.close()
+
+    def _new_episodes(self) -> None:
+        """Forget what is carried from step to step, because the running episodes are abandoned."""
+        for part in self._parts().values():
+            if hasattr(part, "new_episodes"):
+                part.new_episodes()
+
+    def close(self) -> None:
+        """Close the environments, those that were given as objects too; so does the end of ``with agent:``.
+
+        Environments made from an id are closed at the latest when the agent goes, or the process ends; others are not
+        closed but by this.
+        """
+        self.envs.close()
+
+    def __enter__(self: A) -> A:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def metrics(self) -> dict[str, float]:
         """For the logs: numbers of the last update, and the learning rate now."""
@@ -246,7 +271,7 @@ class Agent(ABC, Generic[C]):
         as were saved.  `device`: another one than it was saved on.
         Raises InputError for a damaged checkpoint, or one of another environment.  If the environment cannot be
         brought back to where it was (it was given as an object, it does not repeat itself, or its episode is longer
-        than `fastrl.agents.envs.KEPT_ACTIONS`), a warning says that new episodes begin.
+        than `fastrl.agents.env_loop.KEPT_ACTIONS`), a warning says that new episodes begin.
         """
         checkpoint = load_checkpoint(folder)
         saved, state, tensors = checkpoint.config, checkpoint.state, checkpoint.tensors
@@ -282,9 +307,7 @@ class Agent(ABC, Generic[C]):
         agent.steps, agent.total_steps, agent.n_updates = state["steps"], state["total_steps"], state["n_updates"]
         agent._log = state["log"]
         if not agent.envs.load_state_dict(state["envs"], tensors["obs"].numpy()):
-            for part in agent._parts().values():
-                if hasattr(part, "new_episodes"):  # what it carries from step to step is of the abandoned ones
-                    part.new_episodes()
+            agent._new_episodes()
             warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=2)
         return agent
 
