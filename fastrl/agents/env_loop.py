@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers.utils import RunningMeanStd
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from fastrl.agents.config import InputError
 
@@ -21,6 +21,7 @@ RETURNS = {
 }
 # An exception that arises here, not in the environment itself, says that the environment does not keep to the API.
 HOSTS = (__name__, "gymnasium.core", "gymnasium.wrappers", "gymnasium.utils", "gymnasium.vector")
+FLOAT64, BOOL = np.dtype(np.float64), np.dtype(np.bool_)
 # float32 is what buffers, rollouts and networks hold.
 LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
 
@@ -53,20 +54,22 @@ def to_numpy(x: Any) -> Array:
     return np.asarray(x)
 
 
-def own_array(x: Any, shape: tuple[int, ...], dtype: DTypeLike, what: str, name: str) -> Array:
+def own_array(x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str, name: str) -> Array:
     """A copy of `x`, which the environment may reuse, in the shape and dtype of its space.
 
     Raises InputError for another shape, and for values that the dtype cannot hold.
     """
+    if x.__class__ is np.ndarray and x.dtype == dtype and x.shape == shape:
+        copied: Array = x.copy()
+        return copied
     try:
-        array = x if x.__class__ is np.ndarray else to_numpy(x)
+        array = to_numpy(x)
     except ValueError as error:  # rows of different lengths
         raise InputError(f"the {what} of {name} must be an array: {error}") from error
     if array.shape != shape:
         raise InputError(f"the {what} of {name} must have shape {shape}, got {array.shape}; {CHECK_ENV}")
-    if array.dtype == dtype:
-        return array.copy()
-    dtype = np.dtype(dtype)
+    if np.can_cast(array.dtype, dtype):
+        return array.astype(dtype)
     if array.dtype.kind == dtype.kind == "f":
         check_finite(array, what, name)  # while the values are the environment's
     try:
@@ -104,13 +107,16 @@ class EnvLoop:
         self._actions: list[list[Any]] = [[] for _ in self.envs]
         self._generators = False  # has every one a NumPy Generator? Known after the first reset.
 
-    def seed(self, seed: int) -> Array:
-        """Reset environment i with ``seed + i``; the observations ``[N, ...]``."""
+    def seed(self, seed: int, *, again: bool) -> Array:
+        """Reset environment i with ``seed + i``; the observations ``[N, ...]``.
+
+        `again`: reset once more, from the generators' states instead of a seed, as all later resets.
+        """
         obs = self._empty()
         for i in range(len(self.envs)):
             obs[i] = self._reset(i, seed=seed + i)
         self._generators = all(generator_of(env) is not None for env in self.envs)
-        if self._generators:  # once more, from the generators' states instead of a seed, as all later resets
+        if again and self._generators:
             obs = self.reset(range(len(self.envs)), obs)
         return obs
 

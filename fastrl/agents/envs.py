@@ -16,7 +16,18 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from fastrl.agents.config import InputError
-from fastrl.agents.env_loop import RETURNS, Array, EnvLoop, check_finite, explain, generator_of, own_array, to_numpy
+from fastrl.agents.env_loop import (
+    BOOL,
+    FLOAT64,
+    RETURNS,
+    Array,
+    EnvLoop,
+    check_finite,
+    explain,
+    generator_of,
+    own_array,
+    to_numpy,
+)
 
 FINAL_OBS = ("final_obs", "final_observation")  # the second is the key of Gymnasium before 1.0
 
@@ -46,7 +57,7 @@ class Envs:
     `env` is an id, an environment (N = 1) or a vector environment in any autoreset mode.  `obs` is always the
     observation to act on now, in an array that is nobody else's.
 
-    Single environments, and those of a SyncVectorEnv with autoreset DISABLED, are stepped and reset from here, and
+    Single environments, and those of a SyncVectorEnv without NEXT_STEP autoreset, are stepped and reset from here, and
     can be brought back: a saved state holds the random generator as of just before the episode's reset and the actions
     taken since; loading replays them, which brings wrappers back too, and compares the observation and the return that
     are reached bit for bit.  An episode of more than KEPT_ACTIONS steps is not brought back: its actions would fill
@@ -80,7 +91,8 @@ class Envs:
         if isinstance(env, VectorEnv):
             self.num_envs = int(env.num_envs)  # a NumPy integer could not be saved
             plain = type(env).step is SyncVectorEnv.step and type(env).reset is SyncVectorEnv.reset
-            if isinstance(env, SyncVectorEnv) and plain and self.mode == AutoresetMode.DISABLED:
+            if isinstance(env, SyncVectorEnv) and plain and self.mode != AutoresetMode.NEXT_STEP:
+                # SAME_STEP comes to the same, and its final_obs are the environments' own arrays, which may be reused.
                 self._loop = EnvLoop(env.envs, self.name, space, self.action_space)
         else:
             self.num_envs = len(self._open)
@@ -98,7 +110,9 @@ class Envs:
         if not isinstance(space, gym.spaces.Box):
             return  # agents refuse it, each in its own words
         if self._loop is not None:
-            self.obs = self._loop.seed(seed)
+            # A second reset makes the first episodes restorable too.
+            self.obs = self._loop.seed(seed, again=self.mode == AutoresetMode.DISABLED)
+            self.mode = AutoresetMode.DISABLED
         else:  # EnvPool warns of every seed
             self.obs = self._vector_reset(seed=seed if seeded or not _is_envpool(self.vec) else None)
         self._check_finite(self.obs)
@@ -130,14 +144,14 @@ class Envs:
         self._returns += reward
         self._lengths += 1
         mask = None
-        if self.mode == AutoresetMode.NEXT_STEP and self._done.any():
+        if self.mode == AutoresetMode.NEXT_STEP and np.count_nonzero(self._done):  # much faster than any()
             mask = ~self._done
             self._returns[self._done] = 0.0
             self._lengths[self._done] = 0
         next_obs = self.obs = obs
         done = self._done = terminated | truncated
-        if done.any():
-            self.episodes += int(done.sum())
+        if ended := np.count_nonzero(done):
+            self.episodes += int(ended)
             self.recent.extend(zip(self._returns[done].tolist(), self._lengths[done].tolist(), strict=True))
             if self.mode is None:
                 self.mode = self._find_mode(info)
@@ -220,9 +234,9 @@ class Envs:
         shape = (self.num_envs,)
         return (
             self._own(obs),
-            own_array(reward, shape, np.float64, "reward", self.name),
-            own_array(terminated, shape, np.bool_, "terminated flag", self.name),
-            own_array(truncated, shape, np.bool_, "truncated flag", self.name),
+            own_array(reward, shape, FLOAT64, "reward", self.name),
+            own_array(terminated, shape, BOOL, "terminated flag", self.name),
+            own_array(truncated, shape, BOOL, "truncated flag", self.name),
             info,
         )
 

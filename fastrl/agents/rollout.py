@@ -69,7 +69,7 @@ class Rollout:
             if mask is not None:
                 self._mask[t] &= mask
                 self.mask = self._mask
-        if step.truncated.any():
+        if np.count_nonzero(step.truncated):  # much faster than any()
             self._final += [(t, int(n), step.next_obs[n]) for n in np.flatnonzero(step.truncated)]
         return step.terminated | step.truncated
 
