@@ -186,8 +186,8 @@ class Agent(ABC, Generic[C]):
         if seed < 0:
             raise InputError(f"seed must be >= 0, got {seed}")
         if env is not None:
-            with self.envs.lend(env) as own:
-                if own:
+            with self.envs.lend(env) as trained_in:
+                if trained_in:
                     self._new_episodes()
                 return evaluate(self.predict, env, episodes, seed)
         if self.envs.spec is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -19,8 +20,18 @@ RETURNS = {
     "reset": "reset() must take seed= and return (obs, info)",
     "step": "step() must return (obs, reward, terminated, truncated, info)",
 }
-# An exception that arises here, not in the environment itself, says that the environment does not keep to the API.
-HOSTS = (__name__, "gymnasium.core", "gymnasium.wrappers", "gymnasium.utils", "gymnasium.vector")
+# An exception that arises here (or in libraries called from here), not in the environment itself, says that the
+# environment does not keep to the API.
+LIBRARIES = {"functools", "jax", "numpy", "torch"}
+HOSTS = (
+    "fastrl.agents.env",
+    "gymnasium.core",
+    "gymnasium.utils",
+    "gymnasium.vector.sync_vector_env",
+    "gymnasium.vector.utils",
+    "gymnasium.vector.vector_env",
+    "gymnasium.wrappers",
+)
 FLOAT64, BOOL = np.dtype(np.float64), np.dtype(np.bool_)
 # float32 is what buffers, rollouts and networks hold.
 LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
@@ -28,10 +39,8 @@ LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
 
 def explain(error: Exception, call: str, name: str) -> NoReturn:
     """Raise `error`, or an InputError if it shows that an environment's `call` is not Gymnasium's."""
-    tb = error.__traceback__
-    while tb is not None and tb.tb_next is not None:
-        tb = tb.tb_next
-    module = "" if tb is None else tb.tb_frame.f_globals.get("__name__", "")
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = next(module for module in reversed(modules) if module.split(".")[0] not in LIBRARIES)
     if isinstance(error, InputError) or not module.startswith(HOSTS):
         raise error
     raise InputError(f"{name}: {RETURNS[call]}: {' '.join(str(error).split())}; {CHECK_ENV}") from error
