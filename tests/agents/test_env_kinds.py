@@ -363,15 +363,13 @@ def test_vector_environments_of_other_shapes(what):
         DQN(Odd(), **SMALL[DQN]).learn(100, progress=False)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda env: env(), lambda env: SyncVectorEnv([env]), lambda env: AsyncVectorEnv([env])]
-)
-def test_an_error_of_the_environments_own_is_left_alone(make):
+@pytest.mark.parametrize("vector", [None, SyncVectorEnv, AsyncVectorEnv])
+def test_an_error_of_the_environments_own_is_left_alone(vector):
     class Fails(Steps):
         def step(self, action):
             return torch.zeros(2) @ torch.zeros(3)
 
-    env = make(Fails)
+    env = Fails() if vector is None else vector([Fails])
     with pytest.raises(RuntimeError, match="inconsistent tensor size") as error:
         DQN(env, **SMALL[DQN]).learn(100, progress=False)
     assert not isinstance(error.value, InputError)
