@@ -194,10 +194,6 @@ class EnvLoop:
                 again[i] += reward
         return reached.tobytes() == obs.tobytes() and again == list(returns)
 
-    def holds(self, env: gym.Env[Any, Any]) -> bool:
-        """Is `env` one of these, in other wrappers perhaps?"""
-        return any(own.unwrapped is env.unwrapped for own in self.envs)
-
     def _empty(self) -> Array:
         return np.empty((len(self.envs), *self._shape), self._dtype)
 
