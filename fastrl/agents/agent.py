@@ -91,7 +91,8 @@ class Agent(ABC, Generic[C]):
                     f"got {c.num_envs}; only an id can be made several times"
                 )
         self._made_from = env
-        self.envs = Envs(env, c.num_envs, c.seed)
+        seeded = "seed" in overrides or c.seed != self.config_class.seed
+        self.envs = Envs(env, c.num_envs, c.seed, seeded=seeded)
         self.config: C = replace(c, num_envs=self.envs.num_envs)
         self._check_spaces()
         shape = self.envs.observation_space.shape or ()
@@ -275,7 +276,8 @@ class Agent(ABC, Generic[C]):
 
         Episode i begins with ``reset(seed + i)``.  `env` is needed if the agent's own cannot be made a second time.
         An episode is cut after `max_steps` steps (None or 0: never), and its return is that of these steps; a warning
-        says how many were.
+        says how many were.  If `env` is one that the agent trains
+        in, training goes on with new episodes.
         """
         played = list(self._play(episodes, seed, env, max_steps))
         if cut := sum(episode.cut for episode in played):
@@ -298,7 +300,10 @@ class Agent(ABC, Generic[C]):
         if max_steps is not None and check_int("max_steps", max_steps) < 0:
             raise InputError(f"max_steps must be >= 0 or None, got {max_steps}")
         if env is not None:
-            yield from episodes_of(self.predict, env, episodes, seed, max_steps, tick)
+            with self.envs.lend(env) as trained_in:
+                if trained_in:
+                    self._new_episodes()
+                yield from episodes_of(self.predict, env, episodes, seed, max_steps, tick)
             return
         if self.envs.spec is None:
             raise InputError("evaluate: give it `env`, because the agent was made from an environment without a spec")
@@ -307,6 +312,28 @@ class Agent(ABC, Generic[C]):
             yield from episodes_of(self.predict, own, episodes, seed, max_steps, tick)
         finally:
             own.close()
+
+    def _new_episodes(self) -> None:
+        """Forget what is carried from step to step, because the running episodes are abandoned."""
+        if self.buffer is not None:
+            self.buffer.new_episodes()
+        for part in self._parts().values():
+            if hasattr(part, "new_episodes"):
+                part.new_episodes()
+
+    def close(self) -> None:
+        """Close the environments, those that were given as objects too; so does the end of ``with agent:``.
+
+        Environments made from an id are closed at the latest when the agent goes, or the process ends; others are not
+        closed but by this.
+        """
+        self.envs.close()
+
+    def __enter__(self: A) -> A:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def metrics(self) -> dict[str, float]:
         """For the logs: numbers of the last update, and the learning rate now."""
@@ -384,11 +411,7 @@ class Agent(ABC, Generic[C]):
             what = " ".join(str(error).split())
             raise InputError(f"the environment cannot be brought back: {type(error).__name__}: {what}") from error
         if not restored:
-            if self.buffer is not None:
-                self.buffer.new_episodes()
-            for part in self._parts().values():
-                if hasattr(part, "new_episodes"):  # what it carries from step to step is of the abandoned ones
-                    part.new_episodes()
+            self._new_episodes()
             warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=5)
 
     def __reduce__(self) -> Any:
@@ -415,7 +438,7 @@ class Agent(ABC, Generic[C]):
         need as many environments as were saved.  `device`: another one than it was saved on.
         Raises InputError for a damaged checkpoint, or one of another environment.  If the environment cannot be
         brought back to where it was (it was given as an object, it does not repeat itself, or its episode is longer
-        than `fastrl.agents.envs.KEPT_ACTIONS`), a warning says that new episodes begin.
+        than `fastrl.agents.env_loop.KEPT_ACTIONS`), a warning says that new episodes begin.
         """
         with load_checkpoint(folder) as checkpoint:
             return cls._from_checkpoint(checkpoint, env, device)

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import math
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
 from fastrl.agents.config import InputError
+from fastrl.agents.env_loop import (
+    BOOL,
+    FLOAT64,
+    RETURNS,
+    Array,
+    EnvLoop,
+    check_finite,
+    explain,
+    generator_of,
+    own_array,
+    to_numpy,
+)
 
-Array = NDArray[Any]
-KEPT_ACTIONS = 100_000  # of an episode; the state of a longer one is not restored
+FINAL_OBS = ("final_obs", "final_observation")  # the second is the key of Gymnasium before 1.0
 
 
 class Transition(NamedTuple):
@@ -44,129 +55,222 @@ class Envs:
     """N environments with Gymnasium's three autoreset modes made alike, the episodes counted and the state saved.
 
     `env` is an id, an environment (N = 1) or a vector environment in any autoreset mode.  `obs` is always the
-    observation to act on now.
+    observation to act on now, in an array that is nobody else's.
 
-    A saved state holds, for every environment, its random generator as of just before the episode's reset and the
-    actions taken since; loading replays them, which brings wrappers back too, and compares the observation reached
-    bit for bit.  That needs sub-environments that are at hand and reset from here: those made from an id or a single
-    environment, and any SyncVectorEnv with autoreset DISABLED.  An episode of more than KEPT_ACTIONS steps is not
-    brought back: its actions would fill memory and checkpoints without end.
+    Single environments, and those of a SyncVectorEnv without NEXT_STEP autoreset, are stepped and reset from here, and
+    can be brought back: a saved state holds the random generator as of just before the episode's reset and the actions
+    taken since; loading replays them, which brings wrappers back too, and compares the observation and the return that
+    are reached bit for bit.  An episode of more than KEPT_ACTIONS steps is not brought back: its actions would fill
+    memory and checkpoints without end.
+
+    `seeded`: did the user ask for this seed?  Then what ignores it may say so.
     """
 
-    def __init__(self, env: str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any], num_envs: int, seed: int) -> None:
-        if isinstance(env, VectorEnv):
-            self.vec = env
-        else:
-            makers: list[Callable[[], gym.Env[Any, Any]]] = (
-                [lambda: make_env(env)] * num_envs if isinstance(env, str) else [lambda: env]
-            )
-            # DISABLED: no step is spent on a reset, and the generator can be read just before one.
-            self.vec = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
-        self.num_envs = int(self.vec.num_envs)  # a NumPy integer could not be saved
-        self.mode = AutoresetMode(self.vec.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
-        self.observation_space = self.vec.single_observation_space
-        self.action_space = self.vec.single_action_space
+    def __init__(
+        self, env: str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any], num_envs: int, seed: int, *, seeded: bool = True
+    ) -> None:
         self.made_from_id = isinstance(env, str)
-        # Of an environment object: with its wrappers, if they can be made again.
-        self.spec = env if isinstance(env, str) else _spec(self.vec)
+        self._open: list[Any] = []  # what `close` closes
+        if self.made_from_id:
+            weakref.finalize(self, _close, self._open)
+        self._loop: EnvLoop | None = None
+        self.mode: AutoresetMode | None = AutoresetMode.DISABLED  # None: not known before an episode ends
+        if isinstance(env, VectorEnv):
+            self._open.append(env)
+            self.mode = _mode(env)
+            self.spec: str | EnvSpec | None = _spec(env)
+        else:
+            for _ in range(num_envs if isinstance(env, str) else 1):
+                self._open.append(make_env(env) if isinstance(env, str) else env)
+            # Of an environment object: with its wrappers, if they can be made again.
+            self.spec = env if isinstance(env, str) else _env_spec(env)
         self.env_id = self.spec.id if isinstance(self.spec, EnvSpec) else self.spec
-        self.restorable = isinstance(self.vec, SyncVectorEnv) and self.mode == AutoresetMode.DISABLED
+        self.name = self.env_id or _name(env)  # in errors
+        self._check_spaces()
+        space = self.observation_space
+        if isinstance(env, VectorEnv):
+            self.num_envs = int(env.num_envs)  # a NumPy integer could not be saved
+            plain = type(env).step is SyncVectorEnv.step and type(env).reset is SyncVectorEnv.reset
+            if isinstance(env, SyncVectorEnv) and plain and self.mode != AutoresetMode.NEXT_STEP:
+                # SAME_STEP comes to the same, and its final_obs are the environments' own arrays, which may be reused.
+                self._loop = EnvLoop(env.envs, self.name, space, self.action_space)
+        else:
+            self.num_envs = len(self._open)
+            self._loop = EnvLoop(self._open, self.name, space, self.action_space)
+        self.vec: Any = self._open[0] if self._loop is None else self._loop
         self.episodes = 0  # that have ended
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the last of them
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._done = np.zeros(self.num_envs, np.bool_)
-        space = self.observation_space
-        self._floats = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
-        self._rng_states: list[Any] = [None] * self.num_envs
-        self._actions: list[list[Any]] = [[] for _ in range(self.num_envs)]
-        # Vector environments with copy=False write the next observations where these are.
-        self._copy = not getattr(self.vec, "copy", True)
-        self.obs = self._own(self.vec.reset(seed=seed)[0])
-        if self.restorable:  # a second reset, from the generator's state instead of a seed, as all later ones
-            self._reset(np.ones(self.num_envs, np.bool_))
-        self._check_finite(self.obs, np.zeros(1))
+        self._shape: tuple[int, ...] = space.shape or ()
+        self._dtype: Any = space.dtype
+        self._floats = isinstance(space, gym.spaces.Box) and np.issubdtype(self._dtype, np.floating)
+        self.obs: Array = np.empty(0)
+        if not isinstance(space, gym.spaces.Box):
+            return  # agents refuse it, each in its own words
+        if self._loop is not None:
+            # A second reset makes the first episodes restorable too.
+            self.obs = self._loop.seed(seed, again=self.mode == AutoresetMode.DISABLED)
+            self.mode = AutoresetMode.DISABLED
+        else:  # EnvPool warns of every seed
+            self.obs = self._vector_reset(seed=seed if seeded or not _is_envpool(self.vec) else None)
+        self._check_finite(self.obs)
 
     def reset(self) -> None:
         """Begin a new episode in every environment; the running ones are abandoned."""
         self._returns[:] = 0.0
         self._lengths[:] = 0
         self._done[:] = False
-        if self.restorable:
-            self._reset(np.ones(self.num_envs, np.bool_))
+        if self._loop is not None:
+            self.obs = self._loop.reset(range(self.num_envs))
         else:
-            self.obs = self._own(self.vec.reset()[0])
-        self._check_finite(self.obs, np.zeros(1))
+            self.obs = self._vector_reset()
+        self._check_finite(self.obs)
 
     def step(self, actions: Array) -> Transition:
-        """Take one step in every environment, and reset those whose episode ends."""
-        obs, reward, terminated, truncated, info = self.vec.step(actions)
-        obs = self._own(obs)
-        self._check_finite(obs, reward)
+        """Take one step in every environment, and reset those whose episode ends.
+
+        `actions` ``[N, ...]`` stay as they are; the environments get copies in the dtype of their space.
+        """
+        info: Any = {}
+        sent = np.array(actions, self.action_space.dtype)
+        if self._loop is not None:
+            obs, reward, terminated, truncated = self._loop.step(sent)
+        else:
+            obs, reward, terminated, truncated, info = self._vector_step(sent)
+        check_finite(reward, "reward", self.name)
+        self._check_finite(obs)
         self._returns += reward
         self._lengths += 1
-        if self.restorable:
-            for log, action in zip(self._actions, actions, strict=True):
-                if len(log) <= KEPT_ACTIONS:  # one more shows that there were too many
-                    log.append(action)
         mask = None
-        if self.mode == AutoresetMode.NEXT_STEP and self._done.any():
+        if self.mode == AutoresetMode.NEXT_STEP and np.count_nonzero(self._done):  # much faster than any()
             mask = ~self._done
             self._returns[self._done] = 0.0
             self._lengths[self._done] = 0
         next_obs = self.obs = obs
         done = self._done = terminated | truncated
-        if done.any():
-            self.episodes += int(done.sum())
+        if ended := np.count_nonzero(done):
+            self.episodes += int(ended)
             self.recent.extend(zip(self._returns[done].tolist(), self._lengths[done].tolist(), strict=True))
+            if self.mode is None:
+                self.mode = self._find_mode(info)
             if self.mode == AutoresetMode.SAME_STEP:
-                next_obs = obs.copy()
-                for i in np.flatnonzero(done):
-                    next_obs[i] = info["final_obs"][i]
-                self._check_finite(next_obs, reward)
+                next_obs = self._final_obs(obs, info, done)
+                self._check_finite(next_obs)
             elif self.mode == AutoresetMode.DISABLED:
-                self._reset(done)
+                self.obs = self._reset(done)
+                self._check_finite(self.obs)
             if self.mode != AutoresetMode.NEXT_STEP:
                 self._returns[done] = 0.0
                 self._lengths[done] = 0
         return Transition(next_obs, reward, terminated, truncated, mask)
 
-    def _own(self, obs: Array) -> Array:
-        return np.array(obs) if self._copy else obs
+    def close(self) -> None:
+        """Close the environments, the user's own too.
 
-    def _check_finite(self, obs: Array, reward: NDArray[np.float64]) -> None:
-        """Raise InputError for a NaN or infinity, from which nothing can be learned."""
-        total = reward.sum() + (obs.sum() if self._floats else 0.0)
-        if not math.isfinite(total):  # one of them, or the sum has overflowed
-            for name, values in (("reward", reward), ("observation", obs)):
-                bad = values[~np.isfinite(values)]
-                if len(bad):
-                    raise InputError(f"the {name} of {self.env_id or 'this environment'} must be finite, got {bad[0]}")
+        Those made from an id are closed at the latest when this object goes, or the process ends.
+        """
+        _close(self._open)
 
-    def _reset(self, which: NDArray[np.bool_]) -> None:
-        if self.restorable:
-            for i in np.flatnonzero(which):
-                self._rng_states[i] = self._sub_envs[i].unwrapped.np_random.bit_generator.state
-                self._actions[i] = []
-        self.obs = self._own(self.vec.reset(options={"reset_mask": which})[0])
+    @contextlib.contextmanager
+    def lend(self, env: gym.Env[Any, Any]) -> Iterator[bool]:
+        """While `env` is played elsewhere; yields whether it is one of these.
 
-    @property
-    def _sub_envs(self) -> list[gym.Env[Any, Any]]:
-        assert isinstance(self.vec, SyncVectorEnv)
-        return self.vec.envs
+        If it is, new episodes begin everywhere afterwards, from the random generators as they were.
+        """
+        inner: Any = self._loop or getattr(self.vec, "unwrapped", None)
+        own = [e for e in getattr(inner, "envs", []) if e.unwrapped is env.unwrapped]
+        generators = [generator_of(e) for e in own]
+        try:
+            yield bool(own)
+        finally:
+            for e, generator in zip(own, generators, strict=True):
+                if generator is not None:
+                    e.unwrapped.np_random = generator
+            if own:
+                self.reset()
+
+    def _check_spaces(self) -> None:
+        single = "single_" if isinstance(self._open[0], VectorEnv) else ""
+        for name in ("observation_space", "action_space"):
+            spaces = [getattr(env, single + name, None) for env in self._open]
+            if not isinstance(spaces[0], gym.Space):
+                raise InputError(f"{self.name}: {single}{name} must be a gymnasium.Space, got {spaces[0]!r}")
+            if any(space != spaces[0] for space in spaces):
+                raise InputError(f"{self.name}: {name} must be the same every time it is made, got {spaces}")
+        self.observation_space: gym.Space[Any] = getattr(self._open[0], single + "observation_space")
+        self.action_space: gym.Space[Any] = getattr(self._open[0], single + "action_space")
+
+    def _check_finite(self, obs: Array) -> None:
+        if self._floats:
+            check_finite(obs, "observation", self.name)
+
+    def _reset(self, which: NDArray[np.bool_]) -> Array:
+        """The observations with those of newly begun episodes, in a new array."""
+        if self._loop is not None:
+            return self._loop.reset(np.flatnonzero(which), self.obs)
+        obs = self.obs.copy()
+        obs[which] = self._vector_reset(options={"reset_mask": which.copy()})[which]
+        return obs
+
+    def _own(self, obs: Any) -> Array:
+        return own_array(obs, (self.num_envs, *self._shape), self._dtype, "observation", self.name)
+
+    def _vector_reset(self, **kwargs: Any) -> Array:
+        try:
+            result = self.vec.reset(**kwargs)
+        except Exception as error:
+            explain(error, "reset", self.name)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise InputError(f"{self.name}: {RETURNS['reset']}, got {type(result).__name__}")
+        return self._own(result[0])
+
+    def _vector_step(self, actions: Array) -> tuple[Array, Array, Array, Array, Any]:
+        try:
+            obs, reward, terminated, truncated, info = self.vec.step(actions)
+        except Exception as error:
+            explain(error, "step", self.name)
+        shape = (self.num_envs,)
+        return (
+            self._own(obs),
+            own_array(reward, shape, FLOAT64, "reward", self.name),
+            own_array(terminated, shape, BOOL, "terminated flag", self.name),
+            own_array(truncated, shape, BOOL, "truncated flag", self.name),
+            info,
+        )
+
+    def _final_obs(self, obs: Array, info: Any, done: NDArray[np.bool_]) -> Array:
+        """The observations ``[N, ...]`` really reached, with SAME_STEP autoreset."""
+        rows, next_obs = _final_rows(info), obs.copy()
+        for i in np.flatnonzero(done):
+            if rows is None or rows[i] is None:
+                what = " and ".join(f"info[{key!r}]" for key in FINAL_OBS)
+                raise InputError(f"{self.name}: with SAME_STEP autoreset {what} must not both be missing at an end")
+            next_obs[i] = own_array(rows[i], self._shape, self._dtype, "final observation", self.name)
+        return next_obs
+
+    def _find_mode(self, info: Any) -> AutoresetMode:
+        """The autoreset mode of which the metadata say nothing, at the first end of an episode."""
+        if _final_rows(info) is not None:
+            return AutoresetMode.SAME_STEP
+        raise InputError(
+            f"{self.name}: metadata has no autoreset_mode and info no final_obs, so it is unknown when a new episode "
+            'begins; set env.metadata = {**env.metadata, "autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP} '
+            "(or SAME_STEP, or DISABLED)"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """JSON types only, without `obs`, which the caller keeps as an array."""
-        restorable = self.restorable and max(map(len, self._actions)) <= KEPT_ACTIONS
+        loop: dict[str, Any] = {"rng_states": [], "actions": []} if self._loop is None else self._loop.state_dict()
         return {
             "num_envs": self.num_envs,
-            "restorable": restorable,
+            "restorable": self._loop is not None and self._loop.restorable,
             "episodes": self.episodes,
             "recent": list(self.recent),
             "returns": self._returns.tolist(),
             "lengths": self._lengths.tolist(),
-            "rng_states": list(self._rng_states),
-            "actions": [np.asarray(actions).tolist() for actions in self._actions] if restorable else [],
+            **loop,
         }
 
     def load_state_dict(self, state: dict[str, Any], obs: Array) -> bool:
@@ -177,21 +281,10 @@ class Envs:
         """
         self.episodes = state["episodes"]
         self.recent.extend((r, n) for r, n in state["recent"])
-        if not (self.restorable and state["restorable"] and state["num_envs"] == self.num_envs):
+        if self._loop is None or not state["restorable"] or state["num_envs"] != self.num_envs:
             return False
-        self._rng_states, self._actions = state["rng_states"], []
-        reached = []
-        for env, rng_state, actions in zip(self._sub_envs, self._rng_states, state["actions"], strict=True):
-            env.unwrapped.np_random.bit_generator.state = rng_state
-            last, _ = env.reset()
-            # The same action types as SyncVectorEnv passes on.
-            batch = np.asarray(actions, self.action_space.dtype).reshape(len(actions), *(self.action_space.shape or ()))
-            self._actions.append(list(batch))
-            for action in iterate(batch_space(self.action_space, len(actions)), batch) if actions else ():
-                last, *_ = env.step(action)
-            reached.append(np.asarray(last))
-        if np.stack(reached).tobytes() != obs.tobytes():
-            self._reset(np.ones(self.num_envs, np.bool_))
+        if not self._loop.replay(state, obs, state["returns"]):
+            self.reset()
             return False
         self.obs = obs
         self._returns = np.asarray(state["returns"], np.float64)
@@ -199,11 +292,50 @@ class Envs:
         return True
 
 
+def _close(environments: list[Any]) -> None:
+    while environments:
+        environments.pop().close()
+
+
+def _name(env: Any) -> str:
+    env = getattr(env, "unwrapped", env)
+    return type(env.envs[0].unwrapped if isinstance(env, SyncVectorEnv) else env).__name__
+
+
+def _is_envpool(vec: Any) -> bool:
+    return any(cls.__module__.startswith("envpool.") for cls in type(vec).__mro__)
+
+
+def _mode(vec: VectorEnv[Any, Any, Any]) -> AutoresetMode | None:
+    """When `vec` begins new episodes; None: its metadata do not say."""
+    mode = (vec.metadata or {}).get("autoreset_mode")
+    if mode is None:  # EnvPool's metadata have it since 1.0
+        return AutoresetMode.NEXT_STEP if _is_envpool(vec) else None
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        known = ", ".join(f"AutoresetMode.{m.name}" for m in AutoresetMode)
+        raise InputError(f"{_name(vec)}: metadata's autoreset_mode must be one of {known}, got {mode!r}") from error
+
+
+def _final_rows(info: Any) -> Any:
+    """By environment, the final observations of those whose episode ended; None: there are none."""
+    if isinstance(info, Sequence):  # DictInfoToList
+        listed = [next((one[key] for key in FINAL_OBS if key in one), None) for one in info]
+        return None if all(row is None for row in listed) else listed
+    rows = next((info[key] for key in FINAL_OBS if key in info), None)
+    return rows if rows is None or isinstance(rows, np.ndarray | Sequence) else to_numpy(rows)
+
+
+def _env_spec(env: gym.Env[Any, Any]) -> EnvSpec | None:
+    return env.spec if isinstance(env.spec, EnvSpec) else None
+
+
 def _spec(vec: VectorEnv[Any, Any, Any]) -> EnvSpec | None:
     """How to make one of the environments again, if that is known."""
     if isinstance(vec, SyncVectorEnv):
-        return vec.envs[0].spec
-    if vec.spec is None or "wrappers" in vec.spec.kwargs:
+        return _env_spec(vec.envs[0])
+    if not isinstance(vec.spec, EnvSpec) or "wrappers" in vec.spec.kwargs:  # EnvPool's is of its own kind
         return None
     spec = copy.deepcopy(vec.spec)
     for name in ("num_envs", "vectorization_mode", "vector_kwargs"):  # make_vec's, of the vector

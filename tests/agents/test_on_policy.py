@@ -244,7 +244,7 @@ class Broken(gym.Env):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_an_error_that_says_so(cls, what, value):
     agent = cls(Broken(what, value), hidden=(4,))
-    with pytest.raises(InputError, match=f"the {what} of this environment must be finite, got {value}"):
+    with pytest.raises(InputError, match=f"the {what} of Broken must be finite, got {value}"):
         agent.learn(300, progress=False)
 
 

@@ -144,6 +144,22 @@ def test_reward_scaling_against_a_loop(mode, counters):
         np.testing.assert_allclose(scaled, rollout.reward / np.std(seen), rtol=1e-6)
 
 
+def test_a_masked_step_has_no_part_in_the_reward_scaling(counters):
+    """Two episodes of rewards 1 1 with a step between them that is none, and whatever reward that has."""
+    _, _, rollout = make(counters(AutoresetMode.NEXT_STEP), n_steps=5)
+    for dummy in (1.0, -7.0):
+        rollout.reward[:] = np.array([1, 1, dummy, 1, 1])[:, None]
+        rollout.terminated[:] = np.array([0, 1, 0, 0, 1], bool)[:, None]
+        rollout.truncated[:] = False
+        rollout.mask = np.array([[1, 1, 0, 1, 1]], bool).T.repeat(2, 1)
+        scale = RewardScaling(2, 0.5)
+        scaled = scale(rollout)
+        std = np.std([1, 1.5, 1, 1.5])
+        assert scale.moments.count == 8 and scale.moments.mean == 1.25
+        np.testing.assert_allclose(scaled[rollout.mask], 1 / std, rtol=1e-6)
+        assert not scale.carry.any()
+
+
 def test_environments_may_reuse_the_memory_of_their_observations(counters):
     def run(copy):
         vec = counters(AutoresetMode.DISABLED)

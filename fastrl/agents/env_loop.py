@@ -1,0 +1,290 @@
+"""What environments hand over, checked and converted; and single environments, stepped one after another."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers.utils import RunningMeanStd
+from numpy.typing import NDArray
+
+from fastrl.agents.config import InputError
+
+Array = NDArray[Any]
+KEPT_ACTIONS = 100_000  # of an episode; the state of a longer one is not restored
+CHECK_ENV = "gymnasium.utils.env_checker.check_env tells more"
+RETURNS = {
+    "reset": "reset() must take seed= and return (obs, info)",
+    "step": "step() must return (obs, reward, terminated, truncated, info)",
+}
+# An exception that arises here (or in libraries called from here), not in the environment itself, says that the
+# environment does not keep to the API.
+LIBRARIES = {"functools", "jax", "numpy", "torch"}
+HOSTS = (
+    "fastrl.agents.env",
+    "gymnasium.core",
+    "gymnasium.utils",
+    "gymnasium.vector.sync_vector_env",
+    "gymnasium.vector.utils",
+    "gymnasium.vector.vector_env",
+    "gymnasium.wrappers",
+)
+FLOAT64, BOOL = np.dtype(np.float64), np.dtype(np.bool_)
+# float32 is what buffers, rollouts and networks hold.
+LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
+
+
+def explain(error: Exception, call: str, name: str) -> NoReturn:
+    """Raise `error`, or an InputError if it shows that an environment's `call` is not Gymnasium's."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = next(module for module in reversed(modules) if module.split(".")[0] not in LIBRARIES)
+    if isinstance(error, InputError) or not module.startswith(HOSTS):
+        raise error
+    raise InputError(f"{name}: {RETURNS[call]}: {' '.join(str(error).split())}; {CHECK_ENV}") from error
+
+
+def check_finite(values: Array, what: str, name: str) -> None:
+    """Raise InputError for floats that are NaN, infinite or too large for float32: nothing can be learned from them."""
+    if not float(np.vdot(values, values)) <= LARGEST_SQUARE:  # one of them, or only many large ones
+        with np.errstate(over="ignore"):
+            bad = values[~np.isfinite(values.astype(np.float32))]
+        if bad.size:
+            where = "finite in float32" if np.isfinite(bad[0]) else "finite"
+            raise InputError(f"the {what} of {name} must be {where}, got {bad[0]}")
+
+
+def to_numpy(x: Any) -> Array:
+    """An array of any library, or a list, as NumPy; it may share memory."""
+    if hasattr(x, "detach"):  # torch, on whatever device
+        x = x.detach().cpu()
+    return np.asarray(x)
+
+
+def own_array(x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str, name: str) -> Array:
+    """A copy of `x`, which the environment may reuse, in the shape and dtype of its space.
+
+    Raises InputError for another shape, and for values that the dtype cannot hold.
+    """
+    if x.__class__ is np.ndarray and x.dtype == dtype and x.shape == shape:
+        copied: Array = x.copy()
+        return copied
+    try:
+        array = to_numpy(x)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"the {what} of {name} must be an array: {error}") from error
+    if array.shape != shape:
+        raise InputError(f"the {what} of {name} must have shape {shape}, got {array.shape}; {CHECK_ENV}")
+    if np.can_cast(array.dtype, dtype):
+        return array.astype(dtype)
+    if array.dtype.kind == dtype.kind == "f":
+        check_finite(array, what, name)  # while the values are the environment's
+    try:
+        with np.errstate(all="ignore"):
+            converted = array.astype(dtype)
+            same = np.can_cast(array.dtype, dtype, "same_kind") or dtype.kind == "b" or (converted == array).all()
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise InputError(f"the {what} of {name} must be {dtype} like its space, got {array.dtype}; {CHECK_ENV}")
+    return converted
+
+
+class EnvLoop:
+    """Single environments, driven as by a plain loop of reset() and step(): nothing is asked of them but that.
+
+    So infos are not read, nobody's arrays are kept, and no environment is reset but by `reset`.  What is kept is how
+    to get back to this moment: of every environment the random generator, and the running statistics of Gymnasium's
+    normalising wrappers, as of just before the episode's reset, and the actions taken since.
+    """
+
+    def __init__(
+        self,
+        envs: Sequence[gym.Env[Any, Any]],
+        name: str,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+    ) -> None:
+        self.envs, self.name = list(envs), name
+        self._shape: tuple[int, ...] = observation_space.shape or ()
+        self._dtype: Any = observation_space.dtype
+        self._action_space = action_space
+        self._statistics = [list(_statistics(env)) for env in self.envs]
+        self._starts: list[dict[str, Any] | None] = [None] * len(self.envs)
+        self._actions: list[list[Any]] = [[] for _ in self.envs]
+        self._generators = False  # has every one a NumPy Generator? Known after the first reset.
+
+    def seed(self, seed: int, *, again: bool) -> Array:
+        """Reset environment i with ``seed + i``; the observations ``[N, ...]``.
+
+        `again`: reset once more, from the generators' states instead of a seed, as all later resets.
+        """
+        obs = self._empty()
+        for i in range(len(self.envs)):
+            obs[i] = self._reset(i, seed=seed + i)
+        self._generators = all(generator_of(env) is not None for env in self.envs)
+        if again and self._generators:
+            obs = self.reset(range(len(self.envs)), obs)
+        return obs
+
+    def reset(self, which: Iterable[int], obs: Array | None = None) -> Array:
+        """Begin an episode in these environments; `obs` ``[N, ...]`` with their rows replaced, in a new array."""
+        obs = self._empty() if obs is None else obs.copy()
+        for i in which:
+            self._starts[i], self._actions[i] = self._start(i), []
+            obs[i] = self._reset(i)
+        return obs
+
+    def step(self, actions: Array) -> tuple[Array, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Take a step in every environment with its row of `actions`, which it may keep or change."""
+        n = len(self.envs)
+        obs, reward, terminated, truncated = self._empty(), np.empty(n), np.empty(n, np.bool_), np.empty(n, np.bool_)
+        kept = actions.copy() if actions.ndim > 1 else actions  # of one dimension, the rows are numbers
+        for i in range(n):
+            obs[i], reward[i], terminated[i], truncated[i] = self._step(i, actions[i])
+        if self._generators:
+            for log, action in zip(self._actions, kept, strict=True):
+                if len(log) <= KEPT_ACTIONS:  # one more shows that there were too many
+                    log.append(action)
+        return obs, reward, terminated, truncated
+
+    @property
+    def restorable(self) -> bool:
+        """Can this moment be saved?"""
+        return self._generators and None not in self._starts and max(map(len, self._actions)) <= KEPT_ACTIONS
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        starts = [start or {} for start in self._starts]
+        return {
+            "rng_states": [_plain(start.get("rng")) for start in starts],
+            "statistics": [[_typed(s) for s in start.get("statistics", [])] for start in starts],
+            "actions": [np.asarray(actions).tolist() for actions in self._actions] if self.restorable else [],
+        }
+
+    def replay(self, state: dict[str, Any], obs: Array, returns: Sequence[float]) -> bool:
+        """Go back to a saved moment, with the observations ``[N, ...]`` and returns ``[N]`` of then; False: impossible.
+
+        After that, new episodes have to begin.
+        """
+        reached, again = self._empty(), [0.0] * len(self.envs)
+        statistics = state.get("statistics") or [[] for _ in self.envs]
+        for i, env in enumerate(self.envs):
+            generator = generator_of(env)
+            if generator is None or len(statistics[i]) != len(self._statistics[i]):
+                return False
+            try:
+                generator.bit_generator.state = state["rng_states"][i]
+            except (TypeError, ValueError, KeyError):  # of another kind
+                return False
+            for wrapper, saved in zip(self._statistics[i], statistics[i], strict=True):
+                _set_statistics(wrapper, saved)
+            self._starts[i] = self._start(i)
+            reached[i] = self._reset(i)
+            actions = state["actions"][i]
+            shape = self._action_space.shape or ()
+            batch = np.asarray(actions, self._action_space.dtype).reshape(len(actions), *shape)
+            self._actions[i] = list(batch)
+            for action in batch.copy():
+                reached[i], reward, *ended = self._step(i, action)
+                if any(ended):
+                    return False
+                again[i] += reward
+        return reached.tobytes() == obs.tobytes() and again == list(returns)
+
+    def _empty(self) -> Array:
+        return np.empty((len(self.envs), *self._shape), self._dtype)
+
+    def _reset(self, i: int, **kwargs: Any) -> Array:
+        try:
+            result = self.envs[i].reset(**kwargs)
+        except Exception as error:
+            explain(error, "reset", self.name)
+        if not isinstance(result, tuple) or len(result) != 2:
+            got = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+            raise InputError(f"{self.name}: {RETURNS['reset']}, got {got}; {CHECK_ENV}")
+        return self._row(result[0])
+
+    def _step(self, i: int, action: Any) -> tuple[Array, float, bool, bool]:
+        reward: Any
+        try:
+            obs, reward, terminated, truncated, _ = self.envs[i].step(action)
+            if reward.__class__ is not float:
+                if np.ndim(reward):
+                    got = f"an array of shape {np.shape(reward)}"
+                    raise InputError(f"the reward of {self.name} must be a number, got {got}; {CHECK_ENV}")
+                reward = float(reward)
+            return self._row(obs), reward, bool(terminated), bool(truncated)
+        except Exception as error:
+            explain(error, "step", self.name)
+
+    def _row(self, obs: Any) -> Array:
+        if obs.__class__ is np.ndarray and obs.dtype == self._dtype and obs.shape == self._shape:
+            row: Array = obs  # copied at once
+            return row
+        return own_array(obs, self._shape, self._dtype, "observation", self.name)
+
+    def _start(self, i: int) -> dict[str, Any] | None:
+        """Where the next reset of environment i begins."""
+        generator = generator_of(self.envs[i]) if self._generators else None
+        if generator is None:
+            return None
+        statistics = [_get_statistics(wrapper) for wrapper in self._statistics[i]]
+        return {"rng": generator.bit_generator.state, "statistics": statistics}
+
+
+def generator_of(env: gym.Env[Any, Any]) -> np.random.Generator | None:
+    """The environment's random generator, if it is one whose state can be read and set."""
+    try:
+        generator = env.unwrapped.np_random
+    except Exception:
+        return None
+    return generator if isinstance(generator, np.random.Generator) else None
+
+
+STATISTICS = ("obs_rms", "return_rms")  # NormalizeObservation's and NormalizeReward's, which outlive an episode
+
+
+def _statistics(env: gym.Env[Any, Any]) -> Iterator[gym.Wrapper[Any, Any, Any, Any]]:
+    """The wrappers with running statistics."""
+    while isinstance(env, gym.Wrapper):
+        if any(isinstance(vars(env).get(name), RunningMeanStd) for name in STATISTICS):
+            yield env
+        env = env.env
+
+
+def _get_statistics(wrapper: Any) -> dict[str, Any]:
+    state = {name: dict(vars(vars(wrapper)[name])) for name in STATISTICS if name in vars(wrapper)}
+    if "discounted_reward" in vars(wrapper):  # the return that NormalizeReward carries
+        state["discounted_reward"] = {"": wrapper.discounted_reward}
+    return state
+
+
+def _set_statistics(wrapper: Any, state: dict[str, Any]) -> None:
+    for name, fields in state.items():
+        for field, saved in fields.items():
+            value = np.array(saved["values"], saved["dtype"]) if isinstance(saved, dict) else saved
+            if field:
+                setattr(getattr(wrapper, name), field, value)
+            else:
+                setattr(wrapper, name, value)
+
+
+def _plain(x: Any) -> Any:
+    """The state of a generator as JSON has it; what it is set from may have lists for arrays."""
+    if isinstance(x, dict):
+        return {name: _plain(value) for name, value in x.items()}
+    return x.tolist() if isinstance(x, np.ndarray) else x
+
+
+def _typed(statistics: dict[str, Any]) -> dict[str, Any]:
+    """Statistics as JSON has them; their dtypes are not always those that a new wrapper begins with."""
+    return {
+        name: {
+            field: {"dtype": x.dtype.str, "values": x.tolist()} if isinstance(x, np.ndarray | np.generic) else x
+            for field, x in fields.items()
+        }
+        for name, fields in statistics.items()
+    }
