@@ -582,6 +582,10 @@ void Mlp::give_back(const float* const* sums, float* grad, int64_t k) const {
 
 void Mlp::backward(const float* d_out, float* grad, float* d_inputs, int64_t first, int64_t last, int threads) {
   const int64_t rows = rows_, networks = networks_, pieces = count_pieces(rows), units = pieces * networks;
+  if (rows == 0) {
+    if (grad) std::fill_n(grad, networks * per_network_, 0.0f);
+    return;
+  }
   const MlpStep& bottom = steps_.front();
   const int64_t each = 2 * widest_ * kBlock, sums = grad ? MlpPass::sums_size(steps_) : 0;
   const int64_t columns = d_inputs ? last - first : 0, width = padded(columns);

@@ -107,7 +107,7 @@ class MlpCore:
         v = check_vector(vector, "MLP: vector", self.size, write=False)
         inputs, like = load_inputs(x, self._sizes[0])
         with np.errstate(all="ignore"):
-            runs = [self._run(v, k, inputs.astype(self.dtype)) for k in range(first)]
+            runs = [self._run(v, k, inputs.astype(self.dtype, order="C")) for k in range(first)]
         if cached:
             self._tape = [tape for _, tape in runs]
             self._shape = (first, len(inputs), self._sizes[-1])
@@ -122,7 +122,7 @@ class MlpCore:
         wanted = self._shape if self._stacked else self._shape[1:]
         if d.shape != wanted:
             raise ValueError(f"MLP: d_out must have shape {wanted} like the outputs of forward_cached, got {d.shape}")
-        d = d.reshape(self._shape).astype(self.dtype)
+        d = d.reshape(self._shape).astype(self.dtype, order="C")
         if g is not None:
             g[:] = 0
         with np.errstate(all="ignore"):
