@@ -20,7 +20,7 @@ def backend(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def close(tolerance):
-    """Sums of many float32 terms are compared with the largest of their array, which is what rounding is relative to."""
+    """Sums of many float32 terms are compared with the largest of their array: rounding is relative to that."""
 
     def check(found, wanted):
         found, wanted = np.asarray(found), np.asarray(wanted)
