@@ -226,7 +226,8 @@ class MLP:
         """
         from fastrl.kernels.mlp._torch import from_torch
 
-        return from_torch(cls, module)
+        mlp: MLP = from_torch(cls, module)
+        return mlp
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_core"}

@@ -153,7 +153,7 @@ def zeros_like(vector: Tensor) -> Tensor:
 
 
 def check_vector(x: Any, where: str, n: int) -> Tensor:
-    t = _arrays.load_tensor(x, where, _F, x, "vector")
+    t: Tensor = _arrays.load_tensor(x, where, _F, x, "vector")
     if tuple(t.shape) != (n,):
         raise ValueError(f"{where} must have shape ({n},), got {tuple(t.shape)}")
     if not t.is_contiguous():
@@ -190,8 +190,8 @@ class MlpCore:
             out = self._all(v, inputs, first)
         if cached:
             self._kept = v, inputs, out
-        out = out.detach()
-        return out if self._stacked else out[0]
+        found: Tensor = out.detach() if self._stacked else out.detach()[0]
+        return found
 
     def backward(self, d_out: Any, grad: Any, begin: int, end: int) -> Any:
         if self._kept is None:
@@ -272,7 +272,8 @@ def _gradients(loss: Tensor, *xs: Tensor) -> list[Tensor]:
 
 
 def _leaf(x: Any, where: str) -> Tensor:
-    return _arrays.load_tensor(x, where, _F, x, where).detach().clone().requires_grad_()
+    leaf: Tensor = _arrays.load_tensor(x, where, _F, x, where).clone()
+    return leaf.requires_grad_()
 
 
 def _rows(x: Tensor) -> Tensor:

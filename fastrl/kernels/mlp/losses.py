@@ -115,7 +115,7 @@ def min_q_loss(q: Any) -> tuple[Any, Any]:
     Raises:
         TypeError, ValueError: a wrong type, dtype or shape, or no rows.
     """
-    return tuple(_backends.of_array(q).min_q_loss(q))  # type: ignore[return-value]
+    return tuple(_backends.of_array(q).min_q_loss(q))
 
 
 def value_loss(
@@ -139,7 +139,7 @@ def value_loss(
     if (old_values is None) != (clip_range is None):
         raise ValueError("value_loss: old_values and clip_range must be given together")
     clip = math.inf if clip_range is None else _positive("value_loss", "clip_range", clip_range)
-    return tuple(_backends.of_array(values).value_loss(values, returns, old_values, clip, coef))  # type: ignore[return-value]
+    return tuple(_backends.of_array(values).value_loss(values, returns, old_values, clip, coef))
 
 
 def ppo_categorical_loss(

@@ -138,8 +138,8 @@ class MlpCore:
         """The names of the Linear layers of the trunk, of the value's stream and of the advantages'."""
         layers, step = len(self._sizes) - 1, 2 + self._norm
         trunk = layers - 2 if self._dueling else layers
-        streams = [[f"{step * trunk}.{s}.{i}" for i in (0, step)] for s in ("value", "advantage")]
-        return [f"{step * k}" for k in range(trunk)], *(streams if self._dueling else ([], []))
+        value, advantage = ([f"{step * trunk}.{s}.{i}" for i in (0, step)] for s in ("value", "advantage"))
+        return [f"{step * k}" for k in range(trunk)], value, advantage
 
     def _run(self, vector: Any, k: int, x: Any) -> tuple[Any, list[Any]]:
         p = self._views(vector, k)

@@ -215,9 +215,8 @@ def test_flat_adam(backend, close, rng, size):
     optimizer = fastrl.FlatAdam(p, grad, lr=0.01, weight_decay=0.1)
     for k in range(3):
         grad[:] = g
-        norm = optimizer.step(
-            max_grad_norm=0.5 if k else 1e6, target=target, tau=0.3, average=average, average_weight=0.6
-        )
+        most = 0.5 if k else 1e6
+        norm = optimizer.step(max_grad_norm=most, target=target, tau=0.3, average=average, average_weight=0.6)
         assert norm == pytest.approx(np.linalg.norm(g.astype(np.float64)), rel=1e-6)
         scaled = g * np.float32(min(1, most / (norm + 1e-6)))
         np.testing.assert_array_equal(grad, scaled)

@@ -10,9 +10,8 @@ nn = torch.nn
 
 
 @pytest.mark.parametrize("n", [None, 2])
-@pytest.mark.parametrize(
-    "settings", [{}, {"layer_norm": True}, {"dueling": True}, {"layer_norm": True, "dueling": True}]
-)
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("dueling", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "silu", "none"])
 def test_there_and_back(rng, n, layer_norm, dueling, activation):
     net = fastrl.MLP((3, 20, 17, 2), activation, n=n, layer_norm=layer_norm, dueling=dueling, seed=0)
