@@ -31,6 +31,7 @@ FILES = (
     "tanh_normal",
     "adam",
     "conjugate_gradient",
+    "mlp",
 )
 PACKAGES = (
     "numpy",

@@ -42,6 +42,7 @@ from fastrl.kernels import (
     tanh_normal_log_prob,
     tanh_normal_mode,
     tanh_normal_sample,
+    tanh_normal_sample_pullback,
     value_loss,
     vtrace,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "tanh_normal_log_prob",
     "tanh_normal_mode",
     "tanh_normal_sample",
+    "tanh_normal_sample_pullback",
     "value_loss",
     "vtrace",
 ]

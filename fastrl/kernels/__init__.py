@@ -57,6 +57,7 @@ from fastrl.kernels.tanh_normal import (
     tanh_normal_mode,
     tanh_normal_mode_reference,
     tanh_normal_sample,
+    tanh_normal_sample_pullback,
     tanh_normal_sample_reference,
 )
 
@@ -109,6 +110,7 @@ __all__ = [
     "tanh_normal_mode",
     "tanh_normal_mode_reference",
     "tanh_normal_sample",
+    "tanh_normal_sample_pullback",
     "tanh_normal_sample_reference",
     "value_loss",
     "vtrace",
