@@ -276,3 +276,19 @@ def test_the_torch_backend_agrees():
         found = getattr(_torch, op)(*tensors)
         for x, y in zip(found, wanted, strict=True) if isinstance(wanted, tuple) else [(found, wanted)]:
             np.testing.assert_allclose(x.numpy(), y, rtol=1e-5, atol=1e-5, err_msg=op)
+
+
+@settings(**COMMON)
+@given(ROWS, st.sampled_from([1, 3]), SEEDS)
+def test_the_tanh_normal_pullback_is_autograds(close, rows, n, seed):
+    draw = Draw(seed)
+    out, noise = 2 * draw(rows, 2 * n), draw(rows, n)
+    d_action, d_log_prob = draw(rows, n), draw(rows)
+    limits = {"log_std_min": -1.0, "log_std_max": 1.0}
+    action, log_prob, pullback = fastrl.tanh_normal_sample_pullback(out[:, :n], out[:, n:], noise=noise, **limits)
+    x = torch.from_numpy(out).requires_grad_()
+    drawn = fastrl.tanh_normal_sample(x[:, :n], x[:, n:], noise=torch.from_numpy(noise), **limits)
+    torch.autograd.backward(drawn, (torch.from_numpy(d_action), torch.from_numpy(d_log_prob)))
+    close(action, drawn[0].detach().numpy())
+    close(log_prob, drawn[1].detach().numpy())
+    close(np.concatenate(pullback(d_action, d_log_prob), 1), x.grad.numpy())
