@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "adam.h"
-#include "simd_math.h"
 #include "flat_adam.h"
+#include "simd_math.h"
 
 namespace fastrl {
 namespace {

@@ -130,8 +130,7 @@ class MlpCore {
       std::lock_guard<std::mutex> lock(mlp_->busy());
       // Another thread may have been here since.
       if (mlp_->cached_rows() != rows || mlp_->cached_networks() != networks) return false;
-      if (to && networks < mlp_->networks())
-        std::fill(to + networks * mlp_->per_network(), to + size(), 0.0f);
+      if (to && networks < mlp_->networks()) std::fill(to + networks * mlp_->per_network(), to + size(), 0.0f);
       mlp_->backward(from, to, reinterpret_cast<float*>(inputs.data), first, last, threads);
       return true;
     });
@@ -154,8 +153,8 @@ class MlpCore {
     if (d.ndim != ndim || !std::equal(wanted, wanted + ndim, d.shape.begin())) {
       std::array<int64_t, 3> shape{};
       std::copy(wanted, wanted + ndim, shape.begin());
-      raise_value("MLP: d_out must have shape " + shape_text(shape, ndim) + " like the outputs of forward_cached, got " +
-                  shape_text(d.shape, d.ndim));
+      raise_value("MLP: d_out must have shape " + shape_text(shape, ndim) +
+                  " like the outputs of forward_cached, got " + shape_text(d.shape, d.ndim));
     }
   }
 
@@ -181,7 +180,15 @@ double flat_adam(py::handle param, py::handle grad, py::handle exp_avg, py::hand
       if (!handles[j].is_none() && arrays[i].may_overlap(arrays[j]))
         raise_value(where + " must not share memory with " + names[j]);
   }
-  const FlatAdam f{p[0],     p[1], p[2], p[3], arrays[0].size(), max_norm, p[4], p[5], static_cast<float>(tau),
+  const FlatAdam f{p[0],
+                   p[1],
+                   p[2],
+                   p[3],
+                   arrays[0].size(),
+                   max_norm,
+                   p[4],
+                   p[5],
+                   static_cast<float>(tau),
                    static_cast<float>(average_weight)};
   AdamStep step{lr, beta1, beta2, eps, weight_decay, 1 - std::pow(beta1, steps), 1 - std::pow(beta2, steps)};
   return without_gil([&] { return flat_adam_step(f, step); });

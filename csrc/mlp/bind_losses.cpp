@@ -205,8 +205,7 @@ py::tuple ppo_normal_loss_binding(py::handle mean, py::handle log_std, py::handl
     return ppo_normal_loss(m.data, std.data, taken.data, old.data, a.data, before.data, before_std.data,
                            {clip_range, kl_coef, entropy_coef, normalize}, rows, n, d.data, d_std.data);
   });
-  return py::make_tuple(means.loss, means.policy_loss, means.entropy, means.kl, d.take(m.array),
-                        d_std.take(std.array));
+  return py::make_tuple(means.loss, means.policy_loss, means.entropy, means.kl, d.take(m.array), d_std.take(std.array));
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ namespace fastrl {
 struct FlatAdam {
   float *param, *grad, *exp_avg, *exp_avg_sq;
   int64_t n;
-  double max_norm;        // < 0: not clipped
+  double max_norm;          // < 0: not clipped
   float *target, *average;  // null: there is none
   float tau, average_weight;
 };

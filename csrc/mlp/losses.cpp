@@ -145,8 +145,7 @@ LossMeans value_loss(const float* values, const float* returns, const float* old
       const bool inside = moved >= -clip_range && moved <= clip_range;
       const double near = old_values[i] + (moved < -clip_range ? -clip_range : clip_range) - returns[i];
       // At a tie each has half of the gradient, as torch.max has it.
-      if (!inside && near * near >= square)
-        slope *= near * near > square ? 0.0 : 0.5, square = near * near;
+      if (!inside && near * near >= square) slope *= near * near > square ? 0.0 : 0.5, square = near * near;
     }
     means.loss += 0.5 * share * square, means.mean += values[i];
     d_values[i] = static_cast<float>(share * slope);

@@ -21,7 +21,7 @@ using Vector = typename VectorOf<n>::type;
 // NaN stays NaN.
 template <class V>
 FASTRL_INLINE V at_least_0(V v) {
-  return v < 0 ? V{} : v;
+  return v < V{} ? V{} : v;
 }
 #else
 template <int n>
@@ -87,8 +87,7 @@ FASTRL_INLINE void tile(Left a, const float* b, int64_t b_row, Start c0, float* 
     }
   }
   for (int i = 0; i < m; ++i)
-    for (int j = 0; j < wide; ++j)
-      store<V>(c + i * c_row + j * lanes, relu ? at_least_0<V>(sum[i][j]) : sum[i][j]);
+    for (int j = 0; j < wide; ++j) store<V>(c + i * c_row + j * lanes, relu ? at_least_0<V>(sum[i][j]) : sum[i][j]);
 }
 
 // `wide` vectors of all rows: m at a time, and what is left by halves.
