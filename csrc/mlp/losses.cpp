@@ -45,25 +45,39 @@ struct Advantages {
 struct Surrogate {
   double value, slope, kl;
 };
-Surrogate surrogate(double log_ratio, double advantage, double clip_range) {
-  const double ratio = exp_bounded(log_ratio), plain = ratio * advantage;
-  const double low = 1 - clip_range, high = 1 + clip_range;
+Surrogate surrogate(double ratio, double log_ratio, double advantage, double clip_range) {
+  const double plain = ratio * advantage, low = 1 - clip_range, high = 1 + clip_range;
   const double clipped = (ratio < low ? low : ratio > high ? high : ratio) * advantage;
   const bool cut = clipped < plain;
   return {cut ? clipped : plain, cut ? 0.0 : plain, ratio - 1 - log_ratio};
 }
 
-// log p, p (of the row's logits) and the entropy.
-double log_softmax(const float* logits, int64_t n, double* log_p, double* p) {
-  double top = logits[0], sum = 0, entropy = 0;
-  for (int64_t j = 1; j < n; ++j) top = logits[j] > top ? logits[j] : top;
-  for (int64_t j = 0; j < n; ++j) p[j] = exp_bounded(logits[j] - top), sum += p[j];
-  const double log_sum = top + std::log(sum), inverse = 1 / sum;
-  for (int64_t j = 0; j < n; ++j) {
-    log_p[j] = logits[j] - log_sum, p[j] *= inverse;
-    entropy -= times(p[j], log_p[j]);
+FASTRL_CLONES_256 void exp_all(double* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = exp_bounded(x[i]);
+}
+FASTRL_CLONES_256 void log_all(double* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = log_positive(x[i]);
+}
+
+// log p and p of rows of logits; `sums` has room for a number a row.
+void log_softmax(const float* logits, int64_t rows, int64_t n, double* log_p, double* p, double* sums) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* z = logits + i * n;
+    float top = z[0];
+    for (int64_t j = 1; j < n; ++j) top = z[j] > top ? z[j] : top;
+    for (int64_t j = 0; j < n; ++j) log_p[i * n + j] = p[i * n + j] = static_cast<double>(z[j]) - top;
   }
-  return entropy;
+  exp_all(p, rows * n);
+  for (int64_t i = 0; i < rows; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < n; ++j) sum += p[i * n + j];
+    const double inverse = 1 / sum;
+    for (int64_t j = 0; j < n; ++j) p[i * n + j] *= inverse;
+    sums[i] = sum;
+  }
+  log_all(sums, rows);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < n; ++j) log_p[i * n + j] -= sums[i];
 }
 
 }  // namespace
@@ -160,16 +174,23 @@ PpoMeans ppo_categorical_loss(const float* logits, const int64_t* actions, const
   const Advantages advantage(advantages, rows, s.normalize);
   const double share = 1 / static_cast<double>(rows);
   static thread_local std::vector<double> work;
-  work.resize(static_cast<size_t>(4 * columns));
-  double *log_p = work.data(), *p = log_p + columns, *old_log_p = p + columns, *old_p = old_log_p + columns;
+  const int64_t n = rows * columns;
+  work.resize(static_cast<size_t>(2 * rows + (old_logits ? 4 : 2) * n));
+  double *ratio = work.data(), *log_ratio = ratio + rows, *all_log_p = log_ratio + rows, *all_p = all_log_p + n;
+  double *all_old_log_p = all_p + n, *all_old_p = all_old_log_p + n;
+  log_softmax(logits, rows, columns, all_log_p, all_p, ratio);
+  if (old_logits) log_softmax(old_logits, rows, columns, all_old_log_p, all_old_p, ratio);
+  for (int64_t i = 0; i < rows; ++i) ratio[i] = log_ratio[i] = all_log_p[i * columns + actions[i]] - old_log_probs[i];
+  exp_all(ratio, rows);
   PpoMeans means;
   double gain = 0;
   for (int64_t i = 0; i < rows; ++i) {
-    const double entropy = log_softmax(logits + i * columns, columns, log_p, p);
-    const Surrogate t = surrogate(log_p[actions[i]] - old_log_probs[i], advantage.at(i), s.clip_range);
-    double kl = t.kl;
+    const double *log_p = all_log_p + i * columns, *p = all_p + i * columns;
+    const Surrogate t = surrogate(ratio[i], log_ratio[i], advantage.at(i), s.clip_range);
+    double entropy = 0, kl = t.kl;
+    for (int64_t j = 0; j < columns; ++j) entropy -= times(p[j], log_p[j]);
+    const double *old_log_p = all_old_log_p + i * columns, *old_p = all_old_p + i * columns;
     if (old_logits) {
-      log_softmax(old_logits + i * columns, columns, old_log_p, old_p);
       kl = 0;
       for (int64_t j = 0; j < columns; ++j) kl += times(old_p[j], old_log_p[j] - log_p[j]);
     }
@@ -192,8 +213,9 @@ PpoMeans ppo_normal_loss(const float* mean, const float* log_std, const float* a
   const Advantages advantage(advantages, rows, s.normalize);
   const double share = 1 / static_cast<double>(rows);
   static thread_local std::vector<double> work;
-  work.assign(static_cast<size_t>(3 * columns), 0.0);
+  work.assign(static_cast<size_t>(3 * columns + 2 * rows), 0.0);
   double *inverse = work.data(), *old_variance = inverse + columns, *sums = old_variance + columns;
+  double *ratio = sums + columns, *log_ratio = ratio + rows;
   PpoMeans means;
   double constant = 0, gain = 0;
   for (int64_t j = 0; j < columns; ++j) {
@@ -203,21 +225,27 @@ PpoMeans ppo_normal_loss(const float* mean, const float* log_std, const float* a
   }
   for (int64_t i = 0; i < rows; ++i) {
     const float *m = mean + i * columns, *a = actions + i * columns;
-    double log_prob = constant, kl = 0;
+    double log_prob = constant;
     for (int64_t j = 0; j < columns; ++j) {
       const double z = (static_cast<double>(a[j]) - m[j]) * inverse[j];
       log_prob -= 0.5 * z * z;
     }
-    const Surrogate t = surrogate(log_prob - old_log_probs[i], advantage.at(i), s.clip_range);
+    ratio[i] = log_ratio[i] = log_prob - old_log_probs[i];
+  }
+  exp_all(ratio, rows);
+  for (int64_t i = 0; i < rows; ++i) {
+    const float *m = mean + i * columns, *a = actions + i * columns;
+    const Surrogate t = surrogate(ratio[i], log_ratio[i], advantage.at(i), s.clip_range);
+    double kl = 0;
     for (int64_t j = 0; j < columns; ++j) {
       const double z = (static_cast<double>(a[j]) - m[j]) * inverse[j];
       double d = -t.slope * z * inverse[j];
       sums[j] -= t.slope * (z * z - 1);
       if (old_mean) {
         const double moved = static_cast<double>(m[j]) - old_mean[i * columns + j], scale = inverse[j] * inverse[j];
-        const double ratio = (old_variance[j] + moved * moved) * scale;
-        kl += static_cast<double>(log_std[j]) - old_log_std[j] + 0.5 * (ratio - 1);
-        d += s.kl_coef * moved * scale, sums[j] += s.kl_coef * (1 - ratio);
+        const double spread = (old_variance[j] + moved * moved) * scale;
+        kl += static_cast<double>(log_std[j]) - old_log_std[j] + 0.5 * (spread - 1);
+        d += s.kl_coef * moved * scale, sums[j] += s.kl_coef * (1 - spread);
       }
       d_mean[i * columns + j] = static_cast<float>(d * share);
     }
