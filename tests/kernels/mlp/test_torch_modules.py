@@ -104,3 +104,30 @@ def test_the_torch_core_agrees(rng, n, settings):
     d_x = net.backward(d_out, inputs=slice(1, 3))
     torch.testing.assert_close(core.backward(d_out, grad, 1, 3), d_x, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(grad, torch.from_numpy(net.grad), rtol=1e-5, atol=1e-5)
+
+
+def test_an_update_by_torch_alone(monkeypatch, rng):
+    """The calls of an update, by what serves CUDA tensors (here on the CPU), against the same by the CPU's backend."""
+    from fastrl.kernels.mlp import _backends, _torch
+
+    x, next_x = torch.randn(32, 4), torch.randn(32, 4)
+    action, reward, discount = torch.randint(3, (32,)), torch.randn(32), torch.rand(32)
+
+    def update():
+        net = fastrl.MLP((4, 16, 16, 3), layer_norm=True, dueling=True, seed=0)
+        target = fastrl.MLP((4, 16, 16, 3), layer_norm=True, dueling=True, seed=1)
+        adam = fastrl.FlatAdam(net.vector, net.grad, lr=0.01)
+        for _ in range(3):
+            next_q, online = target.forward(next_x), net.forward(next_x)
+            found = fastrl.q_learning_loss(
+                net.forward_cached(x), action, reward, discount, next_q, next_q_online=online, loss="huber"
+            )
+            net.backward(found.d_q)
+            adam.step(max_grad_norm=0.3, target=target.vector, tau=0.5)
+        return torch.as_tensor(net.vector), torch.as_tensor(target.vector), torch.as_tensor(float(found.loss))
+
+    wanted = update()
+    monkeypatch.setattr(_backends, "cpu", lambda: _torch)
+    found = update()
+    for a, b in zip(found, wanted, strict=True):  # Adam divides by |g|, which magnifies the rounding of small ones
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
