@@ -77,6 +77,8 @@ void dueling_head(const MlpStep& s, const float* p, float* w, int64_t row, float
   mean *= share;
   for (int64_t a = 0; a < n; ++a) b[a] = p[s.bias] + (p[s.advantage_bias + a] - mean);
 }
+// What a call needs until it ends: one for all networks of a thread, so that it stays in the cache.
+thread_local Arena scratch, weights_once;
 }  // namespace
 
 void Arena::reset(int64_t n) {
@@ -236,21 +238,21 @@ void Mlp::forward(const float* vector, const std::vector<MlpPart>& x, int64_t ro
   const int64_t width = stride(inputs());
   const bool few = rows <= kFew;
   const int64_t pieces = count_pieces(rows), each = 2 * widest_ * (few ? 1 : kBlock);
-  scratch_.reset(rows * width + pieces * networks * each + 64);
-  float *input = scratch_.take(rows * width), *scratch = scratch_.take(pieces * networks * each);
+  scratch.reset(rows * width + pieces * networks * each + 64);
+  float *input = scratch.take(rows * width), *work = scratch.take(pieces * networks * each);
   copy_inputs(x, rows, width, input);
   MlpPass pass{};
   pass.owner = this, pass.packed = &packed_, pass.input = input, pass.rows = rows, pass.out = out;
   const Level& level = level_here();
   if (few) {
     for (int64_t k = 0; k < networks; ++k)
-      for (int64_t i = 0; i < rows; ++i) level.few(pass, vector, k, i, scratch);
+      for (int64_t i = 0; i < rows; ++i) level.few(pass, vector, k, i, work);
     return;
   }
-  pack(vector, networks, false, weights_, packed_);
+  pack(vector, networks, false, weights_once, packed_);
   for_pieces(rows, networks, threads, [&](int64_t k, int64_t piece, int64_t row, int64_t end) {
     for (; row < end; row += kBlock)
-      level.forward(pass, k, row, std::min(kBlock, end - row), scratch + (k * pieces + piece) * each);
+      level.forward(pass, k, row, std::min(kBlock, end - row), work + (k * pieces + piece) * each);
   });
 }
 
@@ -273,15 +275,15 @@ void Mlp::forward_cached(const float* vector, const std::vector<MlpPart>& x, int
   }
   copy_inputs(x, rows, width, input_);
   pack(vector, networks, true, cached_weights_, cached_packed_);
-  scratch_.reset(pieces * networks * each);
-  float* scratch = scratch_.take(pieces * networks * each);
+  scratch.reset(pieces * networks * each);
+  float* work = scratch.take(pieces * networks * each);
   MlpPass pass{};
   pass.owner = this, pass.packed = &cached_packed_, pass.kept = &kept_, pass.input = input_, pass.rows = rows;
   pass.out = out;
   const Level& level = level_here();
   for_pieces(rows, networks, threads, [&](int64_t k, int64_t piece, int64_t row, int64_t end) {
     for (; row < end; row += kBlock)
-      level.forward(pass, k, row, std::min(kBlock, end - row), scratch + (k * pieces + piece) * each);
+      level.forward(pass, k, row, std::min(kBlock, end - row), work + (k * pieces + piece) * each);
   });
   rows_ = rows, networks_ = networks;
 }
@@ -339,10 +341,10 @@ void Mlp::backward(const float* d_out, float* grad, float* d_inputs, int64_t fir
   const MlpStep& bottom = steps_.front();
   const int64_t each = 2 * widest_ * kBlock, sums = grad ? MlpPass::sums_size(steps_) : 0;
   const int64_t columns = d_inputs ? last - first : 0, width = padded(columns);
-  scratch_.reset(units * (each + sums) + networks * (bottom.out + rows) * width + 64);
-  float* scratch = scratch_.take(units * each);
-  float* all_sums = scratch_.take(units * sums);
-  float *weights = scratch_.take(networks * bottom.out * width), *d_x = scratch_.take(networks * rows * width);
+  scratch.reset(units * (each + sums) + networks * (bottom.out + rows) * width + 64);
+  float* work = scratch.take(units * each);
+  float* all_sums = scratch.take(units * sums);
+  float *weights = scratch.take(networks * bottom.out * width), *d_x = scratch.take(networks * rows * width);
   MlpPass pass{};
   pass.owner = this, pass.packed = &cached_packed_, pass.kept = &kept_, pass.input = input_, pass.rows = rows;
   pass.d_out = d_out, pass.wants_parameters = grad != nullptr, pass.columns = columns;
@@ -359,7 +361,7 @@ void Mlp::backward(const float* d_out, float* grad, float* d_inputs, int64_t fir
   for_pieces(rows, networks, threads, [&](int64_t k, int64_t piece, int64_t row, int64_t end) {
     const int64_t unit = k * pieces + piece;
     for (bool start = true; row < end; row += kBlock, start = false)
-      level.backward(pass, k, row, std::min(kBlock, end - row), scratch + unit * each, all_sums + unit * sums, start);
+      level.backward(pass, k, row, std::min(kBlock, end - row), work + unit * each, all_sums + unit * sums, start);
   });
   for (int64_t k = 0; grad && k < networks; ++k) {
     std::vector<const float*> begins;

@@ -88,7 +88,7 @@ class Mlp {
   std::vector<MlpStep> steps_;
   int64_t n_, per_network_, widest_;
   std::mutex busy_;
-  Arena weights_, cached_weights_, cache_, scratch_;
+  Arena cached_weights_, cache_;
   std::vector<Packed> packed_, cached_packed_;
   std::vector<Kept> kept_;
   float* input_ = nullptr;
