@@ -27,6 +27,7 @@ FILES = (
     "tanh_normal",
     "adam",
     "conjugate_gradient",
+    "mlp",
 )
 
 

@@ -97,6 +97,7 @@ PYBIND11_MODULE(_C, m) {
   bind_adam(m);
   bind_gather_rows(m);
   bind_heads(m);
+  bind_mlp(m);
   bind_mlp_fisher(m);
   bind_n_step_gather(m);
   bind_replay_ring(m);

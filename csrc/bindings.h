@@ -52,6 +52,7 @@ void bind_conjugate_gradient(py::module_& m);
 void bind_adam(py::module_& m);
 void bind_gather_rows(py::module_& m);
 void bind_heads(py::module_& m);
+void bind_mlp(py::module_& m);
 void bind_mlp_fisher(py::module_& m);
 void bind_n_step_gather(py::module_& m);
 void bind_replay_ring(py::module_& m);

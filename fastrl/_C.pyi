@@ -169,10 +169,74 @@ def off_policy_returns(
     mask: Any,
     out: Any,
 ) -> Any: ...
+def flat_adam(
+    param: Any,
+    grad: Any,
+    exp_avg: Any,
+    exp_avg_sq: Any,
+    target: Any,
+    average: Any,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    steps: float,
+    max_norm: float,
+    tau: float,
+    average_weight: float,
+) -> float: ...
+def q_learning_loss(
+    q: Any,
+    actions: Any,
+    rewards: Any,
+    discounts: Any,
+    next_q: Any,
+    next_q_online: Any,
+    weights: Any,
+    huber: bool,
+) -> tuple[float, Any, Any, float]: ...
+def min_q_targets(next_q: Any, rewards: Any, discounts: Any, next_log_prob: Any, temperature: float) -> Any: ...
+def q_regression_loss(q: Any, targets: Any, weights: Any, huber: bool) -> tuple[float, Any, Any, float]: ...
+def min_q_loss(q: Any) -> tuple[float, Any]: ...
+def value_loss(values: Any, returns: Any, old_values: Any, clip_range: float, coef: float) -> tuple[float, Any]: ...
+def ppo_categorical_loss(
+    logits: Any,
+    actions: Any,
+    old_log_probs: Any,
+    advantages: Any,
+    old_logits: Any,
+    clip_range: float,
+    kl_coef: float,
+    entropy_coef: float,
+    normalize: bool,
+) -> tuple[float, float, float, float, Any]: ...
+def ppo_normal_loss(
+    mean: Any,
+    log_std: Any,
+    actions: Any,
+    old_log_probs: Any,
+    advantages: Any,
+    old_mean: Any,
+    old_log_std: Any,
+    clip_range: float,
+    kl_coef: float,
+    entropy_coef: float,
+    normalize: bool,
+) -> tuple[float, float, float, float, Any, Any]: ...
 def _probe(a: Any, b: Any, c: Any, d: Any) -> tuple[Any, Any]: ...
 
 @type_check_only
 class _PybindType(type): ...
+
+class MlpCore(metaclass=_PybindType):
+    def __init__(
+        self, sizes: list[int], activation: str, n: int, stacked: bool, layer_norm: bool, dueling: bool
+    ) -> None: ...
+    @property
+    def size(self) -> int: ...
+    def forward(self, vector: Any, x: Any, first: int, cached: bool) -> Any: ...
+    def backward(self, d_out: Any, grad: Any, begin: int, end: int) -> Any: ...
 
 class MlpFisher(metaclass=_PybindType):
     def __init__(

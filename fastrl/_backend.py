@@ -192,6 +192,7 @@ def info() -> dict[str, Any]:
             "tanh_normal": {"cpu": (CPU_BACKEND, why), "cuda": cuda_backend()},
             "conjugate_gradient": {"cpu": (CPU_BACKEND, why), "cuda": cuda_backend()},
             "n_step_gather": {"cpu": (CPU_BACKEND, why), "cuda": cuda_backend()},
+            "mlp": {"cpu": (CPU_BACKEND, why), "cuda": ("reference", "torch's products and autograd on the GPU")},
             "adam_step": {"cpu": (CPU_BACKEND, why), "cuda": ("reference", "torch's fused kernel on the GPU")},
         },
         "threads": get_num_threads(),

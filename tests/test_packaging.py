@@ -54,8 +54,8 @@ def test_the_package_is_typed_and_has_its_stubs():
 
 
 @pytest.mark.parametrize("module", [fastrl, fastrl.kernels], ids=["fastrl", "fastrl.kernels"])
-def test_all_names_exist_once_and_sorted(module):
-    assert list(module.__all__) == sorted(set(module.__all__))
+def test_all_names_exist_once(module):  # their order is ruff's
+    assert len(module.__all__) == len(set(module.__all__))
     assert all(hasattr(module, name) for name in module.__all__)
 
 

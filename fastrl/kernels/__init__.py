@@ -21,6 +21,19 @@ from fastrl.kernels.curvature import (
 )
 from fastrl.kernels.gather_rows import gather_rows, gather_rows_reference
 from fastrl.kernels.generator import Generator, manual_seed
+from fastrl.kernels.mlp import (
+    MLP,
+    FlatAdam,
+    PPOLoss,
+    QLoss,
+    min_q_loss,
+    min_q_targets,
+    ppo_categorical_loss,
+    ppo_normal_loss,
+    q_learning_loss,
+    q_regression_loss,
+    value_loss,
+)
 from fastrl.kernels.n_step_gather import n_step_gather, n_step_gather_reference
 from fastrl.kernels.normal import (
     normal_log_prob_entropy,
@@ -44,15 +57,20 @@ from fastrl.kernels.tanh_normal import (
     tanh_normal_mode,
     tanh_normal_mode_reference,
     tanh_normal_sample,
+    tanh_normal_sample_pullback,
     tanh_normal_sample_reference,
 )
 
 __all__ = [
+    "MLP",
     "CGInfo",
     "FisherVectorProduct",
+    "FlatAdam",
     "Generator",
     "LineSearchResult",
     "NaturalGradientInfo",
+    "PPOLoss",
+    "QLoss",
     "SumTree",
     "SumTreeReference",
     "adam_step",
@@ -71,6 +89,8 @@ __all__ = [
     "lambda_returns",
     "line_search",
     "manual_seed",
+    "min_q_loss",
+    "min_q_targets",
     "n_step_gather",
     "n_step_gather_reference",
     "n_step_returns",
@@ -80,12 +100,18 @@ __all__ = [
     "normal_sample",
     "normal_sample_reference",
     "off_policy_returns",
+    "ppo_categorical_loss",
+    "ppo_normal_loss",
+    "q_learning_loss",
+    "q_regression_loss",
     "reverse_affine_scan",
     "tanh_normal_log_prob",
     "tanh_normal_log_prob_reference",
     "tanh_normal_mode",
     "tanh_normal_mode_reference",
     "tanh_normal_sample",
+    "tanh_normal_sample_pullback",
     "tanh_normal_sample_reference",
+    "value_loss",
     "vtrace",
 ]

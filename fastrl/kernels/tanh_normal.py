@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,6 +110,46 @@ def tanh_normal_sample(
         return drawn
     action, log_prob, _ = kernels_for(mean).tanh_normal_sample(mean, log_std, noise, state, low, high, *limits, False)
     return action, log_prob
+
+
+def tanh_normal_sample_pullback(
+    mean: Any,
+    log_std: Any,
+    *,
+    noise: Any = None,
+    generator: Generator | None = None,
+    low: Any = -1.0,
+    high: Any = 1.0,
+    log_std_min: float | None = None,
+    log_std_max: float | None = None,
+    correction: str = "stable",
+    epsilon: float = 1e-6,
+) -> tuple[Any, Any, Callable[[Any, Any], tuple[Any, Any]]]:
+    """`tanh_normal_sample` without autograd: action, log_prob, and how gradients go back through them.
+
+    The third result maps the gradients of a loss for action [B, A] and log_prob [B] to those for mean and log_std.
+    Arguments, values and errors are those of `tanh_normal_sample`; nothing is recorded.
+
+    >>> import numpy as np, fastrl
+    >>> mean, log_std = np.zeros((1, 1)), np.zeros(1)
+    >>> action, log_prob, pullback = fastrl.tanh_normal_sample_pullback(mean, log_std, noise=np.zeros((1, 1)))
+    >>> pullback(np.ones((1, 1)), np.ones(1))
+    (array([[1.]]), array([-1.]))
+    """
+    limits = _UNLIMITED
+    if log_std_min is not None or log_std_max is not None or correction != "stable":
+        limits = _limits("tanh_normal_sample", log_std_min, log_std_max, correction, epsilon)
+    state = None if noise is not None else _heads.state_of(generator, mean, "tanh_normal_sample")
+    kernels = kernels_for(mean)
+    action, log_prob, saved = kernels.tanh_normal_sample(mean, log_std, noise, state, low, high, *limits, True)
+
+    def pullback(grad_action: Any, grad_log_prob: Any) -> tuple[Any, Any]:
+        found: tuple[Any, Any] = kernels.tanh_normal_sample_backward(
+            saved, log_std, grad_action, grad_log_prob, low, high, *limits, True, True
+        )
+        return found
+
+    return action, log_prob, pullback
 
 
 def tanh_normal_log_prob(

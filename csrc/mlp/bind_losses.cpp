@@ -1,0 +1,231 @@
+// The losses of losses.h: arguments are checked and made contiguous here.
+#include "bindings.h"
+#include "losses.h"
+
+#include <cmath>
+#include <limits>
+
+namespace fastrl {
+namespace {
+
+// The arrays of one call, by name in the error texts.
+class Call {
+ public:
+  explicit Call(const char* op) : op_(op) {}
+
+  // A float32 array of the shape wanted, as contiguous numbers. `optional`: a last dimension of 1 may follow.
+  struct Floats {
+    Array array;
+    std::vector<float> copy;
+    const float* data = nullptr;
+  };
+  Floats floats(py::handle x, const char* name, std::initializer_list<int64_t> shape, bool optional = false) const {
+    Floats f;
+    const std::string where = std::string(op_) + ": " + name;
+    f.array = load_cpu(x.ptr(), where.c_str(), {DType::f32});
+    const Array& a = f.array;
+    const int n = static_cast<int>(shape.size());
+    const bool fits = (a.ndim == n || (optional && a.ndim == n + 1 && a.shape[n] == 1)) &&
+                      std::equal(shape.begin(), shape.end(), a.shape.begin(),
+                                 [](int64_t wanted, int64_t got) { return wanted < 0 || wanted == got; });
+    if (!fits) raise_value(where + " must have shape " + text(shape) + ", got " + shape_text(a.shape, a.ndim));
+    f.data = reinterpret_cast<const float*>(a.data);
+    if (!a.is_contiguous() || !a.aligned) {
+      f.copy.resize(static_cast<size_t>(a.size()));
+      const int64_t columns = a.ndim > 1 ? a.size() / std::max<int64_t>(a.shape[0], 1) : 1;
+      for (int64_t i = 0; i < a.size(); ++i) {
+        const int64_t r = i / columns, c = i % columns;
+        const char* from = a.data + r * a.strides[0];
+        if (a.ndim == 2) from += c * a.strides[1];
+        if (a.ndim == 3) from += c / a.shape[2] * a.strides[1] + c % a.shape[2] * a.strides[2];
+        std::memcpy(&f.copy[static_cast<size_t>(i)], from, sizeof(float));
+      }
+      f.data = f.copy.data();
+    }
+    return f;
+  }
+  Floats maybe(py::handle x, const char* name, std::initializer_list<int64_t> shape, bool optional = false) const {
+    return x.is_none() ? Floats{} : floats(x, name, shape, optional);
+  }
+
+  // Whole numbers [rows], each below n.
+  Contiguous<int64_t> actions(py::handle x, int64_t rows, int64_t n) const {
+    const std::string where = std::string(op_) + ": actions";
+    const Array a = load_cpu(x.ptr(), where.c_str(), {DType::i64, DType::i32});
+    if (a.ndim != 1 || a.shape[0] != rows)
+      raise_value(where + " must have shape (" + std::to_string(rows) + ",), got " + shape_text(a.shape, a.ndim));
+    Contiguous<int64_t> c(a, true);
+    for (int64_t i = 0; i < rows; ++i)
+      if (c.data()[i] < 0 || c.data()[i] >= n)
+        throw py::index_error(where + "[" + std::to_string(i) + "] must be in [0, " + std::to_string(n) + "), got " +
+                              std::to_string(c.data()[i]));
+    return c;
+  }
+
+  // At least one row: there is no mean of none.
+  void check_rows(int64_t rows, const char* name) const {
+    if (rows < 1) raise_value(std::string(op_) + ": " + name + " must have at least one row");
+  }
+
+ private:
+  static std::string text(std::initializer_list<int64_t> shape) {
+    static const char letters[] = "BCD";
+    bool open = false;
+    for (int64_t n : shape) open |= n < 0;
+    std::string out = open ? "[" : "(";
+    size_t i = 0;
+    for (int64_t n : shape) {
+      out += n < 0 ? std::string(1, letters[i]) : std::to_string(n);
+      if (++i < shape.size()) out += ", ";
+    }
+    if (!open && shape.size() == 1) out += ",";
+    return out + (open ? "]" : ")");
+  }
+  const char* op_;
+};
+
+struct Out {
+  Result result;
+  float* data;
+  explicit Out(const Array& like)
+      : result(allocate_like(like, DType::f32, like.shape.data(), like.ndim)),
+        data(reinterpret_cast<float*>(result.data)) {}
+  py::object take(const Array& like) { return hand_back(std::move(result), like); }
+};
+
+py::tuple q_learning_loss_binding(py::handle q, py::handle actions, py::handle rewards, py::handle discounts,
+                                  py::handle next_q, py::handle next_q_online, py::handle weights, bool huber) {
+  const Call call("q_learning_loss");
+  const auto values = call.floats(q, "q", {-1, -1});
+  const int64_t rows = values.array.shape[0], n = values.array.shape[1];
+  call.check_rows(std::min(rows, n), "q");
+  const auto taken = call.actions(actions, rows, n);
+  const auto r = call.floats(rewards, "rewards", {rows}), d = call.floats(discounts, "discounts", {rows});
+  const auto next = call.floats(next_q, "next_q", {rows, n});
+  const auto chooser = call.maybe(next_q_online, "next_q_online", {rows, n});
+  const auto w = call.maybe(weights, "weights", {rows});
+  Out d_q(values.array), errors(r.array);
+  LossMeans m = without_gil([&] {
+    return q_learning_loss(values.data, taken.data(), r.data, d.data, next.data, chooser.data, w.data, huber, rows, n,
+                           d_q.data, errors.data);
+  });
+  return py::make_tuple(m.loss, d_q.take(values.array), errors.take(r.array), m.mean);
+}
+
+py::object min_q_targets_binding(py::handle next_q, py::handle rewards, py::handle discounts, py::handle next_log_prob,
+                                 double temperature) {
+  const Call call("min_q_targets");
+  const auto next = call.floats(next_q, "next_q", {-1, -1}, true);
+  const int64_t n = next.array.shape[0], rows = next.array.shape[1];
+  call.check_rows(n, "next_q");
+  const auto r = call.floats(rewards, "rewards", {rows}), d = call.floats(discounts, "discounts", {rows});
+  const auto log_prob = call.maybe(next_log_prob, "next_log_prob", {rows});
+  Out y(r.array);
+  without_gil([&] {
+    min_q_targets(next.data, r.data, d.data, log_prob.data, static_cast<float>(temperature), n, rows, y.data);
+    return 0;
+  });
+  return y.take(r.array);
+}
+
+py::tuple q_regression_loss_binding(py::handle q, py::handle targets, py::handle weights, bool huber) {
+  const Call call("q_regression_loss");
+  const auto values = call.floats(q, "q", {-1, -1}, true);
+  const int64_t n = values.array.shape[0], rows = values.array.shape[1];
+  call.check_rows(std::min(rows, n), "q");
+  const auto y = call.floats(targets, "targets", {rows});
+  const auto w = call.maybe(weights, "weights", {rows});
+  const int64_t shape[2] = {n, rows};
+  Out d_q(values.array);
+  Result errors = allocate_like(values.array, DType::f32, shape, 2);
+  LossMeans m = without_gil([&] {
+    return q_regression_loss(values.data, y.data, w.data, huber, n, rows, d_q.data,
+                             reinterpret_cast<float*>(errors.data));
+  });
+  return py::make_tuple(m.loss, d_q.take(values.array), hand_back(std::move(errors), values.array), m.mean);
+}
+
+py::tuple min_q_loss_binding(py::handle q) {
+  const Call call("min_q_loss");
+  const auto values = call.floats(q, "q", {-1, -1}, true);
+  const int64_t n = values.array.shape[0], rows = values.array.shape[1];
+  call.check_rows(std::min(rows, n), "q");
+  Out d_q(values.array);
+  LossMeans m = without_gil([&] { return min_q_loss(values.data, n, rows, d_q.data); });
+  return py::make_tuple(m.loss, d_q.take(values.array));
+}
+
+py::tuple value_loss_binding(py::handle values, py::handle returns, py::handle old_values, double clip_range,
+                             double coef) {
+  const Call call("value_loss");
+  const auto v = call.floats(values, "values", {-1}, true);
+  const int64_t rows = v.array.shape[0];
+  call.check_rows(rows, "values");
+  const auto g = call.floats(returns, "returns", {rows});
+  const auto old = call.maybe(old_values, "old_values", {rows});
+  Out d(v.array);
+  LossMeans m = without_gil([&] { return value_loss(v.data, g.data, old.data, clip_range, coef, rows, d.data); });
+  return py::make_tuple(m.loss, d.take(v.array));
+}
+
+py::tuple ppo_categorical_loss_binding(py::handle logits, py::handle actions, py::handle old_log_probs,
+                                       py::handle advantages, py::handle old_logits, double clip_range, double kl_coef,
+                                       double entropy_coef, bool normalize) {
+  const Call call("ppo_categorical_loss");
+  const auto z = call.floats(logits, "logits", {-1, -1});
+  const int64_t rows = z.array.shape[0], n = z.array.shape[1];
+  call.check_rows(std::min(rows, n), "logits");
+  const auto taken = call.actions(actions, rows, n);
+  const auto old = call.floats(old_log_probs, "old_log_probs", {rows});
+  const auto a = call.floats(advantages, "advantages", {rows});
+  const auto before = call.maybe(old_logits, "old_logits", {rows, n});
+  Out d(z.array);
+  PpoMeans m = without_gil([&] {
+    return ppo_categorical_loss(z.data, taken.data(), old.data, a.data, before.data,
+                                {clip_range, kl_coef, entropy_coef, normalize}, rows, n, d.data);
+  });
+  return py::make_tuple(m.loss, m.policy_loss, m.entropy, m.kl, d.take(z.array));
+}
+
+py::tuple ppo_normal_loss_binding(py::handle mean, py::handle log_std, py::handle actions, py::handle old_log_probs,
+                                  py::handle advantages, py::handle old_mean, py::handle old_log_std, double clip_range,
+                                  double kl_coef, double entropy_coef, bool normalize) {
+  const Call call("ppo_normal_loss");
+  const auto m = call.floats(mean, "mean", {-1, -1});
+  const int64_t rows = m.array.shape[0], n = m.array.shape[1];
+  call.check_rows(std::min(rows, n), "mean");
+  const auto std = call.floats(log_std, "log_std", {n});
+  const auto taken = call.floats(actions, "actions", {rows, n});
+  const auto old = call.floats(old_log_probs, "old_log_probs", {rows});
+  const auto a = call.floats(advantages, "advantages", {rows});
+  const auto before = call.maybe(old_mean, "old_mean", {rows, n});
+  const auto before_std = call.maybe(old_log_std, "old_log_std", {n});
+  Out d(m.array), d_std(std.array);
+  PpoMeans means = without_gil([&] {
+    return ppo_normal_loss(m.data, std.data, taken.data, old.data, a.data, before.data, before_std.data,
+                           {clip_range, kl_coef, entropy_coef, normalize}, rows, n, d.data, d_std.data);
+  });
+  return py::make_tuple(means.loss, means.policy_loss, means.entropy, means.kl, d.take(m.array), d_std.take(std.array));
+}
+
+}  // namespace
+
+void bind_mlp_losses(py::module_& m) {
+  m.def("q_learning_loss", &q_learning_loss_binding, py::arg("q"), py::arg("actions"), py::arg("rewards"),
+        py::arg("discounts"), py::arg("next_q"), py::arg("next_q_online"), py::arg("weights"), py::arg("huber"));
+  m.def("min_q_targets", &min_q_targets_binding, py::arg("next_q"), py::arg("rewards"), py::arg("discounts"),
+        py::arg("next_log_prob"), py::arg("temperature"));
+  m.def("q_regression_loss", &q_regression_loss_binding, py::arg("q"), py::arg("targets"), py::arg("weights"),
+        py::arg("huber"));
+  m.def("min_q_loss", &min_q_loss_binding, py::arg("q"));
+  m.def("value_loss", &value_loss_binding, py::arg("values"), py::arg("returns"), py::arg("old_values"),
+        py::arg("clip_range"), py::arg("coef"));
+  m.def("ppo_categorical_loss", &ppo_categorical_loss_binding, py::arg("logits"), py::arg("actions"),
+        py::arg("old_log_probs"), py::arg("advantages"), py::arg("old_logits"), py::arg("clip_range"),
+        py::arg("kl_coef"), py::arg("entropy_coef"), py::arg("normalize"));
+  m.def("ppo_normal_loss", &ppo_normal_loss_binding, py::arg("mean"), py::arg("log_std"), py::arg("actions"),
+        py::arg("old_log_probs"), py::arg("advantages"), py::arg("old_mean"), py::arg("old_log_std"),
+        py::arg("clip_range"), py::arg("kl_coef"), py::arg("entropy_coef"), py::arg("normalize"));
+}
+
+}  // namespace fastrl

@@ -1,0 +1,32 @@
+"""Every test on every CPU backend, and how float32 networks are compared with float64 ones."""
+
+import numpy as np
+import pytest
+
+from fastrl.kernels.mlp import _backends
+
+
+@pytest.fixture(params=["reference", "numba", "cpp"])
+def backend(request, monkeypatch):
+    """MLP, FlatAdam and the losses on one backend."""
+    if request.param == "numba":
+        pytest.importorskip("numba", reason="the Numba backend needs numba, which is not installed")
+    if request.param == "cpp":
+        pytest.importorskip("fastrl._C", reason="the C++ extension is not built")
+    ops = _backends.named(request.param)
+    monkeypatch.setattr(_backends, "cpu", lambda: ops)
+    return ops
+
+
+@pytest.fixture(scope="session")
+def close(tolerance):
+    """Sums of many float32 terms are compared with the largest of their array: rounding is relative to that."""
+
+    def check(found, wanted):
+        found, wanted = np.asarray(found), np.asarray(wanted)
+        assert found.dtype == np.float32
+        assert found.shape == wanted.shape
+        t, scale = tolerance(found.dtype), max(1.0, np.abs(wanted).max(initial=0))
+        np.testing.assert_allclose(found, wanted, rtol=t["rtol"], atol=t["rtol"] * scale)
+
+    return check
