@@ -1,0 +1,160 @@
+// An argument as the kernels see it, {pointer, dtype, shape, strides, device}; the words of errors; the GIL let go.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "binding/dlpack.h"
+#include "binding/dtype.h"
+
+namespace fastrl {
+
+constexpr int kMaxDims = 16;
+
+// The kind of array that the caller passed, and so wants back.
+enum class Kind : uint8_t { numpy, exchange, capsule };
+
+class Array {
+ public:
+  Array() = default;
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  Array(Array&& other) noexcept { *this = std::move(other); }
+  Array& operator=(Array&& other) noexcept {
+    std::swap(owner_, other.owner_);
+    object = other.object, api = other.api, data = other.data, device = other.device, dl_dtype = other.dl_dtype;
+    itemsize = other.itemsize;
+    shape = other.shape, strides = other.strides, ndim = other.ndim, dtype = other.dtype, kind = other.kind;
+    writable = other.writable, aligned = other.aligned, has_objects = other.has_objects;
+    return *this;
+  }
+
+  PyObject* object = nullptr;  // borrowed: the caller's argument outlives the call
+  const DLPackExchangeAPI* api = nullptr;
+  char* data = nullptr;
+  DLDevice device{kDLCPU, 0};
+  DLDataType dl_dtype{};  // as the framework gave it; unset for NumPy
+  int64_t itemsize = 0;
+  std::array<int64_t, kMaxDims> shape, strides;  // strides in bytes
+  int ndim = 0;
+  DType dtype = DType::other;
+  Kind kind = Kind::numpy;
+  bool writable = true;
+  bool aligned = true;
+  bool has_objects = false;
+
+  bool is_contiguous() const {
+    if (size() == 0) return true;
+    int64_t expected = itemsize;
+    for (int d = ndim - 1; d >= 0; --d) {
+      if (shape[d] != 1 && strides[d] != expected) return false;
+      expected *= shape[d];
+    }
+    return true;
+  }
+  int64_t size() const {
+    int64_t n = 1;
+    for (int d = 0; d < ndim; ++d) n *= shape[d];
+    return n;
+  }
+
+  // Whether the memory from the first to the last item meets that of `other`.
+  bool may_overlap(const Array& other) const {
+    const auto mine = extent(), theirs = other.extent();
+    return mine.first < theirs.second && theirs.first < mine.second;
+  }
+
+  // Whether two items may share memory: each dimension must step over all that the shorter steps reach.
+  bool overlaps_itself() const {
+    if (is_contiguous()) return false;
+    std::array<std::pair<int64_t, int64_t>, kMaxDims> steps;
+    int n = 0;
+    for (int d = 0; d < ndim; ++d)
+      if (shape[d] != 1) steps[n++] = {std::abs(strides[d]), shape[d]};
+    std::sort(steps.begin(), steps.begin() + n);
+    int64_t reach = itemsize;
+    for (int d = 0; d < n; ++d) {
+      if (steps[d].first < reach) return true;
+      reach += steps[d].first * (steps[d].second - 1);
+    }
+    return false;
+  }
+
+  // Keeps what a DLPack capsule lends until the call is over.
+  void own(py::object capsule) { owner_ = std::move(capsule); }
+
+ private:
+  std::pair<const char*, const char*> extent() const {
+    if (size() == 0) return {nullptr, nullptr};
+    const char *first = data, *last = data + itemsize;
+    for (int d = 0; d < ndim; ++d) (strides[d] < 0 ? first : last) += strides[d] * (shape[d] - 1);
+    return {first, last};
+  }
+
+  py::object owner_;
+};
+
+// Lets go of the GIL around a kernel. pybind11's own guard ends the process when a daemon thread comes back to an
+// interpreter that is shutting down (before Python 3.14 taking the GIL then ends the thread, by unwinding through a
+// noexcept destructor): here such a thread sleeps until the process is gone, as Python 3.14 has it.
+class ReleaseGil {
+ public:
+  ReleaseGil() : state_(PyEval_SaveThread()) {}
+  ReleaseGil(const ReleaseGil&) = delete;
+  ReleaseGil& operator=(const ReleaseGil&) = delete;
+  ~ReleaseGil() noexcept(false) {
+#if PY_VERSION_HEX >= 0x030D0000
+    while (Py_IsFinalizing()) std::this_thread::sleep_for(std::chrono::hours(1));
+#else
+    while (_Py_IsFinalizing()) std::this_thread::sleep_for(std::chrono::hours(1));
+#endif
+    PyEval_RestoreThread(state_);
+  }
+
+ private:
+  PyThreadState* state_;
+};
+
+// f() without the GIL: for what may wait for a lock that another thread holds for long.
+template <class F>
+auto without_gil(F f) {
+  ReleaseGil release;
+  return f();
+}
+
+// ---------------------------------------------------------------- errors
+[[noreturn]] inline void raise_type(const std::string& text) { throw py::type_error(text); }
+[[noreturn]] inline void raise_value(const std::string& text) { throw py::value_error(text); }
+
+inline std::string type_name(PyObject* object) {
+  return py::cast<std::string>(py::type::handle_of(object).attr("__name__"));
+}
+
+// Shortest text that reads back as the same double, as Python writes it.
+inline std::string repr(double x) { return py::cast<std::string>(py::repr(py::float_(x))); }
+
+template <class Shape>
+std::string shape_text(const Shape& shape, int ndim) {
+  std::string text = "(";
+  for (int d = 0; d < ndim; ++d) text += std::to_string(shape[d]) + (d + 1 < ndim ? ", " : ndim == 1 ? "," : "");
+  return text + ")";
+}
+
+inline std::string dtype_text(const Array& a) {
+  std::string text = py::str(py::getattr(py::handle(a.object), "dtype", py::str(dtype_name(a.dtype))));
+  return text.compare(0, 6, "torch.") == 0 ? text.substr(6) : text;
+}
+
+inline std::string device_text(const Array& a) {
+  if (py::hasattr(py::handle(a.object), "device")) return py::str(py::handle(a.object).attr("device"));
+  return "DLPack device " + std::to_string(a.device.device_type) + ":" + std::to_string(a.device.device_id);
+}
+
+}  // namespace fastrl

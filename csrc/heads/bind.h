@@ -1,0 +1,119 @@
+// What the bindings of the policy heads share: arguments, the generator, and backward kernels that sum over rows.
+// `state` is that of a Generator; gradients may be None.
+#pragma once
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "binding/bind.h"
+#include "core/parallel.h"
+#include "heads/arguments.h"
+
+namespace fastrl {
+
+// ---------------------------------------------------------------- arguments
+struct Head : HeadArguments<Head> {
+  static Array load(py::handle x, const char* where, const Array* first, const char* first_name) {
+    Array a = load_cpu(x.ptr(), where, {DType::f32, DType::f64});
+    if (first) check_kind_like(a, where, *first, first_name);
+    return a;
+  }
+};
+
+inline uint64_t* load_state(py::handle state) {
+  const Array s = load_cpu(state.ptr(), "generator: state", {DType::u64});
+  if (s.ndim != 1 || s.shape[0] != 2 || s.strides[0] != 8) raise_value("generator: state must be uint64 [2]");
+  return reinterpret_cast<uint64_t*>(s.data);  // the generator keeps it alive
+}
+
+#if !defined(__GNUC__)
+inline std::mutex counter_mutex;
+#endif
+
+// The blocks counter .. counter + n - 1 of a generator, taken.
+inline uint64_t take(uint64_t* state, int64_t n) {
+#if defined(__GNUC__)
+  return __atomic_fetch_add(state + 1, static_cast<uint64_t>(n), __ATOMIC_RELAXED);
+#else
+  std::lock_guard<std::mutex> lock(counter_mutex);
+  const uint64_t before = state[1];
+  state[1] = before + static_cast<uint64_t>(n);
+  return before;
+#endif
+}
+
+inline uint64_t peek(uint64_t* state) {
+#if defined(__GNUC__)
+  return __atomic_load_n(state + 1, __ATOMIC_RELAXED);
+#else
+  std::lock_guard<std::mutex> lock(counter_mutex);
+  return state[1];
+#endif
+}
+
+// Takes n blocks if the counter still stands at `expected`.
+inline bool take_from(uint64_t* state, uint64_t expected, int64_t n) {
+  const uint64_t after = expected + static_cast<uint64_t>(n);
+#if defined(__GNUC__)
+  return __atomic_compare_exchange_n(state + 1, &expected, after, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+#else
+  std::lock_guard<std::mutex> lock(counter_mutex);
+  if (state[1] != expected) return false;
+  state[1] = after;
+  return true;
+#endif
+}
+
+// A gradient [B] that may be None: contiguous, whatever strides autograd gave it.
+template <class T>
+class RowGrad {
+ public:
+  RowGrad(py::handle g, const std::string& where, const Array& first, const char* first_name, int64_t rows) {
+    if (g.is_none()) return;
+    array_ = Head::rows(g, where, first, first_name, rows);
+    numbers_.emplace_back(array_);
+  }
+  const T* data() const { return numbers_.empty() ? nullptr : numbers_[0].data(); }
+
+ private:
+  Array array_;
+  std::vector<Contiguous<T>> numbers_;  // none or one
+};
+
+template <class T>
+T* data_of(const Result& r) {
+  return reinterpret_cast<T*>(r.data);
+}
+
+// ---------------------------------------------------------------- gradients
+// Runs a backward kernel that sums over the rows where log_std has shape [A]; returns the gradient of log_std then.
+template <class T, class Op>
+py::object run_backward(Op& op, const Array& log_std, bool wanted, int64_t rows, double microseconds) {
+  const bool shared = log_std.ndim == 1;
+  Result grad;
+  std::vector<double> sums;
+  const int64_t columns = op.columns, pieces = (rows + kPieceRows - 1) / kPieceRows;
+  if (wanted) {
+    grad = allocate_like(log_std, log_std.dtype, log_std.shape.data(), log_std.ndim);
+    if (!shared) op.grad_log_std = data_of<T>(grad);
+    if (shared) sums.assign(static_cast<size_t>(pieces * columns), 0.0), op.sums = sums.data();
+  }
+  const int threads = threads_for(microseconds);
+  {
+    ReleaseGil release;
+    parallel_for(pieces, threads, [&](int64_t begin, int64_t end) {
+      op(begin * kPieceRows, end * kPieceRows < rows ? end * kPieceRows : rows);
+    });
+    if (wanted && shared)
+      for (int64_t j = 0; j < columns; ++j) {
+        double sum = 0;
+        for (int64_t p = 0; p < pieces; ++p) sum += sums[p * columns + j];
+        data_of<T>(grad)[j] = static_cast<T>(sum);
+      }
+  }
+  if (!wanted) return py::none();
+  return hand_back(std::move(grad), log_std);
+}
+
+}  // namespace fastrl
