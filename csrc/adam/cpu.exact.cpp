@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/levels.h"
 #include "core/simd_math.h"
 
 namespace fastrl {
@@ -58,14 +59,13 @@ FASTRL_INLINE void adam_any(T* param, const T* grad, T* exp_avg, T* exp_avg_sq, 
 
 }  // namespace
 
-FASTRL_CLONES_256 void adam_step(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t n,
-                                 const AdamStep& step) {
-  adam_any(param, grad, exp_avg, exp_avg_sq, n, step);
+void adam_step(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t n, const AdamStep& step) {
+  at_level_256<adam_any<float>>(param, grad, exp_avg, exp_avg_sq, n, step);
 }
 
-FASTRL_CLONES_256 void adam_step(double* param, const double* grad, double* exp_avg, double* exp_avg_sq, int64_t n,
-                                 const AdamStep& step) {
-  adam_any(param, grad, exp_avg, exp_avg_sq, n, step);
+void adam_step(double* param, const double* grad, double* exp_avg, double* exp_avg_sq, int64_t n,
+               const AdamStep& step) {
+  at_level_256<adam_any<double>>(param, grad, exp_avg, exp_avg_sq, n, step);
 }
 
 }  // namespace fastrl

@@ -1,6 +1,9 @@
 #include "categorical/categorical.h"
 
 #include <memory>
+#include <type_traits>
+
+#include "core/levels.h"
 
 namespace fastrl {
 namespace {
@@ -207,33 +210,7 @@ FASTRL_INLINE void draw_tile(double* d, double* e, int64_t n, const double* u, d
   for (int64_t r = 0; r < kRows; ++r) log_s[r] = log_total(s[r]);
 }
 
-// The clones by name: one for each dtype.
-#define FASTRL_TILES(T)                                                                                         \
-  FASTRL_CLONES_256 void prepare(const Logits& z, int64_t first, int64_t rows, T* tile, T* base) {              \
-    stage<T>(z, first, rows, tile, base);                                                                       \
-  }                                                                                                             \
-  FASTRL_CLONES_256 void log_prob_rows(const T* d, T* e, int64_t n, const T* chosen, T* log_prob, T* entropy) { \
-    log_prob_tile(d, e, n, chosen, log_prob, entropy);                                                          \
-  }                                                                                                             \
-  FASTRL_CLONES_256 void grad_rows(const T* d, T* e, int64_t n, const T* g_log_prob, const T* g_entropy) {      \
-    grad_tile(d, e, n, g_log_prob, g_entropy);                                                                  \
-  }
-FASTRL_TILES(float)
-FASTRL_TILES(double)
-#undef FASTRL_TILES
-
-FASTRL_CLONES void prepare(const Logits& z, int64_t first, int64_t rows, double* tile, double* base, float) {
-  stage<float>(z, first, rows, tile, base);
-}
-FASTRL_INLINE void prepare(const Logits& z, int64_t first, int64_t rows, double* tile, double* base, double) {
-  prepare(z, first, rows, tile, base);
-}
-
-FASTRL_CLONES void draw_rows(double* d, double* e, int64_t n, const double* u, double* log_s, int64_t* action) {
-  draw_tile(d, e, n, u, log_s, action);
-}
-
-FASTRL_CLONES void uniform_rows(const uint64_t* bits, double* u) {
+FASTRL_INLINE void uniform_rows(const uint64_t* bits, double* u) {
   for (int64_t r = 0; r < kRows; ++r) u[r] = uniform(bits[r]);
 }
 
@@ -256,11 +233,11 @@ void CategoricalLogProb<T>::operator()(int64_t begin, int64_t end) const {
   alignas(64) T base[kRows], chosen[kRows] = {}, lp[kRows], h[kRows];
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t rows = rows_of(first, end);
-    prepare(logits, first, rows, dt, base);
+    at_level_256<stage<T, T>>(logits, first, rows, dt, base);
     const char* row = logits.data + first * logits.row_stride;
     for (int64_t r = 0; r < rows; ++r, row += logits.row_stride)
       chosen[r] = load_item<T>(row + action[first + r] * logits.column_stride) - base[r];
-    log_prob_rows(dt, e.lines->row, logits.actions * kRows, chosen, lp, h);
+    at_level_256<log_prob_tile<T>>(dt, e.lines->row, logits.actions * kRows, chosen, lp, h);
     put_rows(lp, rows, log_prob + first);
     put_rows(h, rows, entropy + first);
   }
@@ -273,12 +250,12 @@ void CategoricalGrad<T>::operator()(int64_t begin, int64_t end) const {
   alignas(64) T base[kRows], gl[kRows] = {}, gh[kRows] = {};
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t rows = rows_of(first, end), actions = logits.actions;
-    prepare(logits, first, rows, dt, base);
+    at_level_256<stage<T, T>>(logits, first, rows, dt, base);
     for (int64_t r = 0; r < rows; ++r) {
       if (grad_log_prob) gl[r] = grad_log_prob[first + r];
       if (grad_entropy) gh[r] = grad_entropy[first + r];
     }
-    grad_rows(dt, et, actions * kRows, gl, gh);
+    at_level_256<grad_tile<T>>(dt, et, actions * kRows, gl, gh);
     for (int64_t r = 0; r < rows; ++r) {
       T* out = grad_logits + (first + r) * actions;
       for (int64_t k = 0; k < actions; ++k) out[k] = et[k * kRows + r];
@@ -296,14 +273,17 @@ int64_t CategoricalSample<T>::operator()(int64_t begin, int64_t end) const {
   alignas(64) uint64_t bits[kRows];
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t rows = rows_of(first, end);
-    prepare(logits, first, rows, dt, base, T());
+    if constexpr (std::is_same_v<T, float>)
+      at_level<stage<T, double>>(logits, first, rows, dt, base);
+    else
+      at_level_256<stage<T, double>>(logits, first, rows, dt, base);
     if (uniform) {
       for (int64_t r = 0; r < rows; ++r) u[r] = uniform[first + r];
     } else {
       philox_blocks(seed, counter + static_cast<uint64_t>(first), kRows, bits, nullptr);
-      uniform_rows(bits, u);
+      at_level<uniform_rows>(bits, u);
     }
-    draw_rows(dt, e.lines->row, logits.actions * kRows, u, log_s, drawn);
+    at_level<draw_tile>(dt, e.lines->row, logits.actions * kRows, u, log_s, drawn);
     for (int64_t r = 0; r < rows; ++r) {
       if (std::isnan(log_s[r])) return first + r;
       action[first + r] = drawn[r];

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/levels.h"
+
 namespace fastrl {
 namespace {
 
@@ -88,22 +90,6 @@ FASTRL_INLINE CgSums dot(const CgDot<T>& c, int64_t begin, int64_t end) {
   return {sums.sum(), 0, 0};
 }
 
-// The clones by name: one for each dtype.
-#define FASTRL_COPIES(T)                                                                                             \
-  FASTRL_CLONES CgSums run(const CgStart<T>& c, int64_t begin, int64_t end) { return start(c, begin, end); }         \
-  FASTRL_CLONES CgSums run(const CgCurvature<T>& c, int64_t begin, int64_t end) { return curvature(c, begin, end); } \
-  FASTRL_CLONES CgSums run_plain(const CgUpdate<T>& c, int64_t begin, int64_t end) {                                 \
-    return update<T, false>(c, begin, end);                                                                          \
-  }                                                                                                                  \
-  FASTRL_CLONES CgSums run_scaled(const CgUpdate<T>& c, int64_t begin, int64_t end) {                                \
-    return update<T, true>(c, begin, end);                                                                           \
-  }                                                                                                                  \
-  FASTRL_CLONES void run(const CgDirection<T>& c, int64_t begin, int64_t end) { direction(c, begin, end); }          \
-  FASTRL_CLONES CgSums run(const CgDot<T>& c, int64_t begin, int64_t end) { return dot(c, begin, end); }
-FASTRL_COPIES(float)
-FASTRL_COPIES(double)
-#undef FASTRL_COPIES
-
 template <class F>
 FASTRL_INLINE void each_piece(int64_t n, int64_t begin, int64_t end, F f) {
   for (int64_t piece = begin; piece < end; ++piece) f(piece, piece * kCgPiece, std::min(n, (piece + 1) * kCgPiece));
@@ -113,29 +99,34 @@ FASTRL_INLINE void each_piece(int64_t n, int64_t begin, int64_t end, F f) {
 
 template <class T>
 void CgStart<T>::operator()(int64_t begin, int64_t end) const {
-  each_piece(n, begin, end, [&](int64_t piece, int64_t first, int64_t last) { sums[piece] = run(*this, first, last); });
+  each_piece(n, begin, end,
+             [&](int64_t piece, int64_t first, int64_t last) { sums[piece] = at_level<start<T>>(*this, first, last); });
 }
 
 template <class T>
 void CgCurvature<T>::operator()(int64_t begin, int64_t end) const {
-  each_piece(n, begin, end, [&](int64_t piece, int64_t first, int64_t last) { sums[piece] = run(*this, first, last); });
+  each_piece(n, begin, end, [&](int64_t piece, int64_t first, int64_t last) {
+    sums[piece] = at_level<curvature<T>>(*this, first, last);
+  });
 }
 
 template <class T>
 void CgUpdate<T>::operator()(int64_t begin, int64_t end) const {
   each_piece(n, begin, end, [&](int64_t piece, int64_t first, int64_t last) {
-    sums[piece] = inverse ? run_scaled(*this, first, last) : run_plain(*this, first, last);
+    sums[piece] =
+        inverse ? at_level<update<T, true>>(*this, first, last) : at_level<update<T, false>>(*this, first, last);
   });
 }
 
 template <class T>
 void CgDirection<T>::operator()(int64_t begin, int64_t end) const {
-  each_piece(n, begin, end, [&](int64_t, int64_t first, int64_t last) { run(*this, first, last); });
+  each_piece(n, begin, end, [&](int64_t, int64_t first, int64_t last) { at_level<direction<T>>(*this, first, last); });
 }
 
 template <class T>
 void CgDot<T>::operator()(int64_t begin, int64_t end) const {
-  each_piece(n, begin, end, [&](int64_t piece, int64_t first, int64_t last) { sums[piece] = run(*this, first, last); });
+  each_piece(n, begin, end,
+             [&](int64_t piece, int64_t first, int64_t last) { sums[piece] = at_level<dot<T>>(*this, first, last); });
 }
 
 #define FASTRL_INSTANCES(T)       \

@@ -9,15 +9,6 @@
 
 #include "core/common.h"
 
-// FASTRL_CLONES without AVX-512, for short calls amid other code: on processors that lower their clock for 512-bit
-// arithmetic they are no slower by themselves, and what runs around them is faster (a forward and backward pass of 117
-// us takes 104 us on Cascade Lake).
-#if FASTRL_X86_LEVELS
-#define FASTRL_CLONES_256 __attribute__((target_clones("arch=x86-64-v3", "default")))
-#else
-#define FASTRL_CLONES_256
-#endif
-
 namespace fastrl {
 
 FASTRL_HD FASTRL_INLINE uint64_t bits_of(double x) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/levels.h"
 #include "core/parallel.h"
 
 namespace fastrl {
@@ -159,27 +160,25 @@ FASTRL_INLINE void block(const MlpFisher& f, const Work& work, int64_t row, int6
   }
 }
 
-using Block = void (*)(const MlpFisher&, const Work&, int64_t, int64_t, Work::Task&);
-
-void block_default(const MlpFisher& f, const Work& w, int64_t row, int64_t rows, Work::Task& t) {
+// As many rows of as many numbers as fit the registers.
+FASTRL_INLINE void block_1(const MlpFisher& f, const Work& w, int64_t row, int64_t rows, Work::Task& t) {
   block<Vector<4>, 4>(f, w, row, rows, t);
 }
 #if FASTRL_X86_LEVELS
-__attribute__((target("arch=x86-64-v3"))) void block_v3(const MlpFisher& f, const Work& w, int64_t row, int64_t rows,
-                                                        Work::Task& t) {
+FASTRL_TARGET_3 void block_3(const MlpFisher& f, const Work& w, int64_t row, int64_t rows, Work::Task& t) {
   block<Vector<8>, 4>(f, w, row, rows, t);
 }
-__attribute__((target("arch=x86-64-v4"))) void block_v4(const MlpFisher& f, const Work& w, int64_t row, int64_t rows,
-                                                        Work::Task& t) {
+FASTRL_TARGET_4 void block_4(const MlpFisher& f, const Work& w, int64_t row, int64_t rows, Work::Task& t) {
   block<Vector<16>, 8>(f, w, row, rows, t);
 }
-Block block_here() {
-  const int level = x86_level();
-  return level >= 4 ? block_v4 : level >= 3 ? block_v3 : block_default;
-}
-#else
-Block block_here() { return block_default; }
 #endif
+void block_here(const MlpFisher& f, const Work& w, int64_t row, int64_t rows, Work::Task& t) {
+#if FASTRL_X86_LEVELS
+  at_level<block_1, block_3, block_4>(f, w, row, rows, t);
+#else
+  block_1(f, w, row, rows, t);
+#endif
+}
 
 }  // namespace
 
@@ -205,7 +204,6 @@ void MlpFisher::product(const float* v, double damping, float* out, int threads)
   }
   const int64_t pieces = (rows + kPieceRows - 1) / kPieceRows;
   std::vector<Work::Task> tasks(static_cast<size_t>(pieces));
-  static const Block run = block_here();
   parallel_for(pieces, threads, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
       Work::Task& task = tasks[static_cast<size_t>(piece)];
@@ -217,7 +215,7 @@ void MlpFisher::product(const float* v, double damping, float* out, int threads)
       }
       const int64_t last = std::min(rows, (piece + 1) * kPieceRows);
       for (int64_t row = piece * kPieceRows; row < last; row += kBlock)
-        run(*this, work, row, std::min(kBlock, last - row), task);
+        block_here(*this, work, row, std::min(kBlock, last - row), task);
     }
   });
   const float d = static_cast<float>(damping);

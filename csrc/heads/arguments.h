@@ -3,8 +3,8 @@
 
 #include <string>
 
-#include "binding/load.h"
-#include "normal/normal.h"
+#include "binding/checks.h"
+#include "heads/columns.h"
 
 namespace fastrl {
 

@@ -2,9 +2,10 @@
 // cache, each in contiguous memory that ends on a whole vector: where it lies, or copied there.
 #pragma once
 
+#include <cstring>
 #include <numeric>
 
-#include "normal/normal.h"
+#include "heads/columns.h"
 
 namespace fastrl {
 

@@ -3,6 +3,7 @@
 
 #include "categorical/categorical.h"
 #include "heads/bind.h"
+#include "normal/normal.h"
 
 namespace fastrl {
 namespace {

@@ -2,6 +2,8 @@
 
 #include <type_traits>
 
+#include "core/levels.h"
+
 #if FASTRL_X86_LEVELS
 #include <immintrin.h>
 #endif
@@ -69,7 +71,7 @@ void blocks_plain(uint64_t seed, uint64_t counter, int64_t n, Word* first, Word*
 
 #define FASTRL_XOR3(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0x96)
 #define FASTRL_JOIN(low, high) _mm512_mask_blend_epi32(0xAAAA, low, high)
-FASTRL_PHILOX(blocks_512, "avx512f", __m512i, 8, _mm512_set1_epi64, _mm512_add_epi64, _mm512_mul_epu32,
+FASTRL_PHILOX(blocks_512, "arch=x86-64-v4", __m512i, 8, _mm512_set1_epi64, _mm512_add_epi64, _mm512_mul_epu32,
               _mm512_srli_epi64, _mm512_slli_epi64, FASTRL_XOR3, FASTRL_JOIN, _mm512_storeu_si512,
               _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0))
 #undef FASTRL_XOR3
@@ -78,23 +80,21 @@ FASTRL_PHILOX(blocks_512, "avx512f", __m512i, 8, _mm512_set1_epi64, _mm512_add_e
 #define FASTRL_XOR3(a, b, c) _mm256_xor_si256(_mm256_xor_si256(a, b), c)
 #define FASTRL_JOIN(low, high) _mm256_blend_epi32(low, high, 0xAA)
 #define FASTRL_PUT(at, x) _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), x)
-FASTRL_PHILOX(blocks_256, "avx2", __m256i, 4, _mm256_set1_epi64x, _mm256_add_epi64, _mm256_mul_epu32, _mm256_srli_epi64,
-              _mm256_slli_epi64, FASTRL_XOR3, FASTRL_JOIN, FASTRL_PUT, _mm256_set_epi64x(3, 2, 1, 0))
+FASTRL_PHILOX(blocks_256, "arch=x86-64-v3", __m256i, 4, _mm256_set1_epi64x, _mm256_add_epi64, _mm256_mul_epu32,
+              _mm256_srli_epi64, _mm256_slli_epi64, FASTRL_XOR3, FASTRL_JOIN, FASTRL_PUT, _mm256_set_epi64x(3, 2, 1, 0))
 #undef FASTRL_XOR3
 #undef FASTRL_JOIN
 #undef FASTRL_PUT
 #undef FASTRL_PHILOX
-
-const int level = x86_level();
 #endif
 
 template <class Word>
 void blocks(uint64_t seed, uint64_t counter, int64_t n, Word* first, Word* second) {
 #if FASTRL_X86_LEVELS
-  if (level >= 4) return blocks_512(seed, counter, n, first, second);
-  if (level >= 3) return blocks_256(seed, counter, n, first, second);
-#endif
+  at_level<blocks_plain<Word>, blocks_256<Word>, blocks_512<Word>>(seed, counter, n, first, second);
+#else
   blocks_plain(seed, counter, n, first, second);
+#endif
 }
 
 }  // namespace

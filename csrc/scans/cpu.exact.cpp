@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/lanes.h"
+#include "core/levels.h"
 #include "core/parallel.h"
 
 #if FASTRL_X86_LEVELS
@@ -54,7 +55,7 @@ namespace v1 {
 
 #if FASTRL_X86_LEVELS && FASTRL_LANES
 #define FASTRL_LEVEL 3
-#define FASTRL_TARGET __attribute__((target("arch=x86-64-v3")))
+#define FASTRL_TARGET FASTRL_TARGET_3
 namespace v3 {
 #include "scans/loops.inl"
 }
@@ -62,7 +63,7 @@ namespace v3 {
 #undef FASTRL_LEVEL
 
 #define FASTRL_LEVEL 4
-#define FASTRL_TARGET __attribute__((target("arch=x86-64-v4")))
+#define FASTRL_TARGET FASTRL_TARGET_4
 namespace v4 {
 #include "scans/loops.inl"
 }
@@ -71,21 +72,14 @@ namespace v4 {
 
 template <class Op, class T>
 void scan_rows(const Op& op, const Tile<T>& tile, double* y) {
-  static const int level = x86_level();
-  level == 4 ? v4::scan_rows(op, tile, y) : level == 3 ? v3::scan_rows(op, tile, y) : v1::scan_rows(op, tile, y);
+  at_level<v1::scan_rows<Op, T>, v3::scan_rows<Op, T>, v4::scan_rows<Op, T>>(op, tile, y);
 }
 template <class Op, class T>
 double scan_steps(const Op& op, const Tile<T>& tile, double y) {
-  static const int level = x86_level();
-  return level == 4   ? v4::scan_steps(op, tile, y)
-         : level == 3 ? v3::scan_steps(op, tile, y)
-                      : v1::scan_steps(op, tile, y);
+  return at_level<v1::scan_steps<Op, T>, v3::scan_steps<Op, T>, v4::scan_steps<Op, T>>(op, tile, y);
 }
 // How many doubles the loops take side by side.
-int64_t lanes_here() {
-  static const int level = x86_level();
-  return level == 4 ? v4::kLanes : level == 3 ? v3::kLanes : 1;
-}
+int64_t lanes_here() { return kLevel >= 4 ? v4::kLanes : kLevel >= 3 ? v3::kLanes : 1; }
 #else
 using v1::scan_rows;
 using v1::scan_steps;
@@ -96,7 +90,7 @@ int64_t lanes_here() { return 1; }
 
 // The codes of n steps one after the other in memory; the next step of the same environment is `step` items on. A null
 // mask is all real, a null cut is none.
-FASTRL_CLONES void make_codes(const uint8_t* terminated, const uint8_t* truncated, const uint8_t* mask,
+FASTRL_INLINE void codes_loop(const uint8_t* terminated, const uint8_t* truncated, const uint8_t* mask,
                               const uint8_t* cut, int64_t step, bool has_next, int64_t n, uint8_t* code) {
   if (!mask && !cut) {
     for (int64_t i = 0; i < n; ++i) {
@@ -147,9 +141,9 @@ void codes_of_tile(const ScanData& d, int64_t t0, int64_t n0, int64_t rows, int6
   }
   if (flat) {
     const int64_t inner = (rows - 1 + more) * columns;
-    make_codes(flags[0], flags[1], flags[2], flags[3], columns, true, inner, code);
+    at_level<codes_loop>(flags[0], flags[1], flags[2], flags[3], columns, true, inner, code);
     const auto last = [&](int k) { return flags[k] ? flags[k] + inner : nullptr; };
-    make_codes(last(0), last(1), last(2), last(3), 0, false, rows * columns - inner, code + inner);
+    at_level<codes_loop>(last(0), last(1), last(2), last(3), 0, false, rows * columns - inner, code + inner);
   }
   for (int64_t t = 0; !flat && t < rows; ++t) {
     const uint8_t* row[4] = {};
@@ -163,8 +157,8 @@ void codes_of_tile(const ScanData& d, int64_t t0, int64_t n0, int64_t rows, int6
     // mask and cut of the next step are a row on, wherever that is.
     const int64_t step_mask = flags[2] ? columns : d.mask.row, step_cut = flags[3] ? columns : d.cut.row;
     const uint8_t* cut = row[3] ? row[3] + step_cut - step_mask : nullptr;
-    make_codes(row[0], row[1], row[2], d.mask.data ? cut : row[3], d.mask.data ? step_mask : step_cut, has_next,
-               columns, code + t * columns);
+    at_level<codes_loop>(row[0], row[1], row[2], d.mask.data ? cut : row[3], d.mask.data ? step_mask : step_cut,
+                         has_next, columns, code + t * columns);
   }
   if (wanted != (kBootstraps | kContinues))
     for (int64_t i = 0; i < rows * columns; ++i) code[i] &= wanted;
@@ -334,9 +328,9 @@ struct NStepRows {
 // One step of `columns` environments. run: steps to the end of the segment, from this one on; tail, discount: the
 // return and the factor of V' to that end. Where the window of n steps ends before it, the return is summed anew.
 template <class T>
-FASTRL_CLONES void n_step_row(const NStepRows& op, int64_t t, int64_t columns, const T* r, int64_t r_stride,
-                              const T* nv, int64_t nv_stride, bool whole_window, const uint8_t* code, double* run,
-                              double* tail, double* discount, double* sum, T* returns, T* discounts, int64_t* last) {
+FASTRL_INLINE void n_step_loop(const NStepRows& op, int64_t t, int64_t columns, const T* r, int64_t r_stride,
+                               const T* nv, int64_t nv_stride, bool whole_window, const uint8_t* code, double* run,
+                               double* tail, double* discount, double* sum, T* returns, T* discounts, int64_t* last) {
   double longest = 0;
   for (int64_t i = 0; i < columns; ++i) longest = std::max(longest, code[i] & kContinues ? run[i] + 1.0 : 1.0);
   if (whole_window && longest > static_cast<double>(op.n)) {  // else no window ends inside a segment
@@ -407,9 +401,10 @@ void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
         T* returns = direct ? reinterpret_cast<T*>(at(d.out[0])) : room[0];
         T* discounts = direct ? reinterpret_cast<T*>(at(d.out[1])) : room[1];
         int64_t* last = direct ? reinterpret_cast<int64_t*>(at(d.out[2])) : index_room;
-        n_step_row<T>(op, t, columns, row(d.in[0], rewards), stride(d.in[0]),
-                      no_values ? zeros.data() : row(d.in[1], values), no_values ? 0 : stride(d.in[1]), t + op.n <= d.T,
-                      code + (t - first) * columns, run, tail, discount, sum, returns, discounts, last);
+        at_level<n_step_loop<T>>(op, t, columns, row(d.in[0], rewards), stride(d.in[0]),
+                                 no_values ? zeros.data() : row(d.in[1], values), no_values ? 0 : stride(d.in[1]),
+                                 t + op.n <= d.T, code + (t - first) * columns, run, tail, discount, sum, returns,
+                                 discounts, last);
         if (d.mask.data) {
           const char* mask = d.mask.data + t * d.mask.row + n0 * d.mask.column;
           for (int64_t j = 0; j < columns; ++j)

@@ -12,8 +12,9 @@
 #include <immintrin.h>
 #endif
 
+#include "core/levels.h"
 #include "core/parallel.h"
-#include "random/random.h"
+#include "random/normals.h"
 #include "sum_tree/levels.h"
 #include "sum_tree/node.h"
 #include "sum_tree/powers.h"
@@ -33,53 +34,42 @@ FASTRL_INLINE void prefetch(const void* p) {
 #endif
 }
 
-namespace baseline {
 #define FASTRL_LEVEL 1
+#define FASTRL_TARGET
+namespace v1 {
 #include "sum_tree/search.inl"
-}  // namespace baseline
-
-#if FASTRL_X86_LEVELS
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,bmi,bmi2,lzcnt,popcnt,movbe")
-namespace v3 {
-#define FASTRL_LEVEL 3
-#include "sum_tree/search.inl"
-}  // namespace v3
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,bmi,bmi2,lzcnt,popcnt,movbe,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")
-namespace v4 {
-#define FASTRL_LEVEL 4
-#include "sum_tree/search.inl"
-}  // namespace v4
-#pragma GCC pop_options
-#endif
-
-// The version for this processor, chosen once.
-template <class T>
-struct Search {
-  void (*find_all)(const Levels<T>& tree, double* u, int64_t n, int64_t* out);
-  void (*repair)(const Levels<T>& tree, int64_t* list, int64_t n);
-};
-
-template <class T>
-Search<T> choose_search() {
-#if FASTRL_X86_LEVELS
-  if (x86_level() == 4) return {v4::find_all, v4::repair};
-  if (x86_level() == 3) return {v3::find_all, v3::repair};
-#endif
-  return {baseline::find_all, baseline::repair};
 }
-
-template <class T>
-const Search<T> search = choose_search<T>();
+#undef FASTRL_TARGET
+#undef FASTRL_LEVEL
 
 #if FASTRL_X86_LEVELS
-void (*const uniforms)(uint64_t, uint64_t, int64_t, double*) = x86_level() == 4   ? v4::uniforms
-                                                               : x86_level() == 3 ? v3::uniforms
-                                                                                  : baseline::uniforms;
+#define FASTRL_LEVEL 3
+#define FASTRL_TARGET FASTRL_TARGET_3
+namespace v3 {
+#include "sum_tree/search.inl"
+}
+#undef FASTRL_TARGET
+#undef FASTRL_LEVEL
+
+#define FASTRL_LEVEL 4
+#define FASTRL_TARGET FASTRL_TARGET_4
+namespace v4 {
+#include "sum_tree/search.inl"
+}
+#undef FASTRL_TARGET
+#undef FASTRL_LEVEL
+
+template <class T>
+void find_all(const Levels<T>& tree, double* u, int64_t n, int64_t* out) {
+  at_level<v1::find_all<T>, v3::find_all<T>, v4::find_all<T>>(tree, u, n, out);
+}
+template <class T>
+void repair(const Levels<T>& tree, int64_t* list, int64_t n) {
+  at_level<v1::repair<T>, v3::repair<T>, v4::repair<T>>(tree, list, n);
+}
 #else
-using baseline::uniforms;
+using v1::find_all;
+using v1::repair;
 #endif
 
 // ---------------------------------------------------------------- recomputing parents
@@ -100,24 +90,14 @@ FASTRL_INLINE void repair_extremes(const Levels<T>& tree, int64_t* list, int64_t
   }
 }
 
-// target_clones does not apply to templates: one plain function a leaf type.
-#define FASTRL_REFRESH(T) \
-  FASTRL_CLONES void refresh(const Levels<T>& tree, int64_t* list, int64_t n) { repair_extremes(tree, list, n); }
-FASTRL_REFRESH(float)
-FASTRL_REFRESH(double)
-#undef FASTRL_REFRESH
-
 // Whether all indices are inside the tree and all values in [low, high]; NaN is not.
-#define FASTRL_ALL_GOOD(P)                                                                                       \
-  FASTRL_CLONES bool all_good(const int64_t* indices, int64_t capacity, const P* p, P low, P high, int64_t n) {  \
-    int64_t bad = 0;                                                                                             \
-    for (int64_t i = 0; i < n; ++i) bad |= static_cast<uint64_t>(indices[i]) >= static_cast<uint64_t>(capacity); \
-    for (int64_t i = 0; i < n; ++i) bad |= !(p[i] >= low) | !(p[i] <= high);                                     \
-    return !bad;                                                                                                 \
-  }
-FASTRL_ALL_GOOD(float)
-FASTRL_ALL_GOOD(double)
-#undef FASTRL_ALL_GOOD
+template <class P>
+FASTRL_INLINE bool all_good(const int64_t* indices, int64_t capacity, const P* p, P low, P high, int64_t n) {
+  int64_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) bad |= static_cast<uint64_t>(indices[i]) >= static_cast<uint64_t>(capacity);
+  for (int64_t i = 0; i < n; ++i) bad |= !(p[i] >= low) | !(p[i] <= high);
+  return !bad;
+}
 
 uint64_t fetch_add(uint64_t* counter, uint64_t n) {
 #if defined(__GNUC__)
@@ -231,7 +211,7 @@ class SumTreeOf final : public SumTree {
     if (*bad < 0)
       for_chunks(n, threads, [&](int64_t begin, int64_t m, double* scratch) {
         std::memcpy(scratch, u + begin, m * sizeof(double));
-        search<T>.find_all(tree_, scratch, m, out + begin);
+        find_all(tree_, scratch, m, out + begin);
       });
     return Status::ok;
   }
@@ -271,19 +251,19 @@ class SumTreeOf final : public SumTree {
     const uint64_t seed = state[0], counter = fetch_add(state + 1, static_cast<uint64_t>(n));
     for (int64_t i = 0; i < n; ++i) {
       double u = uniform(philox(seed, counter + static_cast<uint64_t>(i))) * tree_.sums[tree_.top][0];
-      search<T>.find_all(tree_, &u, 1, indices + i);
+      find_all(tree_, &u, 1, indices + i);
       T& leaf = tree_.leaves[indices[i]];
       taken[i] = leaf;
       leaf = 0;
       list[0] = indices[i];
-      search<T>.repair(tree_, list.data(), 1);
+      repair(tree_, list.data(), 1);
     }
     for (int64_t i = 0; i < n; ++i) {
       tree_.leaves[indices[i]] = taken[i];
       list[i] = indices[i];
       probabilities[i] = static_cast<double>(taken[i]) / total;
     }
-    search<T>.repair(tree_, list.data(), n);
+    repair(tree_, list.data(), n);
     return Status::ok;
   }
 
@@ -317,7 +297,7 @@ class SumTreeOf final : public SumTree {
       for (int64_t word = 0; word <= tree_.width[1] / 64; ++word)
         for (uint64_t bits = tree_.stale[word], node = word * 64; bits; bits >>= 1, ++node)
           if (bits & 1) list.push_back(static_cast<int64_t>(node));
-      refresh(tree_, list.data(), static_cast<int64_t>(list.size()));
+      at_level<repair_extremes<T>>(tree_, list.data(), static_cast<int64_t>(list.size()));
       std::memset(tree_.stale, 0, tree_.width[1] / 8 + 8);
       any_stale_ = false;
     }
@@ -344,12 +324,12 @@ class SumTreeOf final : public SumTree {
     const uint64_t seed = state[0], counter = fetch_add(state + 1, static_cast<uint64_t>(n));
     const double total = tree_.sums[tree_.top][0], slice = total / static_cast<double>(n);
     for_chunks(n, threads, [&](int64_t begin, int64_t m, double* u) {
-      uniforms(seed, counter + static_cast<uint64_t>(begin), m, u);
+      fill_uniform(seed, counter + static_cast<uint64_t>(begin), m, u);
       if (stratified)
         for (int64_t i = 0; i < m; ++i) u[i] = (static_cast<double>(begin + i) + u[i]) * slice;
       else
         for (int64_t i = 0; i < m; ++i) u[i] *= total;
-      search<T>.find_all(tree_, u, m, indices + begin);
+      find_all(tree_, u, m, indices + begin);
       for (int64_t i = begin; i < begin + m; ++i) each(i);
     });
   }
@@ -375,7 +355,7 @@ class SumTreeOf final : public SumTree {
 
   template <class P>
   BadItem check(const int64_t* indices, const P* values, P low, P high, int64_t n) const {
-    if (all_good(indices, capacity_, values, low, high, n)) return {};
+    if (at_level<all_good<P>>(indices, capacity_, values, low, high, n)) return {};
     for (int64_t i = 0; i < n; ++i)
       if (!inside(indices[i])) return {BadItem::index, i, indices[i], 0};
     for (int64_t i = 0; i < n; ++i)
@@ -419,7 +399,7 @@ class SumTreeOf final : public SumTree {
     std::memcpy(&largest, &largest_bits, sizeof largest);
     positive_ = positive;
     any_stale_ = true;
-    search<T>.repair(tree_, list, n);
+    repair(tree_, list, n);
     return largest;
   }
 

@@ -1,5 +1,6 @@
 #include "tanh_normal/tanh_normal.h"
 
+#include "core/levels.h"
 #include "heads/chunks.h"
 
 namespace fastrl {
@@ -121,44 +122,6 @@ FASTRL_INLINE void stop_clamped_loop(const R* log_std, R low, R high, int64_t n,
   for (int64_t i = 0; i < n; ++i) grad[i] = log_std[i] < low || log_std[i] > high ? R(0) : grad[i];
 }
 
-// The clones by name, one for each dtype: GCC cannot clone templates. With AVX-512 where there is.
-#define FASTRL_LOOPS(R)                                                                                                \
-  FASTRL_CLONES void sigmas(const R* log_std, const Limits<R>& limits, int64_t n, double* sigma) {                     \
-    sigma_loop(log_std, limits, n, sigma);                                                                             \
-  }                                                                                                                    \
-  FASTRL_CLONES void draw(const R* mean, const R* log_std, const R* eps, const double* sigma, const Limits<R>& limits, \
-                          double twice, int64_t n, R* u, R* scaled_noise, double* part) {                              \
-    draw_loop(mean, log_std, eps, sigma, limits, twice, n, u, scaled_noise, part);                                     \
-  }                                                                                                                    \
-  FASTRL_CLONES void decays(const R* u, R floor, int64_t n, R* w, R* rest) { decay_loop(u, floor, n, w, rest); }       \
-  FASTRL_CLONES void squash_all(const R* w, const R* rest, const R* scale, const R* bias, const R* low, const R* high, \
-                                int64_t n, R* action, double* part) {                                                  \
-    squash_loop(w, rest, scale, bias, low, high, n, action, part);                                                     \
-  }                                                                                                                    \
-  FASTRL_CLONES void subtract_log_width(const R* w, const R* scale, double epsilon, int64_t n, double* part) {         \
-    squash_epsilon_loop(w, scale, epsilon, n, part);                                                                   \
-  }                                                                                                                    \
-  FASTRL_CLONES void modes(const R* w, const R* rest, const R* scale, const R* bias, const R* low, const R* high,      \
-                           int64_t n, R* action) {                                                                     \
-    mode_loop(w, rest, scale, bias, low, high, n, action);                                                             \
-  }                                                                                                                    \
-  FASTRL_CLONES void gradients(const R* w, const R* rest, const R* scaled_noise, const R* scale, const R* ga,          \
-                               const R* gl, int64_t n, R* g_mean, R* g_log_std) {                                      \
-    grad_loop<true>(w, rest, scaled_noise, scale, R(0), ga, gl, n, g_mean, g_log_std);                                 \
-  }                                                                                                                    \
-  FASTRL_CLONES void gradients_epsilon(const R* w, const R* rest, const R* scaled_noise, const R* scale, R epsilon,    \
-                                       const R* ga, const R* gl, int64_t n, R* g_mean, R* g_log_std) {                 \
-    grad_loop<false>(w, rest, scaled_noise, scale, epsilon, ga, gl, n, g_mean, g_log_std);                             \
-  }                                                                                                                    \
-  FASTRL_CLONES void stop_clamped(const R* log_std, R low, R high, int64_t n, R* grad) {                               \
-    stop_clamped_loop(log_std, low, high, n, grad);                                                                    \
-  }                                                                                                                    \
-  FASTRL_CLONES void stage(const Columns& a, const Chunk& c, R* x) { stage_chunk<R>(a, c, x); }                        \
-  FASTRL_CLONES void stage_wide(const Columns& a, const Chunk& c, double* x, R) { stage_chunk<R>(a, c, x); }
-FASTRL_LOOPS(float)
-FASTRL_LOOPS(double)
-#undef FASTRL_LOOPS
-
 // In float64.
 struct BoundRows {
   const double *low, *high, *first_in, *last_in;
@@ -168,7 +131,7 @@ FASTRL_INLINE Unsquashed unsquash_at(const double* mean, const double* log_std, 
   return unsquash(mean[i], clamp(log_std[i], low, high), action[i], b.low[i], b.high[i], b.first_in[i], b.last_in[i]);
 }
 
-FASTRL_CLONES_256 void log_probs(const double* mean, const double* log_std, const double* action, const BoundRows& b,
+FASTRL_INLINE void log_prob_loop(const double* mean, const double* log_std, const double* action, const BoundRows& b,
                                  double low, double high, double epsilon, int64_t n, double* term) {
   FASTRL_INDEPENDENT
   for (int64_t i = 0; i < n; ++i)
@@ -176,7 +139,7 @@ FASTRL_CLONES_256 void log_probs(const double* mean, const double* log_std, cons
         unsquashed_log_prob(unsquash_at(mean, log_std, action, b, low, high, i), clamp(log_std[i], low, high), epsilon);
 }
 
-FASTRL_CLONES_256 void log_prob_grads(const double* mean, const double* log_std, const double* action,
+FASTRL_INLINE void log_prob_grad_loop(const double* mean, const double* log_std, const double* action,
                                       const BoundRows& b, double low, double high, double epsilon, double largest,
                                       const double* gl, int64_t n, double* g_mean, double* g_log_std,
                                       double* g_action) {
@@ -237,7 +200,7 @@ const T* staged(const Columns& a, const Chunk& c, T* x) {
   if (c.size() == c.padded() && chunk_is_contiguous(a, c, sizeof(T)) &&
       reinterpret_cast<uintptr_t>(at) % alignof(T) == 0)
     return reinterpret_cast<const T*>(at);
-  stage(a, c, x);
+  at_level<stage_chunk<T, T>>(a, c, x);
   return x;
 }
 
@@ -266,7 +229,7 @@ struct SigmaRows : LogStdRows<T> {
   const T* load(const Columns& a, const Chunk& c, int64_t columns) {
     const bool known = a.row_stride == 0 && this->holds(c, columns);
     const T* const log_std = LogStdRows<T>::load(a, c, columns);
-    if (!known) sigmas(log_std, limits, c.padded(), sigma.x);
+    if (!known) at_level<sigma_loop<T>>(log_std, limits, c.padded(), sigma.x);
     return log_std;
   }
 };
@@ -274,7 +237,7 @@ struct SigmaRows : LogStdRows<T> {
 template <class T>
 struct Decays {
   Buffer<T> w, rest;
-  void of(const T* u, int64_t n) { decays(u, ExpFloor<T>::value, n, w.x, rest.x); }
+  void of(const T* u, int64_t n) { at_level<decay_loop<T>>(u, ExpFloor<T>::value, n, w.x, rest.x); }
 };
 
 // g[row] for every element of a row, 0 without g: a row is filled eight at a time, and the next overwrites its end.
@@ -333,14 +296,14 @@ void TanhNormalSample<T>::operator()(int64_t begin, int64_t end) const {
     const T* const eps = noise.data ? staged(noise, c, given.x) : normals.draw(seed, counter, at, c.size());
     T *const us = place(c, columns, u, x.x), *const ds = place(c, columns, scaled_noise, d.x);
     T* const actions = place(c, columns, action, a.x);
-    draw(means, log_stds, eps, s.sigma.x, s.limits, epsilon > 0 ? 0.0 : 2.0, n, us, ds, part.x);
+    at_level<draw_loop<T>>(means, log_stds, eps, s.sigma.x, s.limits, epsilon > 0 ? 0.0 : 2.0, n, us, ds, part.x);
     decayed.of(us, n);
     const T *const w = decayed.w.x, *const rest = decayed.rest.x;
     if (epsilon > 0) {
-      modes(w, rest, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, actions);
-      subtract_log_width(w, rows.scale.x, epsilon, n, part.x);
+      at_level<mode_loop<T>>(w, rest, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, actions);
+      at_level<squash_epsilon_loop<T>>(w, rows.scale.x, epsilon, n, part.x);
     } else {
-      squash_all(w, rest, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, actions, part.x);
+      at_level<squash_loop<T>>(w, rest, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, actions, part.x);
     }
     copy_out(actions, c, columns, action);
     if (u) copy_out(us, c, columns, u), copy_out(ds, c, columns, scaled_noise);
@@ -372,12 +335,13 @@ void TanhNormalSampleGrad<T>::operator()(int64_t begin, int64_t end) const {
     decayed.of(us, n);
     const T *const w = decayed.w.x, *const rest = decayed.rest.x;
     if (epsilon > 0)
-      gradients_epsilon(w, rest, ds, rows.scale.x, static_cast<T>(epsilon), grad_actions, gl.x, n, to_mean, to_log_std);
+      at_level<grad_loop<false, T>>(w, rest, ds, rows.scale.x, static_cast<T>(epsilon), grad_actions, gl.x, n, to_mean,
+                                    to_log_std);
     else
-      gradients(w, rest, ds, rows.scale.x, grad_actions, gl.x, n, to_mean, to_log_std);
+      at_level<grad_loop<true, T>>(w, rest, ds, rows.scale.x, T(0), grad_actions, gl.x, n, to_mean, to_log_std);
     if (grad_mean) copy_out(to_mean, c, columns, grad_mean);
     if (!grad_log_std && !sums) return;
-    if (limited) stop_clamped(s.load(log_std, c, columns), low, high, n, to_log_std);
+    if (limited) at_level<stop_clamped_loop<T>>(s.load(log_std, c, columns), low, high, n, to_log_std);
     if (grad_log_std)
       copy_out(to_log_std, c, columns, grad_log_std);
     else
@@ -393,10 +357,10 @@ void TanhNormalLogProb<T>::operator()(int64_t begin, int64_t end) const {
   double carry = 0;
   for_chunks<kChunk>(begin, end, columns, [&](const Chunk& c) {
     const BoundRows b = limits.fill(bounds, c, columns);
-    stage_wide(mean, c, m.x, T());
-    stage_wide(log_std, c, s.x, T());
-    stage_wide(action, c, a.x, T());
-    log_probs(m.x, s.x, a.x, b, log_std_min, log_std_max, epsilon, c.padded(), term.x);
+    at_level<stage_chunk<T, double>>(mean, c, m.x);
+    at_level<stage_chunk<T, double>>(log_std, c, s.x);
+    at_level<stage_chunk<T, double>>(action, c, a.x);
+    at_level_256<log_prob_loop>(m.x, s.x, a.x, b, log_std_min, log_std_max, epsilon, c.padded(), term.x);
     put_row_sums(term.x, c, columns, 0.0, carry, log_prob);
   });
 }
@@ -411,16 +375,16 @@ void TanhNormalLogProbGrad<T>::operator()(int64_t begin, int64_t end) const {
   for_pieces<kChunk>(begin, end, columns, [&](const Chunk& c) {
     const int64_t n = c.padded();
     const BoundRows b = limits.fill(bounds, c, columns);
-    stage_wide(mean, c, m.x, T());
-    stage_wide(log_std, c, s.x, T());
-    stage_wide(action, c, a.x, T());
+    at_level<stage_chunk<T, double>>(mean, c, m.x);
+    at_level<stage_chunk<T, double>>(log_std, c, s.x);
+    at_level<stage_chunk<T, double>>(action, c, a.x);
     gl.load(grad_log_prob, c);
-    log_prob_grads(m.x, s.x, a.x, b, log_std_min, log_std_max, epsilon, largest, gl.x, n, g_mean.x, g_log_std.x,
-                   g_action.x);
+    at_level_256<log_prob_grad_loop>(m.x, s.x, a.x, b, log_std_min, log_std_max, epsilon, largest, gl.x, n, g_mean.x,
+                                     g_log_std.x, g_action.x);
     if (grad_mean) narrow_out(g_mean.x, c, columns, grad_mean);
     if (grad_action) narrow_out(g_action.x, c, columns, grad_action);
     if (!grad_log_std && !sums) return;
-    stop_clamped(s.x, log_std_min, log_std_max, n, g_log_std.x);
+    at_level<stop_clamped_loop<double>>(s.x, log_std_min, log_std_max, n, g_log_std.x);
     if (grad_log_std)
       narrow_out(g_log_std.x, c, columns, grad_log_std);
     else
@@ -437,14 +401,14 @@ void TanhNormalMode<T>::operator()(int64_t begin, int64_t end) const {
   for_chunks<kChunk>(begin, end, columns, [&](const Chunk& c) {
     const int64_t n = c.padded();
     rows.fill(bounds, c, columns);
-    stage(mean, c, m.x);
+    at_level<stage_chunk<T, T>>(mean, c, m.x);
     for (int64_t i = 0; i < n; ++i) m.x[i] += m.x[i] * T(0);  // NaN of infinities
     decayed.of(m.x, n);
     if (grad_action.data) {
-      stage(grad_action, c, ga.x);
-      gradients(decayed.w.x, decayed.rest.x, d.x, rows.scale.x, ga.x, gl.x, n, a.x, d.x);
+      at_level<stage_chunk<T, T>>(grad_action, c, ga.x);
+      at_level<grad_loop<true, T>>(decayed.w.x, decayed.rest.x, d.x, rows.scale.x, T(0), ga.x, gl.x, n, a.x, d.x);
     } else {
-      modes(decayed.w.x, decayed.rest.x, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, a.x);
+      at_level<mode_loop<T>>(decayed.w.x, decayed.rest.x, rows.scale.x, rows.bias.x, rows.low.x, rows.high.x, n, a.x);
     }
     copy_out(a.x, c, columns, out);
   });
