@@ -18,6 +18,11 @@ struct Result {
   char* data = nullptr;
 };
 
+template <class T>
+T* data_of(const Result& r) {
+  return reinterpret_cast<T*>(r.data);
+}
+
 // Steals the reference to `descr`.
 inline Result allocate_numpy(PyObject* descr, const int64_t* shape, int ndim) {
   auto& api = py::detail::npy_api::get();

@@ -2,6 +2,8 @@
 // a fixed order; it then decides what the next kernel does.
 #include <cmath>
 
+#include <cub/block/block_reduce.cuh>
+
 #include "conjugate_gradient/cuda.h"
 
 namespace fastrl {
@@ -29,16 +31,12 @@ __device__ void each(int64_t n, F f) {
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += step) f(i);
 }
 
-// The sum over the block, in thread 0.
+// The sum over the block, in thread 0; in a fixed order.
 __device__ double block_sum(double x) {
-  __shared__ double lanes[kThreads];
-  __syncthreads();
-  lanes[threadIdx.x] = x;
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) lanes[threadIdx.x] += lanes[threadIdx.x + half];
-  }
-  return lanes[0];
+  using Sum = cub::BlockReduce<double, kThreads>;
+  __shared__ Sum::TempStorage storage;
+  __syncthreads();  // a sum before may still be read
+  return Sum(storage).Sum(x);
 }
 
 // Adds the three sums of all blocks up: true in thread 0 of the last block alone, which then has the totals.

@@ -1,8 +1,7 @@
-// What the bindings of the policy heads share: arguments, the generator, and backward kernels that sum over rows.
-// `state` is that of a Generator; gradients may be None.
+// What the bindings of the policy heads share: arguments, and backward kernels that sum over rows. Gradients may be
+// None.
 #pragma once
 
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -12,7 +11,6 @@
 
 namespace fastrl {
 
-// ---------------------------------------------------------------- arguments
 struct Head : HeadArguments<Head> {
   static Array load(py::handle x, const char* where, const Array* first, const char* first_name) {
     Array a = load_cpu(x.ptr(), where, {DType::f32, DType::f64});
@@ -20,50 +18,6 @@ struct Head : HeadArguments<Head> {
     return a;
   }
 };
-
-inline uint64_t* load_state(py::handle state) {
-  const Array s = load_cpu(state.ptr(), "generator: state", {DType::u64});
-  if (s.ndim != 1 || s.shape[0] != 2 || s.strides[0] != 8) raise_value("generator: state must be uint64 [2]");
-  return reinterpret_cast<uint64_t*>(s.data);  // the generator keeps it alive
-}
-
-#if !defined(__GNUC__)
-inline std::mutex counter_mutex;
-#endif
-
-// The blocks counter .. counter + n - 1 of a generator, taken.
-inline uint64_t take(uint64_t* state, int64_t n) {
-#if defined(__GNUC__)
-  return __atomic_fetch_add(state + 1, static_cast<uint64_t>(n), __ATOMIC_RELAXED);
-#else
-  std::lock_guard<std::mutex> lock(counter_mutex);
-  const uint64_t before = state[1];
-  state[1] = before + static_cast<uint64_t>(n);
-  return before;
-#endif
-}
-
-inline uint64_t peek(uint64_t* state) {
-#if defined(__GNUC__)
-  return __atomic_load_n(state + 1, __ATOMIC_RELAXED);
-#else
-  std::lock_guard<std::mutex> lock(counter_mutex);
-  return state[1];
-#endif
-}
-
-// Takes n blocks if the counter still stands at `expected`.
-inline bool take_from(uint64_t* state, uint64_t expected, int64_t n) {
-  const uint64_t after = expected + static_cast<uint64_t>(n);
-#if defined(__GNUC__)
-  return __atomic_compare_exchange_n(state + 1, &expected, after, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-#else
-  std::lock_guard<std::mutex> lock(counter_mutex);
-  if (state[1] != expected) return false;
-  state[1] = after;
-  return true;
-#endif
-}
 
 // A gradient [B] that may be None: contiguous, whatever strides autograd gave it.
 template <class T>
@@ -81,12 +35,6 @@ class RowGrad {
   std::vector<Contiguous<T>> numbers_;  // none or one
 };
 
-template <class T>
-T* data_of(const Result& r) {
-  return reinterpret_cast<T*>(r.data);
-}
-
-// ---------------------------------------------------------------- gradients
 // Runs a backward kernel that sums over the rows where log_std has shape [A]; returns the gradient of log_std then.
 template <class T, class Op>
 py::object run_backward(Op& op, const Array& log_std, bool wanted, int64_t rows, double microseconds) {

@@ -44,16 +44,6 @@ struct Weights {
   bool bootstraps, continues;  // whether the codes have these bits at all: the factor is not 0
 };
 
-// Ops whose a_t is `continuation` or 0.
-template <class Op>
-constexpr bool kConstant = false;
-template <class R>
-constexpr bool kConstant<Gae<R>> = true;
-template <class R>
-constexpr bool kConstant<LambdaReturns<R>> = true;
-template <class R>
-constexpr bool kConstant<RewardsToGo<R>> = true;
-
 template <class R>
 struct Step {
   Inputs<R> x;
@@ -81,7 +71,7 @@ __device__ Step<Real<T>> load_step(const Op&, const Weights& w, const ScanData& 
 template <class R, class Op>
 __device__ Affine<double> coefficients(const Op& op, const Weights& w, const Step<R>& s) {
   const Affine<R> f = op.affine(s.x, s.code);
-  if constexpr (kConstant<Op>) return {s.code & kContinues ? w.continuation : 0.0, static_cast<double>(f.b)};
+  if constexpr (Op::kConstant) return {s.code & kContinues ? w.continuation : 0.0, static_cast<double>(f.b)};
   return {static_cast<double>(f.a), static_cast<double>(f.b)};
 }
 

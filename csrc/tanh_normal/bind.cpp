@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "heads/bind.h"
+#include "random/bind.h"
 #include "tanh_normal/tanh_normal.h"
 
 namespace fastrl {

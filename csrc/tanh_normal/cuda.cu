@@ -4,33 +4,13 @@
 #include <cfloat>
 #include <cmath>
 
-#include "core/cuda_floats.h"
+#include "heads/rows.cuh"
 #include "tanh_normal/cuda.h"
 
 namespace fastrl {
 namespace {
 
-constexpr unsigned kAllLanes = 0xFFFFFFFF;
-constexpr int kWarp = 32;
-constexpr int kThreads = 128;
 constexpr int kColumns = 4;  // a lane's at a time
-
-__device__ int64_t thread_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
-
-template <class T>
-__device__ Real<T> item(const char* data, int64_t offset) {
-  return to_real(*reinterpret_cast<const T*>(data + offset));
-}
-
-template <class T>
-__device__ Real<T> element(const Columns& a, int64_t row, int64_t column) {
-  return item<T>(a.data, row * a.row_stride + column * a.column_stride);
-}
-
-template <class T>
-__device__ void put(void* out, int64_t i, double x) {
-  static_cast<T*>(out)[i] = from_real<T>(x);
-}
 
 template <class T>
 __device__ double bound_at(const CudaBound& b, int64_t column) {
@@ -70,43 +50,27 @@ __device__ Bound bound_of(const CudaTanhNormal& c, int64_t column) {
 }
 
 template <class T>
-__device__ double largest_of();
+__device__ double largest_number();
 template <>
-__device__ double largest_of<double>() {
+__device__ double largest_number<double>() {
   return DBL_MAX;
 }
 template <>
-__device__ double largest_of<float>() {
+__device__ double largest_number<float>() {
   return FLT_MAX;
 }
 template <>
-__device__ double largest_of<__half>() {
+__device__ double largest_number<__half>() {
   return 65504.0;
 }
 template <>
-__device__ double largest_of<__nv_bfloat16>() {
+__device__ double largest_number<__nv_bfloat16>() {
   return 0x1.FEp127;
 }
 
 template <class T>
 __device__ Real<T> limit(double x) {
   return to_real(from_real<T>(x));
-}
-
-__device__ double sum_of(double x, int lanes) {
-  for (int h = 1; h < lanes; h *= 2) x += __shfl_xor_sync(kAllLanes, x, h, lanes);
-  return x;
-}
-
-struct Row {
-  int lane;
-  int64_t row;
-  bool here;  // else the last row is worked on again, and nothing written: whole warps call sum_of
-};
-
-__device__ Row row_of(int lanes, int64_t rows) {
-  const int64_t i = thread_index(), row = i / lanes;
-  return {static_cast<int>(i % lanes), row < rows ? row : rows - 1, row < rows};
 }
 
 // f(column) for the columns of a lane.
@@ -162,8 +126,6 @@ __global__ void sample(CudaTanhNormal c, int lanes) {
   log_prob = sum_of(log_prob, lanes);
   if (r.here && r.lane == 0) put<T>(c.log_prob, r.row, log_prob);
 }
-
-__global__ void advance(uint64_t* state, int64_t n) { state[1] += static_cast<uint64_t>(n); }
 
 template <class T>
 __device__ Unsquashed unsquash_at(const CudaTanhNormal& c, const Bound& b, double log_std, int64_t row, int64_t j) {
@@ -224,7 +186,7 @@ __global__ void log_prob_grad(CudaTanhNormal c) {
     const double s = clamp(element<T>(c.log_std, row, j), limit<T>(c.log_std_min), limit<T>(c.log_std_max));
     const double gl = item<T>(c.grad_log_prob.data, row * c.grad_log_prob.stride);
     const Unsquashed x = unsquash_at<T>(c, b, s, row, j);
-    const double largest = largest_of<T>();
+    const double largest = largest_number<T>();
     if (c.grad_mean) put<T>(c.grad_mean, i, bounded_grad(gl, x.z * x.inverse_sigma, largest));
     if (c.grad_action_out) put<T>(c.grad_action_out, i, bounded_grad(gl, unsquashed_grad(x, c.epsilon), largest));
     return bounded_grad(gl, x.z * x.z - 1.0, largest);
@@ -246,59 +208,25 @@ __global__ void mode(CudaTanhNormal c) {
     put<T>(c.out_action, i, clamp(b.bias() + b.scale() * static_cast<double>(q.t), b.low, b.high));
 }
 
-// A warp a column: the sum over the pieces.
-template <class T>
-__global__ void add_pieces(CudaTanhNormal c, int64_t pieces) {
-  const int64_t j = thread_index() / kWarp;
-  double sum = 0;
-  if (j < c.columns)
-    for (int64_t p = static_cast<int>(threadIdx.x) % kWarp; p < pieces; p += kWarp) sum += c.sums[p * c.columns + j];
-  sum = sum_of(sum, kWarp);
-  if (j < c.columns && threadIdx.x % kWarp == 0) put<T>(c.grad_log_std, j, sum);
-}
-
-// ---------------------------------------------------------------- launches
-template <class... P, class... A>
-void launch(void (*kernel)(P...), int64_t threads, cudaStream_t stream, A... arguments) {
-  if (threads == 0) return;
-  kernel<<<static_cast<unsigned>((threads + kThreads - 1) / kThreads), kThreads, 0, stream>>>(arguments...);
-}
-
-// How many lanes share a row: a power of two.
-int lanes_for(int64_t columns) {
-  int lanes = 1;
-  while (lanes < kWarp && lanes * kColumns < columns) lanes *= 2;
-  return lanes;
-}
-
-template <class T>
-void launch_pieces(void (*kernel)(CudaTanhNormal), const CudaTanhNormal& c, cudaStream_t stream) {
-  const int64_t pieces = c.shared ? cuda_pieces(c.rows) : c.rows;
-  launch(kernel, pieces * c.columns, stream, c);
-  if (c.shared && c.grad_log_std) launch(add_pieces<T>, c.columns * kWarp, stream, c, pieces);
-}
-
 }  // namespace
 
 cudaError_t cuda_tanh_normal_sample(const CudaTanhNormal& c, cudaStream_t stream) {
-  const int lanes = lanes_for(c.columns);
-  return typed(c.dtype, [&](auto t) {
-    launch(sample<decltype(t)>, c.rows * lanes, stream, c, lanes);
-    if (c.state) advance<<<1, 1, 0, stream>>>(c.state, normal_blocks(c.rows * c.columns));
-  });
+  const cudaError_t error = launch_rows(c, c.rows, c.columns, stream, FASTRL_KERNEL(sample), kColumns);
+  if (error != cudaSuccess || !c.state) return error;
+  advance<<<1, 1, 0, stream>>>(c.state, normal_blocks(c.rows * c.columns));
+  return cudaGetLastError();
 }
 
 cudaError_t cuda_tanh_normal_sample_grad(const CudaTanhNormal& c, cudaStream_t stream) {
-  return typed(c.dtype, [&](auto t) { launch_pieces<decltype(t)>(sample_grad<decltype(t)>, c, stream); });
+  return launch_pieces(c, stream, FASTRL_KERNEL(sample_grad));
 }
 
 cudaError_t cuda_tanh_normal_log_prob(const CudaTanhNormal& c, cudaStream_t stream) {
-  const int lanes = lanes_for(c.columns);
-  return typed(c.dtype, [&](auto t) { launch(log_prob_rows<decltype(t)>, c.rows * lanes, stream, c, lanes); });
+  return launch_rows(c, c.rows, c.columns, stream, FASTRL_KERNEL(log_prob_rows), kColumns);
 }
 
 cudaError_t cuda_tanh_normal_log_prob_grad(const CudaTanhNormal& c, cudaStream_t stream) {
-  return typed(c.dtype, [&](auto t) { launch_pieces<decltype(t)>(log_prob_grad<decltype(t)>, c, stream); });
+  return launch_pieces(c, stream, FASTRL_KERNEL(log_prob_grad));
 }
 
 cudaError_t cuda_tanh_normal_mode(const CudaTanhNormal& c, cudaStream_t stream) {
