@@ -5,16 +5,16 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstdlib>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "binding/dlpack.h"
 #include "binding/dtype.h"
 
 namespace fastrl {
+
+namespace py = pybind11;
 
 constexpr int kMaxDims = 16;
 
@@ -109,14 +109,7 @@ class ReleaseGil {
   ReleaseGil() : state_(PyEval_SaveThread()) {}
   ReleaseGil(const ReleaseGil&) = delete;
   ReleaseGil& operator=(const ReleaseGil&) = delete;
-  ~ReleaseGil() noexcept(false) {
-#if PY_VERSION_HEX >= 0x030D0000
-    while (Py_IsFinalizing()) std::this_thread::sleep_for(std::chrono::hours(1));
-#else
-    while (_Py_IsFinalizing()) std::this_thread::sleep_for(std::chrono::hours(1));
-#endif
-    PyEval_RestoreThread(state_);
-  }
+  ~ReleaseGil() noexcept(false);
 
  private:
   PyThreadState* state_;
@@ -130,15 +123,13 @@ auto without_gil(F f) {
 }
 
 // ---------------------------------------------------------------- errors
-[[noreturn]] inline void raise_type(const std::string& text) { throw py::type_error(text); }
-[[noreturn]] inline void raise_value(const std::string& text) { throw py::value_error(text); }
+[[noreturn]] void raise_type(const std::string& text);
+[[noreturn]] void raise_value(const std::string& text);
 
-inline std::string type_name(PyObject* object) {
-  return py::cast<std::string>(py::type::handle_of(object).attr("__name__"));
-}
+std::string type_name(PyObject* object);
 
 // Shortest text that reads back as the same double, as Python writes it.
-inline std::string repr(double x) { return py::cast<std::string>(py::repr(py::float_(x))); }
+std::string repr(double x);
 
 template <class Shape>
 std::string shape_text(const Shape& shape, int ndim) {
@@ -147,14 +138,8 @@ std::string shape_text(const Shape& shape, int ndim) {
   return text + ")";
 }
 
-inline std::string dtype_text(const Array& a) {
-  std::string text = py::str(py::getattr(py::handle(a.object), "dtype", py::str(dtype_name(a.dtype))));
-  return text.compare(0, 6, "torch.") == 0 ? text.substr(6) : text;
-}
+std::string dtype_text(const Array& a);
 
-inline std::string device_text(const Array& a) {
-  if (py::hasattr(py::handle(a.object), "device")) return py::str(py::handle(a.object).attr("device"));
-  return "DLPack device " + std::to_string(a.device.device_type) + ":" + std::to_string(a.device.device_id);
-}
+std::string device_text(const Array& a);
 
 }  // namespace fastrl

@@ -3,24 +3,24 @@
 
 #include <algorithm>
 #include <initializer_list>
-#include <string>
 
 #include "binding/load.h"
 
 namespace fastrl {
 
+// Each in line, and its words elsewhere.
+[[noreturn]] void raise_not_on_cpu(const Array& a, const char* where);
+[[noreturn]] void raise_dtype(const Array& a, const char* where, std::initializer_list<DType> allowed);
+[[noreturn]] void raise_shape(const Array& a, const char* where, const Array& like, const char* like_name);
+
 inline void check_cpu(const Array& a, const char* where) {
-  if (a.device.device_type != kDLCPU && a.device.device_type != kDLCUDAHost)
-    raise_value(std::string(where) + " must be on cpu, got " + device_text(a));
+  if (a.device.device_type != kDLCPU && a.device.device_type != kDLCUDAHost) raise_not_on_cpu(a, where);
 }
 
 inline void check_dtype(const Array& a, const char* where, std::initializer_list<DType> allowed) {
   for (DType t : allowed)
     if (a.dtype == t) return;
-  std::string text = std::string(where) + " must have dtype ";
-  for (const DType* t = allowed.begin(); t != allowed.end(); ++t)
-    text += std::string(t == allowed.begin() ? "" : " or ") + dtype_name(*t);
-  raise_value(text + ", got " + dtype_text(a));
+  raise_dtype(a, where, allowed);
 }
 
 inline void check_has_data(const Array& a, const char* where) {
@@ -28,43 +28,18 @@ inline void check_has_data(const Array& a, const char* where) {
 }
 
 // The usual load of a CPU kernel's argument.
-inline Array load_cpu(PyObject* object, const char* where, std::initializer_list<DType> allowed) {
-  Array a = load(object, where);
-  check_cpu(a, where);
-  check_has_data(a, where);
-  check_dtype(a, where, allowed);
-  return a;
-}
+Array load_cpu(PyObject* object, const char* where, std::initializer_list<DType> allowed);
 
-inline void check_ndim_1(const Array& a, const char* where) {
-  if (a.ndim != 1) raise_value(std::string(where) + " must have shape [B], got " + shape_text(a.shape, a.ndim));
-}
+void check_ndim_1(const Array& a, const char* where);
 
 inline void check_shape_like(const Array& a, const char* where, const Array& like, const char* like_name) {
-  if (a.ndim == like.ndim && std::equal(a.shape.begin(), a.shape.begin() + a.ndim, like.shape.begin())) return;
-  raise_value(std::string(where) + " must have shape " + shape_text(like.shape, like.ndim) + " like " + like_name +
-              ", got " + shape_text(a.shape, a.ndim));
+  if (a.ndim != like.ndim || !std::equal(a.shape.begin(), a.shape.begin() + a.ndim, like.shape.begin()))
+    raise_shape(a, where, like, like_name);
 }
 
 // All arrays of a call are of one kind: nobody finds a result in the framework that was not meant.
-inline void check_kind_like(const Array& a, const char* where, const Array& like, const char* like_name) {
-  if (a.kind == like.kind && a.api == like.api &&
-      (a.kind != Kind::capsule || Py_TYPE(a.object) == Py_TYPE(like.object)))
-    return;
-  const auto text = [](const Array& x) -> std::string {
-    if (x.kind == Kind::numpy) return "numpy.ndarray";
-    const auto module = py::cast<std::string>(py::type::handle_of(x.object).attr("__module__"));
-    return module.compare(0, 5, "torch") == 0 ? "torch.Tensor" : type_name(x.object);
-  };
-  const std::string kind = text(a), wanted = text(like);
-  if (kind != wanted)  // two types of one framework's arrays are one kind
-    raise_type(std::string(where) + " must be a " + wanted + " like " + like_name + ", got a " + kind);
-}
+void check_kind_like(const Array& a, const char* where, const Array& like, const char* like_name);
 
-inline void check_dtype_like(const Array& a, const char* where, const Array& like, const char* like_name) {
-  if (a.dtype != like.dtype)
-    raise_value(std::string(where) + " must have dtype " + dtype_name(like.dtype) + " like " + like_name + ", got " +
-                dtype_text(a));
-}
+void check_dtype_like(const Array& a, const char* where, const Array& like, const char* like_name);
 
 }  // namespace fastrl

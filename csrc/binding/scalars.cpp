@@ -1,5 +1,7 @@
 #include "binding/scalars.h"
 
+#include <pybind11/numpy.h>
+
 #include <limits>
 
 #include "binding/load.h"

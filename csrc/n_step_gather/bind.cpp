@@ -2,9 +2,8 @@
 #include <mutex>
 #include <vector>
 
-#include "binding/bind.h"
 #include "core/parallel.h"
-#include "n_step_gather/n_step_gather.h"
+#include "n_step_gather/bind.h"
 
 namespace fastrl {
 namespace {
@@ -17,10 +16,6 @@ Array load_ring(py::handle object, const char* where, const Array& rewards, bool
   if (!flags) check_dtype_like(a, where, rewards, "rewards");
   check_shape_like(a, where, rewards, "rewards");
   return a;
-}
-
-void set_column(RingColumn& column, const Array& a) {
-  column.data = a.data, column.slot_stride = a.strides[0], column.env_stride = a.ndim == 2 ? a.strides[1] : 0;
 }
 
 void set_column(RingFlags& column, const Array& a) {
@@ -65,6 +60,61 @@ class PerEnv {
   int64_t step_ = 0;
 };
 
+// Every index is that of an item in the ring.
+void check_items(const NStepRing& ring, const Contiguous<int64_t>& index, const PerEnv& cursor, const PerEnv& size) {
+  const int64_t rows = ring.slots * ring.envs;
+  for (int64_t i = 0; i < index.size(); ++i) {
+    const int64_t flat = index.data()[i];
+    if (flat < 0 || flat >= rows)
+      throw py::index_error("n_step_gather: indices[" + std::to_string(i) + "] is " + std::to_string(flat) +
+                            ", outside [0, " + std::to_string(rows) + ")");
+    const int64_t slot = ring.envs == 1 ? flat : flat / ring.envs, env = flat - slot * ring.envs;
+    if (steps_to_newest(slot, cursor[env], ring.slots) > size[env])
+      throw py::index_error("n_step_gather: indices[" + std::to_string(i) + "] is " + std::to_string(flat) +
+                            ", a slot that holds no item (cursor " + std::to_string(cursor[env]) + ", size " +
+                            std::to_string(size[env]) + ")");
+  }
+}
+
+[[noreturn]] void raise_bad_flag(const NStepRing& ring, const NStepItem& bad, bool is_2d, int64_t env) {
+  static const char* const names[] = {"", "terminated", "truncated", "cut"};
+  const RingFlags& flags = bad.bad == NStepItem::terminated  ? ring.terminated
+                           : bad.bad == NStepItem::truncated ? ring.truncated
+                                                             : ring.cut;
+  raise_value(std::string("n_step_gather: ") + names[bad.bad] + "[" + std::to_string(bad.last) +
+              (is_2d ? ", " + std::to_string(env) : "") + "] is " + std::to_string(flags.flag(bad.last, env)) +
+              ", must be 0 or 1");
+}
+
+// The results, kept here until it is known that no flag is bad.
+struct Computed {
+  std::unique_ptr<double[]> returns;  // and the discounts behind them
+  std::unique_ptr<int64_t[]> last;
+};
+
+Computed compute(const NStepRing& ring, bool is_double, const NStepBatch& starts, int64_t batch, bool is_2d) {
+  Computed made{std::unique_ptr<double[]>(new double[2 * batch]), std::unique_ptr<int64_t[]>(new int64_t[batch])};
+  // About 20 ns an item and 2 ns a step.
+  const int threads =
+      threads_for(static_cast<double>(batch) * (0.02 + 0.002 * static_cast<double>(std::min(starts.n, ring.slots))));
+  std::mutex mutex;
+  int64_t bad_at = -1;
+  NStepItem bad;
+  {
+    ReleaseGil release;
+    parallel_for(batch, threads, [&](int64_t begin, int64_t end) {
+      NStepItem item;
+      const int64_t at = n_step_gather(ring, is_double, starts, begin, end, made.returns.get(),
+                                       made.returns.get() + batch, made.last.get(), &item);
+      if (at < 0) return;
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (bad_at < 0 || at < bad_at) bad_at = at, bad = item;
+    });
+  }
+  if (bad_at >= 0) raise_bad_flag(ring, bad, is_2d, starts.indices[bad_at] % ring.envs);
+  return made;
+}
+
 template <class T, class U>
 void store(const Array& out, const U* values, int64_t n) {
   char* p = out.data;
@@ -80,8 +130,7 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
                                  py::handle gamma_object, py::handle n_object, py::handle next_values_object,
                                  py::handle cut_object, py::handle out) {
   const Array rewards = load_cpu(rewards_object.ptr(), "n_step_gather: rewards", {DType::f32, DType::f64});
-  if (rewards.ndim != 1 && rewards.ndim != 2)
-    raise_value("n_step_gather: rewards must have shape [C] or [C, N], got " + shape_text(rewards.shape, rewards.ndim));
+  check_rewards(rewards);
   const Array terminated = load_ring(terminated_object, "n_step_gather: terminated", rewards, true);
   const Array truncated = load_ring(truncated_object, "n_step_gather: truncated", rewards, true);
   NStepRing ring;
@@ -98,14 +147,8 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
   const PerEnv cursor(cursor_object, "n_step_gather: cursor", rewards, 0, std::max<int64_t>(ring.slots - 1, 0));
   const PerEnv size(size_object, "n_step_gather: size", rewards, 0, ring.slots);
 
-  if (!is_real(gamma_object.ptr()))
-    raise_type("n_step_gather: gamma must be a float, got " + type_name(gamma_object.ptr()));
-  ring.gamma = to_double(gamma_object.ptr());
-  if (!(ring.gamma >= 0 && ring.gamma <= 1))
-    raise_value("n_step_gather: gamma must be in [0, 1], got " + repr(ring.gamma));
-  if (!is_int(n_object.ptr())) raise_type("n_step_gather: n must be an int, got " + type_name(n_object.ptr()));
-  const int64_t n = to_int64_clipped(n_object.ptr());
-  if (n < 1) raise_value("n_step_gather: n must be >= 1, got " + py::cast<std::string>(py::str(n_object)));
+  ring.gamma = load_gamma(gamma_object);
+  const int64_t n = load_n(n_object);
 
   Array next_values, cut;
   if (!next_values_object.is_none()) {
@@ -117,50 +160,25 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
     set_column(ring.cut, cut);
   }
 
-  static const char* const out_names[] = {"n_step_gather: out[0]", "n_step_gather: out[1]", "n_step_gather: out[2]"};
   const DType dtypes[] = {rewards.dtype, rewards.dtype, DType::i64};
   Array outs[3];
-  if (!out.is_none()) {
-    const bool many = PyList_Check(out.ptr()) || PyTuple_Check(out.ptr());
-    if (!many || py::len(out) != 3)
-      raise_value("n_step_gather: out must be 3 arrays, got " +
-                  (many ? std::to_string(py::len(out)) + " arrays" : type_name(out.ptr())));
-    const std::pair<const char*, const Array*> inputs[] = {{"rewards", &rewards},         {"terminated", &terminated},
-                                                           {"truncated", &truncated},     {"indices", &index_array},
-                                                           {"next_values", &next_values}, {"cut", &cut}};
-    for (int i = 0; i < 3; ++i) {
-      const std::string where = out_names[i];
-      outs[i] = load(py::object(out[py::int_(i)]).ptr(), where.c_str());
-      Array& target = outs[i];
-      check_cpu(target, where.c_str());
-      check_has_data(target, where.c_str());
-      check_kind_like(target, where.c_str(), rewards, "rewards");
-      check_dtype(target, where.c_str(), {dtypes[i]});
-      if (target.ndim != 1 || target.shape[0] != batch)
-        raise_value(where + " must have shape (" + std::to_string(batch) + ",), got " +
-                    shape_text(target.shape, target.ndim));
-      if (!target.writable) raise_value(where + " must be writable");
-      if (target.overlaps_itself()) raise_value(where + " must not overlap itself");
-      for (const auto& [name, input] : inputs)
-        if (input->object && target.may_overlap(*input)) raise_value(where + " must not share memory with " + name);
-      for (int j = 0; j < i; ++j)
-        if (target.may_overlap(outs[j]))
-          raise_value(where + " must not share memory with out[" + std::to_string(j) + "]");
-    }
-  }
-
-  const int64_t rows = ring.slots * ring.envs;
-  for (int64_t i = 0; i < batch; ++i) {
-    const int64_t flat = index.data()[i];
-    if (flat < 0 || flat >= rows)
-      throw py::index_error("n_step_gather: indices[" + std::to_string(i) + "] is " + std::to_string(flat) +
-                            ", outside [0, " + std::to_string(rows) + ")");
-    const int64_t slot = ring.envs == 1 ? flat : flat / ring.envs, env = flat - slot * ring.envs;
-    if (steps_to_newest(slot, cursor[env], ring.slots) > size[env])
-      throw py::index_error("n_step_gather: indices[" + std::to_string(i) + "] is " + std::to_string(flat) +
-                            ", a slot that holds no item (cursor " + std::to_string(cursor[env]) + ", size " +
-                            std::to_string(size[env]) + ")");
-  }
+  if (!out.is_none())
+    load_outs(out,
+              {{"rewards", &rewards},
+               {"terminated", &terminated},
+               {"truncated", &truncated},
+               {"indices", &index_array},
+               {"next_values", &next_values},
+               {"cut", &cut}},
+              batch, outs, [&](const py::object& object, const char* where, int i) {
+                Array a = load(object.ptr(), where);
+                check_cpu(a, where);
+                check_has_data(a, where);
+                check_kind_like(a, where, rewards, "rewards");
+                check_dtype(a, where, {dtypes[i]});
+                return a;
+              });
+  check_items(ring, index, cursor, size);
 
   std::vector<Result> results;
   if (out.is_none())
@@ -170,47 +188,17 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
       outs[i].strides[0] = dtypes[i] == DType::f32 ? 4 : 8;
     }
 
-  // Kept here until it is known that no flag is bad.
-  const std::unique_ptr<double[]> returns(new double[2 * batch]);
-  const std::unique_ptr<int64_t[]> last(new int64_t[batch]);
-  double* const discounts = returns.get() + batch;
-  // About 20 ns an item and 2 ns a step.
-  const int threads =
-      threads_for(static_cast<double>(batch) * (0.02 + 0.002 * static_cast<double>(std::min(n, ring.slots))));
-  const NStepBatch starts{index.data(), cursor.data(), cursor.step(), n};
-  std::mutex mutex;
-  int64_t bad_at = -1;
-  NStepItem bad;
-  {
-    ReleaseGil release;
-    parallel_for(batch, threads, [&](int64_t begin, int64_t end) {
-      NStepItem item;
-      const int64_t at = n_step_gather(ring, rewards.dtype == DType::f64, starts, begin, end, returns.get(), discounts,
-                                       last.get(), &item);
-      if (at < 0) return;
-      const std::lock_guard<std::mutex> lock(mutex);
-      if (bad_at < 0 || at < bad_at) bad_at = at, bad = item;
-    });
-  }
-  if (bad_at >= 0) {
-    static const char* const names[] = {"", "terminated", "truncated", "cut"};
-    const int64_t env = index.data()[bad_at] % ring.envs;
-    const RingFlags& flags = bad.bad == NStepItem::terminated  ? ring.terminated
-                             : bad.bad == NStepItem::truncated ? ring.truncated
-                                                               : ring.cut;
-    raise_value(std::string("n_step_gather: ") + names[bad.bad] + "[" + std::to_string(bad.last) +
-                (rewards.ndim == 2 ? ", " + std::to_string(env) : "") + "] is " +
-                std::to_string(flags.flag(bad.last, env)) + ", must be 0 or 1");
-  }
-
+  const Computed made = compute(ring, rewards.dtype == DType::f64, {index.data(), cursor.data(), cursor.step(), n},
+                                batch, rewards.ndim == 2);
+  const double *const returns = made.returns.get(), *const discounts = returns + batch;
   if (rewards.dtype == DType::f64) {
-    store<double>(outs[0], returns.get(), batch);
+    store<double>(outs[0], returns, batch);
     store<double>(outs[1], discounts, batch);
   } else {
-    store<float>(outs[0], returns.get(), batch);
+    store<float>(outs[0], returns, batch);
     store<float>(outs[1], discounts, batch);
   }
-  store<int64_t>(outs[2], last.get(), batch);
+  store<int64_t>(outs[2], made.last.get(), batch);
   if (!out.is_none()) return py::reinterpret_borrow<py::object>(out);
   return py::make_tuple(hand_back(std::move(results[0]), rewards), hand_back(std::move(results[1]), rewards),
                         hand_back(std::move(results[2]), rewards));

@@ -1,6 +1,7 @@
 #include <utility>
 
 #include "binding/bind_cuda.h"
+#include "n_step_gather/bind.h"
 #include "n_step_gather/cuda.h"
 
 namespace fastrl {
@@ -9,12 +10,6 @@ namespace {
 const auto kFloats = {DType::f32, DType::f64, DType::f16, DType::bf16};
 const auto kFlags = {DType::boolean, DType::u8};
 const auto kInts = {DType::i64, DType::i32};
-
-void set_column(RingColumn& column, const Array& a) {
-  column.data = a.data;
-  column.slot_stride = a.strides[0];
-  column.env_stride = a.ndim == 2 ? a.strides[1] : 0;
-}
 
 Array load_ring(py::handle x, const char* where, const Array& rewards, std::initializer_list<DType> allowed) {
   Array a = load_cuda(x, where, &rewards, "rewards", allowed);
@@ -49,8 +44,7 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
                                  py::handle gamma_object, py::handle n_object, py::handle next_values_object,
                                  py::handle cut_object, py::handle out) {
   const Array rewards = load_cuda(rewards_object, "n_step_gather: rewards", nullptr, "", kFloats);
-  if (rewards.ndim != 1 && rewards.ndim != 2)
-    raise_value("n_step_gather: rewards must have shape [C] or [C, N], got " + shape_text(rewards.shape, rewards.ndim));
+  check_rewards(rewards);
   const Array terminated = load_ring(terminated_object, "n_step_gather: terminated", rewards, kFlags);
   const Array truncated = load_ring(truncated_object, "n_step_gather: truncated", rewards, kFlags);
   CudaNStepBatch batch{};
@@ -71,14 +65,8 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
                               std::max<int64_t>(ring.slots - 1, 0), cursor);
   batch.sizes = load_per_env(size_object, "n_step_gather: size", rewards, ring.envs, ring.slots, size);
 
-  if (!is_real(gamma_object.ptr()))
-    raise_type("n_step_gather: gamma must be a float, got " + type_name(gamma_object.ptr()));
-  ring.gamma = to_double(gamma_object.ptr());
-  if (!(ring.gamma >= 0 && ring.gamma <= 1))
-    raise_value("n_step_gather: gamma must be in [0, 1], got " + repr(ring.gamma));
-  if (!is_int(n_object.ptr())) raise_type("n_step_gather: n must be an int, got " + type_name(n_object.ptr()));
-  batch.n = to_int64_clipped(n_object.ptr());
-  if (batch.n < 1) raise_value("n_step_gather: n must be >= 1, got " + py::cast<std::string>(py::str(n_object)));
+  ring.gamma = load_gamma(gamma_object);
+  batch.n = load_n(n_object);
 
   Array next_values, cut;
   if (!next_values_object.is_none()) {
@@ -90,37 +78,25 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
     set_column(ring.cut, cut);
   }
 
-  static const char* const names[] = {"n_step_gather: out[0]", "n_step_gather: out[1]", "n_step_gather: out[2]"};
   const DType dtypes[] = {rewards.dtype, rewards.dtype, DType::i64};
   char** const data[] = {&batch.returns, &batch.discounts, &batch.last};
   int64_t* const strides[] = {&batch.returns_stride, &batch.discounts_stride, &batch.last_stride};
   Array outs[3];
   Result results[3];
   if (!out.is_none()) {
-    const bool many = PyList_Check(out.ptr()) || PyTuple_Check(out.ptr());
-    if (!many || py::len(out) != 3)
-      raise_value("n_step_gather: out must be 3 arrays, got " +
-                  (many ? std::to_string(py::len(out)) + " arrays" : type_name(out.ptr())));
-    const std::pair<const char*, const Array*> inputs[] = {{"rewards", &rewards},         {"terminated", &terminated},
-                                                           {"truncated", &truncated},     {"indices", &indices},
-                                                           {"cursor", &cursor},           {"size", &size},
-                                                           {"next_values", &next_values}, {"cut", &cut}};
-    for (int i = 0; i < 3; ++i) {
-      const std::string where = names[i];
-      outs[i] = load_cuda(py::object(out[py::int_(i)]), names[i], &rewards, "rewards", {dtypes[i]});
-      Array& target = outs[i];
-      if (target.ndim != 1 || target.shape[0] != batch.size)
-        raise_value(where + " must have shape (" + std::to_string(batch.size) + ",), got " +
-                    shape_text(target.shape, target.ndim));
-      if (target.overlaps_itself()) raise_value(where + " must not overlap itself");
-      for (const auto& [name, input] : inputs)
-        if (input->object && target.may_overlap(*input)) raise_value(where + " must not share memory with " + name);
-      for (int j = 0; j < i; ++j)
-        if (target.may_overlap(outs[j]))
-          raise_value(where + " must not share memory with out[" + std::to_string(j) + "]");
-      *data[i] = target.data;
-      *strides[i] = target.strides[0];
-    }
+    load_outs(out,
+              {{"rewards", &rewards},
+               {"terminated", &terminated},
+               {"truncated", &truncated},
+               {"indices", &indices},
+               {"cursor", &cursor},
+               {"size", &size},
+               {"next_values", &next_values},
+               {"cut", &cut}},
+              batch.size, outs, [&](const py::object& object, const char* where, int i) {
+                return load_cuda(object, where, &rewards, "rewards", {dtypes[i]});
+              });
+    for (int i = 0; i < 3; ++i) *data[i] = outs[i].data, *strides[i] = outs[i].strides[0];
   } else {
     for (int i = 0; i < 3; ++i) {
       results[i] = allocate_like(rewards, dtypes[i], &batch.size, 1);

@@ -1,4 +1,6 @@
 // The tanh-Gaussian policy head: tanh_normal.h. The limits (log_std_min, log_std_max, epsilon) were checked in Python.
+#include <pybind11/numpy.h>
+
 #include <cmath>
 
 #include "heads/bind.h"
