@@ -9,11 +9,14 @@ them.  The benchmarks of whole agents (agents*.py) take `interleaved_speeds`, `P
 import argparse
 import json
 import os
+import platform
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,10 +33,11 @@ if THREADS == "1":
 warnings.filterwarnings("ignore")  # peers deprecate much at import
 
 # The timing itself is that of `fastrl bench`.
-from fastrl.bench import NotApplicable, interleave, size_label  # noqa: E402
+from fastrl.bench import NotApplicable, interleave, processor, size_label  # noqa: E402
 
 __all__ = [
     "OURS",
+    "RESULTS",
     "RTOL",
     "THREADS",
     "Case",
@@ -43,10 +47,24 @@ __all__ = [
     "header",
     "interleave",
     "interleaved_speeds",
+    "machine",
     "size_label",
 ]
 
-OURS = "fastrl"
+OURS = "fastrl"  # ratios are time / time of this contender
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    "numpy",
+    "numba",
+    "torch",
+    "torchrl",
+    "tianshou",
+    "stable-baselines3",
+    "sb3-contrib",
+    "cpprb",
+    "flashbax",
+    "jax",
+)
 
 # The tolerance of every answer check: peers compute in float32.
 RTOL = 1e-5
@@ -124,6 +142,27 @@ class PartTimer:
         return {part: round(100 * self._spent[part] / sum(self._spent.values()), 1) for part in parts}
 
 
+def machine():
+    versions = {"python": platform.python_version()}
+    for name in ("fastrl-kernels", *PACKAGES):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    from fastrl import _backend
+
+    info = _backend.info()
+    return {
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": int(THREADS),
+        "simd": info.get("SIMD"),
+        "cpu_backend": _backend.CPU_BACKEND,
+        "versions": versions,
+    }
+
+
 def header(report: Mapping[str, Any], name: str, what: str) -> list[str]:
     """How a report of whole agents begins, in markdown."""
     m, settings = report["machine"], f"--repeats {report['repeats']} --steps {report['steps']}"
@@ -147,7 +186,6 @@ def agents_main(
     options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None,
 ) -> None:
     """The command line of a benchmark of whole agents: measure, print, and keep bench/results/`name`.json and .md."""
-    import compare
     import gymnasium
     import torch
 
@@ -159,12 +197,12 @@ def agents_main(
     options(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    report = {"machine": compare.machine(), "repeats": args.repeats, "steps": args.steps, "note": args.note}
+    report = {"machine": machine(), "repeats": args.repeats, "steps": args.steps, "note": args.note}
     report["machine"]["versions"]["gymnasium"] = gymnasium.__version__
     report |= measure(args)
     text = markdown(report)
     print(text)
     if not args.no_save:
-        compare.RESULTS.mkdir(exist_ok=True)
-        (compare.RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-        (compare.RESULTS / f"{name}.md").write_text(text + "\n")
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        (RESULTS / f"{name}.md").write_text(text + "\n")

@@ -15,9 +15,8 @@ import os
 import time
 from collections.abc import Iterator
 
-os.environ["FASTRL_NUM_THREADS"] = "1"  # before compare sets the threads of everything from it
+os.environ["FASTRL_NUM_THREADS"] = "1"  # before _harness sets the threads of everything from it
 
-import compare  # noqa: F401 (the test reads agents.compare)
 import gymnasium as gym
 import numpy as np
 import torch

@@ -15,9 +15,8 @@ import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-os.environ["FASTRL_NUM_THREADS"] = "1"  # before compare sets the threads of everything from it
+os.environ["FASTRL_NUM_THREADS"] = "1"  # before _harness sets the threads of everything from it
 
-import compare  # noqa: F401 (the test reads agents_ppo.compare)
 import gymnasium as gym
 import numpy as np
 import torch

@@ -18,15 +18,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-os.environ["FASTRL_NUM_THREADS"] = "1"  # before compare sets the threads of everything from it
+os.environ["FASTRL_NUM_THREADS"] = "1"  # before _harness sets the threads of everything from it
 
-import compare
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _harness import PartTimer, agents_main, header, interleaved_speeds
+from _harness import RESULTS, PartTimer, agents_main, header, interleaved_speeds
 from torch import nn
 
 from fastrl.agents import ALGORITHMS, networks, sac
@@ -41,13 +41,16 @@ def mlp(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, n_out))
 
 
-def script(algorithm: str, env_id: str, *, fused: bool = False, compiled: bool = False) -> Iterator[None]:
-    """One environment step each `next`."""
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    env = gym.vector.SyncVectorEnv([lambda: gym.wrappers.RecordEpisodeStatistics(gym.make(env_id))])
-    space = env.single_action_space
-    n_obs, n_actions, scale = env.single_observation_space.shape[0], space.shape[0], float(space.high[0])
+class Updates(NamedTuple):
+    """What the script below calls: the networks and optimizers are inside."""
+
+    critic: Callable[..., None]
+    actor: Callable[..., None]
+    targets: Callable[[], None]
+    act: Callable[[Any], Any]
+
+
+def updates(algorithm: str, n_obs: int, n_actions: int, scale: float, fused: bool, compiled: bool) -> Updates:
     n_critics = 1 if algorithm == "ddpg" else 2
     actor = mlp(n_obs, 2 * n_actions if algorithm == "sac" else n_actions)
     critics = [mlp(n_obs + n_actions, 1) for _ in range(n_critics)]
@@ -64,9 +67,6 @@ def script(algorithm: str, env_id: str, *, fused: bool = False, compiled: bool =
         online, targets = [*online, *actor.parameters()], [*targets, *target_actor.parameters()]
     log_alpha = torch.zeros(1, requires_grad=True)
     alpha_optimizer = torch.optim.Adam([log_alpha], lr=LEARNING_RATE, **kind)
-    obs_, next_obs_ = (np.zeros((CAPACITY, n_obs), np.float32) for _ in range(2))
-    action_, reward_ = np.zeros((CAPACITY, n_actions), np.float32), np.zeros((CAPACITY, 1), np.float32)
-    done_ = np.zeros((CAPACITY, 1), np.float32)
 
     def policy(obs):
         mean, log_std = actor(obs).chunk(2, 1)
@@ -124,9 +124,31 @@ def script(algorithm: str, env_id: str, *, fused: bool = False, compiled: bool =
         action = torch.tanh(actor(torch.Tensor(obs))) * scale
         return (action + torch.normal(0.0, scale * 0.1, size=action.shape)).numpy().clip(-scale, scale)
 
+    @torch.no_grad()
+    def update_targets():
+        if fused:
+            torch._foreach_lerp_(targets, online, TAU)
+        else:
+            for p, target in zip(online, targets, strict=True):
+                target.data.copy_(TAU * p.data + (1 - TAU) * target.data)
+
+    return Updates(critic_update, actor_update, update_targets, act)
+
+
+def script(algorithm: str, env_id: str, *, fused: bool = False, compiled: bool = False) -> Iterator[None]:
+    """One environment step each `next`."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    env = gym.vector.SyncVectorEnv([lambda: gym.wrappers.RecordEpisodeStatistics(gym.make(env_id))])
+    space = env.single_action_space
+    n_obs, n_actions, scale = env.single_observation_space.shape[0], space.shape[0], float(space.high[0])
+    update = updates(algorithm, n_obs, n_actions, scale, fused, compiled)
+    obs_, next_obs_ = (np.zeros((CAPACITY, n_obs), np.float32) for _ in range(2))
+    action_, reward_ = np.zeros((CAPACITY, n_actions), np.float32), np.zeros((CAPACITY, 1), np.float32)
+    done_ = np.zeros((CAPACITY, 1), np.float32)
     obs, _ = env.reset(seed=0)
     for step in itertools.count():
-        action = act(obs) if step >= STARTS else rng.uniform(-scale, scale, (1, n_actions)).astype(np.float32)
+        action = update.act(obs) if step >= STARTS else rng.uniform(-scale, scale, (1, n_actions)).astype(np.float32)
         next_obs, reward, terminated, *_ = env.step(action)
         i = step % CAPACITY
         obs_[i], next_obs_[i], action_[i], reward_[i], done_[i] = obs[0], next_obs[0], action[0], reward, terminated
@@ -134,15 +156,10 @@ def script(algorithm: str, env_id: str, *, fused: bool = False, compiled: bool =
         if step >= STARTS:
             rows = rng.integers(min(step + 1, CAPACITY), size=BATCH)
             o, a, o2, d, r = (torch.from_numpy(x[rows]) for x in (obs_, action_, next_obs_, done_, reward_))
-            critic_update(o, a, o2, d, r)
+            update.critic(o, a, o2, d, r)
             if algorithm != "td3" or step % 2 == 0:
-                actor_update(o)
-                with torch.no_grad():
-                    if fused:
-                        torch._foreach_lerp_(targets, online, TAU)
-                    else:
-                        for p, target in zip(online, targets, strict=True):
-                            target.data.copy_(TAU * p.data + (1 - TAU) * target.data)
+                update.actor(o)
+                update.targets()
         yield
 
 
@@ -254,7 +271,7 @@ def markdown(report: dict) -> str:
 
 def measure_all(args) -> dict[str, object]:
     records = {}
-    kept = compare.RESULTS / "agents_sac.json"
+    kept = RESULTS / "agents_sac.json"
     if kept.exists() and not args.no_save:
         records = {(r["algorithm"], r["env"]): r for r in json.loads(kept.read_text())["records"]}
     for env_id in args.env or ["Pendulum-v1"]:

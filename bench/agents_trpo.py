@@ -17,11 +17,11 @@ import os
 import time
 from importlib import metadata
 
-os.environ["FASTRL_NUM_THREADS"] = "1"  # before compare sets the threads of everything from it
+os.environ["FASTRL_NUM_THREADS"] = "1"  # before _harness sets the threads of everything from it
 
-import compare
 import numpy as np
 import torch
+from _harness import RESULTS, machine
 
 from fastrl.agents import TRPO
 
@@ -132,16 +132,16 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    report = {"machine": compare.machine(), "env": args.env, "rollouts": args.rollouts, "note": args.note}
+    report = {"machine": machine(), "env": args.env, "rollouts": args.rollouts, "note": args.note}
     for name in ("gymnasium", "mujoco", "sb3-contrib"):
         report["machine"]["versions"][name] = metadata.version(name)
     report["record"] = measure(args.env, args.rollouts)
     text = markdown(report)
     print(text)
     if not args.no_save:
-        compare.RESULTS.mkdir(exist_ok=True)
-        (compare.RESULTS / "agents_trpo.json").write_text(json.dumps(report, indent=1) + "\n")
-        (compare.RESULTS / "agents_trpo.md").write_text(text + "\n")
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "agents_trpo.json").write_text(json.dumps(report, indent=1) + "\n")
+        (RESULTS / "agents_trpo.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,9 @@ import argparse
 import gc
 import importlib
 import json
-import os
-import platform
-from importlib import metadata
-from pathlib import Path
 
 import numpy as np
-from _harness import THREADS, NotApplicable, interleave, size_label
+from _harness import OURS, RESULTS, NotApplicable, interleave, machine, size_label
 
 FILES = (
     "sum_tree",
@@ -32,20 +28,6 @@ FILES = (
     "adam",
     "conjugate_gradient",
 )
-PACKAGES = (
-    "numpy",
-    "numba",
-    "torch",
-    "torchrl",
-    "tianshou",
-    "stable-baselines3",
-    "sb3-contrib",
-    "cpprb",
-    "flashbax",
-    "jax",
-)
-OURS = "fastrl"  # ratios are time / time of this contender
-RESULTS = Path(__file__).parent / "results"
 
 
 def run_size(case, size, args):
@@ -75,31 +57,6 @@ def print_record(record):
         print(f"  {name:42s} {r['us']:11.2f} us   x {r.get('ratio', float('nan')):8.2f}")
     for name, why in record["skipped"].items():
         print(f"  {name:42s} left out: {why}", flush=True)
-
-
-def machine():
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    versions = {"python": platform.python_version()}
-    for name in ("fastrl-kernels", *PACKAGES):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    from fastrl import _backend
-
-    info = _backend.info()
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "threads": int(THREADS),
-        "simd": info.get("SIMD"),
-        "cpu_backend": _backend.CPU_BACKEND,
-        "versions": versions,
-    }
 
 
 def cell(name, result):

@@ -1,10 +1,12 @@
 """`fastrl bench`: its table, its files, its checks of answers, and wrong input as one line."""
 
 import csv
+import importlib
 import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,14 +17,13 @@ from fastrl import bench, cli
 def test_every_kernel_is_timed_beside_its_reference(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     libraries = ("tianshou", "torchrl", "stable_baselines3", "jax", "cpprb", "numba", "scipy")
-    library = bench._library
 
     def nothing_but_torch(name):
         if name.startswith(libraries):
             raise ImportError(f"No module named {name!r}")
-        return library(name)
+        return importlib.import_module(name)
 
-    monkeypatch.setattr(bench, "_library", nothing_but_torch)
+    monkeypatch.setattr(bench.timing, "importlib", SimpleNamespace(import_module=nothing_but_torch))
     out = tmp_path / "results"
     assert cli.main(["bench", "--quick", "-o", str(out)]) == 0
     text = capsys.readouterr().out
@@ -94,7 +95,7 @@ def test_ratios_are_of_times(monkeypatch):
     contenders = {
         "fastrl": sleeper(0.002),
         "reference: slow": sleeper(0.02),
-        "missing": lambda: bench._library("no.such"),
+        "missing": lambda: bench.timing.library("no.such"),
     }
     rows, left_out = rows_of(monkeypatch, contenders, lambda found: None)
     assert [(row.kernel, row.size, row.contender) for row in rows] == [
