@@ -106,8 +106,9 @@ def get_num_threads() -> int:
         return int(_C.get_num_threads())
     if _python_num_threads:
         return _python_num_threads
-    if "torch" in sys.modules:
-        return int(sys.modules["torch"].get_num_threads())
+    of_torch = getattr(sys.modules.get("torch"), "get_num_threads", None)  # none while another thread imports torch
+    if of_torch is not None:
+        return int(of_torch())
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

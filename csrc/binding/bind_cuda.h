@@ -18,7 +18,7 @@ void launch_on(const DLPackExchangeAPI* api, DLDevice device, const char* op,
                const std::function<cudaError_t(cudaStream_t)>& launches);
 
 // An argument on the device of `first`, which is called `name`; null: it is the first one. Nothing is copied to a
-// device, or from one.
+// device, or from one. `allowed`: none for any dtype.
 Array load_cuda(py::handle x, const char* where, const Array* first, const char* name,
                 std::initializer_list<DType> allowed);
 

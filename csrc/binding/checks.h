@@ -24,7 +24,7 @@ inline void check_dtype(const Array& a, const char* where, std::initializer_list
 }
 
 inline void check_has_data(const Array& a, const char* where) {
-  if (!a.data && a.size() > 0) raise_no_data(where);
+  if (!a.data && a.size() > 0) raise_no_data(a.object, where);
 }
 
 // The usual load of a CPU kernel's argument.

@@ -2,6 +2,7 @@
 
 #include <pybind11/numpy.h>
 
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -34,8 +35,16 @@ const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
   return api;
 }
 
-void raise_no_data(const char* where) {
+void raise_no_data(PyObject* object, const char* where) {
   PyErr_Clear();
+  const auto functorch = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("torch._C._functorch").ptr()));
+  PyErr_Clear();
+  if (functorch && py::hasattr(functorch, "is_functorch_wrapped_tensor") &&
+      py::cast<bool>(functorch.attr("is_functorch_wrapped_tensor")(py::handle(object))))
+    throw std::runtime_error(
+        std::string(where) +
+        " is inside a transform of torch.func (vmap, grad, jvp, ...), which the kernels do not "
+        "support: call them outside it, on the whole batch, with torch.autograd.grad for gradients");
   raise_value(std::string(where) + " has no data (a fake, meta or sparse tensor?)");
 }
 
@@ -108,6 +117,14 @@ void load_numpy(Array& a, PyObject* object, const char* where) {
   if (descr->byteorder != '=' && descr->byteorder != '|') a.dtype = DType::other;
 }
 
+// NumPy's masked arrays are arrays too, but nothing here looks at their masks.
+void check_not_masked(PyObject* object, const char* where) {
+  const auto ma = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("numpy.ma").ptr()));
+  PyErr_Clear();
+  if (ma && py::hasattr(ma, "MaskedArray") && py::isinstance(py::handle(object), ma.attr("MaskedArray")))
+    raise_type(std::string(where) + " must not be a masked array, whose mask would be ignored: give filled(value)");
+}
+
 // torch keeps -x and conj(x) of some views as a mark on the tensor that DLPack's C functions do not see.
 void check_not_lazy(PyObject* object, bool is_complex, const char* where) {
   static PyObject* const names[] = {PyUnicode_InternFromString("is_neg"), PyUnicode_InternFromString("is_conj")};
@@ -168,7 +185,10 @@ void load_capsule(Array& a, PyObject* object, const char* where) {
 Array load(PyObject* object, const char* where) {
   Array a;
   a.object = object;
-  if (py::detail::npy_api::get().PyArray_Check_(object)) {
+  const auto& numpy = py::detail::npy_api::get();
+  const bool is_plain = Py_TYPE(object) == numpy.PyArray_Type_;
+  if (is_plain || numpy.PyArray_Check_(object)) {
+    if (!is_plain) check_not_masked(object, where);
     load_numpy(a, object, where);
     return a;
   }
@@ -176,7 +196,7 @@ Array load(PyObject* object, const char* where) {
     a.kind = Kind::exchange;
     a.api = api;
     DLTensor t;
-    if (api->dltensor_from_py_object_no_sync(object, &t) != 0) raise_no_data(where);
+    if (api->dltensor_from_py_object_no_sync(object, &t) != 0) raise_no_data(object, where);
     fill_from_dltensor(a, t, where);
     check_not_lazy(object, t.dtype.code == kDLComplex, where);
   } else if (PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object)), "__dlpack__")) {

@@ -10,7 +10,7 @@ namespace fastrl {
 // it.
 const DLPackExchangeAPI* exchange_api(PyTypeObject* type);
 
-[[noreturn]] void raise_no_data(const char* where);
+[[noreturn]] void raise_no_data(PyObject* object, const char* where);
 
 // `where` is "<op>: <argument>", the beginning of every error text.
 Array load(PyObject* object, const char* where);

@@ -19,6 +19,16 @@ bool is_int(PyObject* o) { return PyLong_CheckExact(o) || is_number(o, "Integral
 
 bool is_real(PyObject* o) { return PyFloat_CheckExact(o) || PyLong_CheckExact(o) || is_number(o, "Real"); }
 
+py::object scalar_of(py::handle o) {
+  const auto type = reinterpret_cast<PyObject*>(Py_TYPE(o.ptr()));
+  if (!PyFloat_CheckExact(o.ptr()) && !PyLong_CheckExact(o.ptr()) && !PyUnicode_Check(o.ptr()) &&
+      (py::detail::npy_api::get().PyArray_Check_(o.ptr()) || PyObject_HasAttrString(type, "__dlpack__")) &&
+      py::hasattr(o, "ndim") && py::cast<int>(o.attr("ndim")) == 0 &&
+      !(py::hasattr(o, "is_cuda") && py::cast<bool>(o.attr("is_cuda"))))
+    return o.attr("item")();
+  return py::reinterpret_borrow<py::object>(o);
+}
+
 double to_double(PyObject* o) {
   const double x = PyFloat_AsDouble(o);
   if (x == -1.0 && PyErr_Occurred()) {

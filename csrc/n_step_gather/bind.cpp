@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -132,12 +133,13 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
   const Array rewards = load_cpu(rewards_object.ptr(), "n_step_gather: rewards", {DType::f32, DType::f64});
   check_rewards(rewards);
   const Array terminated = load_ring(terminated_object, "n_step_gather: terminated", rewards, true);
-  const Array truncated = load_ring(truncated_object, "n_step_gather: truncated", rewards, true);
+  Array truncated;  // none are for None: what is terminated may be truncated as well
+  if (!truncated_object.is_none()) truncated = load_ring(truncated_object, "n_step_gather: truncated", rewards, true);
   NStepRing ring;
   ring.slots = rewards.shape[0], ring.envs = rewards.ndim == 2 ? rewards.shape[1] : 1;
   set_column(ring.rewards, rewards);
   set_column(ring.terminated, terminated);
-  set_column(ring.truncated, truncated);
+  set_column(ring.truncated, truncated.object ? truncated : terminated);
 
   const Array index_array = load_cpu(indices_object.ptr(), "n_step_gather: indices", {DType::i64, DType::i32});
   check_kind_like(index_array, "n_step_gather: indices", rewards, "rewards");
@@ -149,6 +151,7 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
 
   ring.gamma = load_gamma(gamma_object);
   const int64_t n = load_n(n_object);
+  ring.reach = discount_reach(ring.gamma, rewards.dtype == DType::f64, std::min(n, ring.slots));
 
   Array next_values, cut;
   if (!next_values_object.is_none()) {

@@ -1,11 +1,13 @@
 // What the bindings of n_step_gather for either memory share.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 #include <string>
 #include <utility>
 
 #include "binding/bind.h"
+#include "core/discount.h"
 #include "n_step_gather/n_step_gather.h"
 
 namespace fastrl {
@@ -19,14 +21,16 @@ inline void check_rewards(const Array& rewards) {
     raise_value("n_step_gather: rewards must have shape [C] or [C, N], got " + shape_text(rewards.shape, rewards.ndim));
 }
 
-inline double load_gamma(py::handle x) {
+inline double load_gamma(py::handle object) {
+  const py::object x = scalar_of(object);
   if (!is_real(x.ptr())) raise_type("n_step_gather: gamma must be a float, got " + type_name(x.ptr()));
   const double gamma = to_double(x.ptr());
   if (!(gamma >= 0 && gamma <= 1)) raise_value("n_step_gather: gamma must be in [0, 1], got " + repr(gamma));
   return gamma;
 }
 
-inline int64_t load_n(py::handle x) {
+inline int64_t load_n(py::handle object) {
+  const py::object x = scalar_of(object);
   if (!is_int(x.ptr())) raise_type("n_step_gather: n must be an int, got " + type_name(x.ptr()));
   const int64_t n = to_int64_clipped(x.ptr());
   if (n < 1) raise_value("n_step_gather: n must be >= 1, got " + py::cast<std::string>(py::str(x)));

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <utility>
 
 #include "binding/bind_cuda.h"
@@ -46,14 +47,15 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
   const Array rewards = load_cuda(rewards_object, "n_step_gather: rewards", nullptr, "", kFloats);
   check_rewards(rewards);
   const Array terminated = load_ring(terminated_object, "n_step_gather: terminated", rewards, kFlags);
-  const Array truncated = load_ring(truncated_object, "n_step_gather: truncated", rewards, kFlags);
+  Array truncated;  // none are for None: what is terminated may be truncated as well
+  if (!truncated_object.is_none()) truncated = load_ring(truncated_object, "n_step_gather: truncated", rewards, kFlags);
   CudaNStepBatch batch{};
   NStepRing& ring = batch.ring;
   ring.slots = rewards.shape[0], ring.envs = rewards.ndim == 2 ? rewards.shape[1] : 1;
   ring.terminated.largest = ring.truncated.largest = ring.cut.largest = 255;
   set_column(ring.rewards, rewards);
   set_column(ring.terminated, terminated);
-  set_column(ring.truncated, truncated);
+  set_column(ring.truncated, truncated.object ? truncated : terminated);
   batch.dtype = cuda_float(rewards.dtype);
 
   const Array indices = load_cuda(indices_object, "n_step_gather: indices", &rewards, "rewards", kInts);
@@ -67,6 +69,7 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
 
   ring.gamma = load_gamma(gamma_object);
   batch.n = load_n(n_object);
+  ring.reach = discount_reach(ring.gamma, rewards.dtype == DType::f64, std::min(batch.n, ring.slots));
 
   Array next_values, cut;
   if (!next_values_object.is_none()) {

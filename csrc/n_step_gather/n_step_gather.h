@@ -30,6 +30,7 @@ struct NStepRing {
   RingFlags cut;  // data null: none
   int64_t slots, envs;
   double gamma;
+  int64_t reach;  // gamma^reach counts as 0: see discount.h
 };
 
 // What comes of one item.
@@ -67,7 +68,7 @@ FASTRL_HD FASTRL_INLINE NStepItem n_step_item(const NStepRing& ring, int64_t slo
   for (int64_t m = 1;; ++m) {
     const double reward = load_float<T>(ring.rewards.at(slot, env));
     total += factor != 0 ? factor * reward : 0.0;  // 0 times x is 0, whatever x
-    factor *= ring.gamma;
+    factor = m < ring.reach ? factor * ring.gamma : 0.0;
     terminated = ring.terminated.flag(slot, env);
     const unsigned truncated = ring.truncated.flag(slot, env);
     if (terminated | truncated) {

@@ -19,6 +19,16 @@ struct Cpu {
     return a;
   }
 
+  static Array load_flags(py::handle object, const char* where, const Array& first, const char* first_name,
+                          std::vector<py::object>&) {
+    Array a = fastrl::load(object.ptr(), where);
+    check_cpu(a, where);
+    check_has_data(a, where);
+    check_flag_dtype(a, where);
+    check_kind_like(a, where, first, first_name);
+    return a;
+  }
+
   static int64_t find_bad_flag(const ScanArray& flags, int64_t T, int64_t N) {
     return fastrl::find_bad_flag(flags, T, N);
   }
@@ -31,7 +41,7 @@ struct Cpu {
   }
 
   static void n_step_returns(const ScanData& data, double gamma, int64_t n, const Array& first, const std::string&) {
-    const double ns_an_item = 2.0 + 0.3 * static_cast<double>(std::min(n, data.T));
+    const double ns_an_item = 2.0 + 0.3 * static_cast<double>(std::min<int64_t>(n, 12));
     const int threads = threads_for(1e-3 * ns_an_item * static_cast<double>(data.T) * static_cast<double>(data.N));
     ReleaseGil release;
     first.dtype == DType::f32 ? fastrl::n_step_returns<float>(data, gamma, n, threads)

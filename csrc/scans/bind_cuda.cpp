@@ -17,6 +17,16 @@ struct Cuda {
     return load_cuda(object, where, first, first_name, allowed);
   }
 
+  // The kernels read bytes: of other dtypes torch makes them, on the caller's stream.
+  static Array load_flags(py::handle object, const char* where, const Array& first, const char* first_name,
+                          std::vector<py::object>& kept) {
+    Array a = load_cuda(object, where, &first, first_name, {});
+    check_flag_dtype(a, where);
+    if (a.dtype == DType::boolean || a.dtype == DType::u8) return a;
+    kept.push_back(object.attr("ne")(0));
+    return load_cuda(kept.back(), where, &first, first_name, {DType::boolean});
+  }
+
   static int64_t find_bad_flag(const ScanArray&, int64_t, int64_t) { return -1; }
 
   template <class Op>

@@ -9,6 +9,7 @@
 #include "core/lanes.h"
 #include "core/levels.h"
 #include "core/parallel.h"
+#include "scans/tiles.h"
 
 #if FASTRL_X86_LEVELS
 #include <immintrin.h>
@@ -21,13 +22,6 @@ namespace {
 // 2048 steps with AVX-512: 6 us for one, 16 us for eight side by side; two to seven, which are copied to rows of eight
 // first, take 37 us, and one after the other along T would take 14 us each.
 constexpr int64_t kWide = 2;
-constexpr int64_t kMostLanes = 8;
-
-// A tile of the arrays, small enough for the nearest cache. What is not contiguous along the way is copied to the tile
-// first, so a tile then has fewer columns: each of them is a cache line of a batch-major array.
-constexpr int64_t kTileItems = 2048, kTileColumns = 2048;
-constexpr int64_t kShortRow = 64;
-constexpr int64_t kStagedItems = 1024, kStagedColumns = 16;
 
 template <class T>
 struct Tile {
@@ -85,149 +79,6 @@ using v1::scan_rows;
 using v1::scan_steps;
 int64_t lanes_here() { return 1; }
 #endif
-
-// ---------------------------------------------------------------- tiles
-
-// The codes of n steps one after the other in memory; the next step of the same environment is `step` items on. A null
-// mask is all real, a null cut is none.
-FASTRL_INLINE void codes_loop(const uint8_t* terminated, const uint8_t* truncated, const uint8_t* mask,
-                              const uint8_t* cut, int64_t step, bool has_next, int64_t n, uint8_t* code) {
-  if (!mask && !cut) {
-    for (int64_t i = 0; i < n; ++i) {
-      const uint8_t term = terminated[i] != 0, trunc = truncated[i] != 0;
-      code[i] = static_cast<uint8_t>((term ^ 1) * kBootstraps | ((term | trunc) ^ 1) * kContinues);
-    }
-  } else {
-    for (int64_t i = 0; i < n; ++i) {
-      const uint8_t term = terminated[i] != 0, trunc = truncated[i] != 0, valid = mask ? mask[i] != 0 : 1;
-      const uint8_t next = has_next ? (mask ? mask[i + step] != 0 : 1) & (cut ? cut[i + step] == 0 : 1) : 0;
-      code[i] = static_cast<uint8_t>((term ^ 1) * kBootstraps | (valid & next & ((term | trunc) ^ 1)) * kContinues);
-    }
-  }
-  if (!has_next)
-    for (int64_t i = 0; i < n; ++i) code[i] &= kBootstraps;
-}
-
-// The codes of a tile. Flags whose rows are not contiguous are copied to `room` first.
-void codes_of_tile(const ScanData& d, int64_t t0, int64_t n0, int64_t rows, int64_t columns, uint8_t wanted,
-                   uint8_t* code) {
-  const ScanArray* all[] = {&d.terminated, &d.truncated, &d.mask, &d.cut};
-  uint8_t room[4][kTileItems + kTileColumns];
-  const uint8_t* flags[4] = {};
-  const int64_t more = t0 + rows < d.T ? 1 : 0;  // a row further, for what the last one is followed by
-  const bool along = columns == 1;
-  bool flat = true;
-  for (int k = 0; k < 4; ++k) {
-    const ScanArray& x = *all[k];
-    if (!x.data) continue;
-    const char* p = x.data + t0 * x.row + n0 * x.column;
-    if ((x.row == columns || rows + more == 1) && (x.column == 1 || along)) {
-      flags[k] = reinterpret_cast<const uint8_t*>(p);
-    } else if (x.column == 1 && columns >= 64) {
-      flat = false;  // long rows can be read where they are
-    } else {
-      flags[k] = room[k];
-      const int64_t n_rows = rows + (k < 2 ? 0 : more);
-      if (std::abs(x.row) < std::abs(x.column)) {
-        for (int64_t n = 0; n < columns; ++n)
-          for (int64_t t = 0; t < n_rows; ++t)
-            room[k][t * columns + n] = static_cast<uint8_t>(p[t * x.row + n * x.column]);
-      } else {
-        for (int64_t t = 0; t < n_rows; ++t)
-          for (int64_t n = 0; n < columns; ++n)
-            room[k][t * columns + n] = static_cast<uint8_t>(p[t * x.row + n * x.column]);
-      }
-    }
-  }
-  if (flat) {
-    const int64_t inner = (rows - 1 + more) * columns;
-    at_level<codes_loop>(flags[0], flags[1], flags[2], flags[3], columns, true, inner, code);
-    const auto last = [&](int k) { return flags[k] ? flags[k] + inner : nullptr; };
-    at_level<codes_loop>(last(0), last(1), last(2), last(3), 0, false, rows * columns - inner, code + inner);
-  }
-  for (int64_t t = 0; !flat && t < rows; ++t) {
-    const uint8_t* row[4] = {};
-    for (int k = 0; k < 4; ++k) {
-      if (flags[k])
-        row[k] = flags[k] + t * columns;
-      else if (all[k]->data)
-        row[k] = reinterpret_cast<const uint8_t*>(all[k]->data + (t0 + t) * all[k]->row + n0);
-    }
-    const bool has_next = t + 1 < rows + more;
-    // mask and cut of the next step are a row on, wherever that is.
-    const int64_t step_mask = flags[2] ? columns : d.mask.row, step_cut = flags[3] ? columns : d.cut.row;
-    const uint8_t* cut = row[3] ? row[3] + step_cut - step_mask : nullptr;
-    at_level<codes_loop>(row[0], row[1], row[2], d.mask.data ? cut : row[3], d.mask.data ? step_mask : step_cut,
-                         has_next, columns, code + t * columns);
-  }
-  if (wanted != (kBootstraps | kContinues))
-    for (int64_t i = 0; i < rows * columns; ++i) code[i] &= wanted;
-}
-
-// Masked steps have the result 0.
-template <class T>
-void zero_masked(const ScanData& d, int64_t t0, int64_t n0, int64_t rows, int64_t columns, T* out, int64_t stride) {
-  for (int64_t t = 0; t < rows; ++t) {
-    const char* mask = d.mask.data + (t0 + t) * d.mask.row + n0 * d.mask.column;
-    for (int64_t n = 0; n < columns; ++n)
-      if (!mask[n * d.mask.column]) out[t * stride + n] = T(0);
-  }
-}
-
-bool is_aligned(const ScanArray& x, size_t size) {
-  return (reinterpret_cast<uintptr_t>(x.data) | static_cast<uint64_t>(x.row)) % size == 0;
-}
-
-// Whether the items of a tile can be used where they are: of a row side by side, or along T of a column.
-template <class T>
-bool in_place(const ScanArray& x, bool along) {
-  return (along ? x.row : x.column) == sizeof(T) && is_aligned(x, sizeof(T));
-}
-
-// Short rows of known length, from one stride to another.
-template <int kColumns, class T>
-void copy_rows(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows) {
-  for (int64_t t = 0; t < rows; ++t, from += from_stride, to += to_stride)
-    for (int n = 0; n < kColumns; ++n) to[n] = from[n];
-}
-template <class T>
-bool copy_short_rows(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t columns) {
-  static_assert(kMostLanes == 8, "rows of 2 to 7");
-  using Copy = void (*)(const T*, int64_t, T*, int64_t, int64_t);
-  static const Copy copies[] = {copy_rows<2, T>, copy_rows<3, T>, copy_rows<4, T>,
-                                copy_rows<5, T>, copy_rows<6, T>, copy_rows<7, T>};
-  if (columns < 2 || columns > 7) return false;
-  copies[columns - 2](from, from_stride, to, to_stride, rows);
-  return true;
-}
-
-// Copies a tile [rows, columns] whose rows are `stride` items apart, walking memory in the order of its smaller stride.
-template <class T, bool kToTile>
-void stage(const ScanArray& x, int64_t t0, int64_t n0, int64_t rows, int64_t columns, T* tile, int64_t stride) {
-  char* base = x.data + t0 * x.row + n0 * x.column;
-  if (in_place<T>(x, false)) {
-    T* const rows_of_x = reinterpret_cast<T*>(base);
-    const int64_t row = x.row / static_cast<int64_t>(sizeof(T));
-    if (kToTile ? copy_short_rows(rows_of_x, row, tile, stride, rows, columns)
-                : copy_short_rows(tile, stride, rows_of_x, row, rows, columns))
-      return;
-  }
-  const auto item = [&](int64_t t, int64_t n) {
-    char* p = base + t * x.row + n * x.column;
-    T& at = tile[t * stride + n];
-    if (kToTile)
-      std::memcpy(&at, p, sizeof(T));
-    else
-      std::memcpy(p, &at, sizeof(T));
-  };
-  if (std::abs(x.row) < std::abs(x.column)) {
-    for (int64_t n = 0; n < columns; ++n)
-      for (int64_t t = 0; t < rows; ++t) item(t, n);
-  } else {
-    for (int64_t t = 0; t < rows; ++t)
-      for (int64_t n = 0; n < columns; ++n) item(t, n);
-  }
-}
 
 // One tile after the other: takes in what is not in place, runs `body`, brings out the results.
 template <class Op, class T>
@@ -316,115 +167,7 @@ void run_scan(const Op& op, const ScanData& d, int threads) {
   });
 }
 
-// ---------------------------------------------------------------- n-step returns
-
-constexpr int64_t kNStepColumns = 256;
-
-struct NStepRows {
-  double gamma, gamma_n;
-  int64_t n;
-};
-
-// One step of `columns` environments. run: steps to the end of the segment, from this one on; tail, discount: the
-// return and the factor of V' to that end. Where the window of n steps ends before it, the return is summed anew.
-template <class T>
-FASTRL_INLINE void n_step_loop(const NStepRows& op, int64_t t, int64_t columns, const T* r, int64_t r_stride,
-                               const T* nv, int64_t nv_stride, bool whole_window, const uint8_t* code, double* run,
-                               double* tail, double* discount, double* sum, T* returns, T* discounts, int64_t* last) {
-  double longest = 0;
-  for (int64_t i = 0; i < columns; ++i) longest = std::max(longest, code[i] & kContinues ? run[i] + 1.0 : 1.0);
-  if (whole_window && longest > static_cast<double>(op.n)) {  // else no window ends inside a segment
-    const T* value = nv + (op.n - 1) * nv_stride;
-    for (int64_t i = 0; i < columns; ++i) sum[i] = times(op.gamma, static_cast<double>(value[i]));
-    for (int64_t k = op.n - 1; k > 0; --k) {
-      const T* reward = r + k * r_stride;
-      for (int64_t i = 0; i < columns; ++i) sum[i] = times(op.gamma, static_cast<double>(reward[i]) + sum[i]);
-    }
-    for (int64_t i = 0; i < columns; ++i) sum[i] += static_cast<double>(r[i]);
-  }
-  const double n = static_cast<double>(op.n), now = static_cast<double>(t), gamma = op.gamma, gamma_n = op.gamma_n;
-  FASTRL_INDEPENDENT
-  for (int64_t i = 0; i < columns; ++i) {
-    // Everything is read before anything is chosen: a load behind a condition does not vectorise.
-    const int32_t c = code[i];
-    const double value = static_cast<double>(nv[i]), reward = static_cast<double>(r[i]), window = sum[i];
-    const double tail_after = tail[i], discount_after = discount[i], run_after = run[i];
-    const double beyond = c & kContinues ? tail_after : value;
-    const double bootstrap = c & kBootstraps ? gamma : 0.0;
-    const double whole = reward + times(bootstrap, beyond);
-    const double factor = bootstrap * (c & kContinues ? discount_after : 1.0);
-    const double steps = 1.0 + (c & kContinues ? run_after : 0.0);
-    tail[i] = whole, discount[i] = factor, run[i] = steps;
-    returns[i] = static_cast<T>(steps > n ? window : whole);
-    discounts[i] = static_cast<T>(steps > n ? gamma_n : factor);
-    last[i] = static_cast<int64_t>(now + (steps > n ? n : steps) - 1.0);
-  }
-}
-
 }  // namespace
-
-template <class T>
-void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
-  if (d.T == 0 || d.N == 0) return;
-  NStepRows op{gamma, 1.0, std::min(n, d.T)};
-  op.gamma_n = std::pow(gamma, static_cast<double>(op.n));
-  const bool no_values = !d.in[1].data;
-  const bool staged = !in_place<T>(d.in[0], false) || (!no_values && !in_place<T>(d.in[1], false));
-  const bool direct =
-      in_place<T>(d.out[0], false) && in_place<T>(d.out[1], false) && in_place<int64_t>(d.out[2], false);
-  const int64_t width = std::min(d.N, staged ? kStagedColumns : kNStepColumns), rows = kTileItems / width;
-  parallel_for((d.N + width - 1) / width, threads, [&](int64_t begin, int64_t end) {
-    std::vector<T> rewards, values, zeros(no_values ? width : 0);  // whole columns, because a window looks ahead
-    if (staged) rewards.resize(d.T * width), values.resize(no_values ? 0 : d.T * width);
-    double run[kNStepColumns], tail[kNStepColumns], discount[kNStepColumns], sum[kNStepColumns];
-    T room[2][kNStepColumns];
-    int64_t index_room[kNStepColumns];
-    uint8_t code[kTileItems];
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t n0 = i * width, columns = std::min(width, d.N - n0);
-      if (staged) stage<T, true>(d.in[0], 0, n0, d.T, columns, rewards.data(), columns);
-      if (staged && !no_values) stage<T, true>(d.in[1], 0, n0, d.T, columns, values.data(), columns);
-      for (double* x : {run, tail, discount, sum}) std::fill_n(x, columns, 0.0);
-      int64_t first = d.T;  // of the steps whose codes are made
-      for (int64_t t = d.T - 1; t >= 0; --t) {
-        if (t < first) {
-          first = std::max<int64_t>(t + 1 - rows, 0);
-          codes_of_tile(d, first, n0, t + 1 - first, columns, kBootstraps | kContinues, code);
-        }
-        const auto at = [&](const ScanArray& x) { return x.data + t * x.row + n0 * x.column; };
-        const auto row = [&](const ScanArray& x, const std::vector<T>& copy) {
-          return staged ? copy.data() + t * columns : reinterpret_cast<const T*>(at(x));
-        };
-        const auto stride = [&](const ScanArray& x) {
-          return staged ? columns : x.row / static_cast<int64_t>(sizeof(T));
-        };
-        T* returns = direct ? reinterpret_cast<T*>(at(d.out[0])) : room[0];
-        T* discounts = direct ? reinterpret_cast<T*>(at(d.out[1])) : room[1];
-        int64_t* last = direct ? reinterpret_cast<int64_t*>(at(d.out[2])) : index_room;
-        at_level<n_step_loop<T>>(op, t, columns, row(d.in[0], rewards), stride(d.in[0]),
-                                 no_values ? zeros.data() : row(d.in[1], values), no_values ? 0 : stride(d.in[1]),
-                                 t + op.n <= d.T, code + (t - first) * columns, run, tail, discount, sum, returns,
-                                 discounts, last);
-        if (d.mask.data) {
-          const char* mask = d.mask.data + t * d.mask.row + n0 * d.mask.column;
-          for (int64_t j = 0; j < columns; ++j)
-            if (!mask[j * d.mask.column]) returns[j] = discounts[j] = T(0), last[j] = t;
-        }
-        for (int64_t j = 0; !direct && j < columns; ++j) {
-          const auto put = [&](const ScanArray& x, const void* value, size_t size) {
-            std::memcpy(at(x) + j * x.column, value, size);
-          };
-          put(d.out[0], &returns[j], sizeof(T));
-          put(d.out[1], &discounts[j], sizeof(T));
-          put(d.out[2], &last[j], sizeof(int64_t));
-        }
-      }
-    }
-  });
-}
-
-template void n_step_returns<float>(const ScanData&, double, int64_t, int);
-template void n_step_returns<double>(const ScanData&, double, int64_t, int);
 
 #define FASTRL_SCAN(Op)                                                       \
   template <class T>                                                          \

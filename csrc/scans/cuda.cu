@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "core/cuda_floats.h"
+#include "core/discount.h"
 #include "scans/cuda.h"
 
 namespace fastrl {
@@ -186,23 +187,19 @@ __device__ void store_n_step(const ScanData& d, int64_t t, int64_t n, double ret
   *reinterpret_cast<int64_t*>(at(d.out[2], t, n)) = last;
 }
 
-// A thread a step: sums the window that begins there. `whole`: only windows of `steps` steps; the others are done.
+// A thread a step: sums the window that begins there. gamma^reach counts as 0.
 template <class T>
-__global__ void n_step_windows(ScanData d, double gamma, int64_t steps, bool whole) {
+__global__ void n_step_windows(ScanData d, double gamma, int64_t steps, int64_t reach) {
   const int64_t i = thread_index();
   if (i >= d.T * d.N) return;
   const int64_t t = i / d.N, n = i % d.N;
-  if (!is_real_step(d, t, n)) {
-    if (!whole) store_n_step<T>(d, t, n, 0, 0, t);
-    return;
-  }
-  if (whole && *reinterpret_cast<const int64_t*>(at(d.out[2], t, n)) != t + steps - 1) return;
+  if (!is_real_step(d, t, n)) return store_n_step<T>(d, t, n, 0, 0, t);
   double total = 0, factor = 1;
   int64_t last = t;
   bool terminated;
   for (;; ++last) {
     total += times(factor, static_cast<double>(load_item<T>(d.in[0], last, n)));
-    factor *= gamma;
+    factor = last - t + 1 < reach ? factor * gamma : 0.0;
     terminated = flag(d.terminated, last, n);
     if (terminated || last - t + 1 == steps || flag(d.truncated, last, n) || !next_counts(d, last, n)) break;
   }
@@ -211,25 +208,61 @@ __global__ void n_step_windows(ScanData d, double gamma, int64_t steps, bool who
   store_n_step<T>(d, t, n, total, discount, last);
 }
 
-// A thread an environment, backward in time: what reaches the end of its episode within n steps needs only the step
-// after it. Of longer ones only `last` is right.
+// A thread an environment, backward in time. What reaches the end of its episode within n steps needs only the step
+// after it (`tail`). For whole windows time is cut, from its end, into blocks of one window's length; a window is the
+// rest of the block that it begins in (`rest`) and the beginning of the next one, which waits where `last` will be
+// written.
 template <class T>
-__global__ void n_step_columns(ScanData d, double gamma, int64_t steps) {
+__global__ void n_step_columns(ScanData d, double gamma, int64_t steps, int64_t reach) {
   const int64_t n = thread_index();
   if (n >= d.N) return;
+  const int64_t window = steps < reach ? steps : reach, longest = steps < reach ? steps : reach - 1;
+  const auto reward = [&](int64_t t) { return static_cast<double>(load_item<T>(d.in[0], t, n)); };
+  const auto next_value = [&](int64_t t) {
+    return d.in[1].data ? static_cast<double>(load_item<T>(d.in[1], t, n)) : 0.0;
+  };
+  const auto ahead = [&](int64_t t) { return reinterpret_cast<double*>(at(d.out[2], t, n)); };
+  const double whole_discount = steps < reach ? pow(gamma, static_cast<double>(steps)) : 0.0;
   int64_t run = 0;  // steps to the end of the episode, this one included
   double tail = 0, discount = 0;
+  int64_t begin = d.T;                // of the block
+  bool ready = false;                 // whether it has been prepared
+  double rest = 0, factor_ahead = 0;  // factor_ahead: gamma^(steps to the next block)
   for (int64_t t = d.T - 1; t >= 0; --t) {
     const bool terminated = flag(d.terminated, t, n), truncated = flag(d.truncated, t, n);
     const bool is_real = is_real_step(d, t, n);
     const bool goes_on = is_real && !terminated && !truncated && next_counts(d, t, n);
     const double factor = terminated ? 0.0 : gamma;
-    const double value = goes_on || !d.in[1].data ? 0.0 : static_cast<double>(load_item<T>(d.in[1], t, n));
-    tail = static_cast<double>(load_item<T>(d.in[0], t, n)) + times(factor, goes_on ? tail : value);
+    const double value = goes_on ? 0.0 : next_value(t);
+    tail = reward(t) + times(factor, goes_on ? tail : value);
     discount = goes_on ? factor * discount : factor;
     run = goes_on ? run + 1 : 1;
-    const int64_t length = run < steps ? run : steps;
-    store_n_step<T>(d, t, n, is_real ? tail : 0.0, is_real ? discount : 0.0, is_real ? t + length - 1 : t);
+    if (t < begin) begin -= window, ready = false;
+    if (run > longest && !ready) {
+      ready = true;
+      rest = 0, factor_ahead = 1;
+      for (int64_t s = begin + window - 1; s > t; --s) {
+        rest = reward(s) + times(gamma, rest);
+        factor_ahead *= gamma;
+      }
+      double sum = 0, power = 1, before = 0;
+      for (int64_t s = begin; s <= t; ++s) {
+        const int64_t end = s + window - 1;
+        if (s > begin) sum += before * reward(end);
+        if (s >= 0) *ahead(s) = sum + times(whole_discount != 0 ? power : 0.0, next_value(end));
+        before = power;
+        power *= gamma;
+      }
+    }
+    if (ready) {
+      rest = reward(t) + times(gamma, rest);
+      factor_ahead *= gamma;
+    }
+    const bool is_whole = run > longest;
+    const double returns = is_whole ? rest + times(factor_ahead, *ahead(t)) : tail;
+    const int64_t last = t + (run < steps ? run : steps) - 1;
+    store_n_step<T>(d, t, n, is_real ? returns : 0.0, is_real ? (is_whole ? whole_discount : discount) : 0.0,
+                    is_real ? last : t);
   }
 }
 
@@ -274,9 +307,11 @@ cudaError_t cuda_n_step_returns(const ScanData& d, CudaFloat dtype, double gamma
   const int64_t steps = n < d.T ? n : d.T;
   return typed(dtype, [&](auto item) {
     using T = decltype(item);
-    const bool whole = steps > kWindow;
-    if (whole) launch(n_step_columns<T>, d.N, block_of(d.N), stream, d, gamma, steps);
-    if (steps < d.T || !whole) launch(n_step_windows<T>, d.T * d.N, kThreads, stream, d, gamma, steps, whole);
+    const int64_t reach = discount_reach(gamma, std::is_same<T, double>::value, steps);
+    if (steps > kWindow)
+      launch(n_step_columns<T>, d.N, block_of(d.N), stream, d, gamma, steps, reach);
+    else
+      launch(n_step_windows<T>, d.T * d.N, kThreads, stream, d, gamma, steps, reach);
   });
 }
 

@@ -168,7 +168,8 @@ struct VTrace {  // inputs: r, V, V', log rho; y: vs - V
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE Affine<V> affine(const Inputs<V>& x, Code code) const {
     const V rho = exponential(x.x3);
-    return {where(code, kContinues, times(V{} + gamma * lam, clip(rho, c_clip))), clip(rho, rho_clip) * delta(x, code)};
+    return {where(code, kContinues, times(V{} + gamma * lam, clip(rho, c_clip))),
+            times(clip(rho, rho_clip), delta(x, code))};
   }
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE V advance(const Affine<V>& step, Code, V y_next) const {
@@ -177,7 +178,7 @@ struct VTrace {  // inputs: r, V, V', log rho; y: vs - V
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE Outputs<V> finish(const Inputs<V>& x, Code code, V y, V y_next) const {
     const V error = delta(x, code) + where(code, kContinues, gamma * y_next);
-    return {x.x1 + y, clip(exponential(x.x3), pg_rho_clip) * error};
+    return {x.x1 + y, times(clip(exponential(x.x3), pg_rho_clip), error)};
   }
 };
 

@@ -18,11 +18,14 @@ def load(obj: Any, where: str, dtypes: tuple[str, ...] = (), shape: tuple[int, .
     NumPy arrays, torch CPU tensors and DLPack producers are taken.  `dtypes` are the names allowed (all if empty);
     `shape` the shape wanted, with -1 for any length.
     """
-    torch = sys.modules.get("torch")
     if isinstance(obj, np.ndarray):
+        if isinstance(obj, np.ma.MaskedArray):
+            raise TypeError(f"{where} must not be a masked array, whose mask would be ignored: give filled(value)")
         array = np.asarray(obj)
         name = str(array.dtype)
-    elif torch is not None and isinstance(obj, torch.Tensor):
+    elif is_tensor(obj):
+        torch = sys.modules["torch"]
+        check_not_transformed(obj, where)
         if obj.device.type not in ("cpu", "meta"):
             raise ValueError(f"{where} must be on cpu, got {obj.device}")
         if obj.is_neg() or obj.is_conj():
@@ -64,9 +67,12 @@ def load_tensor(obj: Any, where: str, dtypes: tuple[str, ...], first: Any, name:
     """`obj` as a detached tensor on the device of `first`, the first array of the call, which is called `name`."""
     torch = sys.modules["torch"]
     if not isinstance(obj, torch.Tensor):
+        if isinstance(obj, np.ma.MaskedArray):
+            raise TypeError(f"{where} must not be a masked array, whose mask would be ignored: give filled(value)")
         if isinstance(obj, np.ndarray) or hasattr(type(obj), "__dlpack__"):
             raise TypeError(f"{where} must be a torch.Tensor like {name}, got a {kind_name(obj)}")
         raise TypeError(f"{where} must be an array, got {type(obj).__name__}")
+    check_not_transformed(obj, where)
     if obj.is_meta or obj.layout != torch.strided or type(obj).__name__ == "FakeTensor":
         raise ValueError(f"{where} has no data (a fake, meta or sparse tensor?)")
     if obj.device != first.device:
@@ -76,7 +82,7 @@ def load_tensor(obj: Any, where: str, dtypes: tuple[str, ...], first: Any, name:
             f"{where} must not be a lazily negated or conjugated view: call resolve_neg() / resolve_conj()"
         )
     dtype = str(obj.dtype).removeprefix("torch.")
-    if dtype not in dtypes:
+    if dtypes and dtype not in dtypes:
         raise ValueError(f"{where} must have dtype {' or '.join(dtypes)}, got {dtype}")
     return obj.detach()
 
@@ -110,8 +116,8 @@ def like(result: Any, obj: Any) -> Any:
     """The NumPy array `result` as the kind of array that `obj` is, without a copy."""
     if isinstance(obj, np.ndarray):
         return result
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(obj, torch.Tensor):
+    if is_tensor(obj):
+        torch = sys.modules["torch"]
         tensor = torch.from_numpy(result)
         return tensor.view(torch.bfloat16) if obj.dtype == torch.bfloat16 and tensor.dtype == torch.int16 else tensor
     if hasattr(obj, "__array_namespace__"):
@@ -124,18 +130,47 @@ def mark_written(out: Any) -> None:
     for x in out if isinstance(out, (tuple, list)) else (out,):
         if isinstance(x, np.ndarray):  # asked first: what torch is asked takes longer
             continue
-        torch = sys.modules.get("torch")
         # In a compiled call torch's own copy_ writes, which does this itself.
-        if torch is not None and isinstance(x, torch.Tensor) and not torch.compiler.is_compiling():
-            torch.autograd.graph.increment_version(x)
+        if is_tensor(x) and not is_compiling():
+            sys.modules["torch"].autograd.graph.increment_version(x)
 
 
 def kind_name(obj: Any) -> str:
     """The kind of array that `obj` is: all arrays of a call are of one."""
-    torch = sys.modules.get("torch")
     if isinstance(obj, np.ndarray):
         return "numpy.ndarray"
-    return "torch.Tensor" if torch is not None and isinstance(obj, torch.Tensor) else type(obj).__name__
+    return "torch.Tensor" if is_tensor(obj) else type(obj).__name__
+
+
+def is_tensor(obj: Any) -> bool:
+    """Whether it is torch's: while another thread imports torch, sys.modules holds a part of it, without tensors."""
+    return isinstance(obj, getattr(sys.modules.get("torch"), "Tensor", ()))
+
+
+def dtype_name(obj: Any) -> str:
+    return str(getattr(obj, "dtype", "")).removeprefix("torch.")
+
+
+def is_bfloat16(obj: Any) -> bool:
+    return dtype_name(obj) == "bfloat16"
+
+
+def check_not_transformed(tensor: Any, where: str) -> None:
+    """A tensor inside vmap, grad or jvp of torch.func stands for others and has no memory of its own."""
+    functorch = sys.modules.get("torch._C._functorch")
+    if functorch is not None and functorch.is_functorch_wrapped_tensor(tensor):
+        raise RuntimeError(
+            f"{where} is inside a transform of torch.func (vmap, grad, jvp, ...), which the kernels do not support: "
+            "call them outside it, on the whole batch, with torch.autograd.grad for gradients"
+        )
+
+
+def scalar_of(value: Any) -> Any:
+    """The number in an array without dimensions (of NumPy, of torch on the CPU, of JAX), or else `value` itself."""
+    is_array = isinstance(value, np.ndarray) or hasattr(type(value), "__dlpack__")
+    if is_array and getattr(value, "ndim", 1) == 0 and not getattr(value, "is_cuda", False):
+        return value.item()
+    return value
 
 
 def is_number(value: Any, kind: type = numbers.Real) -> bool:
@@ -153,4 +188,7 @@ def to_float(value: Any) -> float:
 def is_compiling() -> bool:
     """Whether torch.compile traces the caller: then the op registered in kernels/_torch.py is to be called."""
     torch = sys.modules.get("torch")
-    return torch is not None and torch.compiler.is_compiling()
+    try:
+        return torch is not None and torch.compiler.is_compiling()
+    except AttributeError:  # another thread is importing it
+        return False

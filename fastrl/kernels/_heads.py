@@ -15,15 +15,63 @@ from fastrl.kernels.generator import Generator, _default, advance, default_gener
 
 _MASK32 = 0xFFFFFFFF
 _FLOATS = ("float32", "float64")
-_HALVES = ("float16", "bfloat16")  # taken on a GPU
+_HALVES = ("float16", "bfloat16")  # taken as they are on a GPU
 
 
-def wants_grad(*arrays: Any) -> bool:
+def requires_grad(*arrays: Any) -> bool:
     """Whether autograd records a call with these arguments."""
     for x in arrays:
         if getattr(x, "requires_grad", False):
             return bool(sys.modules["torch"].is_grad_enabled())
     return False
+
+
+def wants_grad(*arrays: Any) -> bool:
+    """`requires_grad` in eager mode, where derivatives that the kernels do not have are refused."""
+    if requires_grad(*arrays):
+        for x in arrays:
+            if _arrays.is_tensor(x):
+                _arrays.check_not_transformed(x, "fastrl: a kernel's argument")
+                _refuse_tangent(x)
+        return True
+    forward_ad = sys.modules.get("torch.autograd.forward_ad")
+    if forward_ad is not None and getattr(forward_ad, "_current_level", -1) >= 0:
+        for x in arrays:
+            _refuse_tangent(x)
+    return False
+
+
+def _refuse_tangent(x: Any) -> None:
+    forward_ad = sys.modules.get("torch.autograd.forward_ad")
+    if forward_ad is None or forward_ad._current_level < 0 or not _arrays.is_tensor(x):
+        return
+    if forward_ad.unpack_dual(x).tangent is not None:
+        raise RuntimeError(
+            "fastrl: the kernels have no forward-mode derivatives, and the tangent of a dual tensor would be lost: "
+            "use reverse mode (torch.autograd.grad), or detach()"
+        )
+
+
+# ---- half precision on a CPU: float32 inside ----------------------------------------------------------------------
+
+
+def is_half(first: Any) -> bool:
+    """Whether it is a float16 or bfloat16 array on a CPU, where the kernels take neither."""
+    if getattr(first, "itemsize", 4) != 2 or getattr(first, "is_cuda", False):
+        return False
+    return _arrays.dtype_name(first) in _HALVES
+
+
+def to_float32(x: Any) -> Any:
+    """An array of half precision in float32, with its gradient; anything else as it is."""
+    if _arrays.dtype_name(x) not in _HALVES:
+        return x
+    return x.float() if _arrays.is_tensor(x) else x.astype("float32")
+
+
+def to_half(result: Any, first: Any) -> Any:
+    """A float32 result in the dtype of `first`."""
+    return result.to(first.dtype) if _arrays.is_tensor(result) else result.astype(first.dtype)
 
 
 def state_of(generator: Generator | None, first: Any, op: str) -> Any:
@@ -46,9 +94,8 @@ def load(
     obj: Any, where: str, dtypes: tuple[str, ...] = _FLOATS, first: Any = None, name: str = "", same_dtype: bool = False
 ) -> Any:
     """`obj` as a NumPy view, or detached where it is on a GPU; `first`, called `name`, is the array it must be like."""
-    torch = sys.modules.get("torch")
     like = obj if first is None else first
-    if torch is None or not (isinstance(like, torch.Tensor) and like.is_cuda):
+    if not (_arrays.is_tensor(like) and like.is_cuda):
         array = _arrays.load(obj, where, dtypes)
         kind, wanted = _arrays.kind_name(obj), _arrays.kind_name(like)
         if kind != wanted:

@@ -750,13 +750,13 @@ def reverse_affine_scan_autograd(a: Any, b: Any, y_T: Any, out: Any) -> Any:
 
 
 def reverse_affine_scan(a: Any, b: Any, y_T: Any, out: Any) -> Any:
-    if _heads.wants_grad(a, b, y_T):
+    if _heads.requires_grad(a, b, y_T):
         _refuse_out(out)
     return _into(out, _affine_op(a, b, *_end(y_T)), "reverse_affine_scan", " like a")
 
 
 def _gae(
-    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor,
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor | None,
     gamma: float, lam: float, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     found: tuple[Tensor, Tensor] = backend_for(rewards).gae(
@@ -766,7 +766,7 @@ def _gae(
 
 
 def _discounted_returns(
-    rewards: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, next_values: Tensor | None,
+    rewards: Tensor, terminated: Tensor, truncated: Tensor | None, gamma: float, next_values: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:  # fmt: skip
     found: Tensor = backend_for(rewards).discounted_returns(
@@ -776,7 +776,7 @@ def _discounted_returns(
 
 
 def _lambda_returns(
-    rewards: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor, gamma: float, lam: float,
+    rewards: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor | None, gamma: float, lam: float,
     mask: Tensor | None,
 ) -> Tensor:  # fmt: skip
     found: Tensor = backend_for(rewards).lambda_returns(
@@ -786,7 +786,7 @@ def _lambda_returns(
 
 
 def _n_step_returns(
-    rewards: Tensor, next_values: Tensor | None, terminated: Tensor, truncated: Tensor, gamma: float, n: int,
+    rewards: Tensor, next_values: Tensor | None, terminated: Tensor, truncated: Tensor | None, gamma: float, n: int,
     cut: Tensor | None, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     found: tuple[Tensor, Tensor, Tensor] = backend_for(rewards).n_step_returns(
@@ -796,7 +796,8 @@ def _n_step_returns(
 
 
 def _vtrace(
-    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor, log_rhos: Tensor,
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor | None,
+    log_rhos: Tensor,
     gamma: float, lam: float, rho_clip: float, c_clip: float, pg_rho_clip: float, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     found: tuple[Tensor, Tensor] = backend_for(rewards).vtrace(
@@ -808,7 +809,7 @@ def _vtrace(
 
 def _off_policy_returns(
     rewards: Tensor, q_values: Tensor, next_state_values: Tensor, traces: Tensor, terminated: Tensor,
-    truncated: Tensor, gamma: float, mask: Tensor | None,
+    truncated: Tensor | None, gamma: float, mask: Tensor | None,
 ) -> Tensor:  # fmt: skip
     found: Tensor = backend_for(rewards).off_policy_returns(
         rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, None
@@ -837,7 +838,8 @@ off_policy_returns = _scan(_off_policy_returns, lambda rewards, *_: _like(reward
 
 
 def _n_step_gather(
-    rewards: Tensor, terminated: Tensor, truncated: Tensor, indices: Tensor, cursor: Tensor | None, size: Tensor | None,
+    rewards: Tensor, terminated: Tensor, truncated: Tensor | None, indices: Tensor, cursor: Tensor | None,
+    size: Tensor | None,
     one_cursor: int, one_size: int, gamma: float, n: int, next_values: Tensor | None, cut: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     found: tuple[Tensor, Tensor, Tensor] = gather_backend(
@@ -858,7 +860,8 @@ _n_step_gather_op = register(
 
 
 def n_step_gather(
-    rewards: Tensor, terminated: Tensor, truncated: Tensor, indices: Tensor, cursor: Any, size: Any, gamma: float,
+    rewards: Tensor, terminated: Tensor, truncated: Tensor | None, indices: Tensor, cursor: Any, size: Any,
+    gamma: float,
     n: int, next_values: Tensor | None, cut: Tensor | None, out: Any,
 ) -> Any:  # fmt: skip
     """`cursor` and `size` are each an int or a tensor: two arguments of the op, for a schema has one type for each."""

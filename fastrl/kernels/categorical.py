@@ -29,7 +29,7 @@ def categorical_sample(logits: Any, *, generator: Generator | None = None) -> tu
     (but for a u within a rounding of a boundary: about once in 10^15 draws).
 
     Args:
-        logits: float32 or float64 [B, K], K >= 1, any strides, NumPy or torch; on CUDA also bfloat16 and float16.  -inf
+        logits: float32 or float64 [B, K], K >= 1, any strides, NumPy or torch; bfloat16 and float16 too.  -inf
             masks an action.
         generator: a `Generator` on the same device; None: the default one (`fastrl.manual_seed`).
 
@@ -48,6 +48,9 @@ def categorical_sample(logits: Any, *, generator: Generator | None = None) -> tu
     >>> int(action[1]), float(log_prob[1])
     (2, 0.0)
     """
+    if _heads.is_half(logits):
+        action, log_prob = categorical_sample(_heads.to_float32(logits), generator=generator)
+        return action, _heads.to_half(log_prob, logits)
     if _arrays.is_compiling():
         from fastrl.kernels import _torch
 
@@ -72,7 +75,7 @@ def categorical_log_prob_entropy(logits: Any, action: Any) -> tuple[Any, Any]:
     d log_prob / d z_k = 1{k = action} - p_k ;  d entropy / d z_k = - p_k (log p_k + entropy).
 
     Args:
-        logits: float32 or float64 [B, K], K >= 1, any strides, NumPy or torch; on CUDA also bfloat16 and float16.  -inf
+        logits: float32 or float64 [B, K], K >= 1, any strides, NumPy or torch; bfloat16 and float16 too.  -inf
             masks an action.
         action: int64 / int32 [B] in [0, K), of the same kind and device.
 
@@ -90,6 +93,9 @@ def categorical_log_prob_entropy(logits: Any, action: Any) -> tuple[Any, Any]:
     >>> np.allclose(log_prob, -np.log(4)) and np.allclose(entropy, np.log(4))
     True
     """
+    if _heads.is_half(logits):
+        log_prob, entropy = categorical_log_prob_entropy(_heads.to_float32(logits), action)
+        return _heads.to_half(log_prob, logits), _heads.to_half(entropy, logits)
     if _arrays.is_compiling():
         from fastrl.kernels import _torch
 

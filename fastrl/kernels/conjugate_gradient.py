@@ -103,7 +103,8 @@ def conjugate_gradient(
     - "max_iter": the iterations are used up;
     - "negative_curvature": p . z <= 0 was met, so A + damping I is not positive definite (or p is in its null space):
       x is that of the iteration before;
-    - "breakdown": a number that is not finite was met, or a preconditioner that is not positive definite: likewise.
+    - "breakdown": a number that is not finite was met, or a preconditioner that is not positive definite: likewise;
+      or the solution is beyond the dtype of b: then x is the start.
 
     b = 0 gives x = 0.  No gradient flows through a solve.
 
@@ -186,8 +187,7 @@ def check_max_iter(value: Any, where: str) -> int:
 
 def _load_b(b: Any, op: str) -> tuple[Any, bool]:
     """The right-hand side, detached, and whether it is on a GPU."""
-    torch = sys.modules.get("torch")
-    is_tensor = torch is not None and isinstance(b, torch.Tensor)
+    is_tensor = _arrays.is_tensor(b)
     if not is_tensor and not isinstance(b, np.ndarray):
         raise TypeError(f"{op}: b must be a numpy.ndarray or a torch.Tensor, got {type(b).__name__}")
     on_gpu = is_tensor and b.is_cuda
@@ -242,8 +242,7 @@ def solve(
 
 
 def _is_array(obj: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return isinstance(obj, np.ndarray) or (torch is not None and isinstance(obj, torch.Tensor))
+    return isinstance(obj, np.ndarray) or _arrays.is_tensor(obj)
 
 
 def _copy(array: Any) -> Any:
@@ -295,9 +294,12 @@ def _solve_on_host(
             unit = math.ldexp(1.0, max(math.frexp(largest)[1] - 1, -1022))
             start = None if x0 is None else _times(x0, 1 / unit)
             settings = (max_iter, rtol, atol / unit, damping, inverse, precondition)
-            x, info, r = _solve_on_host(kernels, product, _times(b, 1 / unit), start, *settings)
-            scaled = CGInfo(info.iterations, info.residual_norm * unit, info.status)
-            return _times(x, unit), scaled, _times(r, unit)
+            scaled = _solve_on_host(kernels, product, _times(b, 1 / unit), start, *settings)
+            found, info = _times(scaled[0], unit), scaled[1]
+            if np.isfinite(view(found)).all():
+                return found, CGInfo(info.iterations, info.residual_norm * unit, info.status), _times(scaled[2], unit)
+            small = view(_times(r, 1 / unit))  # the solution is beyond the dtype: as after no iteration
+            return x, CGInfo(0, math.sqrt(_dot(small, small)) * unit, "breakdown"), r
     reach = max(rtol * math.sqrt(bb), atol)
     target = reach * reach
     if not (rr < math.inf and bb < math.inf):

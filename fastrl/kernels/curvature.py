@@ -188,7 +188,8 @@ class FisherVectorProduct:
 
     Args:
         policy: a module that maps observations to logits [B, K], or to a pair of mean [B, A] and log_std [A] or [B, A].
-            It must be deterministic, and the rows of a batch independent.  The package's own policies fit too.
+            It must be deterministic (`policy.eval()` where it has Dropout or BatchNorm), and the rows of a batch
+            independent.  The package's own policies fit too.
         observations: [B, ...], B >= 1, of the parameters' dtype and device.
         damping: added to the diagonal of F.
         distribution: "normal", "categorical", or "auto": which of the two the output says.
@@ -368,6 +369,28 @@ def check_output(output: Any, distribution: str, observations: Any) -> tuple[Any
     return parts
 
 
+def check_repeatable(head: Any, observations: Any) -> None:
+    """Raises where a second forward pass would be another one: then there is no one F.  Policy and seeds stay."""
+    torch = sys.modules["torch"]
+    if observations.is_cuda and torch.cuda.is_current_stream_capturing():  # what follows looks at values
+        return
+    before = {name: buffer.clone() for name, buffer in head.named_buffers()}
+    with torch.no_grad(), torch.random.fork_rng([observations.device] if observations.is_cuda else []):
+        first, second = ([x.detach() for x in head(observations)] for _ in range(2))
+        same = True
+        for name, buffer in head.named_buffers():
+            if not torch.equal(buffer.nan_to_num(), before[name].nan_to_num()):
+                same = False
+                buffer.copy_(before[name])
+    for x, y in zip(first, second, strict=True):  # but for what a GPU's order of summation changes
+        same = same and torch.allclose(x, y, rtol=1e-3, atol=1e-4 * float(x.abs().nan_to_num().max()), equal_nan=True)
+    if not same:
+        raise ValueError(
+            "FisherVectorProduct: policy must give the same output each time and change no buffer, unlike Dropout and "
+            "BatchNorm in training mode: call policy.eval() first"
+        )
+
+
 class OutputFisher:
     """w = M t / B for tangents t of the distribution's parameters, from their values, in place."""
 
@@ -415,6 +438,7 @@ class _Func:
 
     def refresh(self, observations: Any) -> None:
         torch = sys.modules["torch"]
+        check_repeatable(self.head, observations)
         head, names = self.head, self.names
 
         def outputs(*tensors: Any) -> tuple[Any, ...]:
@@ -443,6 +467,7 @@ class _DoubleBackward:
 
     def refresh(self, observations: Any) -> None:
         torch = sys.modules["torch"]
+        check_repeatable(self.head, observations)
         with torch.enable_grad():
             outputs = self.head(observations)
             old = [x.detach() for x in outputs]
@@ -622,8 +647,7 @@ def line_search(
         TypeError, ValueError: a wrong kind, dtype, shape or value.
     """
     op = "line_search"
-    torch = sys.modules.get("torch")
-    is_tensor = torch is not None and isinstance(params_vector, torch.Tensor)
+    is_tensor = _arrays.is_tensor(params_vector)
     if not is_tensor and not isinstance(params_vector, np.ndarray):
         raise TypeError(
             f"{op}: params_vector must be a numpy.ndarray or a torch.Tensor, got {type(params_vector).__name__}"

@@ -52,9 +52,8 @@ def _gather_python(arrays: Any, indices: Any, out: Any) -> Any:
     else:
         what = f"{len(out)} arrays" if isinstance(out, (list, tuple)) else type(out).__name__
         raise ValueError(f"gather_rows: out must be {len(sources)} arrays like arrays, got {what}")
-    torch = sys.modules.get("torch")
-    if torch is not None and sources and all(isinstance(s, torch.Tensor) and s.is_cuda for s in sources):
-        found = _gather_cuda(torch, sources, indices, outs)
+    if sources and all(_arrays.is_tensor(s) and s.is_cuda for s in sources):
+        found = _gather_cuda(sys.modules["torch"], sources, indices, outs)
         return out if outs is not None else found[0] if single else found
     index = _arrays.load(indices, "gather_rows: indices", ("int64", "int32"), (-1,))
     views = []

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastrl import _backend
 from fastrl.kernels import _arrays
+from fastrl.kernels.scans import discount_reach
 
 _FLOATS = ("float32", "float64")
 _FLAGS = ("bool", "uint8")
@@ -120,13 +121,16 @@ class ReferenceGather:
         C, N = shape[0], shape[1] if len(shape) == 2 else 1
         flags = {
             "terminated": self._ring("terminated", terminated, rewards, r, _FLAGS),
-            "truncated": self._ring("truncated", truncated, rewards, r, _FLAGS),
         }
+        # None are for None: what is terminated may be truncated as well.
+        same = truncated is None
+        flags["truncated"] = flags["terminated"] if same else self._ring("truncated", truncated, rewards, r, _FLAGS)
         index = self._like("indices", indices, rewards, _INTS)
         if index.ndim != 1:
             raise ValueError(f"n_step_gather: indices must have shape [B], got {tuple(index.shape)}")
         cursors = self._per_env("cursor", cursor, rewards, N, max(C - 1, 0))
         sizes = self._per_env("size", size, rewards, N, C)
+        gamma, n = _arrays.scalar_of(gamma), _arrays.scalar_of(n)
         if not _arrays.is_number(gamma):
             raise TypeError(f"n_step_gather: gamma must be a float, got {type(gamma).__name__}")
         gamma = _arrays.to_float(gamma)
@@ -167,8 +171,8 @@ class ReferenceGather:
 
         with np.errstate(all="ignore"):
             returns, discounts, last, bad = self._walk(
-                two(r), two(flags["terminated"]), two(flags["truncated"]), slot, env, limit, gamma, two(v),
-                two(flags.get("cut")),
+                two(r), two(flags["terminated"]), two(flags["truncated"]), slot, env, limit, gamma,
+                discount_reach(gamma, dtype == "float64", min(n, C)), two(v), two(flags.get("cut")),
             )  # fmt: skip
             found = self._cast(returns, dtype), self._cast(discounts, dtype), last * N + env
         if B and bool((bad > 0).any()):
@@ -185,7 +189,7 @@ class ReferenceGather:
 
     def _walk(
         self, rewards: Any, terminated: Any, truncated: Any, slot: Any, env: Any, limit: Any, gamma: float,
-        next_values: Any, cut: Any,
+        reach: int, next_values: Any, cut: Any,
     ) -> tuple[Any, Any, Any, Any]:  # fmt: skip
         """returns, discounts, the slot of the last step, and which flag is bad there: 1 + its position, or 0."""
         xp = self.xp
@@ -207,7 +211,7 @@ class ReferenceGather:
             last = xp.where(alive, at, last)
             if factor != 0:
                 returns = xp.where(alive, returns + factor * self._cast(rewards[at, env], "float64"), returns)
-            factor *= gamma
+            factor = factor * gamma if k + 1 < reach else 0.0
             discounts = xp.where(alive, xp.where(flag != 0, zero, factor), discounts)
             bad = xp.where(alive & self._wrong(other), 2, bad)
             bad = xp.where(alive & self._wrong(flag), 1, bad)

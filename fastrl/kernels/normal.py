@@ -35,7 +35,7 @@ def normal_sample(mean: Any, log_std: Any, *, noise: Any = None, generator: Gene
     eps held fixed; second ones raise.
 
     Args:
-        mean: float32 or float64 [B, A], any strides, NumPy or torch; on CUDA also bfloat16 and float16.
+        mean: float32 or float64 [B, A], any strides, NumPy or torch; bfloat16 and float16 too.
         log_std: [A] or [B, A], of the same kind, device and dtype.
         noise: eps [B, A] instead of a draw, of the same kind, device and dtype; taken as a constant.
         generator: a `Generator` on the same device; None: the default one (`fastrl.manual_seed`).
@@ -50,6 +50,10 @@ def normal_sample(mean: Any, log_std: Any, *, noise: Any = None, generator: Gene
     >>> fastrl.normal_sample(np.array([[1.0, 2.0]]), np.zeros(2), noise=np.array([[0.5, -1.0]]))[0]
     array([[1.5, 1. ]])
     """
+    if _heads.is_half(mean):
+        arrays = _heads.to_float32(mean), _heads.to_float32(log_std)
+        action, log_prob = normal_sample(*arrays, noise=_heads.to_float32(noise), generator=generator)
+        return _heads.to_half(action, mean), _heads.to_half(log_prob, mean)
     if _arrays.is_compiling():
         from fastrl.kernels import _torch
 
@@ -77,7 +81,7 @@ def normal_log_prob_entropy(mean: Any, log_std: Any, action: Any) -> tuple[Any, 
     d log_prob / d log_std = z^2 - 1, d entropy / d log_std = 1.
 
     Args:
-        mean: float32 or float64 [B, A], any strides, NumPy or torch; on CUDA also bfloat16 and float16.
+        mean: float32 or float64 [B, A], any strides, NumPy or torch; bfloat16 and float16 too.
         log_std: [A] or [B, A], of the same kind, device and dtype.
         action: [B, A], of the same kind, device and dtype.
 
@@ -92,6 +96,9 @@ def normal_log_prob_entropy(mean: Any, log_std: Any, action: Any) -> tuple[Any, 
     >>> np.allclose(log_prob, -np.log(2 * np.pi))
     True
     """
+    if _heads.is_half(mean):
+        log_prob, entropy = normal_log_prob_entropy(*map(_heads.to_float32, (mean, log_std, action)))
+        return _heads.to_half(log_prob, mean), _heads.to_half(entropy, mean)
     if _arrays.is_compiling():
         from fastrl.kernels import _torch
 

@@ -7,8 +7,8 @@ What all of them share:
   data goes in as ``x.T``.  Empty inputs give empty outputs.  No gradient flows through them, except through
   `reverse_affine_scan`.
 - ``terminated[t]``: step t ended in a terminal state, past which nothing is bootstrapped.  ``truncated[t]``: a limit
-  cut the episode after step t: bootstrap from ``next_values[t]``, then stop.  Both set count as terminated.  bool, or
-  uint8 of 0 and 1.
+  cut the episode after step t: bootstrap from ``next_values[t]``, then stop.  Both set count as terminated.  None for
+  `truncated`: never.  Flags are bool, or integers or floats of 0 and 1 (which are converted first, but for uint8).
 - ``next_values[t]`` is V of the observation that step t really reached; of the last step of an episode that is the
   final observation, never the one of the reset.  With `values` of shape ``[T+1, N]`` and no truncation pass
   ``values[:-1], values[1:]``: views, no copy.
@@ -17,6 +17,7 @@ What all of them share:
 - The recurrence goes on from step t + 1 to step t where ``cont_t``: t + 1 < T, both steps are real (`mask`), and step t
   is neither terminated nor truncated.  Everywhere else it starts anew from the bootstrap.  In all of these equations
   0 times x is 0, whatever x: a NaN or infinity beyond an episode's end, or beyond a discount of 0, reaches nothing.
+  A discount (gamma, lam, gamma lam, gamma^k) is 0 too where it is that in the dtype of the arrays.
 - The recurrence is float64 inside, whatever the dtype.  In `gae`, `discounted_returns` and `lambda_returns` of float32
   arrays the C++ and CUDA backends take the terms of one step in float32, so that their errors do not grow with the
   horizon.  CUDA does so in `vtrace` and `off_policy_returns` too, where they do grow: up to about 1e-7 / (1 - gamma) of
@@ -24,7 +25,8 @@ What all of them share:
 - `out`: an array, or a tuple of arrays as returned, of any strides, written in place of new ones.
 
 Errors, raised before anything is written: TypeError for what is no array, another kind of array or a parameter that is
-no number; ValueError for a wrong dtype, shape or device, a flag that is neither 0 nor 1, or a parameter out of range.
+no number, and for masked arrays; ValueError for a wrong dtype, shape or device, a flag that is neither 0 nor 1, or a
+parameter out of range.  RuntimeError inside a transform of torch.func.
 
 CUDA tensors stay on their device and may be bfloat16 or float16 too.  The compiled kernels run on the caller's stream,
 can be captured in a CUDA graph, and do not wait for the device to check values: any flag but 0 counts as 1 there.
@@ -36,6 +38,7 @@ import functools
 import math
 import numbers
 import operator
+import warnings
 from typing import Any
 
 import numpy as np
@@ -44,7 +47,10 @@ from fastrl import _backend
 from fastrl.kernels import _arrays, _heads
 
 FLOATS = ("float32", "float64")
-FLAGS = ("bool", "uint8")
+FLAGS = (
+    "bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64",
+    "float32", "float64", "float16", "bfloat16",
+)  # fmt: skip
 
 
 def reverse_affine_scan(a: Any, b: Any, y_T: Any = None, *, out: Any = None) -> Any:
@@ -64,7 +70,7 @@ def reverse_affine_scan(a: Any, b: Any, y_T: Any = None, *, out: Any = None) -> 
     Returns:
         y, like b.
     """
-    if _heads.wants_grad(a, b, y_T) and not _arrays.is_compiling():
+    if not _arrays.is_compiling() and _heads.wants_grad(a, b, y_T):
         from fastrl.kernels import _torch
 
         return _torch.reverse_affine_scan_autograd(a, b, y_T, out)
@@ -95,7 +101,7 @@ def gae(
 
     Args:
         rewards, values, next_values: [T] or [T, N]: r_t, V_t = V(s_t) and V'_t = V(s_{t+1}).
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        terminated, truncated, mask: flags like `rewards`.
         gamma, lam: in [0, 1].
         out: None, or the pair to write to.
 
@@ -131,7 +137,7 @@ def discounted_returns(
 
     Args:
         rewards: [T] or [T, N].
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        terminated, truncated, mask: flags like `rewards`.
         gamma: in [0, 1].
         next_values: None, or V'_t like `rewards`; read only where the recurrence starts anew.
         out: None, or the array to write to.
@@ -164,7 +170,7 @@ def lambda_returns(
 
     Args:
         rewards, next_values: [T] or [T, N]: r_t and V'_t = V(s_{t+1}).
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        terminated, truncated, mask: flags like `rewards`.
         gamma, lam: in [0, 1].
         out: None, or the array to write to.
 
@@ -194,14 +200,14 @@ def n_step_returns(
     """n-step returns, shorter at the end of an episode or of the arrays.
 
     G_t = sum_{k=0}^{m-1} gamma^k r_{t+k} + gamma^m (1 - terminated_{t+m-1}) V'_{t+m-1}, where m <= n is the largest
-    number of steps with cont_t .. cont_{t+m-2} and none of cut_{t+1} .. cut_{t+m-1}.
+    number of steps with cont_t .. cont_{t+m-2} and none of cut_{t+1} .. cut_{t+m-1}.  Takes O(T N), whatever n.
 
     Dtypes, errors, masks and cont_t are those of all scans: ``help(fastrl.kernels.scans)``.
 
     Args:
         rewards: [T] or [T, N].
         next_values: V'_t like `rewards`, or None for the reward part alone.
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        terminated, truncated, mask: flags like `rewards`.
         gamma: in [0, 1].
         n: int >= 1.
         cut: None, or flags: no return goes on into a step with cut_t.  For off-policy data: set where the stored action
@@ -254,8 +260,9 @@ def vtrace(
 
     Args:
         rewards, values, next_values: [T] or [T, N]: r_t, V_t = V(s_t) and V'_t = V(s_{t+1}).
-        log_rhos: like them, log pi(a_t|s_t) - log mu(a_t|s_t).
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        log_rhos: like them, log pi(a_t|s_t) - log mu(a_t|s_t): logarithms of the ratios.  A UserWarning, once, where
+            none is negative but some are positive, as ratios are.
+        terminated, truncated, mask: flags like `rewards`.
         gamma, lam: in [0, 1].
         rho_clip, c_clip, pg_rho_clip: >= 0; inf does not clip.
         out: None, or the pair to write to.
@@ -282,7 +289,31 @@ def vtrace(
     )
     if out is not None:
         _arrays.mark_written(out)
+    if _unseen_log_rhos > 0 and not _arrays.is_compiling():
+        _look_at_log_rhos(log_rhos)
     return result
+
+
+_unseen_log_rhos = 100  # so many calls of `vtrace` are looked at, until one shows that its ratios are logarithms
+
+
+def _look_at_log_rhos(log_rhos: Any) -> None:
+    """A warning, once, where the ratios themselves must have been given: some are above 0 and none is below."""
+    global _unseen_log_rhos
+    if getattr(log_rhos, "is_cuda", False):  # that would wait for the device
+        return
+    array = _arrays.load(log_rhos, "vtrace: log_rhos")
+    if array.size < 16:
+        return
+    low, high = array.min(), array.max()
+    _unseen_log_rhos = 0 if low < 0 or high > 0 else _unseen_log_rhos - 1
+    if low >= 0 and high > 0:
+        warnings.warn(
+            f"vtrace: none of the {array.size} log_rhos is negative: are they ratios? Their logarithms are wanted, "
+            "log pi(a|s) - log mu(a|s)",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def off_policy_returns(
@@ -309,7 +340,7 @@ def off_policy_returns(
     Args:
         rewards, q_values, traces: [T] or [T, N]: r_t, Q_t = Q(s_t, a_t) and c_t.
         next_state_values: like them, V'_t = E_pi Q(s_{t+1}, .).
-        terminated, truncated, mask: flags like `rewards`, bool or uint8.
+        terminated, truncated, mask: flags like `rewards`.
         gamma: in [0, 1].
         out: None, or the array to write to.
 
@@ -366,7 +397,10 @@ class Call:
         return (array != 0).reshape(self.T, self.N)
 
     def _like_first(self, name: str, obj: Any, dtypes: tuple[str, ...], shape: tuple[int, ...], of: str = "") -> Any:
-        array = self.load(name, obj, FLOATS if dtypes == (self.dtype,) else dtypes)
+        array = self.load(name, obj, () if dtypes == FLAGS else FLOATS if dtypes == (self.dtype,) else dtypes)
+        got = "bfloat16" if _arrays.is_bfloat16(obj) else str(array.dtype).removeprefix("torch.")
+        if dtypes == FLAGS and got not in FLAGS:
+            raise ValueError(f"{self.op}: {name} must have dtype bool, or an integer or float one, got {got}")
         kind, wanted = _arrays.kind_name(obj), _arrays.kind_name(self.first)
         if kind != wanted:
             raise TypeError(f"{self.op}: {name} must be a {wanted} like {self.first_name}, got a {kind}")
@@ -386,11 +420,13 @@ class Call:
         return self.wide(array)
 
     def flags(self, name: str, obj: Any, default: bool = False) -> Any:
-        """Flags like the first array, or `default` everywhere for None if it is optional (`mask`, `cut`)."""
-        if obj is None and name in ("mask", "cut"):
+        """Flags like the first array, or `default` everywhere for None if it is optional."""
+        if obj is None and name in ("mask", "cut", "truncated"):
             return self.full(default)
         array = self._like_first(name, obj, FLAGS, self.shape)
         self.inputs.append((name, array))
+        if _arrays.is_bfloat16(obj) and isinstance(array, np.ndarray):  # its bits, as int16
+            array = (array.astype(np.int32) << 16).view(np.float32)
         self._flags.append((name, array))
         return self.wide_flags(array)
 
@@ -408,6 +444,7 @@ class Call:
 
     def number(self, name: str, value: Any, high: float = 1.0) -> float:
         """A parameter in [0, high]."""
+        value = _arrays.scalar_of(value)
         if not _arrays.is_number(value):
             raise TypeError(f"{self.op}: {name} must be a float, got {type(value).__name__}")
         x = _arrays.to_float(value)
@@ -415,6 +452,18 @@ class Call:
             wanted = "in [0, 1]" if high == 1 else ">= 0"
             raise ValueError(f"{self.op}: {name} must be {wanted}, got {x!r}")
         return x
+
+    def discount(self, name: str, value: Any) -> Any:
+        x = self.number(name, value)
+        return x if self.counts(x) else 0 * x
+
+    def counts(self, discount: Any) -> bool:
+        """Whether a discount, or a product of them, is not 0 in the dtype of the arrays."""
+        with np.errstate(all="ignore"):
+            return bool(float(discount) != 0 if self.dtype == "float64" else np.float32(float(discount)) != 0)
+
+    def reach(self, gamma: Any, limit: int) -> int:
+        return discount_reach(float(gamma), self.dtype == "float64", limit)
 
     def outputs(self, out: Any, dtypes: tuple[str, ...]) -> None:
         """Check `out`, and then the values of the flags; `dtypes` of the results, "" for that of the first array."""
@@ -441,11 +490,13 @@ class Call:
                 taken.append((name, target))
                 self._targets.append(target)
         for name, array in self._flags:
-            if str(array.dtype).removeprefix("torch.") == "uint8" and bool((array > 1).any()):
-                index = np.argwhere(np.asarray(array.tolist()) > 1)[0].tolist()
-                value = int(array[tuple(index)])
-                where = ", ".join(map(str, index))
-                raise ValueError(f"{self.op}: {name}[{where}] is {value}, must be 0 or 1")
+            if str(array.dtype).removeprefix("torch.") == "bool":
+                continue
+            bad = (array != 0) & (array != 1)
+            if bool(bad.any()):
+                index = tuple(np.argwhere(np.asarray(bad.tolist()))[0].tolist())
+                where, value = ", ".join(map(str, index)), array[index].item()
+                raise ValueError(f"{self.op}: {name}[{where}] is {value!r}, must be 0 or 1")
 
     def run(self, loop: Any, *args: Any) -> Any:
         """What the loop returns, ``[T, N]`` each, as the caller's kind of array, or written to `out`."""
@@ -458,6 +509,25 @@ class Call:
             return self._out
         found = tuple(self.like(array) for array in ready)
         return found if len(found) > 1 else found[0]
+
+
+def discount_reach(gamma: float, is_double: bool, limit: int) -> int:
+    """The smallest k <= limit for which gamma^k is 0 in the dtype of the arrays, or limit + 1.
+
+    What lies further on counts for nothing, be it NaN.
+    """
+
+    def is_zero(k: int) -> bool:
+        with np.errstate(all="ignore"):
+            return gamma**k == 0 if is_double else bool(np.float32(gamma**k) == 0)
+
+    if limit < 1 or not is_zero(limit):
+        return limit + 1
+    low, high = 0, limit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_zero(middle) else (middle, high)
+    return high
 
 
 class ReferenceScans:
@@ -485,9 +555,10 @@ class ReferenceScans:
         c = self.call("gae", "rewards", rewards)
         v, nv = c.floats("values", values), c.floats("next_values", next_values)
         term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
-        gamma, lam = c.number("gamma", gamma), c.number("lam", lam)
+        gamma, lam = c.discount("gamma", gamma), c.discount("lam", lam)
         valid = c.flags("mask", mask, True)
         c.outputs(out, ("", ""))
+        lam = lam if c.counts(gamma * lam) else 0 * lam
         return c.run(self._gae, c.first_array, v, nv, term, c.steps(term, trunc, valid), valid, gamma, lam)
 
     def discounted_returns(
@@ -495,7 +566,7 @@ class ReferenceScans:
     ) -> Any:
         c = self.call("discounted_returns", "rewards", rewards)
         term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
-        gamma = c.number("gamma", gamma)
+        gamma = c.discount("gamma", gamma)
         nv = c.full(0.0) if next_values is None else c.floats("next_values", next_values)
         valid = c.flags("mask", mask, True)
         c.outputs(out, ("",))
@@ -508,9 +579,10 @@ class ReferenceScans:
         c = self.call("lambda_returns", "rewards", rewards)
         nv = c.floats("next_values", next_values)
         term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
-        gamma, lam = c.number("gamma", gamma), c.number("lam", lam)
+        gamma, lam = c.discount("gamma", gamma), c.discount("lam", lam)
         valid = c.flags("mask", mask, True)
         c.outputs(out, ("",))
+        lam = lam if c.counts(gamma * lam) else 0 * lam
         return c.run(self._lambda_returns, c.first_array, nv, term, c.steps(term, trunc, valid), valid, gamma, lam)
 
     def n_step_returns(
@@ -520,7 +592,8 @@ class ReferenceScans:
         c = self.call("n_step_returns", "rewards", rewards)
         nv = c.full(0.0) if next_values is None else c.floats("next_values", next_values)
         term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
-        gamma = c.number("gamma", gamma)
+        gamma = c.discount("gamma", gamma)
+        n = _arrays.scalar_of(n)
         if not _arrays.is_number(n, numbers.Integral):
             raise TypeError(f"{c.op}: n must be an int, got {type(n).__name__}")
         n = operator.index(n)
@@ -530,7 +603,8 @@ class ReferenceScans:
         valid = c.flags("mask", mask, True)
         c.outputs(out, ("", "", "int64"))
         cont = c.steps(term, trunc, valid, cut)
-        return c.run(self._n_step, c.first_array, nv, term, cont, valid, gamma, min(n, max(c.T, 1)))
+        n = min(n, max(c.T, 1))
+        return c.run(self._n_step, c.first_array, nv, term, cont, valid, gamma, n, c.reach(gamma, n))
 
     def vtrace(
         self, rewards: Any, values: Any, next_values: Any, terminated: Any, truncated: Any, log_rhos: Any,
@@ -540,12 +614,13 @@ class ReferenceScans:
         v, nv = c.floats("values", values), c.floats("next_values", next_values)
         term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
         log_rhos = c.floats("log_rhos", log_rhos)
-        gamma, lam = c.number("gamma", gamma), c.number("lam", lam)
+        gamma, lam = c.discount("gamma", gamma), c.discount("lam", lam)
         rho_clip, c_clip = c.number("rho_clip", rho_clip, math.inf), c.number("c_clip", c_clip, math.inf)
         pg_rho_clip = c.number("pg_rho_clip", pg_rho_clip, math.inf)
         valid = c.flags("mask", mask, True)
         c.outputs(out, ("", ""))
         cont = c.steps(term, trunc, valid)
+        lam = lam if c.counts(gamma * lam) else 0 * lam
         clips = (rho_clip, c_clip, pg_rho_clip)
         return c.run(self._vtrace, c.first_array, v, nv, log_rhos, term, cont, valid, gamma, lam, *clips)
 
@@ -557,7 +632,7 @@ class ReferenceScans:
         q, nv = c.floats("q_values", q_values), c.floats("next_state_values", next_state_values)
         traces = c.floats("traces", traces)
         term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
-        gamma = c.number("gamma", gamma)
+        gamma = c.discount("gamma", gamma)
         valid = c.flags("mask", mask, True)
         c.outputs(out, ("",))
         cont = c.steps(term, trunc, valid)
@@ -599,26 +674,31 @@ class ReferenceScans:
         return (returns,)
 
     @staticmethod
-    def _n_step(xp: Any, r: Any, nv: Any, term: Any, cont: Any, valid: Any, gamma: float, n: int) -> tuple[Any, ...]:
-        returns, discounts, last = xp.zeros_like(r), xp.zeros_like(r), xp.zeros_like(r)
+    def _n_step(
+        xp: Any, r: Any, nv: Any, term: Any, cont: Any, valid: Any, gamma: float, n: int, reach: int
+    ) -> tuple[Any, ...]:
+        # All t at once in O(log n) passes: the bits of m say which sums of 1, 2, 4, ... rewards make up one of m.
         T = len(r)
-        for t in range(T):
-            alive, total = valid[t], xp.zeros_like(r[t])
-            factor = xp.ones_like(r[t]) * alive  # gamma^k, and 0 beyond the last step
-            last[t] = t
-            for k in range(min(n, T - t)):
-                total = total + _times(xp, factor, r[t + k])
-                goes_on = cont[t + k] & (k + 1 < n)
-                discount = gamma * factor * ~(goes_on | term[t + k])  # of the last step; 0 before it and beyond
-                total = total + _times(xp, discount, nv[t + k])
-                discounts[t] = discounts[t] + discount
-                factor = gamma * factor * goes_on
-                alive = alive & goes_on
-                last[t] = xp.where(alive, t + k + 1.0, last[t])
-                if xp is np and not alive.any():
-                    break
-            returns[t] = total
-        return returns, discounts, last
+        now = xp.cumsum(xp.ones_like(valid, dtype=xp.int64), 0) - 1
+        column = xp.cumsum(xp.ones_like(valid, dtype=xp.int64), 1) - 1
+        end = xp.where(cont, T, now)  # the last step that can be reached
+        for k in (1 << j for j in range(n.bit_length())):
+            end[:-k] = xp.minimum(end[:-k] + 0, end[k:])
+        last = xp.where(end - now < n, end, now + (n - 1))
+        m = last - now + 1
+        rewards = xp.where(m < reach, m, reach)  # so many of them count
+        returns, taken, sums = xp.zeros_like(r), now * 0, r
+        for size in (1 << j for j in range(n.bit_length())):
+            takes = (rewards & size) != 0
+            at = xp.where(takes, now + taken, now)
+            returns = returns + xp.where(takes, _times(xp, gamma**taken, sums[at, column]), 0.0)
+            taken = taken + size * takes
+            longer = sums + 0
+            longer[:-size] = sums[:-size] + _times(xp, gamma**size, sums[size:])
+            sums = longer
+        discounts = xp.where((m < reach) & valid & ~term[last, column], gamma**m, 0.0)
+        returns = returns + _times(xp, discounts, nv[last, column])
+        return xp.where(valid, returns, 0.0), discounts, last
 
     @staticmethod
     def _vtrace(
@@ -630,9 +710,10 @@ class ReferenceScans:
         for t in reversed(range(len(r))):
             rho = xp.exp(log_rhos[t])
             delta = r[t] + _times(xp, gamma * ~term[t], nv[t]) - v[t]
-            pg = xp.where(rho > pg_rho_clip, pg_rho_clip, rho) * (delta + _times(xp, gamma * cont[t], e))
+            error = delta + _times(xp, gamma * cont[t], e)
+            pg = _times(xp, xp.where(rho > pg_rho_clip, pg_rho_clip, rho), error)
             trace = _times(xp, gamma * lam * cont[t], xp.where(rho > c_clip, c_clip, rho))
-            e = xp.where(rho > rho_clip, rho_clip, rho) * delta + _times(xp, trace, e)
+            e = _times(xp, xp.where(rho > rho_clip, rho_clip, rho), delta) + _times(xp, trace, e)
             vs[t] = xp.where(valid[t], v[t] + e, 0.0)
             pg_advantages[t] = xp.where(valid[t], pg, 0.0)
         return vs, pg_advantages

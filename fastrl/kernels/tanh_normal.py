@@ -58,12 +58,13 @@ def tanh_normal_sample(
     for log_prob: d mean = G scale (1 - t^2) + 2 g t;  d log_std = d mean e^s eps - g, and 0 where log_std is clamped.
 
     Args:
-        mean: float32 or float64 [B, A], any strides, NumPy or torch; on CUDA also bfloat16 and float16.
+        mean: float32 or float64 [B, A], any strides, NumPy or torch; bfloat16 and float16 too.
         log_std: [A] or [B, A], of the same kind, device and dtype.
         noise: eps [B, A] instead of a draw, of the same kind, device and dtype; taken as a constant.
         generator: a `Generator` on the same device; None: the default one (`fastrl.manual_seed`).
-        low, high: the bounds of the action: numbers, which are rounded to the dtype of `mean`, or [A] of the same kind,
-            device and dtype; finite, low < high, with a number of the dtype between them.
+        low, high: the bounds of the action: numbers or arrays [A] (also of another kind or dtype, as
+            `action_space.low`), which are rounded to the dtype of `mean`; finite, low < high, with a number of the
+            dtype between them.
         log_std_min, log_std_max: numbers, or None for no clamping.
         correction: "stable" or "epsilon".
         epsilon: of the "epsilon" form, > 0.
@@ -85,6 +86,15 @@ def tanh_normal_sample(
     limits = _UNLIMITED
     if log_std_min is not None or log_std_max is not None or correction != "stable":
         limits = _limits("tanh_normal_sample", log_std_min, log_std_max, correction, epsilon)
+    if type(low) is not float or type(high) is not float:
+        low, high = _bounds_like("tanh_normal_sample", low, high, mean)
+    if _heads.is_half(mean):
+        action, log_prob = tanh_normal_sample(
+            *map(_heads.to_float32, (mean, log_std)), noise=_heads.to_float32(noise), generator=generator,
+            **_bounds_in_float32(low, high, mean), log_std_min=log_std_min, log_std_max=log_std_max,
+            correction=correction, epsilon=epsilon,
+        )  # fmt: skip
+        return _heads.to_half(action, mean), _heads.to_half(log_prob, mean)
     if _arrays.is_compiling():
         from fastrl.kernels import _torch
 
@@ -128,7 +138,7 @@ def tanh_normal_log_prob(
     d log_prob / d log_std = z^2 - 1 (0 where clamped), d log_prob / d action = (2 x - z / sigma) / (scale (1 - x^2)).
 
     Args:
-        mean: float32 or float64 [B, A], any strides, NumPy or torch; on CUDA also bfloat16 and float16.
+        mean: float32 or float64 [B, A], any strides, NumPy or torch; bfloat16 and float16 too.
         log_std: [A] or [B, A], of the same kind, device and dtype.
         action: [B, A], of the same kind, device and dtype.
         low, high, log_std_min, log_std_max, correction, epsilon: as in `tanh_normal_sample`.
@@ -148,6 +158,14 @@ def tanh_normal_log_prob(
     limits = _UNLIMITED
     if log_std_min is not None or log_std_max is not None or correction != "stable":
         limits = _limits("tanh_normal_log_prob", log_std_min, log_std_max, correction, epsilon)
+    if type(low) is not float or type(high) is not float:
+        low, high = _bounds_like("tanh_normal_log_prob", low, high, mean)
+    if _heads.is_half(mean):
+        log_prob = tanh_normal_log_prob(
+            *map(_heads.to_float32, (mean, log_std, action)), **_bounds_in_float32(low, high, mean),
+            log_std_min=log_std_min, log_std_max=log_std_max, correction=correction, epsilon=epsilon,
+        )  # fmt: skip
+        return _heads.to_half(log_prob, mean)
     if _arrays.is_compiling():
         from fastrl.kernels import _torch
 
@@ -165,7 +183,7 @@ def tanh_normal_mode(mean: Any, *, low: Any = -1.0, high: Any = 1.0) -> Any:
     The gradient with respect to mean is that of action times scale (1 - tanh^2 mean); second ones raise.
 
     Args:
-        mean: float32 or float64 [B, A], any strides, NumPy or torch; on CUDA also bfloat16 and float16.
+        mean: float32 or float64 [B, A], any strides, NumPy or torch; bfloat16 and float16 too.
         low, high: as in `tanh_normal_sample`.
 
     Returns:
@@ -178,6 +196,11 @@ def tanh_normal_mode(mean: Any, *, low: Any = -1.0, high: Any = 1.0) -> Any:
     >>> fastrl.tanh_normal_mode(np.array([[0.0, -50.0]]), low=0.0, high=2.0)
     array([[1., 0.]])
     """
+    if type(low) is not float or type(high) is not float:
+        low, high = _bounds_like("tanh_normal_mode", low, high, mean)
+    if _heads.is_half(mean):
+        action = tanh_normal_mode(_heads.to_float32(mean), **_bounds_in_float32(low, high, mean))
+        return _heads.to_half(action, mean)
     if _arrays.is_compiling():
         from fastrl.kernels import _torch
 
@@ -231,6 +254,46 @@ def tanh_normal_mode_reference(mean: Any, *, low: Any = -1.0, high: Any = 1.0) -
 
 
 # ---- arguments ---------------------------------------------------------------------------------------------------
+
+
+def _bounds_like(op: str, low: Any, high: Any, mean: Any) -> tuple[Any, Any]:
+    return _bound_like(low, f"{op}: low", mean), _bound_like(high, f"{op}: high", mean)
+
+
+def _bound_like(bound: Any, where: str, mean: Any) -> Any:
+    """A number, or an array of the kind, device and dtype of `mean`, as `action_space.low` seldom is."""
+    bound = _arrays.scalar_of(bound)
+    if _arrays.is_number(bound) or not hasattr(mean, "dtype"):
+        return bound
+    if _arrays.is_tensor(bound):
+        if _arrays.is_tensor(mean):
+            return bound.to(mean.device, mean.dtype)
+        bound = bound.detach().cpu().double().numpy()
+    if isinstance(bound, np.ma.MaskedArray):
+        return _arrays.load(bound, where)  # which refuses it
+    if isinstance(bound, (list, tuple)):
+        try:
+            bound = np.asarray(bound)
+        except ValueError:  # ragged
+            bound = np.asarray(None)
+    if not isinstance(bound, np.ndarray):
+        return bound
+    if _arrays.is_compiling():  # which knows no more of NumPy's dtypes
+        return sys.modules["torch"].as_tensor(bound).to(mean.device, mean.dtype)
+    if bound.dtype.kind not in "fiu":
+        raise TypeError(f"{where} must be a number or an array of numbers, got dtype {bound.dtype}")
+    if _arrays.is_tensor(mean):
+        return sys.modules["torch"].tensor(bound, dtype=mean.dtype, device=mean.device)
+    dtype = _arrays.dtype_name(mean)
+    return _arrays.like(bound.astype(dtype, copy=False), mean) if dtype in _heads._FLOATS else bound
+
+
+def _bounds_in_float32(low: Any, high: Any, mean: Any) -> dict[str, Any]:
+    """Bounds that are in the dtype of `mean`, which is a half, in float32."""
+    return {
+        name: rounded(_arrays.to_float(x), mean) if _arrays.is_number(x) else _heads.to_float32(x)
+        for name, x in (("low", low), ("high", high))
+    }
 
 
 def _number(value: Any, where: str) -> float:

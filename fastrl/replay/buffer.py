@@ -395,6 +395,8 @@ class ReplayBuffer:
     def _array(self, name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         """`value` with this dtype and shape, or an error that says what of it is wrong."""
         try:
+            if isinstance(value, np.ma.MaskedArray):
+                raise TypeError("must not be a masked array, whose mask would be ignored: give filled(value)")
             array = np.asarray(value)
             if array.dtype != dtype:
                 array = _cast(array, dtype)

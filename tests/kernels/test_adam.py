@@ -494,3 +494,22 @@ def test_cuda_tensors(torch, tolerance):
     adam.adam_step_reference(start, grads, *state, lr=0.01)
     for x, y in zip(found[0], start, strict=True):
         np.testing.assert_allclose(x.cpu().numpy(), y, **tolerance("float32"))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_eps_0_divides_by_0_as_everywhere(dtype):
+    """An item without a gradient is 0 / 0, NaN, on every backend; the others are updated all the same."""
+    import importlib
+
+    backends = {"reference": importlib.import_module("fastrl.kernels.adam").reference}
+    if importlib.util.find_spec("numba"):
+        backends["numba"] = importlib.import_module("fastrl.kernels._numba.adam").NumbaAdam()
+    if importlib.util.find_spec("fastrl._C"):
+        backends["cpp"] = importlib.import_module("fastrl._C")
+    for name, kernels in backends.items():
+        p, g, m, v = (np.array(x, dtype) for x in ([1, 1, 1], [1, 0, -2], [0, 0, 0], [0, 0, 0]))
+        step = np.array(0.0, np.float32)
+        kernels.adam_step([p], [g], [m], [v], [step], 0.1, 0.9, 0.999, 0.0, 0.0)
+        np.testing.assert_allclose(p, [0.9, np.nan, 1.1], rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(m, [0.1, 0, -0.2], rtol=1e-6, err_msg=name)
+        assert step == 1 and np.isfinite(v).all()

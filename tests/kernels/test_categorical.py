@@ -459,12 +459,6 @@ def bad_calls(torch=None):
         "list": (both, ([[0.0]], a), TypeError, where + "logits must be an array, got list"),
         "None": (both, (None, a), TypeError, where + "logits must be an array, got NoneType"),
         "action list": (both, (z, [0] * 5), TypeError, where + "action must be an array, got list"),
-        "float16": (
-            both,
-            (z.astype(np.float16), a),
-            ValueError,
-            where + "logits must have dtype float32 or float64, got float16",
-        ),
         "int": (both, (z.astype(int), a), ValueError, where + "logits must have dtype float32 or float64, got int64"),
         "float action": (
             both,
@@ -501,12 +495,6 @@ def bad_calls(torch=None):
                 (z, ta),
                 TypeError,
                 where + "action must be a numpy.ndarray like logits, got a torch.Tensor",
-            ),
-            "half": (
-                both,
-                (tz.half(), ta),
-                ValueError,
-                where + "logits must have dtype float32 or float64, got float16",
             ),
             "meta": (both, (tz.to("meta"), ta), ValueError, where + "logits"),
             "sparse": (both, (tz.to_sparse(), ta), ValueError, where + "logits has no data"),

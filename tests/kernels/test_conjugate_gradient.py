@@ -561,3 +561,28 @@ def test_right_hand_sides_whose_squares_leave_float64(solve, size):
 def test_a_huge_tolerance_is_met_at_once(solve):
     x, info = solve(np.eye(2), np.ones(2), atol=1e200)
     assert (info.iterations, info.status) == (0, "converged") and not x.any()
+
+
+@pytest.mark.parametrize("start", [None, 3.0])
+@pytest.mark.parametrize("preconditioner", [None, "array", "function"])
+@pytest.mark.parametrize("b", [[1e300], [1e300, 1.0], [-1e308, 1e-300]])
+def test_a_solution_beyond_the_dtype_is_a_breakdown(solve, torch, start, preconditioner, b):
+    """||b||^2 leaves float64, and x = 1e20 b is infinite: x is the start, finite, and the residual its own."""
+    b = np.array(b)
+    x0 = None if start is None else np.full_like(b, start)
+    inverse = {None: None, "array": np.full_like(b, 1e20), "function": lambda r: 1e20 * r}[preconditioner]
+    x, info = solve(lambda v: 1e-20 * v, b, x0=x0, preconditioner=inverse)
+    np.testing.assert_array_equal(x, np.zeros_like(b) if x0 is None else x0)
+    assert info.status == "breakdown" and info.iterations == 0
+    assert info.residual_norm == pytest.approx(abs(b[0]), rel=1e-12)
+    # One that is inside is found.
+    x, info = solve(lambda v: 0.5 * v, b / 10, x0=x0)
+    np.testing.assert_allclose(x[0], b[0] / 5, rtol=1e-12)
+    assert info.status == "converged"
+
+
+def test_a_natural_gradient_step_beyond_the_dtype_is_none(torch):
+    from fastrl import natural_gradient_step
+
+    step, info = natural_gradient_step(lambda v: 1e-20 * v, torch.tensor([1e300], dtype=torch.float64), max_kl=0.01)
+    assert step.tolist() == [0.0] and info.status == "breakdown" and info.scale == 0

@@ -82,6 +82,9 @@ def calls(rng, shape, dtype, masked=False, flag_dtype=bool):
     yield "discounted_returns", (rewards, *ends, 0.97, None, mask)
     yield "discounted_returns", (rewards, *ends, 0, None, mask)
     yield "lambda_returns", (rewards, next_values, *ends, 0.97, 0.8, mask)
+    yield "lambda_returns", (rewards, next_values, terminated, None, 0.97, 0.8, mask)
+    numbers = [x.astype(kind) for x, kind in zip(ends, (np.float32, np.int64), strict=True)]
+    yield "gae", (rewards, values, next_values, *numbers, 0.97, 0.9, None if mask is None else mask.astype(np.float16))
     yield "lambda_returns", (rewards, next_values, *ends, 0.97, 1, mask)
     yield "vtrace", (rewards, values, next_values, *ends, log_rhos, 0.97, 0.9, 1.0, 0.9, float("inf"), mask)
     yield "off_policy_returns", (rewards, values, next_values, traces, *ends, 0.97, mask)
@@ -89,6 +92,8 @@ def calls(rng, shape, dtype, masked=False, flag_dtype=bool):
         for n in (1, 3, 70, 200, 10**9):  # up to 64 and beyond: two ways to sum
             yield "n_step_returns", (rewards, next_values, *ends, 0.97, n, cut if n != 3 else None, mask)
         yield "n_step_returns", (rewards, None, *ends, 0.9, 5, None, mask)
+        for n in (30, 100):  # 0.01^23 is 0 in float32
+            yield "n_step_returns", (rewards, next_values, *ends, 0.01, n, None, mask)
     a = np.where(rng.random(shape) < 0.1, 0, rng.uniform(-0.9, 0.9, shape)).astype(dtype)
     b = floats()
     for y_T in (None, 1.5, floats()[0]) if shape[0] else (None,):
@@ -215,7 +220,7 @@ def test_errors_are_those_of_the_cpu(served):
         (1, x.double()),
         (1, x[:3]),
         (1, torch.zeros(4, 3, device="meta")),
-        (3, x),
+        (3, x.to(torch.complex64)),
         (3, flags[:2]),
         (5, 2.0),
         (5, "a"),

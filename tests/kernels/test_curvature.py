@@ -1,5 +1,6 @@
 """Hessian and Fisher products against explicit matrices and double backward; the natural gradient step; line search."""
 
+import copy
 import importlib
 import math
 import os
@@ -958,3 +959,89 @@ def test_line_search_of_read_only_parameters():
         line_search(
             lambda p: (1.0, 0.0), np.zeros(2, np.int64), np.ones(2, np.int64), expected_improvement=1.0, max_kl=1.0
         )
+
+
+class _Policy(nn.Module):
+    def __init__(self, layer, functional=False):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), layer, nn.Tanh(), nn.Linear(8, 3))
+        self.functional = functional
+
+    def forward(self, x):
+        out = self.net(x)
+        return torch.nn.functional.dropout(out, training=self.training) if self.functional else out
+
+
+class _Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls += 1
+        return x
+
+
+NOT_REPEATABLE = {
+    "Dropout": lambda: _Policy(nn.Dropout(0.5)),
+    "AlphaDropout": lambda: _Policy(nn.AlphaDropout(0.5)),
+    "BatchNorm": lambda: _Policy(nn.BatchNorm1d(8)),
+    "RReLU": lambda: _Policy(nn.RReLU()),
+    "functional dropout": lambda: _Policy(nn.Tanh(), functional=True),
+    "chain": lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)),
+}
+
+
+@pytest.mark.parametrize("method", ["auto", "func", "double_backward"])
+@pytest.mark.parametrize("name", NOT_REPEATABLE)
+def test_a_policy_that_is_another_one_at_each_call_is_refused(name, method):
+    torch.manual_seed(0)
+    policy, observations = NOT_REPEATABLE[name](), torch.randn(64, 4)
+    policy.train()
+    state, seed = copy.deepcopy(policy.state_dict()), torch.get_rng_state()
+    text = (
+        "FisherVectorProduct: policy must give the same output each time and change no buffer, unlike Dropout and "
+        "BatchNorm in training mode: call policy.eval() first"
+    )
+    with pytest.raises(ValueError) as caught:
+        FisherVectorProduct(policy, observations, method=method)
+    assert str(caught.value) == text
+    assert torch.equal(torch.get_rng_state(), seed)
+    assert all(torch.equal(x, state[key]) for key, x in policy.state_dict().items())
+    policy.eval()
+    fisher = FisherVectorProduct(policy, observations, method=method)
+    u, v = torch.randn(2, fisher.shape[0])
+    assert torch.equal(fisher(v), fisher(v))
+    torch.testing.assert_close(u @ fisher(v), v @ fisher(u), rtol=1e-3, atol=1e-5)
+    policy.train()  # nobody has seen it yet
+    with pytest.raises(ValueError, match="policy.eval"):
+        fisher.refresh()
+    policy.eval()
+    fisher.refresh()
+
+
+def test_a_buffer_that_a_call_changes_is_as_before():
+    policy = _Policy(_Counts())
+    with pytest.raises(ValueError, match="change no buffer"):
+        FisherVectorProduct(policy, torch.randn(8, 4))
+    assert policy.net[1].calls == 0
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.0), nn.LayerNorm(8), nn.Identity()], ids=str)
+def test_a_policy_in_training_mode_that_is_repeatable_is_taken(layer):
+    fisher = FisherVectorProduct(_Policy(layer).train(), torch.randn(8, 4))
+    v = torch.randn(fisher.shape[0])
+    assert torch.equal(fisher(v), fisher(v))
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(8)], ids=str)
+def test_a_hessian_is_one_matrix_though_the_policy_is_not_repeatable(layer):
+    """The loss's graph is built once: every product is one with the Hessian of that loss."""
+    torch.manual_seed(0)
+    policy = _Policy(layer).train()
+    product = hessian_vector_product(
+        lambda: policy(torch.ones(16, 4) + torch.arange(16)[:, None]).square().mean(), policy
+    )
+    u, v = torch.randn(2, product.shape[0])
+    assert torch.equal(product(v), product(v))
+    torch.testing.assert_close(u @ product(v), v @ product(u), rtol=1e-3, atol=1e-4)

@@ -498,12 +498,6 @@ def bad_calls(torch=None):
                 TypeError,
                 where + "action must be a numpy.ndarray like mean, got a torch.Tensor",
             ),
-            "half": (
-                given,
-                (tx.half(), ts, tx),
-                ValueError,
-                where + "mean must have dtype float32 or float64, got float16",
-            ),
             "meta": (given, (tx, ts, tx.to("meta")), ValueError, where + "action"),
             "negative bit": (given, (tx, torch._neg_view(ts), tx), ValueError, where + "log_std must not be a lazily"),
             "noise with grad": (

@@ -124,11 +124,11 @@ def test_arrays(kernels, op):
 def test_flags(kernels, op):
     first = FLOATS[op][0]
     for name in FLAGS[op]:
-        for value in ([[False] * 3] * 4, False, 1, "mask", *([None] if name in ("terminated", "truncated") else [])):
+        for value in ([[False] * 3] * 4, False, 1, "mask", *([None] if name == "terminated" else [])):
             error, text, _ = no_array(value)
             must_raise(kernels, op, good(op) | {name: value}, error, f"{name} {text}")
-        for dtype in ("int64", "int8", "float32", "float64", "uint16"):
-            text = f"{name} must have dtype bool or uint8, got {dtype}"
+        for dtype in ("complex64", "datetime64[s]", "<U1", "object"):
+            text = f"{name} must have dtype bool, or an integer or float one, got {np.dtype(dtype)}"
             must_raise(kernels, op, good(op) | {name: np.zeros(SHAPE, dtype)}, VE, text)
         for shape in ((5, 3), (4, 4), (3, 4), (4,), (), (4, 3, 1)):
             text = f"{name} {like(SHAPE, first)}, got {shape}"
@@ -152,6 +152,15 @@ def test_flags_that_are_neither_0_nor_1(kernels, op):
         must_raise(
             kernels, op, good(op, (4,)) | {name: flat}, VE, f"{name}[3] is 128, must be 0 or 1", new_out(op, (4,))
         )
+        for dtype in ("int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "float16", "float32", "float64"):
+            values = (0.5, -1.0, np.inf, np.nan, 1.5) if dtype.startswith("float") else (2, np.iinfo(dtype).max)
+            for value in values:
+                flags = np.ones(SHAPE, dtype)
+                flags[1, 2] = value
+                flags[3, 0] = 3
+                for place in (flags, np.asfortranarray(flags)):
+                    text = f"{name}[1, 2] is {value!r}, must be 0 or 1".replace("np.", "")
+                    must_raise(kernels, op, good(op) | {name: place}, VE, text)
         large = np.zeros((3, 300), np.uint8)
         large[2, 299] = 2
         text = f"{name}[2, 299] is 2, must be 0 or 1"
@@ -161,8 +170,9 @@ def test_flags_that_are_neither_0_nor_1(kernels, op):
 @pytest.mark.parametrize("op", list(FLOATS)[1:])
 def test_numbers(kernels, op):
     for name in NUMBERS[op]:
-        for value in ("0.9", None, True, 1j, np.array(0.9), [0.9], np.ones(1), b"1", np.bool_(True)):
-            text = f"{name} must be a float, got {type(value).__name__}"
+        for value in ("0.9", None, True, 1j, [0.9], np.ones(1), b"1", np.bool_(True), np.array(True)):
+            got = "bool" if isinstance(value, np.ndarray) and value.ndim == 0 else type(value).__name__
+            text = f"{name} must be a float, got {got}"
             must_raise(kernels, op, good(op) | {name: value}, TE, text)
         clip = name.endswith("clip")
         wanted = ">= 0" if clip else "in [0, 1]"
@@ -173,8 +183,9 @@ def test_numbers(kernels, op):
 
 def test_n(kernels):
     op = "n_step_returns"
-    for value in (1.5, 2.0, "3", None, True, np.float64(3), np.array(3), [3], math.nan):
-        must_raise(kernels, op, good(op) | {"n": value}, TE, f"n must be an int, got {type(value).__name__}")
+    for value in (1.5, 2.0, "3", None, True, np.float64(3), np.array(3.0), [3], math.nan):
+        got = "float" if isinstance(value, np.ndarray) else type(value).__name__
+        must_raise(kernels, op, good(op) | {"n": value}, TE, f"n must be an int, got {got}")
     for value in (0, -1, -(10**30), np.int64(0)):
         must_raise(kernels, op, good(op) | {"n": value}, VE, f"n must be >= 1, got {value}")
 

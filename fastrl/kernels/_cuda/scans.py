@@ -46,25 +46,6 @@ class TorchScans(ReferenceScans):
 
     call = TorchCall
 
-    @staticmethod
-    def _n_step(xp: Any, r: Any, nv: Any, term: Any, cont: Any, valid: Any, gamma: Any, n: int) -> tuple[Any, ...]:
-        # All t at once, one k after the other.
-        T = len(r)
-        returns, discounts = torch.zeros_like(r), torch.zeros_like(r)
-        last = torch.zeros_like(r) + torch.arange(T, device=r.device)[:, None]
-        alive, factor = valid.clone(), torch.ones_like(r) * valid
-        for k in range(min(n, T)):
-            m = T - k
-            returns[:m] += scans._times(xp, factor[:m], r[k:])
-            goes_on = cont[k:] & (k + 1 < n)
-            discount = gamma * factor[:m] * ~(goes_on | term[k:])
-            returns[:m] += scans._times(xp, discount, nv[k:])
-            discounts[:m] += discount
-            factor[:m] = gamma * factor[:m] * goes_on
-            alive[:m] &= goes_on
-            last[:m] += alive[:m]
-        return returns, discounts, last
-
 
 @functools.cache
 def backend() -> Any:

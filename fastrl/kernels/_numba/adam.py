@@ -10,7 +10,7 @@ from numba import njit
 from fastrl.kernels.adam import ReferenceAdam
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _update(
     p: Any, g: Any, m: Any, v: Any, decay: Any, weight1: Any, beta2: Any, weight2: Any, inverse_root: Any, eps: Any,
     size: Any,

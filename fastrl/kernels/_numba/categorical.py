@@ -14,7 +14,7 @@ from fastrl.kernels.categorical import invalid_row, load_action, load_logits
 from fastrl.kernels.generator import advance
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _base(z: Any) -> Any:
     """What a row of logits is measured from: their largest, or 0 where all are masked."""
     largest = -math.inf
@@ -23,12 +23,12 @@ def _base(z: Any) -> Any:
     return 0.0 if largest == -math.inf else largest
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _exp(d: Any) -> Any:
     return 0.0 if d < -708.0 else math.exp(d)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _totals(z: Any, base: Any) -> Any:
     """(sum e^d, sum e^d d), d = z - base; NaN for a row without a distribution."""
     total, total_ed = 0.0, 0.0
@@ -43,7 +43,7 @@ def _totals(z: Any, base: Any) -> Any:
     return total, total_ed
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _first_invalid(z: Any) -> Any:
     for b in range(len(z)):
         if math.isnan(_totals(z[b], _base(z[b]))[0]):
@@ -51,7 +51,7 @@ def _first_invalid(z: Any) -> Any:
     return -1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _draw(z: Any, u: Any, action: Any, log_prob: Any) -> None:
     prefix = np.empty(z.shape[1])
     for b in range(len(z)):
@@ -66,7 +66,7 @@ def _draw(z: Any, u: Any, action: Any, log_prob: Any) -> None:
         log_prob[b] = (np.float64(z[b, k]) - base) - math.log(total)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _log_prob_entropy(z: Any, action: Any, log_prob: Any, entropy: Any) -> None:
     for b in range(len(z)):
         base = _base(z[b])
@@ -76,7 +76,7 @@ def _log_prob_entropy(z: Any, action: Any, log_prob: Any, entropy: Any) -> None:
         entropy[b] = log_total - total_ed / total
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _backward(z: Any, action: Any, gl: Any, gh: Any, grad: Any) -> None:
     for b in range(len(z)):
         base = _base(z[b])

@@ -20,7 +20,7 @@ from fastrl.kernels.conjugate_gradient import (
 _NOTHING = {"float32": np.empty(0, np.float32), "float64": np.empty(0, np.float64)}
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _dot(u: Any, v: Any) -> float:
     total = 0.0
     for i in range(len(u)):
@@ -28,13 +28,13 @@ def _dot(u: Any, v: Any) -> float:
     return total
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _residual(b: Any, x: Any, z: Any, damping: float, r: Any) -> None:
     for i in range(len(b)):
         r[i] = np.float64(b[i]) - (np.float64(z[i]) + damping * np.float64(x[i]))
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _curvature(p: Any, z: Any, damping: float) -> float:
     total = 0.0
     for i in range(len(p)):
@@ -42,7 +42,7 @@ def _curvature(p: Any, z: Any, damping: float) -> float:
     return total
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _update(
     x: Any, x_next: Any, r: Any, r_next: Any, p: Any, z: Any, inverse: Any, damping: float, alpha: float
 ) -> tuple[float, float, bool]:
@@ -59,7 +59,7 @@ def _update(
     return rr, ry, finite
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _next(y: Any, inverse: Any, beta: float, p: Any) -> None:
     for i in range(len(p)):
         value = np.float64(y[i]) * np.float64(inverse[i]) if len(inverse) else np.float64(y[i])

@@ -10,9 +10,9 @@ from numba import njit
 from fastrl.kernels.n_step_gather import ReferenceGather
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _items(
-    rewards: Any, terminated: Any, truncated: Any, slot: Any, env: Any, limit: Any, gamma: float,
+    rewards: Any, terminated: Any, truncated: Any, slot: Any, env: Any, limit: Any, gamma: float, reach: int,
     next_values: Any, bootstrap: bool, cut: Any, cuts: bool, returns: Any, discounts: Any, last: Any, bad: Any,
 ) -> None:  # fmt: skip
     slots = len(rewards)
@@ -22,7 +22,7 @@ def _items(
         while True:
             if factor != 0.0:
                 total += factor * rewards[s, e]
-            factor *= gamma
+            factor = factor * gamma if m < reach else 0.0
             if terminated[s, e] or truncated[s, e]:
                 if truncated[s, e] > 1:
                     bad[i] = 2
@@ -48,14 +48,14 @@ def _items(
 class _NumbaGather(ReferenceGather):
     def _walk(
         self, rewards: Any, terminated: Any, truncated: Any, slot: Any, env: Any, limit: Any, gamma: float,
-        next_values: Any, cut: Any,
+        reach: int, next_values: Any, cut: Any,
     ) -> tuple[Any, Any, Any, Any]:  # fmt: skip
         returns, discounts = np.empty(len(slot)), np.empty(len(slot))
         last, bad = np.empty(len(slot), np.int64), np.zeros(len(slot), np.int64)
         # Few combinations of types, because each is compiled anew: flags as bytes, and an array in place of None.
         terminated, truncated = terminated.view(np.uint8), truncated.view(np.uint8)
         _items(
-            rewards, terminated, truncated, slot, env, limit, gamma,
+            rewards, terminated, truncated, slot, env, limit, gamma, reach,
             rewards if next_values is None else next_values, next_values is not None,
             terminated if cut is None else cut.view(np.uint8), cut is not None,
             returns, discounts, last, bad,

@@ -15,7 +15,7 @@ from fastrl.kernels.normal import load_log_std, load_mean
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _normals(seed: Any, counter: Any, out: Any) -> None:
     """Philox 4x32-10 and Box-Muller, as `_heads.normals`."""
     mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -38,7 +38,7 @@ def _normals(seed: Any, counter: Any, out: Any) -> None:
 # log_std is [B, A] in these loops, of row stride 0 where the caller's is [A].
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _sample(mean: Any, log_std: Any, noise: Any, action: Any, log_prob: Any) -> None:
     for b in range(mean.shape[0]):
         log_prob[b] = 0.0
@@ -48,14 +48,14 @@ def _sample(mean: Any, log_std: Any, noise: Any, action: Any, log_prob: Any) -> 
             log_prob[b] += -0.5 * eps * eps - (s + _HALF_LOG_2PI)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _sample_backward(log_std: Any, noise: Any, ga: Any, gl: Any, grad: Any) -> None:
     for b in range(noise.shape[0]):
         for j in range(noise.shape[1]):
             grad[b, j] += ga[b, j] * math.exp(log_std[b, j]) * noise[b, j] - gl[b]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _log_prob_entropy(mean: Any, log_std: Any, action: Any, log_prob: Any, entropy: Any) -> None:
     for b in range(mean.shape[0]):
         log_prob[b] = entropy[b] = 0.0
@@ -66,7 +66,7 @@ def _log_prob_entropy(mean: Any, log_std: Any, action: Any, log_prob: Any, entro
             entropy[b] += s + (0.5 + _HALF_LOG_2PI)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _backward(mean: Any, log_std: Any, action: Any, gl: Any, gh: Any, g_mean: Any, g_log_std: Any) -> None:
     for b in range(mean.shape[0]):
         for j in range(mean.shape[1]):

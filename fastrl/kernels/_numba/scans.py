@@ -21,7 +21,8 @@ class NumbaCall(Call):
         return array.astype(dtype, copy=False)
 
     def wide_flags(self, array: Any) -> Any:
-        return self.wide(array).view(np.bool_)  # its bytes are 0 and 1: `outputs` checks them before they are used
+        # Its bytes are 0 and 1: `outputs` checks them before they are used.
+        return self.wide(array if array.itemsize == 1 else array != 0).view(np.bool_)
 
     def steps(self, terminated: Any, truncated: Any, valid: Any, cut: Any = None) -> Any:
         cont = np.empty((self.T, self.N), np.bool_)
@@ -33,13 +34,13 @@ class NumbaCall(Call):
         return np.broadcast_to(value, (self.T, self.N))
 
 
-@njit(inline="always")
+@njit(inline="always", error_model="numpy")
 def _times(weight: Any, x: Any) -> Any:
     """weight * x, but 0 where the weight is 0, whatever x is."""
     return weight * x if weight != 0.0 else 0.0
 
 
-@njit(inline="always")
+@njit(inline="always", error_model="numpy")
 def _clip(rho: Any, high: Any) -> Any:
     """A NaN ratio stays one."""
     return high if rho > high else rho
@@ -88,12 +89,21 @@ def _lambda_returns(
 
 
 def _n_step(
-    r: Any, nv: Any, term: Any, cont: Any, valid: Any,
-    gamma: Any, n: Any, whole: Any, factor: Any, end: Any, returns: Any, discounts: Any, last: Any,
+    r: Any, nv: Any, term: Any, cont: Any, valid: Any, gamma: Any, n: Any, reach: Any,
+    whole: Any, factor: Any, end: Any, rest: Any, ready: Any, power: Any, returns: Any, discounts: Any, last: Any,
+    ahead: Any,
 ) -> None:  # fmt: skip
     """whole: the return up to the last step `end` that can be reached, factor: its discount; with it one pass serves
-    every return that is not cut by n."""
-    for t in range(len(r) - 1, -1, -1):
+    every return that is not cut by n.  For the others time is cut, from its end, into blocks of the window's length: a
+    window is the rest of the block it begins in, and `ahead`, the beginning of the next one, in the memory of `last`.
+    """
+    T, window = len(r), min(n, reach)
+    longest = n if n < reach else reach - 1  # from more steps on a window is whole
+    last_power = gamma**n if n < reach else 0.0
+    begin = T  # of the block; ready[i]: the one that column i has been prepared for
+    for t in range(T - 1, -1, -1):
+        if t < begin:
+            begin -= window
         for i in range(r.shape[1]):
             if cont[t, i]:
                 whole[i] = r[t, i] + _times(gamma, whole[i])
@@ -102,18 +112,29 @@ def _n_step(
                 factor[i] = 0.0 if term[t, i] else gamma
                 whole[i] = r[t, i] + _times(factor[i], np.float64(nv[t, i]))
                 end[i] = t
+            is_whole = end[i] - t >= longest
+            if is_whole and ready[i] != begin:
+                ready[i] = begin
+                rest[i] = 0.0
+                for s in range(begin + window - 1, t, -1):
+                    rest[i] = r[s, i] + _times(gamma, rest[i])
+                total = 0.0
+                for s in range(begin, t + 1):
+                    if s > begin:
+                        total += power[s - begin - 1] * r[s + window - 1, i]
+                    if s >= 0:
+                        weight = power[s - begin] if last_power != 0.0 else 0.0
+                        ahead[s, i] = total + _times(weight, np.float64(nv[s + window - 1, i]))
+            if ready[i] == begin:
+                rest[i] = r[t, i] + _times(gamma, rest[i])
             if not valid[t, i]:
                 returns[t, i] = discounts[t, i] = 0.0
                 last[t, i] = t
-            elif end[i] - t < n:
+            elif not is_whole:
                 returns[t, i], discounts[t, i], last[t, i] = whole[i], factor[i], end[i]
             else:
-                total, discount = np.float64(r[t, i]), gamma
-                for k in range(t + 1, t + n):
-                    total += _times(discount, np.float64(r[k, i]))
-                    discount *= gamma
-                total += _times(discount, np.float64(nv[t + n - 1, i]))
-                returns[t, i], discounts[t, i], last[t, i] = total, discount, t + n - 1
+                total = rest[i] + _times(power[window - (t - begin)], ahead[t, i])
+                returns[t, i], discounts[t, i], last[t, i] = total, last_power, min(end[i], t + n - 1)
 
 
 def _vtrace(
@@ -125,9 +146,9 @@ def _vtrace(
             value = np.float64(v[t, i])
             rho = math.exp(np.float64(log_rhos[t, i]))
             delta = r[t, i] + _times(0.0 if term[t, i] else gamma, np.float64(nv[t, i])) - value
-            pg = _clip(rho, pg_rho_clip) * (delta + _times(gamma if cont[t, i] else 0.0, e[i]))
+            pg = _times(_clip(rho, pg_rho_clip), delta + _times(gamma if cont[t, i] else 0.0, e[i]))
             trace = _times(gamma * lam, _clip(rho, c_clip)) if cont[t, i] else 0.0
-            e[i] = _clip(rho, rho_clip) * delta + _times(trace, e[i])
+            e[i] = _times(_clip(rho, rho_clip), delta) + _times(trace, e[i])
             vs[t, i] = value + e[i] if valid[t, i] else 0.0
             pg_advantages[t, i] = pg if valid[t, i] else 0.0
 
@@ -152,7 +173,7 @@ def _run(loop: Any, inputs: tuple[Any, ...], rest: tuple[Any, ...]) -> None:
     key = (loop, *[x.dtype for x in inputs])
     if key not in _compiled:
         any_layout = [types.Array(from_dtype(x.dtype), 2, "A", readonly=True, aligned=False) for x in inputs]
-        _compiled[key] = njit((*any_layout, *map(typeof, rest)), nogil=True, cache=True)(loop)
+        _compiled[key] = njit((*any_layout, *map(typeof, rest)), nogil=True, cache=True, error_model="numpy")(loop)
     _compiled[key](*inputs, *rest)
 
 
@@ -182,11 +203,15 @@ class NumbaScans(ReferenceScans):
         return (out,)
 
     @staticmethod
-    def _n_step(xp: Any, r: Any, nv: Any, term: Any, cont: Any, valid: Any, gamma: float, n: int) -> tuple[Any, ...]:
+    def _n_step(
+        xp: Any, r: Any, nv: Any, term: Any, cont: Any, valid: Any, gamma: float, n: int, reach: int
+    ) -> tuple[Any, ...]:
         outs = np.empty(r.shape, r.dtype), np.empty(r.shape, r.dtype), np.empty(r.shape, np.int64)
         N = r.shape[1]
-        states = np.zeros(N), np.zeros(N), np.zeros(N, np.int64)
-        _run(_n_step, (r, nv, term, cont, valid), (gamma, n, *states, *outs))
+        states = np.zeros(N), np.zeros(N), np.zeros(N, np.int64), np.zeros(N), np.full(N, len(r))
+        power = float(gamma) ** np.arange(min(n, reach) + 1)
+        ahead = outs[2].view(np.float64)
+        _run(_n_step, (r, nv, term, cont, valid), (float(gamma), n, reach, *states, power, *outs, ahead))
         return outs
 
     @staticmethod

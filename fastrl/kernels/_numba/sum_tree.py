@@ -12,7 +12,7 @@ from fastrl.kernels.generator import advance
 from fastrl.kernels.sum_tree import FANOUT, ReferenceCore
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _prefix(x: Any) -> None:
     """`prefix_reference` in place: the same additions in the same order."""
     for h in (1, 2, 4, 8):
@@ -21,7 +21,7 @@ def _prefix(x: Any) -> None:
                 x[j] += x[(j & ~(2 * h - 1)) + h - 1]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _repair(leaves: Any, sums: Any, mins: Any, maxs: Any, start: Any, marks: Any, nodes: Any) -> None:
     """Recompute the ancestors of the leaves `nodes`; level l >= 1 is [start[l], start[l + 1]) of the flat arrays."""
     x = np.empty(FANOUT)
@@ -56,7 +56,7 @@ def _repair(leaves: Any, sums: Any, mins: Any, maxs: Any, start: Any, marks: Any
             marks[at] = False
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _find_all(leaves: Any, sums: Any, start: Any, us: Any, out: Any) -> None:
     x = np.empty(FANOUT)
     for i in range(len(us)):
@@ -81,7 +81,7 @@ def _find_all(leaves: Any, sums: Any, start: Any, us: Any, out: Any) -> None:
         out[i] = node
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _uniforms(seed: Any, counter: Any, out: Any) -> None:
     """Philox 4x32-10, as `philox4x32_reference`."""
     mask = np.uint64(0xFFFFFFFF)
@@ -98,7 +98,7 @@ def _uniforms(seed: Any, counter: Any, out: Any) -> None:
         out[i] = np.float64(((c1 << shift) | c0) >> np.uint64(11)) * 2.0**-53
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _draw_distinct(
     leaves: Any, sums: Any, mins: Any, maxs: Any, start: Any, marks: Any, r: Any, out: Any, taken: Any
 ) -> None:
