@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import sys
 import warnings
 from typing import Any
@@ -59,6 +60,17 @@ def _choose_cpu_backend() -> str:
     return "reference"
 
 
+def _refuse_subinterpreter() -> None:
+    """pybind11 takes the main interpreter's GIL; before Python 3.12 a sub-interpreter waits for it for ever."""
+    if sys.version_info >= (3, 12):
+        return
+    interpreters = importlib.import_module("_xxsubinterpreters")
+    if interpreters.get_current() != interpreters.get_main():
+        version = platform.python_version()
+        raise ImportError(f"fastrl cannot be imported in a sub-interpreter of Python {version}: that needs Python 3.12")
+
+
+_refuse_subinterpreter()
 _C, C_ERROR = _try_import("_C")
 # find_spec instead of import: a NumPy code base should not pay for Numba before a kernel needs it.
 HAVE_NUMBA = importlib.util.find_spec("numba") is not None
@@ -129,7 +141,6 @@ def info() -> dict[str, Any]:
 
     Imports torch and numba if they are installed, to report their versions.
     """
-    import platform
     from importlib import metadata
 
     import fastrl

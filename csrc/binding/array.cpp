@@ -1,18 +1,6 @@
 #include "binding/array.h"
 
-#include <chrono>
-#include <thread>
-
 namespace fastrl {
-
-ReleaseGil::~ReleaseGil() noexcept(false) {
-#if PY_VERSION_HEX >= 0x030D0000
-  while (Py_IsFinalizing()) std::this_thread::sleep_for(std::chrono::hours(1));
-#else
-  while (_Py_IsFinalizing()) std::this_thread::sleep_for(std::chrono::hours(1));
-#endif
-  PyEval_RestoreThread(state_);
-}
 
 void raise_type(const std::string& text) { throw py::type_error(text); }
 

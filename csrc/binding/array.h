@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "binding/dlpack.h"
@@ -101,15 +103,27 @@ class Array {
   py::object owner_;
 };
 
-// Lets go of the GIL around a kernel. pybind11's own guard ends the process when a daemon thread comes back to an
-// interpreter that is shutting down (before Python 3.14 taking the GIL then ends the thread, by unwinding through a
-// noexcept destructor): here such a thread sleeps until the process is gone, as Python 3.14 has it.
+// Taking the GIL in an interpreter that is shutting down ends a daemon thread before Python 3.14, by unwinding its
+// stack: destructors would touch Python objects without the GIL. Here such a thread sleeps until the process is gone,
+// as Python 3.14 has it.
+template <class Take>
+void take_gil(const Take& take) {
+  try {
+    take();
+  } catch (...) {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+}
+
+// Lets go of the GIL around a kernel.
 class ReleaseGil {
  public:
   ReleaseGil() : state_(PyEval_SaveThread()) {}
   ReleaseGil(const ReleaseGil&) = delete;
   ReleaseGil& operator=(const ReleaseGil&) = delete;
-  ~ReleaseGil() noexcept(false);
+  ~ReleaseGil() {
+    take_gil([&] { PyEval_RestoreThread(state_); });
+  }
 
  private:
   PyThreadState* state_;

@@ -3,6 +3,7 @@
 
 #include "binding/checks.h"
 #include "binding/contiguous.h"
+#include "binding/method.h"
 #include "binding/registry.h"
 #include "binding/results.h"
 #include "binding/scalars.h"

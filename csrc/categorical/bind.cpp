@@ -44,7 +44,7 @@ py::tuple categorical_sample_of(const Array& logits, py::handle state_object, py
       logits_of(logits),   0, 0, uniform.empty() ? nullptr : uniform[0].data(), data_of<int64_t>(action),
       data_of<T>(log_prob)};
   std::atomic<int64_t> bad{-1};
-  const int threads = threads_for(categorical_us(logits) * 1.5);
+  const Threads threads = threads_and_pieces(categorical_us(logits) * 1.5);
   {
     ReleaseGil release;
     // Drawn first and taken after, so that logits without a distribution leave the generator as it was; again, should
@@ -78,7 +78,7 @@ py::tuple categorical_log_prob_entropy_of(const Array& logits, const Contiguous<
   Result log_prob = allocate_like(logits, logits.dtype, &rows, 1);
   Result entropy = allocate_like(logits, logits.dtype, &rows, 1);
   const CategoricalLogProb<T> op{logits_of(logits), action.data(), data_of<T>(log_prob), data_of<T>(entropy)};
-  const int threads = threads_for(categorical_us(logits));
+  const Threads threads = threads_and_pieces(categorical_us(logits));
   {
     ReleaseGil release;
     parallel_for(rows, threads, op);
@@ -102,7 +102,7 @@ py::object categorical_backward_of(const Array& logits, const Contiguous<int64_t
                       logits.shape[0]);
   Result grad = allocate_like(logits, logits.dtype, logits.shape.data(), 2);
   const CategoricalGrad<T> op{logits_of(logits), action.data(), gl.data(), gh.data(), data_of<T>(grad)};
-  const int threads = threads_for(categorical_us(logits) * 1.5);
+  const Threads threads = threads_and_pieces(categorical_us(logits) * 1.5);
   {
     ReleaseGil release;
     parallel_for(logits.shape[0], threads, op);

@@ -54,7 +54,8 @@ constexpr float kFloatInf = std::numeric_limits<float>::infinity();
 
 // e^x; 0 below the smallest normal number, inf above e^709.
 FASTRL_HD FASTRL_INLINE double exp_bounded(double x) {
-  const double low = x < -708.0 ? -708.0 : x, y = low > 709.0 ? 709.0 : low;
+  constexpr double kLow = -708.3964185322641;  // log 2^-1022
+  const double low = x < kLow ? kLow : x, y = low > 709.0 ? 709.0 : low;
   const double shifted = y * 0x1.71547652b82fep+0 + 0x1.8p52;  // the low bits hold round(y / log 2)
   const double k = shifted - 0x1.8p52;
   const double r = (y - k * 0x1.62e42fee00000p-1) - k * 0x1.a39ef35793c76p-33;
@@ -73,7 +74,7 @@ FASTRL_HD FASTRL_INLINE double exp_bounded(double x) {
   p = (p * r) * r + r;
   const double scale = double_of((bits_of(shifted) << 52) + 0x3FF0000000000000u);
   const double e = (p + 1.0) * scale;
-  return x < -708.0 ? 0.0 : x > 709.0 ? kInf : e;
+  return x < kLow ? 0.0 : x > 709.0 ? kInf : e;
 }
 
 FASTRL_HD FASTRL_INLINE uint32_t bits_of(float x) {

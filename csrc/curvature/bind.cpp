@@ -1,5 +1,6 @@
 // Fisher products of small MLPs: mlp_fisher.h. fastrl/kernels/_direct.py makes one, and checks what it is given.
 #include <cmath>
+#include <memory>
 
 #include "binding/bind.h"
 #include "curvature/mlp_fisher.h"
@@ -33,15 +34,23 @@ void copy_padded(const Array& a, Floats& to) {
   }
 }
 
+// What products read is made anew by refresh, never changed: a product that runs meanwhile keeps what it began with.
+// The GIL guards the pointer.
+struct SharedFisher {
+  std::shared_ptr<const MlpFisher> now;
+};
+
 // layers: (in, out, activation, weight_at, bias_at) each.
-MlpFisher make(int64_t n, const py::list& layers, int64_t log_std_at, bool categorical) {
-  MlpFisher f;
+SharedFisher make(int64_t n, const py::list& layers, int64_t log_std_at, bool categorical) {
+  auto made = std::make_shared<MlpFisher>();
+  MlpFisher& f = *made;
   f.n = n, f.log_std_at = log_std_at, f.categorical = categorical;
   for (py::handle item : layers) {
     const auto [in, out, activation, weight_at, bias_at] =
         py::cast<std::tuple<int64_t, int64_t, int, int64_t, int64_t>>(item);
     if (in < 1 || out < 1 || in > (1 << 20) || out > (1 << 20) || activation < 0 || activation > 3 ||
-        weight_at + in * out > n || bias_at + out > n || (!f.layers.empty() && f.layers.back().out != in))
+        (weight_at >= 0 && weight_at + in * out > n) || (bias_at >= 0 && bias_at + out > n) ||
+        (!f.layers.empty() && f.layers.back().out != in))
       raise_value(std::string(kOp) + "the layers do not fit together");
     f.layers.push_back({in, out, static_cast<MlpActivation>(activation), weight_at, bias_at, {}, {}, {}, {}, {}});
   }
@@ -49,12 +58,20 @@ MlpFisher make(int64_t n, const py::list& layers, int64_t log_std_at, bool categ
   f.log_std_size = f.layers.back().out;
   if (log_std_at >= 0 && log_std_at + f.log_std_size > n)
     raise_value(std::string(kOp) + "the layers do not fit together");
-  return f;
+  return {std::move(made)};
 }
 
 // weights [out, in] of each layer; values: the inputs of the first layer and the outputs of each [rows, ...]; slopes:
 // of activation `other`; scale: MlpFisher's.
-void refresh(MlpFisher& f, const py::list& weights, const py::list& values, const py::list& slopes, py::handle scale) {
+void refresh(py::handle self, const py::list& weights, const py::list& values, const py::list& slopes,
+             py::handle scale) {
+  SharedFisher& shared = self_of<SharedFisher>(self);
+  const auto next = std::make_shared<MlpFisher>();
+  MlpFisher& f = *next;
+  f.n = shared.now->n, f.log_std_at = shared.now->log_std_at, f.log_std_size = shared.now->log_std_size;
+  f.categorical = shared.now->categorical;
+  for (const MlpLayer& l : shared.now->layers)
+    f.layers.push_back({l.in, l.out, l.activation, l.weight_at, l.bias_at, {}, {}, {}, {}, {}});
   const size_t count = f.layers.size();
   if (weights.size() != count || values.size() != count + 1 || slopes.size() != count)
     raise_value(std::string(kOp) + "there must be weights, values and slopes for each layer");
@@ -72,7 +89,6 @@ void refresh(MlpFisher& f, const py::list& weights, const py::list& values, cons
   }
   x.push_back(load_matrix(values[count], "the values of a layer", rows, last.out));
   const Array spread = load_matrix(scale, "the scale", f.categorical ? rows : 1, last.out);
-  f.rows = 0;  // until all is there: memory may run out
   for (size_t k = 0; k < count; ++k) {
     MlpLayer& l = f.layers[k];
     copy_padded(w[k], l.weight);
@@ -86,9 +102,12 @@ void refresh(MlpFisher& f, const py::list& weights, const py::list& values, cons
   if (last.activation != MlpActivation::none) copy_padded(x[count], last.output);
   copy_padded(spread, f.scale);
   f.rows = rows;
+  shared.now = next;
 }
 
-py::object product(const MlpFisher& f, py::handle v, double damping) {
+py::object product(py::handle self, py::handle v, double damping) {
+  const std::shared_ptr<const MlpFisher> now = self_of<SharedFisher>(self).now;
+  const MlpFisher& f = *now;
   const Array vector = load_cpu(v.ptr(), "FisherVectorProduct: v", {DType::f32});
   if (vector.ndim != 1 || vector.shape[0] != f.n)
     raise_value(std::string(kOp) + "v must have shape (" + std::to_string(f.n) + ",), got " +
@@ -96,7 +115,7 @@ py::object product(const MlpFisher& f, py::handle v, double damping) {
   if (f.rows < 1) raise_value(std::string(kOp) + "refresh must be called first");
   const Contiguous<float> numbers(vector);
   Result out = allocate_like(vector, DType::f32, &f.n, 1);
-  const int threads = threads_for(f.microseconds());
+  const Threads threads = threads_and_pieces(f.microseconds());
   {
     ReleaseGil release;
     f.product(numbers.data(), damping, reinterpret_cast<float*>(out.data), threads);
@@ -105,7 +124,7 @@ py::object product(const MlpFisher& f, py::handle v, double damping) {
 }
 
 void bind(py::module_& m) {
-  py::class_<MlpFisher>(m, "MlpFisher")
+  py::class_<SharedFisher>(m, "MlpFisher")
       .def(py::init(&make), py::arg("n"), py::arg("layers"), py::arg("log_std_at"), py::arg("categorical"))
       .def("refresh", &refresh, py::arg("weights"), py::arg("values"), py::arg("slopes"), py::arg("scale"))
       .def("product", &product, py::arg("v"), py::arg("damping"));

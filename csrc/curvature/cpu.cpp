@@ -188,7 +188,7 @@ double MlpFisher::microseconds() const {
   return products * static_cast<double>(rows) * 3e-5;
 }
 
-void MlpFisher::product(const float* v, double damping, float* out, int threads) const {
+void MlpFisher::product(const float* v, double damping, float* out, Threads threads) const {
   const size_t count = layers.size();
   Work work;
   work.v_transposed.resize(count), work.v_bias.resize(count);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/common.h"
+#include "core/parallel.h"
 
 namespace fastrl {
 
@@ -54,7 +55,7 @@ struct MlpFisher {
   Floats scale;  // Gaussian: 1 / (B sigma^2) [outputs]; categorical: p [rows, outputs]
 
   // out = F v + damping v, both [n].
-  void product(const float* v, double damping, float* out, int threads) const;
+  void product(const float* v, double damping, float* out, Threads threads) const;
   double microseconds() const;
 };
 

@@ -27,7 +27,8 @@ struct Call {
     if (single)
       outputs.push_back(py::reinterpret_borrow<py::object>(out));
     else if (is_list(out) && py::len(out) == inputs.size())
-      for (py::handle o : out) outputs.push_back(py::reinterpret_borrow<py::object>(o));
+      for (size_t a = 0; a < inputs.size(); ++a)
+        outputs.push_back(out[py::int_(a)]);  // a list may be shorter than it says
     else
       raise_value("gather_rows: out must be " + std::to_string(inputs.size()) + " arrays like arrays, got " +
                   (is_list(out) ? std::to_string(py::len(out)) + " arrays" : type_name(out.ptr())));
@@ -145,7 +146,7 @@ py::object gather_rows_binding(py::handle arrays, py::handle indices, py::handle
       plans[a].out = results.back().data;
     }
 
-  const int threads = threads_for(microseconds);
+  const Threads threads = threads_and_pieces(microseconds);
   {
     ReleaseGil release;
     parallel_for(n, threads, [&](int64_t begin, int64_t end) {

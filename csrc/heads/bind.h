@@ -47,7 +47,7 @@ py::object run_backward(Op& op, const Array& log_std, bool wanted, int64_t rows,
     if (!shared) op.grad_log_std = data_of<T>(grad);
     if (shared) sums.assign(static_cast<size_t>(pieces * columns), 0.0), op.sums = sums.data();
   }
-  const int threads = threads_for(microseconds);
+  const Threads threads = threads_and_pieces(microseconds);
   {
     ReleaseGil release;
     parallel_for(pieces, threads, [&](int64_t begin, int64_t end) {

@@ -96,8 +96,8 @@ struct Computed {
 Computed compute(const NStepRing& ring, bool is_double, const NStepBatch& starts, int64_t batch, bool is_2d) {
   Computed made{std::unique_ptr<double[]>(new double[2 * batch]), std::unique_ptr<int64_t[]>(new int64_t[batch])};
   // About 20 ns an item and 2 ns a step.
-  const int threads =
-      threads_for(static_cast<double>(batch) * (0.02 + 0.002 * static_cast<double>(std::min(starts.n, ring.slots))));
+  const Threads threads = threads_and_pieces(static_cast<double>(batch) *
+                                             (0.02 + 0.002 * static_cast<double>(std::min(starts.n, ring.slots))));
   std::mutex mutex;
   int64_t bad_at = -1;
   NStepItem bad;

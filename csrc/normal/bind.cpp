@@ -14,7 +14,7 @@ py::tuple normal_log_prob_entropy_of(const Array& mean, const Array& log_std, co
   Result log_prob = allocate_like(mean, mean.dtype, &rows, 1), entropy = allocate_like(mean, mean.dtype, &rows, 1);
   const NormalLogProb<T> op{mean.shape[1],      columns_of(mean),     columns_of(log_std),
                             columns_of(action), data_of<T>(log_prob), data_of<T>(entropy)};
-  const int threads = threads_for(normal_us(mean, 3));
+  const Threads threads = threads_and_pieces(normal_us(mean, 3));
   {
     ReleaseGil release;
     parallel_for(rows, threads, op);
@@ -42,7 +42,7 @@ py::tuple normal_sample_of(const Array& mean, const Array& log_std, const Array&
   NormalSample<T> op{
       mean.shape[1],      columns_of(mean),     columns_of(log_std), noise.object ? columns_of(noise) : Columns{}, 0, 0,
       data_of<T>(action), data_of<T>(log_prob), data_of<T>(drawn)};
-  const int threads = threads_for(normal_us(mean, 8));
+  const Threads threads = threads_and_pieces(normal_us(mean, 8));
   {
     ReleaseGil release;
     if (state) op.seed = state[0], op.counter = take(state, normal_blocks(mean.size()));

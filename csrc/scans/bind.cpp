@@ -35,14 +35,16 @@ struct Cpu {
 
   template <class Op>
   static void scan(const Op& op, const ScanData& data, const Array& first, const std::string&, double ns_an_item) {
-    const int threads = threads_for(1e-3 * ns_an_item * static_cast<double>(data.T) * static_cast<double>(data.N));
+    const Threads threads =
+        threads_and_pieces(1e-3 * ns_an_item * static_cast<double>(data.T) * static_cast<double>(data.N));
     ReleaseGil release;
     first.dtype == DType::f32 ? fastrl::scan<float>(op, data, threads) : fastrl::scan<double>(op, data, threads);
   }
 
   static void n_step_returns(const ScanData& data, double gamma, int64_t n, const Array& first, const std::string&) {
     const double ns_an_item = 2.0 + 0.3 * static_cast<double>(std::min<int64_t>(n, 12));
-    const int threads = threads_for(1e-3 * ns_an_item * static_cast<double>(data.T) * static_cast<double>(data.N));
+    const Threads threads =
+        threads_and_pieces(1e-3 * ns_an_item * static_cast<double>(data.T) * static_cast<double>(data.N));
     ReleaseGil release;
     first.dtype == DType::f32 ? fastrl::n_step_returns<float>(data, gamma, n, threads)
                               : fastrl::n_step_returns<double>(data, gamma, n, threads);

@@ -248,9 +248,8 @@ class ScanCall {
                   (sequence ? std::to_string(py::len(out)) + " arrays" : type_name(out.ptr())));
     for (int i = 0; i < count; ++i) {
       out_wheres_[i] = op_name() + (many ? names[i] : ": out");
-      target(out_wheres_[i].c_str(),
-             many ? py::reinterpret_steal<py::object>(PySequence_GetItem(out.ptr(), i))
-                  : py::reinterpret_borrow<py::object>(out),
+      // The list may be shorter than it says.
+      target(out_wheres_[i].c_str(), many ? py::object(out[py::int_(i)]) : py::reinterpret_borrow<py::object>(out),
              dtypes.begin()[i], i);
     }
   }

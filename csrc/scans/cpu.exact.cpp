@@ -140,7 +140,7 @@ double last_of(const ScanData& d, int64_t n) {
 }
 
 template <class T, class Op>
-void run_scan(const Op& op, const ScanData& d, int threads) {
+void run_scan(const Op& op, const ScanData& d, Threads threads) {
   if (d.T == 0 || d.N == 0) return;
   const bool along = d.N < kWide;
   Tiler<Op, T> tiler(op, d, along);
@@ -169,13 +169,13 @@ void run_scan(const Op& op, const ScanData& d, int threads) {
 
 }  // namespace
 
-#define FASTRL_SCAN(Op)                                                       \
-  template <class T>                                                          \
-  void scan(const Op<double>& op, const ScanData& data, int threads) {        \
-    run_scan<T>(op, data, threads);                                           \
-  }                                                                           \
-  template void scan<float>(const Op<double>&, const ScanData&, int threads); \
-  template void scan<double>(const Op<double>&, const ScanData&, int threads);
+#define FASTRL_SCAN(Op)                                                           \
+  template <class T>                                                              \
+  void scan(const Op<double>& op, const ScanData& data, Threads threads) {        \
+    run_scan<T>(op, data, threads);                                               \
+  }                                                                               \
+  template void scan<float>(const Op<double>&, const ScanData&, Threads threads); \
+  template void scan<double>(const Op<double>&, const ScanData&, Threads threads);
 FASTRL_SCAN(AffineScan)
 FASTRL_SCAN(Gae)
 FASTRL_SCAN(LambdaReturns)

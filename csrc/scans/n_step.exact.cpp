@@ -176,7 +176,7 @@ FASTRL_INLINE void n_step_rows(NStepStrip<T>& strip, int64_t first, int64_t end,
 }  // namespace
 
 template <class T>
-void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
+void n_step_returns(const ScanData& d, double gamma, int64_t n, Threads threads) {
   if (d.T == 0 || d.N == 0) return;
   NStepRows op{gamma, 0.0, std::min(n, d.T), std::min(n, d.T), std::min(n, d.T), {}};
   op.gamma_n = std::pow(gamma, static_cast<double>(op.n));
@@ -228,7 +228,7 @@ void n_step_returns(const ScanData& d, double gamma, int64_t n, int threads) {
   });
 }
 
-template void n_step_returns<float>(const ScanData&, double, int64_t, int);
-template void n_step_returns<double>(const ScanData&, double, int64_t, int);
+template void n_step_returns<float>(const ScanData&, double, int64_t, Threads);
+template void n_step_returns<double>(const ScanData&, double, int64_t, Threads);
 
 }  // namespace fastrl

@@ -7,6 +7,7 @@
 
 #include "core/common.h"
 #include "core/lanes.h"
+#include "core/parallel.h"
 #include "core/simd_math.h"
 
 namespace fastrl {
@@ -226,21 +227,21 @@ struct ScanData {
 
 // T is float or double, the dtype of `in` and `out`; sums are double. `threads`: at most so many.
 template <class T>
-void scan(const AffineScan<double>& op, const ScanData& data, int threads);
+void scan(const AffineScan<double>& op, const ScanData& data, Threads threads);
 template <class T>
-void scan(const Gae<double>& op, const ScanData& data, int threads);
+void scan(const Gae<double>& op, const ScanData& data, Threads threads);
 template <class T>
-void scan(const LambdaReturns<double>& op, const ScanData& data, int threads);
+void scan(const LambdaReturns<double>& op, const ScanData& data, Threads threads);
 template <class T>
-void scan(const RewardsToGo<double>& op, const ScanData& data, int threads);
+void scan(const RewardsToGo<double>& op, const ScanData& data, Threads threads);
 template <class T>
-void scan(const VTrace<double>& op, const ScanData& data, int threads);
+void scan(const VTrace<double>& op, const ScanData& data, Threads threads);
 template <class T>
-void scan(const OffPolicyReturns<double>& op, const ScanData& data, int threads);
+void scan(const OffPolicyReturns<double>& op, const ScanData& data, Threads threads);
 
 // in: r, V' (its data null for none); out: returns, discounts, last (int64).
 template <class T>
-void n_step_returns(const ScanData& data, double gamma, int64_t n, int threads);
+void n_step_returns(const ScanData& data, double gamma, int64_t n, Threads threads);
 
 // The first byte > 1 of flags [T, N], in row-major order, as t * N + n; -1 if there is none.
 int64_t find_bad_flag(const ScanArray& flags, int64_t T, int64_t N);

@@ -13,7 +13,7 @@ constexpr int64_t kMaxBatch = 2147483647;
 class SumTreeCore {
  public:
   SumTreeCore(int64_t capacity, const std::string& dtype, py::object state, py::object tensor_type)
-      : tree_(make_sum_tree(capacity, dtype == "float64")),
+      : tree_(make_sum_tree(check_capacity(capacity), dtype == "float64")),
         capacity_(capacity),
         leaf_(dtype == "float64" ? DType::f64 : DType::f32),
         state_owner_(std::move(state)) {
@@ -125,7 +125,7 @@ class SumTreeCore {
     Result indices = allocate_like(like_, DType::i64, &n, 1), probabilities = allocate_like(like_, DType::f64, &n, 1);
     auto* i = reinterpret_cast<int64_t*>(indices.data);
     auto* p = reinterpret_cast<double*>(probabilities.data);
-    const int threads = threads_for(0.03 * static_cast<double>(n));
+    const Threads threads = threads_and_pieces(0.03 * static_cast<double>(n));
     SumTree::Status status;
     {
       ReleaseGil release;
@@ -133,7 +133,7 @@ class SumTreeCore {
           replacement ? tree_->sample(state_, stratified, n, i, p, threads) : tree_->sample_distinct(state_, n, i, p);
     }
     if (status == SumTree::Status::too_few) {
-      const std::string count = std::to_string(tree_->count_positive());
+      const std::string count = std::to_string(len());
       raise_value("sum_tree.sample: batch_size must be at most " + count +
                   ", the number of positive priorities, without replacement, got " + std::to_string(n));
     }
@@ -151,7 +151,7 @@ class SumTreeCore {
       raise_value("sum_tree.sample_weighted: normalize must be \"batch\" or \"tree\", got " +
                   py::cast<std::string>(py::repr(normalize)));
     Result indices = allocate_like(like_, DType::i64, &n, 1), weights = allocate_like(like_, leaf_, &n, 1);
-    const int threads = threads_for(0.03 * static_cast<double>(n));
+    const Threads threads = threads_and_pieces(0.03 * static_cast<double>(n));
     SumTree::Status status;
     {
       ReleaseGil release;
@@ -163,19 +163,16 @@ class SumTreeCore {
   }
 
   void load(py::handle priorities) {
-    const Array p = load_cpu(priorities.ptr(), "sum_tree.load: priorities", {DType::f32, DType::f64});
+    const Array p = load_cpu(priorities.ptr(), "sum_tree.load: priorities", {leaf_});
     check_ndim_1(p, "sum_tree.load: priorities");
     if (p.shape[0] != capacity_) raise_value("sum_tree.load: priorities must have one value a leaf");
-    std::vector<int64_t> all(capacity_);
-    for (int64_t i = 0; i < capacity_; ++i) all[i] = i;
-    const Contiguous<double> values(p);
-    BadItem bad;
-    {
-      ReleaseGil release;
-      bad = tree_->update(all.data(), values.data(), capacity_);
-    }
-    raise_bad(bad);
+    raise_bad(leaf_ == DType::f32 ? load_copy<float>(p) : load_copy<double>(p));
   }
+
+  bool acquire() {
+    return without_gil([&] { return tree_->acquire(); });
+  }
+  void release() { tree_->release(); }
 
   py::object priorities() const {
     Result out = allocate_numpy(leaf_, &capacity_, 1);
@@ -204,6 +201,20 @@ class SumTreeCore {
     Array a = load_cpu(indices.ptr(), where, {DType::i64, DType::i32});
     check_ndim_1(a, where);
     return a;
+  }
+
+  static int64_t check_capacity(int64_t capacity) {
+    if (capacity < 1 || capacity > kMaxBatch)
+      raise_value("sum_tree: capacity must be in [1, " + std::to_string(kMaxBatch) + "], got " +
+                  std::to_string(capacity));
+    return capacity;
+  }
+
+  template <class T>
+  BadItem load_copy(const Array& priorities) {
+    const Contiguous<T> leaves(priorities, /*copy=*/true);
+    ReleaseGil release;
+    return tree_->load(leaves.data());
   }
 
   template <class P>
@@ -245,7 +256,7 @@ class SumTreeCore {
   }
 
   void find_checked(const double* u, int64_t n, int64_t* out) const {
-    const int threads = threads_for(0.03 * static_cast<double>(n));
+    const Threads threads = threads_and_pieces(0.03 * static_cast<double>(n));
     double total = 0;
     int64_t bad = -1;
     const SumTree::Status status = without_gil([&] { return tree_->find(u, n, out, threads, &total, &bad); });
@@ -282,21 +293,23 @@ void bind(py::module_& m) {
   py::class_<SumTreeCore>(m, "SumTreeCore")
       .def(py::init<int64_t, const std::string&, py::object, py::object>(), py::arg("capacity"), py::arg("dtype"),
            py::arg("state"), py::arg("tensor_type") = py::none())
-      .def("update", &SumTreeCore::update, py::arg("indices"), py::arg("priorities"))
-      .def("update_from_td_errors", &SumTreeCore::update_from_td_errors, py::arg("indices"), py::arg("td_errors"),
-           py::arg("alpha"), py::arg("eps"), py::arg("keep_zeros"))
-      .def("get", &SumTreeCore::get, py::arg("indices"))
-      .def("find", &SumTreeCore::find, py::arg("prefix_sums"))
-      .def("sample", &SumTreeCore::sample, py::arg("batch_size"), py::arg("stratified"), py::arg("replacement"))
-      .def("sample_weighted", &SumTreeCore::sample_weighted, py::arg("batch_size"), py::arg("beta"),
+      .def("update", method(&SumTreeCore::update), py::arg("indices"), py::arg("priorities"))
+      .def("update_from_td_errors", method(&SumTreeCore::update_from_td_errors), py::arg("indices"),
+           py::arg("td_errors"), py::arg("alpha"), py::arg("eps"), py::arg("keep_zeros"))
+      .def("get", method(&SumTreeCore::get), py::arg("indices"))
+      .def("find", method(&SumTreeCore::find), py::arg("prefix_sums"))
+      .def("sample", method(&SumTreeCore::sample), py::arg("batch_size"), py::arg("stratified"), py::arg("replacement"))
+      .def("sample_weighted", method(&SumTreeCore::sample_weighted), py::arg("batch_size"), py::arg("beta"),
            py::arg("normalize"), py::arg("stratified"))
-      .def("load", &SumTreeCore::load, py::arg("priorities"))
-      .def("priorities", &SumTreeCore::priorities)
-      .def("clear", &SumTreeCore::clear)
-      .def("__len__", &SumTreeCore::len)
-      .def_property_readonly("total", &SumTreeCore::total)
-      .def_property_readonly("min", &SumTreeCore::min)
-      .def_property_readonly("max", &SumTreeCore::max);
+      .def("load", method(&SumTreeCore::load), py::arg("priorities"))
+      .def("priorities", method(&SumTreeCore::priorities))
+      .def("clear", method(&SumTreeCore::clear))
+      .def("acquire", method(&SumTreeCore::acquire))
+      .def("release", method(&SumTreeCore::release))
+      .def("__len__", method(&SumTreeCore::len))
+      .def_property_readonly("total", method(&SumTreeCore::total))
+      .def_property_readonly("min", method(&SumTreeCore::min))
+      .def_property_readonly("max", method(&SumTreeCore::max));
 }
 
 const Binding binding(&bind);

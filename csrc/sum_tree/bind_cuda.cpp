@@ -179,13 +179,13 @@ void bind(py::module_& m) {
                     py::object, py::object, py::object>(),
            py::arg("capacity"), py::arg("widths"), py::arg("leaves"), py::arg("sums"), py::arg("mins"), py::arg("maxs"),
            py::arg("winner"), py::arg("flag"), py::arg("smallest"), py::arg("state"))
-      .def("update", &SumTreeCore::update, py::arg("indices"), py::arg("priorities"))
-      .def("update_from_td_errors", &SumTreeCore::update_from_td_errors, py::arg("indices"), py::arg("td_errors"),
-           py::arg("alpha"), py::arg("eps"), py::arg("keep_zeros"))
-      .def("get", &SumTreeCore::get, py::arg("indices"))
-      .def("find", &SumTreeCore::find, py::arg("prefix_sums"))
-      .def("sample", &SumTreeCore::sample, py::arg("batch_size"), py::arg("stratified"), py::arg("replacement"))
-      .def("sample_weighted", &SumTreeCore::sample_weighted, py::arg("batch_size"), py::arg("beta"),
+      .def("update", method(&SumTreeCore::update), py::arg("indices"), py::arg("priorities"))
+      .def("update_from_td_errors", method(&SumTreeCore::update_from_td_errors), py::arg("indices"),
+           py::arg("td_errors"), py::arg("alpha"), py::arg("eps"), py::arg("keep_zeros"))
+      .def("get", method(&SumTreeCore::get), py::arg("indices"))
+      .def("find", method(&SumTreeCore::find), py::arg("prefix_sums"))
+      .def("sample", method(&SumTreeCore::sample), py::arg("batch_size"), py::arg("stratified"), py::arg("replacement"))
+      .def("sample_weighted", method(&SumTreeCore::sample_weighted), py::arg("batch_size"), py::arg("beta"),
            py::arg("whole_tree"), py::arg("stratified"));
 }
 

@@ -1,76 +1,37 @@
 #include "sum_tree/sum_tree.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <stdexcept>
 #include <type_traits>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#define FASTRL_FORKS 1
+#else
+#define FASTRL_FORKS 0
 #endif
 
 #include "core/levels.h"
 #include "core/parallel.h"
 #include "random/normals.h"
 #include "sum_tree/levels.h"
+#include "sum_tree/lock.h"
 #include "sum_tree/node.h"
 #include "sum_tree/powers.h"
+#include "sum_tree/search.h"
 
 namespace fastrl {
 namespace {
 
-constexpr int kInterleave = 32;  // draws that descend together, so that their cache misses overlap
 constexpr int64_t kChunk = 256;  // draws a pass, so that their uniforms stay on the stack
-
-// ---------------------------------------------------------------- search, one version an instruction set
-FASTRL_INLINE void prefetch(const void* p) {
-#if defined(__GNUC__)
-  __builtin_prefetch(p);
-#else
-  (void)p;
-#endif
-}
-
-#define FASTRL_LEVEL 1
-#define FASTRL_TARGET
-namespace v1 {
-#include "sum_tree/search.inl"
-}
-#undef FASTRL_TARGET
-#undef FASTRL_LEVEL
-
-#if FASTRL_X86_LEVELS
-#define FASTRL_LEVEL 3
-#define FASTRL_TARGET FASTRL_TARGET_3
-namespace v3 {
-#include "sum_tree/search.inl"
-}
-#undef FASTRL_TARGET
-#undef FASTRL_LEVEL
-
-#define FASTRL_LEVEL 4
-#define FASTRL_TARGET FASTRL_TARGET_4
-namespace v4 {
-#include "sum_tree/search.inl"
-}
-#undef FASTRL_TARGET
-#undef FASTRL_LEVEL
-
-template <class T>
-void find_all(const Levels<T>& tree, double* u, int64_t n, int64_t* out) {
-  at_level<v1::find_all<T>, v3::find_all<T>, v4::find_all<T>>(tree, u, n, out);
-}
-template <class T>
-void repair(const Levels<T>& tree, int64_t* list, int64_t n) {
-  at_level<v1::repair<T>, v3::repair<T>, v4::repair<T>>(tree, list, n);
-}
-#else
-using v1::find_all;
-using v1::repair;
-#endif
 
 // ---------------------------------------------------------------- recomputing parents
 // The smallest positive and largest values of the nodes of level 1 in `list`, which is sorted, and of their ancestors.
@@ -128,9 +89,11 @@ class SumTreeOf final : public SumTree {
     for (int l = 1; l <= top; ++l)
       bytes +=
           2 * aligned(widths[l] * sizeof(double)) + kAlign + 2 * aligned(widths[l] * sizeof(T)) + aligned(widths[l]);
-    memory_.reset(static_cast<char*>(::operator new(bytes, std::align_val_t{kAlign})));
+    // Zeros that cost no memory until they are written to.
+    memory_.reset(static_cast<char*>(std::calloc(bytes + kAlign, 1)));
+    if (!memory_) throw std::bad_alloc();
     bytes_ = bytes;
-    char* at = memory_.get();
+    char* at = begin();
     auto take = [&at](size_t n) {
       char* here = at;
       at += aligned(n);
@@ -146,7 +109,7 @@ class SumTreeOf final : public SumTree {
       tree_.marks[l] = reinterpret_cast<uint8_t*>(take(widths[l]));
     }
     tree_.stale = reinterpret_cast<uint64_t*>(take(widths[1] / 8 + 8));
-    reset();
+    no_minima();
   }
 
   BadItem update(const int64_t* indices, const double* priorities, int64_t n) override {
@@ -168,8 +131,26 @@ class SumTreeOf final : public SumTree {
     return {};
   }
 
+  BadItem load(const void* leaves) override {
+    const T* values = static_cast<const T*>(leaves);
+    const T high = static_cast<T>(kMaxPriority);
+    for (int64_t i = 0; i < capacity_; ++i)
+      if (!(values[i] >= 0 && values[i] <= std::numeric_limits<T>::max()))
+        return {BadItem::not_finite_or_negative, i, 0, static_cast<double>(values[i])};
+    for (int64_t i = 0; i < capacity_; ++i)
+      if (values[i] > high) return {BadItem::too_large, i, 0, static_cast<double>(values[i])};
+    std::vector<int64_t> list(static_cast<size_t>(tree_.width[0] / kFanout));  // a leaf of each node
+    for (size_t i = 0; i < list.size(); ++i) list[i] = static_cast<int64_t>(i) * kFanout;
+    const Write lock(mutex_, this);
+    positive_ = 0;
+    for (int64_t i = 0; i < capacity_; ++i) positive_ += (tree_.leaves[i] = as_leaf(values[i])) > 0;
+    any_stale_ = true;
+    repair(tree_, list.data(), static_cast<int64_t>(list.size()));
+    return {};
+  }
+
   BadItem get(const int64_t* indices, void* out, int64_t n) const override {
-    std::shared_lock<std::shared_mutex> lock(mutex_);
+    const Read lock(mutex_, this);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t index = indices[i];  // read once: another thread may write to the caller's array meanwhile
       if (!inside(index)) return {BadItem::index, i, index, 0};
@@ -179,13 +160,35 @@ class SumTreeOf final : public SumTree {
   }
 
   void clear() override {
-    std::unique_lock<std::shared_mutex> lock(mutex_);
-    reset();
+    const Write lock(mutex_, this);
+    std::memset(begin(), 0, bytes_);
+    any_stale_ = false;
+    positive_ = 0;
+    no_minima();
   }
 
   void copy_leaves(void* out) const override {
-    std::shared_lock<std::shared_mutex> lock(mutex_);
+    const Read lock(mutex_, this);
     std::memcpy(out, tree_.leaves, capacity_ * sizeof(T));
+  }
+
+  bool acquire() override {
+    if (held == this) return false;
+    mutex_.lock();
+#if FASTRL_FORKS
+    process_ = getpid();
+#endif
+    return true;
+  }
+  void release() override {
+#if FASTRL_FORKS
+    if (process_ !=
+        getpid()) {  // a child: the threads that wait for the lock in the parent are not here to be given it
+      new (&mutex_) Mutex;
+      return;
+    }
+#endif
+    mutex_.unlock();
   }
 
   double total() const override {
@@ -201,8 +204,8 @@ class SumTreeOf final : public SumTree {
     return locked([this] { return positive_; });
   }
 
-  Status find(const double* u, int64_t n, int64_t* out, int threads, double* total, int64_t* bad) const override {
-    std::shared_lock<std::shared_mutex> lock(mutex_);
+  Status find(const double* u, int64_t n, int64_t* out, Threads threads, double* total, int64_t* bad) const override {
+    const Read lock(mutex_, this);
     *total = tree_.sums[tree_.top][0];
     *bad = -1;
     if (!(*total > 0)) return Status::total_is_zero;
@@ -217,8 +220,8 @@ class SumTreeOf final : public SumTree {
   }
 
   Status sample(uint64_t* state, bool stratified, int64_t n, int64_t* indices, double* probabilities,
-                int threads) const override {
-    std::shared_lock<std::shared_mutex> lock(mutex_);
+                Threads threads) const override {
+    const Read lock(mutex_, this);
     const double total = tree_.sums[tree_.top][0];
     if (!(total > 0)) return Status::total_is_zero;
     draw(state, stratified, n, indices, threads,
@@ -227,13 +230,13 @@ class SumTreeOf final : public SumTree {
   }
 
   Status sample_weighted(uint64_t* state, bool stratified, double beta, bool whole_tree, int64_t n, int64_t* indices,
-                         void* weights, int threads) override {
+                         void* weights, Threads threads) override {
     T* w = static_cast<T*>(weights);
     auto run = [&] {
       if (!(tree_.sums[tree_.top][0] > 0)) return Status::total_is_zero;
       draw(state, stratified, n, indices, threads, [&](int64_t i) { w[i] = tree_.leaves[indices[i]]; });
       const T smallest = whole_tree ? tree_.mins[tree_.top][0] : *std::min_element(w, w + n);
-      parallel_for(n, n >= kParallelFrom ? threads : 1, [&](int64_t begin, int64_t end) {
+      parallel_for(n, n >= kParallelFrom ? threads : Threads(1), [&](int64_t begin, int64_t end) {
         priorities_to_weights(w + begin, end - begin, beta, static_cast<double>(smallest));
       });
       return Status::ok;
@@ -242,14 +245,22 @@ class SumTreeOf final : public SumTree {
   }
 
   Status sample_distinct(uint64_t* state, int64_t n, int64_t* indices, double* probabilities) override {
-    std::unique_lock<std::shared_mutex> lock(mutex_);
+    const Write lock(mutex_, this);
     const double total = tree_.sums[tree_.top][0];
     if (!(total > 0)) return Status::total_is_zero;
     if (n > positive_) return Status::too_few;
     std::vector<int64_t> list(indices, indices + n);  // allocated before anything changes
     std::vector<T> taken(n);
+    std::exception_ptr stopped;
     const uint64_t seed = state[0], counter = fetch_add(state + 1, static_cast<uint64_t>(n));
     for (int64_t i = 0; i < n; ++i) {
+      try {
+        if (i % 1024 == 1023) check_interrupt();
+      } catch (...) {
+        stopped = std::current_exception();
+        n = i;  // those are put back
+        break;
+      }
       double u = uniform(philox(seed, counter + static_cast<uint64_t>(i))) * tree_.sums[tree_.top][0];
       find_all(tree_, &u, 1, indices + i);
       T& leaf = tree_.leaves[indices[i]];
@@ -264,11 +275,13 @@ class SumTreeOf final : public SumTree {
       probabilities[i] = static_cast<double>(taken[i]) / total;
     }
     repair(tree_, list.data(), n);
+    if (stopped) std::rethrow_exception(stopped);
     return Status::ok;
   }
 
  private:
-  static constexpr int64_t kParallelFrom = 8192;  // below, waking the pool costs more than it saves
+  static constexpr int64_t kParallelFrom = 8192;      // below, waking the pool costs more than it saves
+  static constexpr int64_t kUndo = int64_t{1} << 20;  // updates of more items can be interrupted
   static constexpr double kMaxPriority =
       std::is_same<T, float>::value ? double{std::numeric_limits<float>::max()} : kMaxFloat64Priority;
 
@@ -278,7 +291,7 @@ class SumTreeOf final : public SumTree {
 
   template <class F>
   auto locked(F f) const {
-    std::shared_lock<std::shared_mutex> lock(mutex_);
+    const Read lock(mutex_, this);
     return f();
   }
 
@@ -289,10 +302,10 @@ class SumTreeOf final : public SumTree {
   auto extremes(F f) {
     for (;;) {
       {
-        std::shared_lock<std::shared_mutex> lock(mutex_);
+        const Read lock(mutex_, this);
         if (!any_stale_) return f();
       }
-      std::unique_lock<std::shared_mutex> lock(mutex_);
+      const Write lock(mutex_, this);
       std::vector<int64_t> list;
       for (int64_t word = 0; word <= tree_.width[1] / 64; ++word)
         for (uint64_t bits = tree_.stale[word], node = word * 64; bits; bits >>= 1, ++node)
@@ -303,30 +316,35 @@ class SumTreeOf final : public SumTree {
     }
   }
 
-  void reset() {
-    any_stale_ = false;
-    std::memset(memory_.get(), 0, bytes_);
+  char* begin() const {
+    void* at = memory_.get();
+    size_t space = bytes_ + kAlign;
+    return static_cast<char*>(std::align(kAlign, bytes_, at, space));
+  }
+
+  void no_minima() {
     for (int l = 1; l <= tree_.top; ++l)
       std::fill(tree_.mins[l], tree_.mins[l] + tree_.width[l], std::numeric_limits<T>::infinity());
-    positive_ = 0;
   }
 
   template <class F>
-  static void for_chunks(int64_t n, int threads, F f) {
-    parallel_for(n, n >= kParallelFrom ? threads : 1, [&](int64_t begin, int64_t end) {
+  static void for_chunks(int64_t n, Threads threads, F f) {
+    parallel_for(n, n >= kParallelFrom ? threads : Threads(1), [&](int64_t begin, int64_t end) {
       alignas(kAlign) double scratch[kChunk];
       for (int64_t i = begin; i < end; i += kChunk) f(i, end - i < kChunk ? end - i : kChunk, scratch);
     });
   }
 
   template <class F>
-  void draw(uint64_t* state, bool stratified, int64_t n, int64_t* indices, int threads, F each) const {
+  void draw(uint64_t* state, bool stratified, int64_t n, int64_t* indices, Threads threads, F each) const {
     const uint64_t seed = state[0], counter = fetch_add(state + 1, static_cast<uint64_t>(n));
     const double total = tree_.sums[tree_.top][0], slice = total / static_cast<double>(n);
     for_chunks(n, threads, [&](int64_t begin, int64_t m, double* u) {
       fill_uniform(seed, counter + static_cast<uint64_t>(begin), m, u);
-      if (stratified)
+      if (stratified && slice >= std::numeric_limits<double>::min())
         for (int64_t i = 0; i < m; ++i) u[i] = (static_cast<double>(begin + i) + u[i]) * slice;
+      else if (stratified)  // a slice that is no normal number has too few bits
+        for (int64_t i = 0; i < m; ++i) u[i] = (static_cast<double>(begin + i) + u[i]) / static_cast<double>(n) * total;
       else
         for (int64_t i = 0; i < m; ++i) u[i] *= total;
       find_all(tree_, u, m, indices + begin);
@@ -377,23 +395,36 @@ class SumTreeOf final : public SumTree {
     return bad;
   }
 
+  // In the leaf type. -0 becomes 0; what is positive stays so, and is normal: no sum of leaves has too few bits.
+  template <class P>
+  static T as_leaf(P priority) {
+    constexpr T low = std::numeric_limits<T>::min();
+    const T value = static_cast<T>(priority) + T(0);
+    return priority > 0 && value < low ? low : value;
+  }
+
   // Checked items; the largest priority written. `dead`: the same priorities, to be set to 0 where the leaf is 0 now.
   template <class P>
   double write(int64_t* list, const P* priorities, int64_t n, double* dead = nullptr) {
-    std::unique_lock<std::shared_mutex> lock(mutex_);
+    std::unique_ptr<T[]> before(n > kUndo ? new T[n] : nullptr);
+    const Write lock(mutex_, this);
     if (dead)
       for (int64_t i = 0; i < n; ++i)
         if (!(tree_.leaves[list[i]] > 0)) dead[i] = 0;
     // The largest by its bits, which order as numbers >= 0 do: as a number GCC keeps it in memory, 11 cycles an item.
     typename std::conditional<sizeof(T) == 4, uint32_t, uint64_t>::type bits, largest_bits = 0;
     int64_t positive = positive_;
-    for (int64_t i = 0; i < n; ++i) {
-      T& leaf = tree_.leaves[list[i]];
-      const T value = static_cast<T>(priorities[i]) + T(0);  // + 0: -0 becomes 0
-      std::memcpy(&bits, &value, sizeof bits);
-      positive += (bits != 0) - (leaf > 0);
-      largest_bits = bits > largest_bits ? bits : largest_bits;
-      leaf = value;
+    for (int64_t begin = 0; begin < n; begin += kUndo) {
+      const int64_t end = std::min(n, begin + kUndo);
+      if (before) save(list, begin, end, before.get());
+      for (int64_t i = begin; i < end; ++i) {
+        T& leaf = tree_.leaves[list[i]];
+        const T value = as_leaf(priorities[i]);
+        std::memcpy(&bits, &value, sizeof bits);
+        positive += (bits != 0) - (leaf > 0);
+        largest_bits = bits > largest_bits ? bits : largest_bits;
+        leaf = value;
+      }
     }
     T largest;
     std::memcpy(&largest, &largest_bits, sizeof largest);
@@ -403,8 +434,19 @@ class SumTreeOf final : public SumTree {
     return largest;
   }
 
+  // The leaves of a block of a long update, before they are written to: to put them all back where it is interrupted.
+  void save(const int64_t* list, int64_t begin, int64_t end, T* before) {
+    try {
+      check_interrupt();
+    } catch (...) {
+      for (int64_t i = begin; i-- > 0;) tree_.leaves[list[i]] = before[i];
+      throw;
+    }
+    for (int64_t i = begin; i < end; ++i) before[i] = tree_.leaves[list[i]];
+  }
+
   struct Free {
-    void operator()(char* p) const { ::operator delete(p, std::align_val_t{kAlign}); }
+    void operator()(char* p) const { std::free(p); }
   };
 
   int64_t capacity_, positive_ = 0;
@@ -412,7 +454,10 @@ class SumTreeOf final : public SumTree {
   Levels<T> tree_{};
   size_t bytes_;
   std::unique_ptr<char, Free> memory_;
-  mutable std::shared_mutex mutex_;
+  mutable Mutex mutex_;
+#if FASTRL_FORKS
+  pid_t process_ = 0;  // the one that acquire was called in
+#endif
 };
 
 }  // namespace

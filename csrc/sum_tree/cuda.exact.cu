@@ -121,7 +121,11 @@ template <class T>
 __device__ T new_leaf(const CudaUpdate& items, int64_t i, T old) {
   if (items.keep_zeros && !(old > 0)) return 0;
   const double value = items.values[i];
-  if (!items.from_td) return static_cast<T>(value) + T(0);  // + 0: -0 becomes 0
+  if (!items.from_td) {  // -0 becomes 0; what is positive stays so, and is normal
+    const T leaf = static_cast<T>(value) + T(0);
+    return value > 0 && leaf < static_cast<T>(Leaf<T>::kSmallestNormal) ? static_cast<T>(Leaf<T>::kSmallestNormal)
+                                                                        : leaf;
+  }
   return static_cast<T>(td_priority(value, items.alpha, items.eps, Leaf<T>::kSmallestNormal, Leaf<T>::kLargest));
 }
 
@@ -225,7 +229,10 @@ __global__ void draw(Tree<T> tree, bool stratified, int64_t n, int64_t* indices,
   const int64_t i = thread_index() / kFanout;
   const double total = tree.total();
   const double r = uniform(philox(tree.state[0], tree.state[1] + static_cast<uint64_t>(i)));
-  const double u = stratified ? (static_cast<double>(i) + r) * (total / static_cast<double>(n)) : r * total;
+  const double at = static_cast<double>(i) + r, slice = total / static_cast<double>(n);
+  // A slice that is no normal number has too few bits.
+  const double in_slices = slice >= Leaf<double>::kSmallestNormal ? at * slice : at / static_cast<double>(n) * total;
+  const double u = stratified ? in_slices : r * total;
   const int64_t leaf = find_leaf(tree, u);
   const T p = *tree.leaf(leaf);
   if (i < n && lane() == 0) {

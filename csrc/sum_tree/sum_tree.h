@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/common.h"
+#include "core/parallel.h"
 
 namespace fastrl {
 
@@ -34,9 +35,16 @@ class SumTree {
   // stays 0 where keep_zeros. `largest`: the largest p written.
   virtual BadItem update_from_td(const int64_t* indices, double* td, int64_t n, double alpha, double eps,
                                  bool keep_zeros, double* largest) = 0;
+  // All leaves at once, in the leaf type. No other thread may write to them meanwhile.
+  virtual BadItem load(const void* leaves) = 0;
   virtual BadItem get(const int64_t* indices, void* out, int64_t n) const = 0;  // out in the leaf type
   virtual void clear() = 0;
   virtual void copy_leaves(void* out) const = 0;
+
+  // Holds all other threads off until release: a fork does, so that the child finds the tree whole and its lock free.
+  // False where this thread is inside a long call of the tree, and so holds the lock already.
+  virtual bool acquire() = 0;
+  virtual void release() = 0;
 
   virtual double total() const = 0;
   virtual double min_positive() = 0;
@@ -46,15 +54,15 @@ class SumTree {
   enum class Status { ok, total_is_zero, too_few };
 
   // `bad`: the position of the first u outside [0, total], or -1. No other thread may write to u meanwhile.
-  virtual Status find(const double* u, int64_t n, int64_t* out, int threads, double* total, int64_t* bad) const = 0;
+  virtual Status find(const double* u, int64_t n, int64_t* out, Threads threads, double* total, int64_t* bad) const = 0;
 
   // `state` is {seed, counter}; the counter is advanced by n once the draw is known to succeed.
   virtual Status sample(uint64_t* state, bool stratified, int64_t n, int64_t* indices, double* probabilities,
-                        int threads) const = 0;
+                        Threads threads) const = 0;
   virtual Status sample_distinct(uint64_t* state, int64_t n, int64_t* indices, double* probabilities) = 0;
   // weights in the leaf type
   virtual Status sample_weighted(uint64_t* state, bool stratified, double beta, bool whole_tree, int64_t n,
-                                 int64_t* indices, void* weights, int threads) = 0;
+                                 int64_t* indices, void* weights, Threads threads) = 0;
 };
 
 SumTree* make_sum_tree(int64_t capacity, bool float64);

@@ -80,7 +80,7 @@ py::tuple sample_of(const std::string& op, const Array& mean, const Array& log_s
   if (noise.object) sample.noise = columns_of(noise);
   sample.action = data_of<T>(action), sample.log_prob = data_of<T>(log_prob);
   if (with_saved) sample.u = data_of<T>(saved), sample.scaled_noise = sample.u + rows * columns;
-  const int threads = threads_for(microseconds(mean, 3));
+  const Threads threads = threads_and_pieces(microseconds(mean, 3));
   {
     ReleaseGil release;
     if (state) sample.seed = state[0], sample.counter = take(state, normal_blocks(mean.size()));
@@ -149,7 +149,7 @@ py::object log_prob_of(const std::string& op, const Array& mean, const Array& lo
   call.log_std_min = limits.log_std_min, call.log_std_max = limits.log_std_max, call.epsilon = limits.epsilon;
   call.mean = columns_of(mean), call.log_std = columns_of(log_std), call.action = columns_of(action);
   call.log_prob = data_of<T>(log_prob);
-  const int threads = threads_for(microseconds(mean, 12));
+  const Threads threads = threads_and_pieces(microseconds(mean, 12));
   {
     ReleaseGil release;
     parallel_for(mean.shape[0], threads, call);
@@ -212,7 +212,7 @@ py::object mode_of(const std::string& op, const Array& mean, const Array& grad_a
   call.mean = columns_of(mean);
   if (grad_action.object) call.grad_action = columns_of(grad_action);
   call.out = data_of<T>(out);
-  const int threads = threads_for(microseconds(mean, 1));
+  const Threads threads = threads_and_pieces(microseconds(mean, 1));
   {
     ReleaseGil release;
     parallel_for(mean.shape[0], threads, call);

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastrl import _fork
 from fastrl.kernels import _arrays
 from fastrl.kernels.conjugate_gradient import CGInfo, check_max_iter, check_number, solve
 
@@ -183,8 +185,9 @@ class FisherVectorProduct:
     log_std_j on the diagonal; for a categorical distribution of probabilities p, diag(p) - p p^T for the logits.
     F is the Hessian of mean_b KL(pi_old(.|s_b) || pi(.|s_b)) at pi = pi_old.
 
-    The forward pass is done once, at construction; after the parameters have moved, call `refresh`.  One object serves
-    one thread at a time.
+    The forward pass is done once, at construction; after the parameters have moved, call `refresh`.  Safe for several
+    threads: a product is that of before or after a `refresh`.  A pickle or copy is made anew from the policy and the
+    observations; a deepcopy from deep copies of them.
 
     Args:
         policy: a module that maps observations to logits [B, K], or to a pair of mean [B, A] and log_std [A] or [B, A].
@@ -238,7 +241,10 @@ class FisherVectorProduct:
                 raise ValueError(f"{op}: params[{i}] must be a parameter of the policy")
         self._observations = self._check(observations)
         self._product: Any = None
+        self._asked_method = method
         self._only_direct = method == "direct"
+        self._lock = threading.RLock()
+        _fork.guarded.add(self._lock)
         if method in ("auto", "direct"):
             from fastrl.kernels._direct import find_chain
 
@@ -284,13 +290,25 @@ class FisherVectorProduct:
                 raise ValueError(
                     f"FisherVectorProduct: observations must have shape [B, {rest}] as before, got {shape}"
                 )
+        else:
+            checked = self._observations
+        with self._lock:
             self._observations = checked
-        fits = self._product.refresh(self._observations)
-        if self.method == "direct" and not fits:  # a policy that holds a chain and does more, which did not show before
-            if self._only_direct:
-                raise ValueError("FisherVectorProduct: the policy's output is not that of its chain of layers")
-            self._product = _Func(self._head, self._parameters, self._observations)
-            self.method = "func"
+            fits = self._product.refresh(checked)
+            if (
+                self.method == "direct" and not fits
+            ):  # a policy that does more than its chain, which did not show before
+                if self._only_direct:
+                    raise ValueError("FisherVectorProduct: the policy's output is not that of its chain of layers")
+                self._product = _Func(self._head, self._parameters, checked)
+                self.method = "func"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        policy = self._head.policy
+        at = {id(p): i for i, p in enumerate(policy.parameters())}
+        places = [at[id(p)] for p in self._parameters.tensors]
+        settings = (self.damping, self._head.distribution, self._asked_method)
+        return _fisher_of, (policy, self._observations, *settings, places)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -301,10 +319,31 @@ class FisherVectorProduct:
         return self._parameters.dtype
 
     def __call__(self, v: Tensor) -> Tensor:
-        result: Tensor = self._product(self._parameters.check(v), self.damping)
+        v, product = self._parameters.check(v), self._product
+        result: Tensor
+        if getattr(product, "fused", None) is not None:  # keeps what it began with
+            result = product(v, self.damping)
+        else:
+            with self._lock:
+                result = self._product(v, self.damping)
         return result
 
     matvec = __matmul__ = __call__
+
+
+def _fisher_of(
+    policy: Any, observations: Any, damping: float, distribution: str, method: str, places: list[int]
+) -> FisherVectorProduct:
+    """What a pickle or a copy of a FisherVectorProduct makes; `places`: of its parameters among the policy's."""
+    tensors = list(policy.parameters())
+    return FisherVectorProduct(
+        policy,
+        observations,
+        damping,
+        distribution=distribution,
+        method=method,
+        parameters=[tensors[i] for i in places],
+    )
 
 
 def _head_class() -> Any:

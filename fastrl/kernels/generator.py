@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fastrl import _fork
+
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
 
@@ -76,10 +78,12 @@ class Generator:
     A kernel that draws n elements uses the blocks counter .. counter + n - 1 and advances the counter by n (normal
     numbers: four to a block, so by n / 4, rounded up), so the numbers depend on neither the backend nor the number of
     threads.  Safe to share between threads and objects.  Raises TypeError or ValueError for a seed or device that is
-    none, and RuntimeError for a CUDA device that is not there.
+    none, and RuntimeError for a CUDA device that is not there.  A pickle, copy or deepcopy is another generator that
+    goes on where this one stands.
 
     Args:
-        seed: int in [0, 2^64); None takes one from the operating system.
+        seed: int in [0, 2^64); None takes one from the operating system, and another one in a forked child (a stream
+            that was seeded or loaded goes on in both).
         device: "cpu", or a CUDA device: then the state lives in device memory (int64 tensor [2]), the kernels advance
             it there, and a captured CUDA graph draws anew at every replay.  Reading it back waits for the device.
 
@@ -87,6 +91,15 @@ class Generator:
     """
 
     def __init__(self, seed: int | None = None, device: Any = "cpu") -> None:
+        self._allocate(device)
+        if seed is not None:
+            self.manual_seed(seed)
+            return
+        self.reseed()
+        if self.device == "cpu":  # no forked child can use CUDA
+            _fork.unseeded.add(self)
+
+    def _allocate(self, device: Any) -> None:
         self.device = device_name(device, "Generator")
         self.state: Any
         if self.device == "cpu":
@@ -95,12 +108,16 @@ class Generator:
             import torch
 
             self.state = torch.zeros(2, dtype=torch.int64, device=self.device)
-        self.manual_seed(secrets.randbits(64) if seed is None else seed)
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of `seed` from its beginning; returns self."""
         self._set(_uint64(seed, "Generator: seed"), 0)
+        _fork.unseeded.discard(self)
         return self
+
+    def reseed(self) -> None:
+        """Start a stream of a seed from the operating system."""
+        self._set(secrets.randbits(64), 0)
 
     @property
     def seed(self) -> int:
@@ -119,6 +136,14 @@ class Generator:
         if not isinstance(state, Mapping) or set(state) != {"seed", "counter"}:
             raise ValueError(f"Generator: state must have exactly the keys seed and counter, got {state!r}")
         self._set(_uint64(state["seed"], "Generator: seed"), _uint64(state["counter"], "Generator: counter"))
+        _fork.unseeded.discard(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"device": self.device, **self.state_dict()}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._allocate(state["device"])
+        self._set(state["seed"], state["counter"])
 
     def _set(self, seed: int, counter: int) -> None:
         if self.device == "cpu":
@@ -140,6 +165,7 @@ def _uint64(value: Any, name: str) -> int:
 
 
 _advance_lock = threading.Lock()
+_fork.guarded.add(_advance_lock)
 
 
 def advance(state: Any, n: int) -> tuple[int, int]:

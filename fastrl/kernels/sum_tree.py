@@ -10,6 +10,7 @@ Source: Schaul et al., "Prioritized Experience Replay" (2016), arXiv:1511.05952.
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 import operator
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastrl import _backend
+from fastrl import _backend, _fork
 from fastrl.kernels import _arrays
 from fastrl.kernels.generator import Generator, advance, default_generator, device_name, uniform_reference
 
@@ -33,7 +34,8 @@ _MAX_PRIORITY = {
     "float32": (float(np.finfo(np.float32).max), "3.4028234663852886e+38"),
     "float64": (2.0**960, "2**960"),
 }
-# What a positive priority made from a TD error is raised to, so that its item is not lost: the smallest normal number.
+# What a smaller positive priority is raised to, so that its item is not lost and sums have all their bits: the smallest
+# normal number.
 _MIN_PRIORITY = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 
@@ -90,6 +92,18 @@ class ReferenceCore:
     def _number(self, value: Any) -> Any:
         return float(value)
 
+    def _leaf(self, values: Any) -> Any:
+        """Checked priorities as leaves."""
+        leaf, low = self.xp.asarray(values, dtype=getattr(self.xp, self.dtype)), _MIN_PRIORITY[self.dtype]
+        return self.xp.where((values > 0) & (leaf < low), self._full(1, low, leaf.dtype), leaf)
+
+    # What a fork holds other threads off with.
+    def acquire(self) -> bool:
+        return self._lock.acquire()
+
+    def release(self) -> None:
+        self._lock.release()
+
     def _store(self, indices: Any, priorities: Any) -> None:
         self._levels[0][indices] = priorities  # NumPy's assignment lets the last of duplicates win
 
@@ -144,7 +158,7 @@ class ReferenceCore:
         if len(index) == 0:
             return
         with self._lock:
-            self._update(index, self.xp.asarray(values, dtype=getattr(self.xp, self.dtype)))
+            self._update(index, self._leaf(values))
 
     def update_from_td_errors(self, indices: Any, td_errors: Any, alpha: Any, eps: Any, keep_zeros: bool) -> Any:
         where = "sum_tree.update_from_td_errors"
@@ -173,8 +187,13 @@ class ReferenceCore:
         return self._number(values.max())
 
     def load(self, priorities: Any) -> None:
-        """All leaves at once."""
-        self.update(np.arange(self.capacity), priorities)
+        """All leaves at once, of the tree's dtype."""
+        values = self.xp.asarray(priorities) + 0.0  # a copy, as in update; + 0 also makes -0 a 0
+        self._check_values(values)
+        with self._lock:
+            self._levels[0][: self.capacity] = self._leaf(values)
+            nodes = self.xp.arange(0, len(self._levels[0]), FANOUT)
+            self._update(nodes, self._levels[0][nodes])  # what is there already: for the sums
 
     def clear(self) -> None:
         with self._lock:
@@ -248,7 +267,9 @@ class ReferenceCore:
         r = self._uniform(n)
         if stratified:
             i = self.xp.cumsum(self.xp.ones_like(r), 0) - 1.0
-            return self._find((i + r) * (self.total / n))
+            slice = self.total / n
+            # A slice that is no normal number has too few bits.
+            return self._find((i + r) * slice if slice >= _MIN_PRIORITY["float64"] else (i + r) / n * self.total)
         return self._find(r * self.total)
 
     def _find(self, u: Any) -> Any:
@@ -371,8 +392,9 @@ class SumTree:
         generator: a `Generator` on the same device, which may be shared.  With neither, the default generator
             (see `fastrl.manual_seed`).
 
-    Every error leaves the tree, and its generator, as they were.  As with any tensor, what runs on several CUDA streams
-    is the caller's to order: use a CUDA tree on one stream at a time.
+    Every error leaves the tree, and its generator, as they were.  A pickle, copy or deepcopy is a tree of its own, with
+    a generator of its own that goes on where this one stands.  As with any tensor, what runs on several CUDA streams is
+    the caller's to order: use a CUDA tree on one stream at a time.
 
     Source: Schaul et al., "Prioritized Experience Replay" (2016), arXiv:1511.05952.
 
@@ -418,8 +440,13 @@ class SumTree:
         self.dtype = np.dtype(name)
         self.generator = generator
         core_class = self._core_class or (_cpu_core() if self.device == "cpu" else _cuda_core())
+        self._is_torch = is_torch
         tensor_type = sys.modules["torch"].Tensor if is_torch else None
-        self._core = core_class(self.capacity, name, generator.state, tensor_type)
+        try:
+            self._core = core_class(self.capacity, name, generator.state, tensor_type)
+        except MemoryError:
+            raise MemoryError(f"sum_tree: no memory for a tree of {capacity} {name} priorities") from None
+        _fork.guarded.add(self._core)
 
     def update(self, indices: Any, priorities: Any) -> None:
         """p[indices[b]] = priorities[b] for b = 0 .. B-1 in order, so that of equal indices the last one wins.
@@ -429,7 +456,7 @@ class SumTree:
         Args:
             indices: int, or int64 / int32 array [B], each in [0, capacity).
             priorities: float, or float32 / float64 array [B]; finite and >= 0, at most 2^960, rounded to the dtype of
-                the tree.
+                the tree.  A positive one below that dtype's smallest normal number counts as that number.
 
         Raises:
             IndexError, ValueError: naming the first index outside the tree, or the first NaN, infinite or negative
@@ -585,6 +612,21 @@ class SumTree:
         except BaseException:
             self.generator.load_state_dict(before)
             raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.state_dict(), "generator": self.generator, "device": self.device, "is_torch": self._is_torch}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        dtype = state["dtype"]
+        if state["is_torch"]:
+            import torch
+
+            dtype = getattr(torch, dtype)
+        SumTree.__init__(self, state["capacity"], dtype=dtype, device=state["device"], generator=state["generator"])
+        self._core.load(state["priorities"])
+
+    def __copy__(self) -> SumTree:
+        return copy.deepcopy(self)
 
     def __repr__(self) -> str:
         return f"fastrl.SumTree(capacity={self.capacity}, dtype={self.dtype.name}, device={self.device!r})"

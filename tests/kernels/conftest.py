@@ -113,7 +113,10 @@ class OracleTree:
     def update(self, indices, priorities):
         priorities = np.broadcast_to(priorities, np.shape(indices))
         for index, priority in zip(np.ravel(indices).tolist(), np.ravel(priorities).tolist(), strict=True):
-            self.priorities[index] = priority
+            leaf = self.priorities.dtype.type(priority)  # what is positive is normal
+            self.priorities[index] = (
+                np.finfo(leaf.dtype).tiny if priority > 0 and leaf < np.finfo(leaf.dtype).tiny else leaf
+            )
 
     @property
     def total(self):

@@ -6,6 +6,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -1045,3 +1047,46 @@ def test_a_hessian_is_one_matrix_though_the_policy_is_not_repeatable(layer):
     u, v = torch.randn(2, product.shape[0])
     assert torch.equal(product(v), product(v))
     torch.testing.assert_close(u @ product(v), v @ product(u), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: chain((5, 16, 4)), lambda: chain((5, 200, 4)), Conv], ids=["C++", "wide", "func"]
+)
+def test_refresh_beside_products(make):
+    """A product is that of the old or of the new observations, of any number of rows, and reads no freed memory."""
+    torch.manual_seed(0)
+    policy = make()
+    batches = [torch.randn(rows, 5) for rows in (3, 700, 40)]
+    v = torch.randn(sum(p.numel() for p in policy.parameters()))
+    wanted = [FisherVectorProduct(policy, obs)(v) for obs in batches]
+    fisher = FisherVectorProduct(policy, batches[0])
+    stop, wrong = threading.Event(), []
+
+    def product():
+        while not stop.is_set():
+            got = fisher(v)
+            if not any(torch.allclose(got, x, rtol=1e-4, atol=1e-6) for x in wanted):
+                wrong.append(got)
+
+    threads = [threading.Thread(target=product) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 0.7
+    while time.monotonic() < end:
+        for obs in batches:
+            fisher.refresh(obs)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_direct_product_over_some_parameters():
+    policy = chain((3, 8, 4))
+    chosen = [policy[2].bias, policy[0].weight]
+    obs = torch.randn(7, 3)
+    fisher = FisherVectorProduct(policy, obs, parameters=chosen)
+    v = torch.randn(fisher.shape[0])
+    assert fisher.method == "direct"
+    wanted = FisherVectorProduct(policy, obs, parameters=chosen, method="func")(v)
+    torch.testing.assert_close(fisher(v), wanted, rtol=1e-4, atol=1e-6)

@@ -482,3 +482,16 @@ def test_the_public_function():
     np.testing.assert_array_equal(public_gather_rows(arrays=[array], indices=indices)[0], array[indices])
     with pytest.raises(TypeError):
         public_gather_rows(array, indices, out)
+
+
+class Lying(list):
+    """A list that says it has two items."""
+
+    def __len__(self):
+        return 2
+
+
+def test_out_that_is_shorter_than_it_says(cpp):
+    array, index = np.arange(6.0), np.array([1, 2])
+    with pytest.raises(IndexError):
+        cpp.gather_rows([array, array], index, out=Lying([np.zeros(2)]))

@@ -252,3 +252,30 @@ def test_arrays_that_are_not_contiguous_are_read_as_they_are(kernels, torch):
     assert got is out
     for x, y in zip(out, wanted, strict=True):
         assert torch.equal(x, y)
+
+
+# ---- a list that says it has more items than it has ---------------------------------------------------------------
+
+
+class Lying(list):
+    def __init__(self, items, said):
+        super().__init__(items)
+        self.said = said
+
+    def __len__(self):
+        return self.said
+
+
+@pytest.mark.parametrize("op", ["gae", "vtrace", "n_step_returns"])
+def test_out_that_is_shorter_than_it_says(op):
+    from fastrl.kernels import scans
+
+    x, no = np.ones(3), np.zeros(3, bool)
+    call = {
+        "gae": lambda out: scans.gae(x, x, x, no, no, gamma=0.9, lam=0.9, out=out),
+        "vtrace": lambda out: scans.vtrace(x, x, x, no, no, x, gamma=0.9, out=out),
+        "n_step_returns": lambda out: scans.n_step_returns(x, x, no, no, gamma=0.9, n=2, out=out),
+    }[op]
+    count = 3 if op == "n_step_returns" else 2
+    with pytest.raises((IndexError, ValueError)):
+        call(Lying([np.zeros(3)], count))

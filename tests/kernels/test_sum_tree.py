@@ -1,6 +1,10 @@
 """SumTree on every CPU backend against a plain float64 oracle. False-alarm rate of the statistical tests: 1e-6 each."""
 
 import math
+import os
+import subprocess
+import sys
+import textwrap
 from fractions import Fraction
 
 import numpy as np
@@ -33,7 +37,7 @@ def draw_priorities(rng, n, scale, dtype):
     elif scale == "integers":
         values = rng.integers(0, 1000, n).astype(np.float64)
     elif scale == "subnormal":
-        values = rng.integers(0, 9, n) * float(np.finfo(dtype).smallest_subnormal)
+        values = rng.integers(0, 9, n) * float(np.finfo(dtype).smallest_subnormal)  # stored as the smallest normal one
     else:
         values = np.zeros(n)
         values[rng.integers(0, n)] = 3.25
@@ -148,7 +152,7 @@ def test_scalar_forms(kernels):
 def test_float32_leaf_of_a_float64_priority(kernels):
     """0.1 is rounded once, to the leaf; the sums are those of the leaves."""
     tree = kernels.SumTree(3, seed=0)
-    tree.update(np.arange(3), np.array([0.1, 1e-60, float(np.finfo(np.float32).max)]))
+    tree.update(np.arange(3), np.array([0.1, 0.0, float(np.finfo(np.float32).max)]))
     np.testing.assert_array_equal(tree[np.arange(3)], np.array([0.1, 0, np.finfo(np.float32).max], np.float32))
     assert len(tree) == 2 and tree.min == float(np.float32(0.1))
     tree[0] = 0.1
@@ -385,9 +389,35 @@ def test_float64_extremes(kernels, oracle):
     with pytest.raises(ValueError, match=r"priorities\[1\] is .*2\*\*960"):
         tree.update(np.array([0, 1]), np.array([1.0, np.nextafter(2.0**960, np.inf)]))
     assert oracle.snapshot(tree) == before
-    tree.update(np.arange(300), 5e-324)
-    assert tree.total == 300 * 5e-324 and tree.min == 5e-324
-    assert (tree[tree.sample(50)[0]] > 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tiny_positive_priority_counts_as_the_smallest_normal_number(kernels, dtype):
+    """None is rounded to 0, and a total of them has all its bits: two equal leaves are drawn alike."""
+    info = np.finfo(dtype)
+    tiny = float(info.tiny)
+    tree = kernels.SumTree(6, dtype=dtype, seed=3)
+    for i, priority in enumerate([5e-324, 1e-300, float(info.smallest_subnormal), tiny, 0.0, -0.0]):
+        tree[i] = priority
+    wanted = [tiny, tiny if dtype == np.float32 else 1e-300, tiny, tiny, 0, 0]
+    np.testing.assert_array_equal(tree[np.arange(6)], np.array(wanted, dtype))
+    tree.update(np.arange(2), np.array([5e-324, 5e-324]))
+    tree.update(np.arange(2, 4), np.array([0, info.smallest_subnormal], dtype))
+    assert tree[3] == tiny and len(tree) == 3 and tree.min == tree.max == tiny and tree.total == 3 * tiny
+    state = tree.state_dict()
+    state["priorities"] = np.array([1, 0, 0, 0, 0, 1], dtype) * info.smallest_subnormal
+    tree.load_state_dict(state)
+    assert tree.total == 2 * tiny
+    for options in ({}, {"stratified": False}):
+        indices, probabilities = tree.sample(4000, **options)
+        assert (probabilities == 0.5).all() and set(indices.tolist()) == {0, 5}
+        assert abs((indices == 0).mean() - 0.5) < 0.05
+
+
+def test_weights_down_to_the_smallest_normal_number(kernels):
+    tree = filled(kernels, np.array([2.34e-308, 1.0]), seed=1)
+    indices, weights = tree.sample_weighted(9, 1.0, "tree")
+    np.testing.assert_allclose(weights[indices == 1], 2.34e-308, rtol=1e-12, atol=0)
 
 
 # ---- find -------------------------------------------------------------------------------------------------------
@@ -399,7 +429,7 @@ def test_find_against_the_oracle(kernels, oracle, capacity, dtype, scale, seed):
     """Every boundary and its neighbours, 0, the total and what lies just below it, and points in between."""
     rng = np.random.default_rng(seed)
     plain = oracle.Tree(capacity, dtype)
-    plain.priorities = draw_priorities(rng, capacity, scale, dtype)
+    plain.update(np.arange(capacity), draw_priorities(rng, capacity, scale, dtype))
     if not plain.priorities.any():
         plain.priorities[rng.integers(0, capacity)] = 1
     tree = filled(kernels, plain.priorities)
@@ -872,7 +902,7 @@ def test_odd_call_works_or_changes_nothing(kernels, oracle, sixteen, odd_call):
     leaves = tree[np.arange(16)].astype(np.float64)
     assert (leaves >= 0).all() and tree.total == math.fsum(leaves.tolist())
     for index in (3, 4):  # what an odd call may have written is what it said
-        assert leaves[index] in (np.float32((index % 2 == 0) * (index // 2 + 1) / 8), 1.0, 2.0)
+        assert leaves[index] in (np.float32((index % 2 == 0) * (index // 2 + 1) / 8), 1.0, 2.0, 2.0**-126)
 
 
 @pytest.mark.parametrize("length", [100_000, 3])
@@ -1040,3 +1070,58 @@ def test_cuda_tree_without_cuda(kernels, torch):
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(RuntimeError, match="sum_tree: device is cuda, but torch finds no such CUDA device"):
         kernels.SumTree(16, dtype=torch.float32, device="cuda", seed=0)
+
+
+def test_no_memory_is_said(kernels, monkeypatch):
+    def none(*args):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(kernels.SumTree, "_core_class", none)
+    with pytest.raises(MemoryError, match=r"^sum_tree: no memory for a tree of 2147483647 float64 priorities$"):
+        kernels.SumTree(2**31 - 1, dtype=np.float64)
+
+
+def test_core_that_was_never_made(cpp):
+    core = cpp.SumTree._core_class
+    for name in ("total", "min", "max"):
+        with pytest.raises(TypeError):
+            getattr(core.__new__(core), name)
+    with pytest.raises(TypeError):
+        core.__new__(core).sample(3, True, True)
+    for capacity in (-5, 0, 2**31):
+        with pytest.raises(ValueError, match=rf"sum_tree: capacity must be in \[1, 2147483647\], got {capacity}"):
+            core(capacity, "float32", np.zeros(2, np.uint64))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what Linux says of the process's memory")
+@pytest.mark.skipif("lib" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has memory of its own")
+def test_memory_of_a_large_tree(cpp):
+    """A new tree costs next to nothing before it is used; a load needs one copy of the priorities."""
+    code = """
+        import sys, resource, numpy as np
+        from fastrl import SumTree
+        def resident():
+            return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+        def peak():
+            return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 2**10
+        n, before = 16_000_000, resident()  # 64 MB of priorities
+        tree = SumTree(n, seed=0)
+        new = resident() - before
+        state = tree.state_dict()
+        state["priorities"][:] = 1
+        before = resident()
+        tree.load_state_dict(state)
+        assert tree.total == n and len(tree) == n
+        print(new, peak() - before)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "FASTRL_BACKEND": "cpp"},
+    )
+    assert run.returncode == 0, run.stderr
+    new, load = map(float, run.stdout.split())
+    assert new < 16, new  # of 92
+    assert load < 92 + 64 + 24, load  # the tree's own pages, the copy, and a leaf of each node

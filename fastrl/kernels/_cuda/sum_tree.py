@@ -77,10 +77,7 @@ class TorchCore(ReferenceCore):
             return self._levels[0][: self.capacity].cpu().numpy().copy()
 
     def load(self, priorities: Any) -> None:
-        values = torch.from_numpy(priorities).to(self.device)
-        self._check_values(values)
-        with self._lock:
-            self._update(torch.arange(self.capacity, device=self.device), values + 0.0)
+        super().load(torch.from_numpy(priorities).to(self.device))
 
 
 # By CudaFlag (csrc/sum_tree/cuda.h).
