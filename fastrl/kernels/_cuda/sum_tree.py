@@ -97,7 +97,7 @@ _FLAGS: list[tuple[type[Exception], str]] = [
 
 
 class CudaCore(TorchCore):
-    """The kernels of csrc/sum_tree/cuda.exact.cu on buffers that torch owns; what the host asks for is read from them by torch."""
+    """The kernels of csrc/sum_tree on buffers that torch owns; what the host asks for is read from them by torch."""
 
     def __init__(self, capacity: int, dtype: str, state: torch.Tensor, tensor_type: Any = None) -> None:
         super().__init__(capacity, dtype, state, tensor_type)
