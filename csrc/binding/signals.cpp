@@ -40,7 +40,7 @@ static void translate(std::exception_ptr thrown) {
   }
 }
 
-static const Binding binding([](py::module_&) {
+static const Binding signals_binding([](py::module_&) {
   py::register_local_exception_translator(&translate);
   watch_signals();
 });

@@ -26,7 +26,7 @@ static int default_threads() {
 
 int num_threads() { return chosen_threads > 0 ? chosen_threads : default_threads(); }
 
-static const Binding binding([](py::module_& m) {
+static const Binding threads_binding([](py::module_& m) {
   m.def("get_num_threads", &num_threads);
   m.def("set_num_threads", [](int n) { chosen_threads = n; });
 });
