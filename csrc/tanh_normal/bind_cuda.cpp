@@ -1,4 +1,6 @@
-// The tanh-Gaussian head on a GPU; `state` is that of a Generator on the same device. The twin of bind_tanh_normal.cpp.
+// The tanh-Gaussian head on a GPU; `state` is that of a Generator on the same device. The twin of bind.cpp.
+#include <pybind11/numpy.h>
+
 #include <algorithm>
 #include <cmath>
 
