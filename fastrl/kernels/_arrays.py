@@ -1,4 +1,4 @@
-"""The Python twin of csrc/arrays.h: how the backends written in Python take arrays in, with the same error texts."""
+"""The Python twin of csrc/binding: how the backends written in Python take arrays in, with the same error texts."""
 
 from __future__ import annotations
 

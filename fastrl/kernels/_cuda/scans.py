@@ -1,4 +1,4 @@
-"""The scans on a GPU: the compiled kernels of csrc/scans.cu, or torch operations (`TorchScans`)."""
+"""The scans on a GPU: the compiled kernels of csrc/scans/cuda.cu, or torch operations (`TorchScans`)."""
 
 from __future__ import annotations
 
