@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +18,8 @@ CPU_ONLY = {"module.cpp", "probe.cpp", "signals.cpp", "threads.cpp"}
 
 def sources():
     """The .cu files, and the C++ files of the CUDA module."""
-    cpp = [f for f in CSRC.rglob("*.cpp") if "cuda" in f.name or f.name == "scalars.cpp" or f.parent.name == "binding"]
-    return sorted(CSRC.rglob("*.cu")), sorted(f for f in cpp if f.name not in CPU_ONLY)
+    bindings = [*CSRC.glob("*/bind_cuda.cpp"), *(f for f in CSRC.glob("binding/*.cpp") if f.name not in CPU_ONLY)]
+    return sorted(CSRC.glob("*/*.cu")), sorted(bindings)
 
 
 def closing(text, begin):
@@ -43,59 +44,55 @@ def as_cpp(text):
     return text
 
 
-def build(folder, patches=()):
-    """Compile into `folder`; `patches` are (file name ending, regex, replacement), each of which must match.
+def compile_all(commands):
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(lambda c: subprocess.run(c, capture_output=True, text=True), commands):
+            assert done.returncode == 0, f"{' '.join(done.args)}\n{done.stderr}"
 
-    Returns the module's path. What a patch does not touch is taken from the folder that `base` was built in.
+
+def build(folder, patch=None, base=None):
+    """The path of the module, made in `folder`.
+
+    `patch` is (file under csrc, regex, replacement), and the regex must match; the rest comes from the folder `base`.
     """
     import pybind11
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    include = [HERE / "include", CSRC, pybind11.get_include(), sysconfig.get_path("include")]
-    flags = ["-std=c++17", "-fPIC", "-g1", "-O1", "-w", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=off"]
-    flags += ["-include", str(HERE / "include" / "cuda_runtime_api.h")]
-    flags += [f"-I{path}" for path in include]
-    kernels, rest = sources()
-    compiler = [tool for tool in (shutil.which("ccache"),) if tool] + [os.environ.get("CXX", "g++")]
-    commands, objects, changed = [], [], 0
-    for file in [*kernels, *rest, HERE / "runtime.cpp"]:
-        name = str(file.relative_to(CSRC) if CSRC in file.parents else file.name).replace("/", "+")
-        target, extra = folder / f"{name}.o", []
-        objects.append(target)
+    copy = folder / "csrc"
+    for file in CSRC.rglob("*.*"):
         text = file.read_text()
-        patched = text
-        for ending, pattern, replacement in patches:
-            if name.endswith(ending):
-                patched, n = re.subn(pattern, replacement, patched, count=1)
-                assert n == 1, f"{pattern!r} is not in {name}"
-        changed += patched != text
-        if patches and patched == text:
-            target.symlink_to(folder.parent / "base" / target.name)
+        if patch and str(file.relative_to(CSRC)) == patch[0]:
+            text, count = re.subn(patch[1], patch[2], text, count=1)
+            assert count == 1, f"{patch[1]!r} is not in {patch[0]}"
+        target = copy / file.relative_to(CSRC)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(as_cpp(text) if file.suffix in (".cu", ".cuh") else text)
+    compiler = [tool for tool in (shutil.which("ccache"),) if tool] + [os.environ.get("CXX", "g++")]
+    flags = ["-std=c++17", "-fPIC", "-g1", "-O1", "-w", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=off"]
+    for path in (HERE / "include", copy, pybind11.get_include(), sysconfig.get_path("include")):
+        flags.append(f"-I{path}")
+    flags += ["-include", str(HERE / "include" / "cuda_runtime_api.h")]
+    # The compiler's hooks for races are runtime.cpp's; inside a kernel undefined behaviour ends the process.
+    in_kernels = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-fsanitize=undefined"]
+    in_kernels += ["-fno-sanitize-recover=all", "-fno-sanitize=vptr", "-D__CUDACC__", "-D__CUDA_ARCH__=900", "-xc++"]
+    kernels, rest = sources()
+    commands, objects = [], []
+    for file in [*kernels, *rest, HERE / "runtime.cpp"]:
+        inside = CSRC in file.parents
+        name = str(file.relative_to(CSRC)) if inside else file.name
+        if patch and name != patch[0] and f'"{patch[0]}"' not in file.read_text():
+            objects.append(Path(base) / f"{name.replace('/', '+')}.o")
             continue
-        if file.suffix == ".cu":
-            source = folder / f"{name}.cpp"
-            source.write_text(as_cpp(patched))
-            # The compiler's hooks for races are runtime.cpp's; inside a kernel undefined behaviour ends the process.
-            extra = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
-            extra += ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-fno-sanitize=vptr"]
-            extra += ["-D__CUDACC__", "-D__CUDA_ARCH__=900", f"-I{file.parent}"]
-        else:
-            source = file
-        commands.append([*compiler, *flags, *extra, "-c", str(source), "-o", str(target)])
-    assert changed == len({ending for ending, _, _ in patches})
-    with ThreadPoolExecutor(2) as pool:
-        for done in pool.map(lambda c: subprocess.run(c, capture_output=True, text=True), commands):
-            assert done.returncode == 0, f"{' '.join(done.args)}\n{done.stderr}"
-    module = folder / f"_C_cuda{suffix}"
-    link = ["g++", "-shared", "-o", str(module), *map(str, objects), "-lubsan", "-Wl,-Bsymbolic", "-Wl,-z,defs"]
-    link = [x for x in link if x != "-Wl,-z,defs"]  # Python's own symbols come from the process
+        objects.append(folder / f"{name.replace('/', '+')}.o")
+        extra = in_kernels if file.suffix == ".cu" else []
+        source = copy / name if inside else file
+        commands.append([*compiler, *flags, *extra, "-c", str(source), "-o", str(objects[-1])])
+    compile_all(commands)
+    module = folder / f"_C_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    link = [compiler[-1], "-shared", "-o", str(module), *map(str, objects), "-lubsan", "-Wl,-Bsymbolic"]
     subprocess.run(link, check=True)
     return module
 
 
 if __name__ == "__main__":
-    import sys
-
     print(build(sys.argv[1]))

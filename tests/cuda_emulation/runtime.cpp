@@ -4,7 +4,7 @@
 // preloaded) what lies outside an allocation.
 #include <sys/mman.h>
 
-#include <array>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -12,6 +12,7 @@
 #include <random>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "cuda_runtime_api.h"
@@ -73,7 +74,7 @@ struct Thread {
   uint64_t own = 0, result = 0;
   uint32_t barriers = 0, warp_barriers = 0;  // passed
   Fence fence;                               // the last one
-  std::vector<uintptr_t> counted;            // atomics since then
+  bool acquired = false;                     // has fenced after it saw what other blocks released
 };
 
 // ---------------------------------------------------------------- the launch
@@ -123,16 +124,20 @@ struct Release {
   uint16_t thread;
   Fence fence;
 };
-struct Acquired {
-  Release from;
-  uint16_t thread;
+struct Counted {
+  uintptr_t p;
+  int thread;
   uint32_t barriers;
 };
-std::unordered_map<uintptr_t, std::vector<Release>> releases;
-std::unordered_map<uint32_t, Acquired> acquired;
-std::unordered_map<uintptr_t, Acquired> acquired_atomics;
+std::unordered_map<uintptr_t, std::vector<Release>> releases;  // by what the atomics are on
+std::vector<Counted> counted;                                  // the block's atomics
+std::unordered_map<uint32_t, Release> acquired;                // by block
+std::unordered_set<uintptr_t> acquired_atomics;
+uint32_t acquired_barriers;  // of the first thread that acquired
 
-bool after(const Acquired& a) { return current->index == a.thread || current->barriers > a.barriers; }
+bool after_acquire() {
+  return !acquired_atomics.empty() && (current->acquired || current->barriers > acquired_barriers);
+}
 
 bool ordered(const Access& a, uintptr_t p) {
   if (a.launch != launches) return true;
@@ -140,13 +145,11 @@ bool ordered(const Access& a, uintptr_t p) {
     return a.thread == current->index || a.barriers < current->barriers ||
            (a.thread / kWarp == current->index / kWarp && a.warp_barriers < current->warp_barriers);
   if (is_shared(p)) return true;
-  if (a.atomic) {
-    const auto found = acquired_atomics.find(p);
-    if (found != acquired_atomics.end() && after(found->second)) return true;
-  }
+  if (!after_acquire()) return false;
+  if (a.atomic && acquired_atomics.count(p)) return true;
   const auto found = acquired.find(a.block);
-  if (found == acquired.end() || !after(found->second)) return false;
-  const Release& from = found->second.from;
+  if (found == acquired.end()) return false;
+  const Release& from = found->second;
   return a.time < from.fence.time && (a.thread == from.thread || a.barriers < from.fence.barriers);
 }
 
@@ -326,7 +329,7 @@ void report_stuck() {
 
 void run_block() {
   ++blocks_run;
-  acquired.clear(), acquired_atomics.clear();
+  counted.clear(), acquired.clear(), acquired_atomics.clear();
   const int count = static_cast<int>(block.x);
   threads.clear();
   threads.resize(count);
@@ -424,13 +427,14 @@ void fail_width(int line, int width) {
 void fence() {
   current->fence = {++clock_now, current->barriers};
   ++clock_now;
-  for (uintptr_t p : current->counted) {
-    const Acquired mine{{}, static_cast<uint16_t>(current->index), current->barriers};
-    acquired_atomics[p] = mine;
-    for (const Release& r : releases[p])
-      if (r.block != block_number) acquired[r.block] = {r, mine.thread, mine.barriers};
+  for (const Counted& c : counted) {
+    if (c.thread != current->index && c.barriers >= current->barriers) continue;
+    current->acquired = true;
+    if (acquired_atomics.empty()) acquired_barriers = current->barriers;
+    if (!acquired_atomics.insert(c.p).second) continue;
+    for (const Release& r : releases[c.p])
+      if (r.block != block_number) acquired[r.block] = r;
   }
-  current->counted.clear();
 }
 
 void atomic_begin(const void* p, size_t size) {
@@ -439,7 +443,7 @@ void atomic_begin(const void* p, size_t size) {
   touch(at, size, true, true);
   if (current->fence.time)
     releases[at].push_back({block_number, static_cast<uint16_t>(current->index), current->fence});
-  current->counted.push_back(at);
+  counted.push_back({at, current->index, current->barriers});
 }
 
 void atomic_end() {}

@@ -9,11 +9,8 @@
 #include <functional>
 #include <type_traits>
 
-#if __has_include("binding/dlpack.h")
 #include "binding/dlpack.h"
-#else
-#include "dlpack.h"
-#endif
+
 #define kDLCUDA kDLCPU  // device memory is the host's
 
 #define __global__
