@@ -51,7 +51,7 @@ def pytest_configure(config):
 
 
 # What takes longest: much the same as others on more numbers.
-LONG = re.compile(r"long_horizon|1030|600|989|4096|4097|4095|-200-|many_duplicates")
+LONG = re.compile(r"long_horizon|1030|600|989|4096|4097|4095|-200-|-25[56]-|many_duplicates")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -217,8 +217,13 @@ void touch(uintptr_t p, size_t size, bool write, bool atomic) {
     }
     for (size_t i = 0; write && i < size; ++i) w[i] = blocks_run;
   }
-  const Access now{launches, block_number, current->barriers, current->warp_barriers, clock_now,
-                   static_cast<uint16_t>(current->index), atomic};
+  const Access now{launches,
+                   block_number,
+                   current->barriers,
+                   current->warp_barriers,
+                   clock_now,
+                   static_cast<uint16_t>(current->index),
+                   atomic};
   size_t unit = size > 8 ? 8 : size;
   while (p % unit) unit /= 2;
   size_t step = unit;
@@ -229,7 +234,10 @@ void touch(uintptr_t p, size_t size, bool write, bool atomic) {
         same_write = {p, size, {}, c.write};
         std::memcpy(same_write.before, reinterpret_cast<void*>(p), size);
       } else {
-        report_race(atomic ? "an atomic" : write ? "a write" : "a read", c.write, c.write.atomic ? "atomic" : "write", q);
+        report_race(atomic  ? "an atomic"
+                    : write ? "a write"
+                            : "a read",
+                    c.write, c.write.atomic ? "atomic" : "write", q);
       }
     }
     if (write) {
@@ -379,7 +387,8 @@ void run(const char* name, Extent grid_wanted, Extent block_wanted, const std::f
   }();
   (void)seeded;
   kernel = name, grid = grid_wanted, block = block_wanted, body = &thread, block_number = 0;
-  if (grid.x == 0 || block.x == 0 || block.x > kMaxThreads || grid.y != 1 || grid.z != 1 || block.y != 1 || block.z != 1)
+  if (grid.x == 0 || block.x == 0 || block.x > kMaxThreads || grid.y != 1 || grid.z != 1 || block.y != 1 ||
+      block.z != 1)
     return report("bad launch of " + std::to_string(grid.x) + " blocks of " + std::to_string(block.x) + " threads");
   ++launches, clock_now = 0;
   if (pages.size() > 4096) pages.clear();
@@ -401,7 +410,8 @@ int barrier(int line, bool yes) {
 }
 
 void warp_barrier(int line, unsigned mask) {
-  if (!(mask >> lane() & 1)) return report("__syncwarp in line " + std::to_string(line) + " does not name its own lane");
+  if (!(mask >> lane() & 1))
+    return report("__syncwarp in line " + std::to_string(line) + " does not name its own lane");
   current->mask = mask;
   wait(Meeting::warp, line);
 }
@@ -463,16 +473,16 @@ const char* cudaGetErrorString(cudaError_t) {
 }
 
 // ---------------------------------------------------------------- the compiler's hooks
-#define ACCESS(name, size, write)                                                                         \
-  extern "C" void __tsan_##name(void* p) {                                                                \
-    if (emulation::current) emulation::touch(reinterpret_cast<uintptr_t>(p), size, write, false);          \
+#define ACCESS(name, size, write)                                                                 \
+  extern "C" void __tsan_##name(void* p) {                                                        \
+    if (emulation::current) emulation::touch(reinterpret_cast<uintptr_t>(p), size, write, false); \
   }
-#define ACCESSES(size)                       \
-  ACCESS(read##size, size, false)            \
-  ACCESS(write##size, size, true)            \
-  ACCESS(unaligned_read##size, size, false)  \
-  ACCESS(unaligned_write##size, size, true)  \
-  ACCESS(volatile_read##size, size, false)   \
+#define ACCESSES(size)                      \
+  ACCESS(read##size, size, false)           \
+  ACCESS(write##size, size, true)           \
+  ACCESS(unaligned_read##size, size, false) \
+  ACCESS(unaligned_write##size, size, true) \
+  ACCESS(volatile_read##size, size, false)  \
   ACCESS(volatile_write##size, size, true)
 ACCESSES(1)
 ACCESSES(2)

@@ -66,7 +66,8 @@ Extent grid_extent();
 
 void run(const char* name, Extent grid, Extent block, const std::function<void()>& thread);
 
-// kernel<<<grid, block, shared, stream>>>(arguments) becomes Launch("kernel", grid, block, ...) << [&] { kernel(...); }.
+// kernel<<<grid, block, shared, stream>>>(arguments) becomes Launch("kernel", grid, block, ...) << [&] { kernel(...);
+// }.
 struct Launch {
   const char* name;
   Extent grid, block;
