@@ -458,8 +458,6 @@ void atomic_begin(const void* p, size_t size) {
   counted.push_back({at, current->index, current->barriers});
 }
 
-void atomic_end() {}
-
 }  // namespace emulation
 
 // ---------------------------------------------------------------- the host's calls

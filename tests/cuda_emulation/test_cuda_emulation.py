@@ -98,7 +98,7 @@ def run(module, folder, *arguments, seed=0, short=True):
 
 
 def cuda_tests():
-    return sorted(TESTS.glob("kernels/**/test_*cuda*.py")) + [HERE / "cases_more.py"]
+    return [*sorted(TESTS.glob("kernels/**/test_*cuda*.py")), HERE / "cases_more.py"]
 
 
 def check(base, folder, test, **options):
@@ -148,7 +148,9 @@ FAULTS = {  # name: (file, regex, replacement, which tests, what is reported)
         SCANS, r"kAllLanes = 0xFFFFFFFF", "kAllLanes = 0x7FFFFFFF", "130", "does not name its own lane",
     ),
     "one column too many": (SCANS, r"if \(n >= d.N\)", "if (n > d.N)", "reference and 63", "outside an array|race"),
-    "one block too few": (SCANS, r"\(threads \+ block - 1\) / block", "threads / block", "reference and 63", "bad launch"),
+    "one block too few": (
+        SCANS, r"\(threads \+ block - 1\) / block", "threads / block", "reference and 63", "bad launch",
+    ),
     "a shuffle as wide as the warp": (
         TREE, r"\+ h - 1, kFanout\)", "+ h - 1, kWarp)", "same_bits and 257", "AssertionError",
     ),

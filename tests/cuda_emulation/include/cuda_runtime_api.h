@@ -88,9 +88,8 @@ uint64_t exchange(int line, unsigned mask, uint64_t own, int source);
 // The bit of each lane named in `mask` that says yes.
 unsigned ballot(int line, unsigned mask, bool yes);
 void fence();
-// Before and after an atomic operation on memory.
+// Before an atomic operation on memory: other threads may go first.
 void atomic_begin(const void* p, size_t size);
-void atomic_end();
 void fail_width(int line, int width);
 
 template <class T>
@@ -137,7 +136,6 @@ __attribute__((no_sanitize("thread"))) T atomic(T* p, F change) {
   atomic_begin(p, sizeof(T));
   const T before = *p;
   *p = change(before);
-  atomic_end();
   return before;
 }
 
