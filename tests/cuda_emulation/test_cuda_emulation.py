@@ -141,8 +141,8 @@ FAULTS = {  # name: (file, regex, replacement, which tests, what is reported)
         SCANS, r"if \(lane == kWarp - 1\) maps", "if (lane == kWarp - 1 && warp > 0) maps", "130",
         "which no thread of the block has written",
     ),
-    "no barrier before shared memory is written again": (
-        SCANS, r"__syncthreads\(\);  // the next tile.*", "", "do_not_compose", "race: a write of shared",
+    "shared memory that is written again without a barrier": (
+        SCANS, r"of_warp\[tile % 2\]", "of_warp[0]", "reference and 1100", "race: a write of shared",
     ),
     "a mask without the last lane": (
         SCANS, r"kAllLanes = 0xFFFFFFFF", "kAllLanes = 0x7FFFFFFF", "130", "does not name its own lane",
