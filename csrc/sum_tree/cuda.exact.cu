@@ -172,9 +172,9 @@ __global__ void write(Tree<T> tree, CudaUpdate items) {
   const int64_t i = thread_index();
   if (i >= items.n) return;
   const int64_t index = items.indices[i];
-  // An invalid item has claimed nothing.
-  if (!tree.inside(index) || tree.winner[index] != static_cast<int32_t>(i)) return;
-  tree.winner[index] = -1;
+  // An invalid item has claimed nothing. Atomic, because the other items of the leaf look at the same number.
+  const auto item = static_cast<int32_t>(i);
+  if (!tree.inside(index) || atomicCAS(tree.winner + index, item, -1) != item) return;
   T* leaf = tree.leaf(index);
   *leaf = new_leaf(items, i, *leaf);
 }
@@ -282,6 +282,7 @@ __global__ void draw_distinct(Tree<T> tree, int64_t n, int64_t* indices, double*
     if (!(left > 0)) break;
     const double r = uniform(philox(tree.state[0], tree.state[1] + static_cast<uint64_t>(drawn)));
     int64_t node = find_leaf(tree, r * left);
+    __syncwarp();  // all lanes have read the leaf
     if (thread == 0) {
       indices[drawn] = node;
       probabilities[drawn] = *tree.leaf(node);
