@@ -41,7 +41,8 @@ _held: list[Any] = []
 
 def _before() -> None:
     _forking.acquire()
-    _held.extend(lock for lock in (*outer.all(), *guarded.all()) if lock.acquire())
+    # The newest first: a tree holds its lock while it asks for that of the random streams, which is older.
+    _held.extend(lock for lock in (*outer.all(), *reversed(guarded.all())) if lock.acquire())
 
 
 def _after() -> None:

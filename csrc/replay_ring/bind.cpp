@@ -209,7 +209,10 @@ class RingCore {
     return plain ? a->data : nullptr;
   }
 
-  static bool is_array(PyObject* o) { return py::detail::npy_api::get().PyArray_Check_(o); }
+  // Not of a subclass, which may mean more than its memory (a masked array).
+  static bool is_array(PyObject* o) {
+    return Py_TYPE(o) == reinterpret_cast<PyTypeObject*>(py::detail::npy_api::get().PyArray_Type_);
+  }
 
   const char* read(py::handle value, const Column& c, int64_t* scalar) const {
     PyObject* o = value.ptr();

@@ -91,6 +91,23 @@ def test_tree_in_a_child(backend, background):
     assert run(code, backend, background) == ["True"] * 21
 
 
+def test_locks_are_taken_as_calls_take_them():
+    """Those of owners first, then the newest: two orders would be a deadlock."""
+    code = """
+        from fastrl import _fork
+        taken = []
+        class Lock:
+            def __init__(self, name): self.name = name
+            def acquire(self): taken.append(self.name); return True
+            def release(self): taken.append("-" + self.name)
+        older, newer, owner = Lock("older"), Lock("newer"), Lock("owner")
+        _fork.guarded.add(older), _fork.guarded.add(newer), _fork.outer.add(owner)
+        in_child(lambda: None)
+        print(*taken)
+    """
+    assert run(code) == ["owner", "newer", "older", "-older", "-newer", "-owner"]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("fastrl._C") is None, reason="the C++ extension is not built")
 def test_fork_while_the_pool_is_made():
     """The first large calls of a process, in several threads, with forks in between."""
