@@ -38,7 +38,7 @@ import fastrl
 from fastrl._files import fsync, locked
 from fastrl.agents.config import InputError
 
-FORMAT = 2
+FORMAT = 3
 FILES = ("config.json", "model.safetensors", "state.json")  # and, of agents that have one, REPLAY
 REPLAY = "replay"
 T = TypeVar("T")
@@ -234,8 +234,15 @@ class _Folder:
         manifest = _object(self.path, "manifest.json", self._manifest)
         files = manifest.get("files")
         if manifest.get("format") != FORMAT or not isinstance(files, dict):
-            found = repr(manifest.get("format"))[:20]
-            raise InputError(f"checkpoint {self.path}: unknown format {found}, this version reads {FORMAT}")
+            found, made_by = repr(manifest.get("format"))[:20], manifest.get("made_by")
+            by = (
+                f", written by fastrl {str(made_by['fastrl'])[:20]}"
+                if isinstance(made_by, dict) and "fastrl" in made_by
+                else ""
+            )
+            raise InputError(
+                f"checkpoint {self.path}: unknown format {found}{by}; this version, {fastrl.__version__}, reads {FORMAT}"
+            )
         if set(files) - {REPLAY} != set(FILES):  # an unnamed file would not be checked
             raise InputError(f"checkpoint {self.path} is damaged: manifest.json must name {', '.join(FILES)}")
         return manifest

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from fastrl.agents.config import InputError
 
 Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -208,6 +211,135 @@ class Critics(ParallelMLP):
         """Q of all networks, or of the `first` ones, and how gradients go back through them."""
         q, pullback = self.linearize(torch.cat((obs.flatten(1), action), 1), first)
         return q.squeeze(2), pullback
+
+
+class TorchNetwork:
+    """A torch module behind the calls of `fastrl.MLP`: the user's own architecture, differentiated by autograd.
+
+    `module` maps a float32 batch ``[B, *shape]`` to ``[B, out]``; with a tuple of `shapes` it takes as many arguments.
+    A ``ModuleList`` is networks side by side, results ``[n, B, out]``.  On the CPU arrays go in and come out as NumPy,
+    on CUDA as tensors.  The parameters, in float32, become views of `vector`, and their gradients of `grad`; what a
+    module keeps besides (running statistics, say) belongs to it alone and does not go to targets or averages.
+    """
+
+    def __init__(self, module: nn.Module, *shapes: Sequence[int], device: Any = "cpu") -> None:
+        self.module, self._shapes, self.device = module.float().to(device), shapes, str(device)
+        self.n = len(module) if isinstance(module, nn.ModuleList) else None
+        self._networks = list(module) if isinstance(module, nn.ModuleList) else [module]
+        self._parameter, gradient = flatten_parameters(self.module)
+        vector = self._parameter.detach()
+        cpu = vector.device.type == "cpu"
+        self.vector, self.grad = (vector.numpy(), gradient.numpy()) if cpu else (vector, gradient)
+        self._trained = [p for p in self.module.parameters() if p.requires_grad]
+        self._cached: tuple[list[Tensor], Tensor] | None = None
+
+    def forward(self, x: Any, *, first: int | None = None) -> Any:
+        with torch.no_grad():
+            return self._give(self._outputs(self._take(x), first))
+
+    __call__ = forward
+
+    def forward_cached(self, x: Any, *, first: int | None = None) -> Any:
+        inputs = [part.requires_grad_() for part in self._take(x)]
+        with torch.enable_grad():
+            self._cached = inputs, self._outputs(inputs, first)
+        return self._give(self._cached[1].detach())
+
+    def backward(self, d_out: Any, *, parameters: bool = True, inputs: slice | bool | None = None) -> Any:
+        if self._cached is None:
+            raise RuntimeError("backward needs forward_cached before it")
+        xs, out = self._cached
+        wanted = (self._trained if parameters else []) + (xs if inputs else [])
+        d = torch.as_tensor(d_out, device=out.device).reshape(out.shape)
+        found = list(torch.autograd.grad(out, wanted, d, retain_graph=True, allow_unused=True))
+        if parameters:
+            for p in self._trained:
+                g = found.pop(0)
+                assert p.grad is not None
+                p.grad.copy_(g) if g is not None else p.grad.zero_()
+        if not inputs:
+            return None
+        columns = torch.cat([torch.zeros_like(x) if g is None else g for x, g in zip(xs, found, strict=True)], 1)
+        return self._give(columns if inputs is True else columns[:, inputs])
+
+    def parameters(self, vector: Any = None) -> dict[str, Any]:
+        """Name -> view, of `vector` or of another vector like it."""
+        flat, views, start = self.vector if vector is None else vector, {}, 0
+        for name, p in self.module.named_parameters():
+            views[name] = flat[start : start + p.numel()].reshape(tuple(p.shape))
+            start += p.numel()
+        return views
+
+    @property
+    def whole(self) -> bool:
+        """Are the module's parameters still views of `vector`?  Not if it was moved, converted or changed."""
+        return are_views(self.module, self._parameter)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.module.load_state_dict(state)
+
+    def to_torch(self) -> nn.Module:
+        """The module, whose parameters are this vector's memory."""
+        return self.module
+
+    def __reduce__(self) -> Any:
+        return _torch_network, (self.module, self._shapes, self.device)
+
+    def _take(self, x: Any) -> list[Tensor]:
+        parts = x if isinstance(x, tuple) else (x,)
+        device = self._parameter.device
+        return [torch.as_tensor(part, dtype=torch.float32, device=device).detach().flatten(1) for part in parts]
+
+    def _give(self, out: Tensor) -> Any:
+        return out.numpy() if out.device.type == "cpu" else out
+
+    def _outputs(self, flat: list[Tensor], first: int | None) -> Tensor:
+        xs = [x.reshape(len(x), *shape) for x, shape in zip(flat, self._shapes, strict=True)]
+        outs = [network(*xs) for network in self._networks[:first]]
+        return outs[0] if self.n is None else torch.stack(outs)
+
+
+def _torch_network(module: nn.Module, shapes: tuple[Sequence[int], ...], device: str) -> TorchNetwork:
+    return TorchNetwork(module, *shapes, device=device)
+
+
+def own_network(given: Any, what: str, shapes: Sequence[Sequence[int]], n_out: int, **settings: Any) -> TorchNetwork:
+    """A `TorchNetwork` of what the user gave: copies of a module, or what a function makes; raises InputError.
+
+    `settings`: `n` networks side by side (None: one), which only a function or a ModuleList can give when there are
+    several, because copies of one would stay equal; the `seed` of what a function makes; the `device`.
+    """
+    n, seed, device = settings.get("n"), settings["seed"], settings["device"]
+    takes = " and ".join(f"[B, {', '.join(map(str, shape))}]" for shape in shapes)
+    with building(seed):
+        if not isinstance(given, nn.Module) and callable(given):
+            made = given() if n is None else nn.ModuleList(given() for _ in range(n))
+        elif isinstance(given, nn.Module) and (n is None or isinstance(given, nn.ModuleList)):
+            made = copy.deepcopy(given)
+        elif isinstance(given, nn.Module) and n == 1:
+            made = nn.ModuleList([copy.deepcopy(given)])
+        else:
+            wanted = "a torch.nn.Module or a function that makes one" if n in (None, 1) else "a function that makes one"
+            raise InputError(f"network: {what} must be {wanted}, got {type(given).__name__}")
+    if not isinstance(made, nn.Module) or not any(True for _ in made.parameters()):
+        raise InputError(f"network: {what} must be a torch.nn.Module with parameters, got {type(made).__name__}")
+    if n is not None and len(made) != n:  # type: ignore[arg-type]
+        raise InputError(f"network: {what} must be {n} modules, got {len(made)}")  # type: ignore[arg-type]
+    network = TorchNetwork(made, *shapes, device=device)
+    x = [torch.zeros(2, *shape, device=device) for shape in shapes]
+    wanted_shape = (2, n_out) if n is None else (n, 2, n_out)
+    try:
+        got = tuple(network.forward(tuple(x)).shape)
+    except Exception as error:  # the module's own
+        text = " ".join(str(error).split())
+        raise InputError(f"network: {what} must take {takes}: {type(error).__name__}: {text}") from error
+    if got != wanted_shape:
+        got = got[1:] if n is not None and len(got) == 3 else got
+        raise InputError(f"network: {what} must map {takes} to [B, {n_out}], got {list(got)} for B = 2")
+    return network
 
 
 def flatten_parameters(module: nn.Module) -> tuple[nn.Parameter, Tensor]:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from fastrl.agents.checkpoint import Checkpoint
 from fastrl.agents.config import InputError
 
-COUNTERS = ("steps", "total_steps", "n_updates")
-TYPES = {"algorithm": str, "env": (str, type(None)), "made_from_id": bool, "config": dict}
+COUNTERS = ("steps", "total_steps", "schedule_steps", "n_updates")
+TYPES = {"algorithm": str, "env": (str, type(None)), "made_from_id": bool, "network": bool, "config": dict}
 
 
 def check_config(saved: Mapping[str, Any], where: str) -> None:
