@@ -407,6 +407,7 @@ class Agent(ABC, Generic[C]):
     def __reduce__(self) -> Any:
         state, tensors = self._state()
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        env: Any
         env, network = self._made_from, self._network
         if not isinstance(env, str):
             env = _pickled(

@@ -29,6 +29,13 @@ class TorchPolicy(nn.Module):
         moments: (mean, var) by which observations are normalised, to (s - mean) / sqrt(var + 1e-8) in [-10, 10].
     """
 
+    mean: Tensor
+    var: Tensor
+    middle: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
     def __init__(
         self, network: Network | nn.Module, envs: Envs, *, tanh: bool = False, units: Any = None, moments: Any = None
     ) -> None:
@@ -55,7 +62,7 @@ class TorchPolicy(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         if self._moments:
-            scaled = (obs - self.mean) / (self.var + 1e-8).sqrt()  # type: ignore[operator]
+            scaled = (obs - self.mean) / torch.sqrt(self.var + 1e-8)
             x = scaled.clamp(-10.0, 10.0).float()
         else:
             x = obs.float() if self._input_scale is None else obs.float() * self._input_scale
@@ -63,6 +70,6 @@ class TorchPolicy(nn.Module):
         if self.discrete:
             return out.argmax(1)
         action = out[:, : self._n_actions]
-        action = (action.tanh() if self.tanh else action).to(self.scale.dtype).reshape(-1, *self._shape)  # type: ignore[arg-type]
-        scaled = self.middle + self.scale * action  # type: ignore[operator]
-        return torch.minimum(torch.maximum(scaled, self.low), self.high)  # type: ignore[arg-type]
+        action = (action.tanh() if self.tanh else action).to(self.scale.dtype).reshape(-1, *self._shape)
+        scaled = self.middle + self.scale * action
+        return torch.minimum(torch.maximum(scaled, self.low), self.high)

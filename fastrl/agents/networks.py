@@ -99,7 +99,8 @@ class TorchNetwork:
         self._parameter, gradient = flatten_parameters(self.module)
         vector = self._parameter.detach()
         cpu = vector.device.type == "cpu"
-        self.vector, self.grad = (vector.numpy(), gradient.numpy()) if cpu else (vector, gradient)
+        self.vector: Any = vector.numpy() if cpu else vector
+        self.grad: Any = gradient.numpy() if cpu else gradient
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
         self._cached: tuple[list[Tensor], Tensor] | None = None
 

@@ -61,11 +61,15 @@ class OffPolicyAgent(Agent[C]):
             settings["beta_steps"] = c.per_beta_steps
         return PrioritizedReplay(*space, **settings, alpha=c.per_alpha, eps=c.per_eps)
 
+    def _array(self, x: NDArray[Any]) -> Any:
+        """An array as updates use them: NumPy's on the CPU, else a tensor on the device."""
+        return x if self._cpu else torch.from_numpy(x).to(self.device)
+
     def _inputs(self, obs: Any) -> Any:
         """Observations ``[B, ...]`` as the networks take them: float32 ``[B, n]``, and bytes 0..255 as 0..1."""
         if self._as_they_are:
             return obs
-        x = obs.astype(np.float32) if isinstance(obs, np.ndarray) else obs.float()
+        x = np.asarray(obs, np.float32) if isinstance(obs, np.ndarray) else obs.float()
         x = x.reshape(len(x), -1)
         return x if self._input_scale is None else x * np.float32(self._input_scale)
 
@@ -79,14 +83,9 @@ class OffPolicyAgent(Agent[C]):
 
     def _forward(self, network: Network, obs: NDArray[Any]) -> NDArray[np.float32]:
         """The network's output for observations ``[B, ...]``, as NumPy."""
-        x = self._inputs(obs if obs.dtype == self.envs.observation_space.dtype else obs.astype(np.float32))
-        if x.dtype != np.float32:  # of a caller
-            x = x.astype(np.float32)
-        if not self._cpu:
-            out = network.forward(torch.from_numpy(x).to(self.device)).cpu().numpy()
-        else:
-            out = network.forward(x)
-        result: NDArray[np.float32] = out
+        x = self._inputs(np.asarray(obs, np.float32))
+        out = network.forward(self._array(x))
+        result: NDArray[np.float32] = out if self._cpu else out.cpu().numpy()
         return result
 
     def _begin(self, schedule_steps: int) -> None:

@@ -96,13 +96,11 @@ class SAC(ContinuousAgent[SACConfig]):
         self.target_entropy = -float(self.n_actions) if c.target_entropy is None else c.target_entropy
         start = c.initial_temperature if c.temperature is None else c.temperature
         # As a logarithm, so that it stays positive; of a fixed temperature 0 it is -inf.
-        log = np.full(1, math.log(start) if start else -INF, np.float32)
-        self.log_temperature: Any = log if self._cpu else torch.from_numpy(log).to(self.device)
-        self._d_log_temperature: Any = np.zeros(1, np.float32) if self._cpu else torch.zeros_like(self.log_temperature)
+        self.log_temperature = self._array(np.full(1, math.log(start) if start else -INF, np.float32))
+        self._d_log_temperature = self._array(np.zeros(1, np.float32))
         vectors = self.log_temperature, self._d_log_temperature
         self.temperature_optimizer = FlatAdam(*vectors, lr=c.learning_rate) if c.temperature is None else None
-        ones: Any = np.full(c.batch_size, 1 / c.batch_size, np.float32)
-        self._mean = ones if self._cpu else torch.from_numpy(ones).to(self.device)
+        self._mean = self._array(np.full(c.batch_size, 1 / c.batch_size, np.float32))
         # Not the seed itself: these draws have to be independent of the buffer's.
         seeds = [int(seed) for seed in np.random.SeedSequence(c.seed).generate_state(3, np.uint64)]
         self.generator = Generator(seeds[0], self.device)  # of the updates

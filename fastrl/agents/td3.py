@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
@@ -83,10 +82,10 @@ class TD3(ContinuousAgent[TD3Config]):
         Critics: L = sum_k mean_i w_i (Q_k(s_i, a_i) - y_i)^2.  Actor: L = - mean_i Q_1(s_i, mu(s_i)).
         """
         c, b, n = self.config, self._sample(), self.n_actions
-        noise = c.target_noise * self.rng.standard_normal((c.batch_size, n), np.float32)
+        noise: Any = c.target_noise * self.rng.standard_normal((c.batch_size, n), np.float32)
         noise = noise.clip(-c.target_noise_clip, c.target_noise_clip)
-        noise = noise if self._cpu else torch.from_numpy(noise).to(self.device)
-        next_action = (tanh_normal_mode(self.target_actor.forward(b.next_obs)) + noise).clip(-1, 1)
+        next_action = tanh_normal_mode(self.target_actor.forward(b.next_obs)) + self._array(noise)
+        next_action = next_action.clip(-1, 1)
         y = min_q_targets(self.target_critics.forward((b.next_obs, next_action)), b.reward, b.discount)
         q = self.critics.forward_cached((b.obs, b.action))
         q_loss = q_regression_loss(q, y, weights=b.weights if c.prioritized else None)
