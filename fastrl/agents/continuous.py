@@ -99,6 +99,7 @@ class ContinuousAgent(OffPolicyAgent[CC]):
     n_critics: ClassVar[int]
     actor_outputs: ClassVar[int]  # for each dimension of the actions
     discrete = False
+    _trained = {"actor": "actor_optimizer", "critics": "critic_optimizer"}  # noqa: RUF012
 
     def __init__(self, env: Env, config: CC | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)

@@ -132,6 +132,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
     algorithm = "dqn"
     config_class = DQNConfig
     continuous = False
+    _trained = {"online": "optimizer"}  # noqa: RUF012
 
     def __init__(self, env: Env, config: DQNConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
