@@ -96,11 +96,11 @@ class TorchNetwork:
         self.module, self._shapes, self.device = module.float().to(device), shapes, str(device)
         self.n = len(module) if isinstance(module, nn.ModuleList) else None
         self._networks = list(module) if isinstance(module, nn.ModuleList) else [module]
-        self._parameter, gradient = flatten_parameters(self.module)
+        self._parameter, self._gradient = flatten_parameters(self.module)
         vector = self._parameter.detach()
         cpu = vector.device.type == "cpu"
         self.vector: Any = vector.numpy() if cpu else vector
-        self.grad: Any = gradient.numpy() if cpu else gradient
+        self.grad: Any = self._gradient.numpy() if cpu else self._gradient
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
         self._cached: tuple[list[Tensor], Tensor] | None = None
 
@@ -124,10 +124,10 @@ class TorchNetwork:
         d = torch.as_tensor(d_out, device=out.device).reshape(out.shape)
         found = list(torch.autograd.grad(out, wanted, d, retain_graph=True, allow_unused=True))
         if parameters:
+            self._gradient.zero_()  # of what took no part
             for p in self._trained:
-                g = found.pop(0)
-                assert p.grad is not None
-                p.grad.copy_(g) if g is not None else p.grad.zero_()
+                if (g := found.pop(0)) is not None and p.grad is not None:
+                    p.grad.copy_(g)
         if not inputs:
             return None
         columns = torch.cat([torch.zeros_like(x) if g is None else g for x, g in zip(xs, found, strict=True)], 1)
@@ -180,28 +180,37 @@ def _torch_network(module: nn.Module, shapes: tuple[Sequence[int], ...], device:
 Network = MLP | TorchNetwork
 
 
-def own_network(given: Any, what: str, shapes: Sequence[Sequence[int]], n_out: int, **settings: Any) -> TorchNetwork:
-    """A `TorchNetwork` of what the user gave: copies of a module, or what a function makes; raises InputError.
+def own_network(
+    given: Any,
+    what: str,
+    shapes: Sequence[Sequence[int]],
+    n_out: int,
+    *,
+    n: int | None = None,
+    seed: int,
+    device: str,
+) -> TorchNetwork:
+    """A `TorchNetwork` of what the user gave: a copy of a module, or what a function makes; raises InputError.
 
-    `settings`: `n` networks side by side (None: one), which only a function or a ModuleList can give when there are
-    several, because copies of one would stay equal; the `seed` of what a function makes; the `device`.
+    Several side by side (`n`; None: one) need a function or a ModuleList, because copies of one would stay equal.
     """
-    n, seed, device = settings.get("n"), settings["seed"], settings["device"]
     takes = " and ".join(f"[B, {', '.join(map(str, shape))}]" for shape in shapes)
-    with building(seed):
-        if not isinstance(given, nn.Module) and callable(given):
-            made = given() if n is None else nn.ModuleList(given() for _ in range(n))
-        elif isinstance(given, nn.Module) and (n is None or isinstance(given, nn.ModuleList)):
-            made = copy.deepcopy(given)
-        elif isinstance(given, nn.Module) and n == 1:
-            made = nn.ModuleList([copy.deepcopy(given)])
-        else:
-            wanted = "a torch.nn.Module or a function that makes one" if n in (None, 1) else "a function that makes one"
-            raise InputError(f"network: {what} must be {wanted}, got {type(given).__name__}")
-    if not isinstance(made, nn.Module) or not any(True for _ in made.parameters()):
-        raise InputError(f"network: {what} must be a torch.nn.Module with parameters, got {type(made).__name__}")
-    if n is not None and len(made) != n:  # type: ignore[arg-type]
-        raise InputError(f"network: {what} must be {n} modules, got {len(made)}")  # type: ignore[arg-type]
+    made: Any
+    if isinstance(given, nn.Module) and (n is None or isinstance(given, nn.ModuleList)):
+        made = copy.deepcopy(given)
+    elif isinstance(given, nn.Module) and n == 1:
+        made = nn.ModuleList([copy.deepcopy(given)])
+    elif callable(given) and not isinstance(given, nn.Module):
+        with building(seed):
+            modules = [given() for _ in range(n or 1)]
+        made = modules[0] if n is None or not isinstance(modules[0], nn.Module) else nn.ModuleList(modules)
+    else:
+        wanted = "a torch.nn.Module or a function that makes one" if n in (None, 1) else "a function that makes one"
+        raise InputError(f"{what} must be {wanted}, got {type(given).__name__}")
+    if not isinstance(made, nn.Module) or next(made.parameters(), None) is None:
+        raise InputError(f"{what} must be a torch.nn.Module with parameters, got {type(made).__name__}")
+    if isinstance(made, nn.ModuleList) and len(made) != n:
+        raise InputError(f"{what} must be {n} modules, got {len(made)}")
     network = TorchNetwork(made, *shapes, device=device)
     x = [torch.zeros(2, *shape, device=device) for shape in shapes]
     wanted_shape = (2, n_out) if n is None else (n, 2, n_out)
@@ -209,10 +218,10 @@ def own_network(given: Any, what: str, shapes: Sequence[Sequence[int]], n_out: i
         got = tuple(network.forward(tuple(x)).shape)
     except Exception as error:  # the module's own
         text = " ".join(str(error).split())
-        raise InputError(f"network: {what} must take {takes}: {type(error).__name__}: {text}") from error
+        raise InputError(f"{what} must take {takes}: {type(error).__name__}: {text}") from error
     if got != wanted_shape:
         got = got[1:] if n is not None and len(got) == 3 else got
-        raise InputError(f"network: {what} must map {takes} to [B, {n_out}], got {list(got)} for B = 2")
+        raise InputError(f"{what} must map {takes} to [B, {n_out}], got {list(got)} for B = 2")
     return network
 
 
