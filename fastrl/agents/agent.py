@@ -24,19 +24,14 @@ import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from fastrl.agents.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-)
+from fastrl.agents.checkpoint import load_checkpoint, save_checkpoint
 from fastrl.agents.config import InputError, check_int, describe_settings, make_config, resolve_device
 from fastrl.agents.envs import Envs, make_env
-from fastrl.agents.networks import are_views, input_scale, threads_for
+from fastrl.agents.networks import TorchNetwork, are_views, input_scale, threads_for
+from fastrl.agents.parts import NETWORKS, check_weights, load_parts, parts_state
 from fastrl.agents.policies import ActorCritic
-from fastrl.agents.saved import as_json, check_config, check_obs, check_state
-from fastrl.agents.training import MAX_EPISODE_STEPS, Diverged, Episode, Training, episodes_of
+from fastrl.agents.saved import restored
+from fastrl.agents.training import MAX_EPISODE_STEPS, Episode, Training, episodes_of
 from fastrl.replay import ReplayBuffer
 
 C = TypeVar("C")
@@ -53,6 +48,9 @@ class Agent(ABC, Generic[C]):
     An id is made `num_envs` times.  An environment object is one environment and a vector environment as many as it
     holds, whatever the default of `num_envs`; another number that is asked for is an InputError.
 
+    `network`: the user's own torch module, or a function that makes one, in place of the MLP; a copy of it is trained,
+    by autograd.  What it maps to what is in the algorithm's own class.
+
     A copy (`copy.deepcopy`, `pickle` and what builds on it) is what `save` and `load` would give, with a copy of the
     environment if the agent was made from an object: it trains on like the original, and neither changes the other.
     """
@@ -61,6 +59,7 @@ class Agent(ABC, Generic[C]):
     config_class: ClassVar[type[Any]]  # a frozen dataclass with num_envs, seed, device, learning_rate and its schedule
     discrete: ClassVar[bool] = True  # does it take Discrete action spaces?
     continuous: ClassVar[bool] = True  # and Box ones?
+    _trained: ClassVar[dict[str, str]] = {}  # names of the networks, and of the optimizers of their vectors
     buffer: ReplayBuffer | None = None  # of those that have one; saved beside the rest
 
     def __init_subclass__(cls) -> None:
@@ -70,15 +69,16 @@ class Agent(ABC, Generic[C]):
             return
         if cls.__doc__:
             cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\nArgs:\n{describe_settings(cls.config_class)}\n"
-        env, config = list(inspect.signature(Agent.__init__).parameters.values())[1:3]
+        env, config, network = list(inspect.signature(Agent.__init__).parameters.values())[1:4]
         keywords = [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
             for f in fields(cls.config_class)
         ]
-        cls.__signature__ = inspect.Signature([env, config, *keywords])  # type: ignore[attr-defined]
+        cls.__signature__ = inspect.Signature([env, config, network, *keywords])  # type: ignore[attr-defined]
 
-    def __init__(self, env: Env, config: C | None = None, **overrides: Any) -> None:
+    def __init__(self, env: Env, config: C | None = None, *, network: Any = None, **overrides: Any) -> None:
         self._check_types(env, config)
+        self._network = network
         given: dict[str, Any] = asdict(config) if config is not None else {}  # type: ignore[call-overload]
         c: Any = make_config(self.config_class, {**given, **overrides}, type(self).__name__)
         self.device = resolve_device(c.device)
@@ -96,10 +96,10 @@ class Agent(ABC, Generic[C]):
         self.config: C = replace(c, num_envs=self.envs.num_envs)
         self._check_spaces()
         shape = self.envs.observation_space.shape or ()
-        if len(shape) in (2, 3) and input_scale(self.envs.observation_space) is not None:
+        if network is None and len(shape) in (2, 3) and input_scale(self.envs.observation_space) is not None:
             warnings.warn(
-                f"{type(self).__name__}: observations of shape {shape} look like images, and there is no convolutional "
-                "network yet: an MLP sees them flattened, divided by 255",
+                f"{type(self).__name__}: observations of shape {shape} look like images, and an MLP sees them "
+                "flattened, divided by 255; network= takes a convolutional torch module",
                 stacklevel=3,
             )
         self.rng = np.random.default_rng(c.seed)  # of the updates
@@ -138,7 +138,7 @@ class Agent(ABC, Generic[C]):
             raise InputError(f"{this} needs at least one action; {env} has action space {actions}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(self.__dict__.get(name), torch.nn.Module):
+        if isinstance(self.__dict__.get(name), NETWORKS):
             raise InputError(
                 f"{type(self).__name__}: {name} cannot be replaced, because the old one would go on being trained; the "
                 "setting hidden shapes the networks, and load_state_dict gives them other weights"
@@ -193,7 +193,7 @@ class Agent(ABC, Generic[C]):
                 f"{type(self).__name__}: {', '.join(replaced)} has other parameters than its optimizer; they cannot be "
                 "replaced, moved or converted, but load_state_dict gives them other values"
             )
-        with run, threads_for(part for part in self._parts().values() if isinstance(part, torch.nn.Module)):
+        with run, threads_for(self._modules()):
             self.total_steps = run.total_steps
             self._begin(span)
             while not run.done():
@@ -209,21 +209,24 @@ class Agent(ABC, Generic[C]):
             at = f"from step {c.learning_rate_steps} (learning_rate_steps) of {schedule_steps} on"
             warnings.warn(f"the learning rate is 0 {at}: nothing more is learned", stacklevel=3)
 
+    def _modules(self) -> list[torch.nn.Module]:
+        """The networks that torch computes."""
+        parts = (part.module if isinstance(part, TorchNetwork) else part for part in self._parts().values())
+        return [part for part in parts if isinstance(part, torch.nn.Module)]
+
     def _replaced(self) -> list[str]:
         """Names of the networks that the optimizer no longer trains."""
         policies = ((name, part) for name, part in self._parts().items() if isinstance(part, ActorCritic))
-        return [name for name, policy in policies if not are_views(policy, policy.flat[0])]
+        found = [name for name, policy in policies if not are_views(policy, policy.flat[0])]
+        for name, optimizer in self._trained.items():
+            network = getattr(self, name)
+            if network.vector is not getattr(self, optimizer).vector or not getattr(network, "whole", True):
+                found.append(name)
+        return found
 
     def _check_weights(self) -> None:
-        """Raise InputError for weights that are NaN or infinite, which the last loss need not show."""
-        for part in self._parts().values():
-            if isinstance(part, torch.nn.Module):
-                for p in part.parameters():
-                    # A number by itself is the logarithm of a temperature, which may be 0.
-                    if not bool(torch.isfinite(p if p.ndim else p.exp()).all()):
-                        raise Diverged(
-                            f"weights are not finite at step {self.steps}: training diverged; try a lower learning_rate"
-                        )
+        """Raise Diverged for weights that are NaN or infinite, which the last loss need not show."""
+        check_weights(self._parts(), self.steps)
 
     @abstractmethod
     def _iterate(self) -> None:
@@ -237,8 +240,8 @@ class Agent(ABC, Generic[C]):
     def _parts(self) -> dict[str, Any]:
         """By name, what a checkpoint holds of this agent besides its counters and environments.
 
-        Modules, optimizers, NumPy generators, and anything whose `state_dict` holds JSON types only.  Those that carry
-        something through an episode have `new_episodes`, which forgets it.
+        Networks, optimizers, NumPy generators, arrays (logarithms, changed in place), and anything whose `state_dict`
+        holds JSON types only.  Those that carry something through an episode have `new_episodes`, which forgets it.
         """
 
     def predict(self, obs: Any, deterministic: bool = True) -> Any:
@@ -264,6 +267,13 @@ class Agent(ABC, Generic[C]):
         if obs.shape != shape:
             return actions
         return int(actions[0]) if isinstance(self.envs.action_space, gym.spaces.Discrete) else actions[0]
+
+    def policy_to_torch(self) -> torch.nn.Module:
+        """A plain torch module of the greedy policy, for deployment: observations ``[B, ...]`` -> actions ``[B, ...]``.
+
+        The actions are those of `predict`.  It is on the CPU, computes in float32 and shares nothing with the agent.
+        """
+        raise NotImplementedError
 
     def evaluate(
         self,
@@ -360,6 +370,7 @@ class Agent(ABC, Generic[C]):
             "algorithm": self.algorithm,
             "env": self.envs.env_id,
             "made_from_id": self.envs.made_from_id,
+            "network": self._network is not None,
             "config": asdict(self.config),  # type: ignore[call-overload]
         }
         save_checkpoint(folder, config, state, tensors, None if self.buffer is None else self.buffer.save)
@@ -376,32 +387,15 @@ class Agent(ABC, Generic[C]):
             "rng": self.rng.bit_generator.state,
             "envs": self.envs.state_dict(),
         }
-        for name, part in self._parts().items():
-            if isinstance(part, torch.nn.Module):
-                tensors |= {f"{name}.{k}": v for k, v in part.state_dict().items()}
-            elif isinstance(part, torch.optim.Optimizer):
-                tensors |= optimizer_tensors(part, f"{name}.")
-            elif isinstance(part, np.random.Generator):
-                state[name] = part.bit_generator.state
-            else:
-                state[name] = part.state_dict()
-        return state, tensors
+        parts, weights = parts_state(self._parts())
+        return state | parts, tensors | weights
 
     def _load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Give back what `_state` took to an agent that was just made; warn if the environments do not come back."""
-        for name, part in self._parts().items():
-            if isinstance(part, torch.nn.Module):
-                start = f"{name}."
-                part.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
-            elif isinstance(part, torch.optim.Optimizer):
-                load_optimizer_tensors(part, tensors, f"{name}.")
-            elif isinstance(part, np.random.Generator):
-                part.bit_generator.state = state[name]
-            else:
-                part.load_state_dict(state[name])
+        load_parts(self._parts(), state, tensors)
         self.rng.bit_generator.state = state["rng"]
         self.steps, self.total_steps, self.n_updates = state["steps"], state["total_steps"], state["n_updates"]
-        self.schedule_steps = state.get("schedule_steps", self.total_steps)  # of older checkpoints
+        self.schedule_steps = state["schedule_steps"]
         self._log = state["log"]
         try:
             restored = self.envs.load_state_dict(state["envs"], tensors["obs"].numpy())
@@ -417,87 +411,64 @@ class Agent(ABC, Generic[C]):
     def __reduce__(self) -> Any:
         state, tensors = self._state()
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        env = self._made_from
+        env: Any
+        env, network = self._made_from, self._network
         if not isinstance(env, str):
-            try:  # bytes, so that what cannot be copied is found here
-                env = cloudpickle.dumps(env)
-            except Exception as error:  # whatever the environment's own methods raise
-                what = f"{type(self).__name__} cannot be copied, because its environment cannot"
-                raise InputError(f"{what}; agents made from an id can: {' '.join(str(error).split())}") from error
-        return _copy, (type(self), env, self.config, state, tensors, self.buffer)
+            env = _pickled(
+                env,
+                f"{type(self).__name__} cannot be copied, because its environment cannot; agents made from an id can",
+            )
+        if network is not None:
+            network = _pickled(network, f"{type(self).__name__} cannot be copied, because its network cannot")
+        return _copy, (type(self), env, self.config, network, state, tensors, self.buffer)
 
     def __copy__(self: A) -> A:  # two agents cannot share networks and environments
         return copy.deepcopy(self)
 
     @classmethod
-    def load(cls: type[A], folder: str | os.PathLike[str], env: Env | None = None, device: str | None = None) -> A:
+    def load(
+        cls: type[A],
+        folder: str | os.PathLike[str],
+        env: Env | None = None,
+        device: str | None = None,
+        *,
+        network: Any = None,
+    ) -> A:
         """The agent of a checkpoint or run folder, ready to go on training.
 
         `env` is needed only if the agent was not made from an id, or if its id names a module to import
         (``module:Id``): whoever can write a checkpoint must not choose what code is run.  Agents with a replay buffer
-        need as many environments as were saved.  `device`: another one than it was saved on.
+        need as many environments as were saved.  `device`: another one than it was saved on.  `network`: as given to
+        the constructor, if one was; its weights are those of the checkpoint.
         Raises InputError for a damaged checkpoint, or one of another environment.  If the environment cannot be
         brought back to where it was (it was given as an object, it does not repeat itself, or its episode is longer
         than `fastrl.agents.env_loop.KEPT_ACTIONS`), a warning says that new episodes begin.
         """
         with load_checkpoint(folder) as checkpoint:
-            return cls._from_checkpoint(checkpoint, env, device)
+            return restored(cls, checkpoint, env, device, network)
 
-    @classmethod
-    def _from_checkpoint(cls: type[A], checkpoint: Checkpoint, env: Env | None, device: str | None) -> A:
-        saved, where, versions = checkpoint.config, f"checkpoint {checkpoint.folder}", checkpoint.versions()
-        if saved.get("algorithm") != cls.algorithm:
-            raise InputError(f"{where} is of algorithm {saved.get('algorithm')!r}, not {cls.algorithm!r}")
-        check_config(saved, where)
-        if env is None and not saved["made_from_id"]:
-            raise InputError(f"{where}: give `env`, because the agent was not made from an id")
-        if env is None and ":" in saved["env"]:
-            module, _, _ = saved["env"].partition(":")
-            raise InputError(
-                f"{where} is of {saved['env']}, which imports the module {module!r}; "
-                f"if that is meant, repeat it: env={saved['env']!r}, or --env {saved['env']}"
-            )
-        try:
-            config = make_config(cls.config_class, saved["config"], where)
-        except InputError as error:
-            raise InputError(f"{error}{versions}") from None
-        missing = [f.name for f in fields(cls.config_class) if f.name not in saved["config"]]
-        if missing:
-            warnings.warn(f"{where} lacks {', '.join(missing)}; the defaults are used{versions}", stacklevel=4)
-        if env is not None and not isinstance(env, str):  # it need not hold as many as were saved
-            config = replace(config, num_envs=env.num_envs if isinstance(env, VectorEnv) else 1)
-        agent = cls(env or saved["env"], config if device is None else replace(config, device=device))
-        if agent.envs.env_id != saved["env"]:
-            raise InputError(f"{where} is of {saved['env']}, not {agent.envs.env_id}")
-        try:
-            check_state(checkpoint.state, as_json(agent._state()[0]))
-            check_obs(checkpoint, agent.envs.obs)
-            if agent.buffer is not None:
-                if checkpoint.replay is None:
-                    raise InputError("replay is missing")
-                agent.buffer.load(checkpoint.replay)
-            agent._load_state(checkpoint.state, checkpoint.tensors)
-            agent._check_weights()
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            what = " ".join(str(error).split())
-            what = f"no {what}" if isinstance(error, KeyError) else what
-            raise InputError(f"{where} does not fit its config.json: {what}{versions}") from error
-        agent.run_folder = checkpoint.folder.parent.resolve()
-        return agent
+
+def _pickled(value: Any, error: str) -> bytes:
+    """Bytes, so that what cannot be copied is found here; raises InputError."""
+    try:
+        pickled: bytes = cloudpickle.dumps(value)
+    except Exception as reason:  # whatever the object's own methods raise
+        raise InputError(f"{error}: {' '.join(str(reason).split())}") from reason
+    return pickled
 
 
 def _copy(
     cls: type[A],
     env: str | bytes,
     config: Any,
+    network: bytes | None,
     state: dict[str, Any],
     tensors: dict[str, torch.Tensor],
     buffer: ReplayBuffer | None,
 ) -> A:
     """The agent that `Agent.__reduce__` took apart."""
-    agent = cls(pickle.loads(env) if isinstance(env, bytes) else env, config)
+    made_from = pickle.loads(env) if isinstance(env, bytes) else env
+    agent = cls(made_from, config, network=None if network is None else pickle.loads(network))
     if buffer is not None:
         agent.buffer = buffer
     agent._load_state(state, tensors)

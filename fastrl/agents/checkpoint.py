@@ -38,7 +38,7 @@ import fastrl
 from fastrl._files import fsync, locked
 from fastrl.agents.config import InputError
 
-FORMAT = 2
+FORMAT = 3
 FILES = ("config.json", "model.safetensors", "state.json")  # and, of agents that have one, REPLAY
 REPLAY = "replay"
 T = TypeVar("T")
@@ -234,8 +234,11 @@ class _Folder:
         manifest = _object(self.path, "manifest.json", self._manifest)
         files = manifest.get("files")
         if manifest.get("format") != FORMAT or not isinstance(files, dict):
-            found = repr(manifest.get("format"))[:20]
-            raise InputError(f"checkpoint {self.path}: unknown format {found}, this version reads {FORMAT}")
+            found, made_by = repr(manifest.get("format"))[:20], manifest.get("made_by")
+            version = made_by.get("fastrl") if isinstance(made_by, dict) else None
+            by = f", written by fastrl {str(version)[:20]}" if version else ""
+            here = f"this version, {fastrl.__version__}, reads {FORMAT}"
+            raise InputError(f"checkpoint {self.path}: unknown format {found}{by}; {here}")
         if set(files) - {REPLAY} != set(FILES):  # an unnamed file would not be checked
             raise InputError(f"checkpoint {self.path} is damaged: manifest.json must name {', '.join(FILES)}")
         return manifest

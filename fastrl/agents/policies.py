@@ -229,5 +229,7 @@ class RunningMoments:
         return {"count": self.count, "mean": self.mean.tolist(), "var": self.var.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count = state["count"]
-        self.mean, self.var = np.asarray(state["mean"]), np.asarray(state["var"])
+        mean, var = np.asarray(state["mean"]), np.asarray(state["var"])
+        if not (np.isfinite(mean).all() and np.isfinite(var).all() and (var >= 0).all()):
+            raise ValueError("moments must be finite, and variances >= 0")
+        self.count, self.mean, self.var = state["count"], mean, var
