@@ -36,17 +36,17 @@ class Scans:
 def _load_backend(name):
     """The kernels of one backend; a backend that is not installed skips (a missing C++ one fails if it is required)."""
     from fastrl.kernels import SumTree, SumTreeReference, gather_rows_reference
-    from fastrl.kernels.scans import ReferenceScans
+    from fastrl.kernels.scans import reference
 
     if name == "reference":
         return SimpleNamespace(
-            name=name, SumTree=SumTreeReference, gather_rows=gather_rows_reference, scans=Scans(ReferenceScans())
+            name=name, SumTree=SumTreeReference, gather_rows=gather_rows_reference, scans=Scans(reference)
         )
     if name == "numba":
         pytest.importorskip("numba", reason="the Numba backend needs numba, which is not installed")
-        core = importlib.import_module("fastrl.kernels._numba.sum_tree").NumbaCore
+        core = importlib.import_module("fastrl.kernels.sum_tree._numba").NumbaCore
         rows = None  # has no Numba version
-        scans = Scans(importlib.import_module("fastrl.kernels._numba.scans").NumbaScans())
+        scans = Scans(importlib.import_module("fastrl.kernels.scans._numba"))
     else:
         try:
             extension = importlib.import_module("fastrl._C")

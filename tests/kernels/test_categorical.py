@@ -12,13 +12,13 @@ import scipy.stats
 import fastrl
 from fastrl.kernels import (
     Generator,
-    _heads,
     categorical,
     categorical_log_prob_entropy,
     categorical_log_prob_entropy_reference,
     categorical_sample,
     categorical_sample_reference,
 )
+from fastrl.kernels._core import arrays as _arrays
 
 INF, NAN = np.inf, np.nan
 DTYPES = [np.float32, np.float64]
@@ -34,11 +34,11 @@ def backend(request, monkeypatch):
         kernels = categorical.reference
     elif request.param == "numba":
         pytest.importorskip("numba", reason="the Numba backend needs numba, which is not installed")
-        kernels = importlib.import_module("fastrl.kernels._numba.categorical")
+        kernels = importlib.import_module("fastrl.kernels.categorical._numba")
     else:
         request.getfixturevalue("cpp")  # skips, or fails where the extension is required
         kernels = importlib.import_module("fastrl._C")
-    monkeypatch.setattr(categorical, "_cpu", lambda kernels=kernels: kernels)
+    monkeypatch.setattr(categorical.backend, "cpu", kernels)
     return request.param
 
 
@@ -230,7 +230,7 @@ def test_no_uniform_draws_an_impossible_action(request, name):
         pytest.skip("needs a CUDA device")
     if name == "cuda kernels" and fastrl._backend.cuda_backend()[0] != "cuda":
         pytest.skip(fastrl._backend.cuda_backend()[1])
-    modules = {"numba": "fastrl.kernels._numba.categorical", "cpp": "fastrl._C", "cuda kernels": "fastrl._C_cuda"}
+    modules = {"numba": "fastrl.kernels.categorical._numba", "cpp": "fastrl._C", "cuda kernels": "fastrl._C_cuda"}
     kernels = importlib.import_module(modules[name]) if name in modules else categorical.reference
 
     def sample(z, u):
@@ -262,7 +262,9 @@ def test_no_uniform_draws_an_impossible_action(request, name):
 def test_running_sums_of_tensors_are_those_of_numpy(torch):
     """As the reference adds on a GPU, where torch's cumsum is a tree."""
     e = np.random.default_rng(0).random((50, 33))
-    np.testing.assert_array_equal(categorical._running_sums(torch.from_numpy(e)), categorical._running_sums(e))
+    np.testing.assert_array_equal(
+        categorical.reference._running_sums(torch.from_numpy(e)), categorical.reference._running_sums(e)
+    )
 
 
 @pytest.mark.parametrize("row", [0, 15, 16, 36])
@@ -317,7 +319,7 @@ def test_thread_count_changes_no_bit(backend, rng):
         for threads in (1, 3):
             fastrl.set_num_threads(threads)
             drawn = categorical_sample(z, generator=Generator(2))
-            gradient = categorical._cpu().categorical_log_prob_entropy_backward(z, action, ones, None)
+            gradient = categorical.backend.cpu.categorical_log_prob_entropy_backward(z, action, ones, None)
             results.append((*drawn, *categorical_log_prob_entropy(z, action), gradient))
     finally:
         fastrl.set_num_threads(before)
@@ -418,7 +420,7 @@ def test_second_derivatives_raise(backend, torch, rng):
 
 def test_reference_on_torch_operations(torch, tolerance, rng, monkeypatch):
     """What serves a GPU without compiled kernels, here on the CPU: the same actions, results and state."""
-    monkeypatch.setattr(_heads, "load", lambda obj, *_, **__: obj.detach())
+    monkeypatch.setattr(_arrays, "load_on_device", lambda obj, *_, **__: obj.detach())
     z = torch.from_numpy(random_logits(rng, 33, 5, np.float32))
     generator = Generator(2**63 + 3)
     state = torch.from_numpy(generator.state.copy().view(np.int64))
@@ -432,7 +434,7 @@ def test_reference_on_torch_operations(torch, tolerance, rng, monkeypatch):
     for name, args in (("", ()), ("_backward", (g, g)), ("_backward", (None, g))):
         op = getattr(categorical.reference, f"categorical_log_prob_entropy{name}")
         theirs = op(z.numpy(), action.numpy(), *(x if x is None else x.numpy() for x in args))
-        monkeypatch.setattr(_heads, "load", lambda obj, *_, **__: obj.detach())
+        monkeypatch.setattr(_arrays, "load_on_device", lambda obj, *_, **__: obj.detach())
         ours = op(z, action, *args)
         monkeypatch.undo()
         for a, b in zip(ours, theirs, strict=True):
@@ -532,11 +534,11 @@ def test_errors_with_tensors(backend, torch):
 def test_same_error_texts(torch, oracle, monkeypatch):
     """Whole texts, of the reference and of the installed backends."""
     outcomes = {}
-    for module in ("reference", "fastrl.kernels._numba.categorical", "fastrl._C"):
+    for module in ("reference", "fastrl.kernels.categorical._numba", "fastrl._C"):
         if module != "reference" and importlib.util.find_spec(module) is None:
             continue
         kernels = categorical.reference if module == "reference" else importlib.import_module(module)
-        monkeypatch.setattr(categorical, "_cpu", lambda kernels=kernels: kernels)
+        monkeypatch.setattr(categorical.backend, "cpu", kernels)
         outcomes[module] = {n: oracle.outcome(call, *args) for n, (call, args, *_) in bad_calls(torch).items()}
     for module, found in outcomes.items():
         assert found == outcomes["reference"], module

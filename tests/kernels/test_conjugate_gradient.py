@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from fastrl import conjugate_gradient
 from fastrl.kernels import CGInfo, conjugate_gradient_reference
 
-cg = importlib.import_module("fastrl.kernels.conjugate_gradient")
+cg = importlib.import_module("fastrl.kernels.conjugate_gradient.solve")
 BACKENDS = ("reference", "numba", "cpp")
 
 
 def kernels_of(name):
     if name == "numba":
         pytest.importorskip("numba", reason="the Numba backend needs numba, which is not installed")
-        return importlib.import_module("fastrl.kernels._numba.conjugate_gradient")
+        return importlib.import_module("fastrl.kernels.conjugate_gradient._numba")
     if name == "cpp":
         return pytest.importorskip("fastrl._C", reason="the C++ extension is not built")
-    return cg.reference
+    return importlib.import_module("fastrl.kernels.conjugate_gradient.reference")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -46,7 +46,8 @@ def device_solve(torch):
         function = None if inverse is not None else preconditioner
         product = A if callable(A) else A.__matmul__
         arguments = (b, x0, max_iter, rtol, atol, damping, inverse, function)
-        return cg._solve_on_device(cg.reference_cuda, product, *arguments)[:2]
+        fallback = importlib.import_module("fastrl.kernels.conjugate_gradient._torch").fallback
+        return cg._solve_on_device(fallback, product, *arguments)[:2]
 
     return call
 

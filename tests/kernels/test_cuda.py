@@ -19,13 +19,13 @@ CAPACITIES = [1, 2, 15, 16, 17, 255, 256, 257, 4095, 4096, 4097, 1_000_003]
 def tree_class(request):
     """The compiled kernels, and what serves on the GPU where they are not built."""
     from fastrl import _backend
-    from fastrl.kernels._cuda import sum_tree as cuda
+    from fastrl.kernels.sum_tree import _cuda, _torch
 
     if request.param == "cuda kernels":
         if _backend.cuda_backend()[0] != "cuda":
             pytest.skip(_backend.cuda_backend()[1])
-        return type("SumTree", (SumTree,), {"_core_class": cuda.CudaCore})
-    return type("SumTree", (SumTree,), {"_core_class": cuda.TorchCore})
+        return type("SumTree", (SumTree,), {"_core_class": _cuda.CudaCore})
+    return type("SumTree", (SumTree,), {"_core_class": _torch.TorchCore})
 
 
 @pytest.fixture

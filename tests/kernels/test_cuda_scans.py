@@ -21,7 +21,7 @@ SHAPES += [(17, 300), (64, 1030)]
 @pytest.fixture(params=["cuda kernels", "torch on cuda", "torch on cpu"])
 def served(request):
     """(backend, device); the torch version needs no GPU."""
-    from fastrl.kernels._cuda.scans import TorchScans
+    from fastrl.kernels.scans._torch import TorchScans
 
     if request.param == "torch on cpu":
         return TorchScans(), "cpu"

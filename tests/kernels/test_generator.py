@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fastrl
 from fastrl.kernels import Generator
-from fastrl.kernels.generator import philox4x32_reference, uniform_reference
+from fastrl.kernels.random.reference import philox4x32_reference, uniform_reference
 
 uint64 = st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 import fastrl
 from fastrl.kernels import n_step_gather as public_n_step_gather
 from fastrl.kernels import n_step_gather_reference
-from fastrl.kernels.n_step_gather import TorchGather
 
 
 def with_keywords(gather):
@@ -30,7 +29,7 @@ def gather(request):
         return n_step_gather_reference
     if request.param == "numba":
         pytest.importorskip("numba", reason="the Numba backend needs numba, which is not installed")
-        return with_keywords(importlib.import_module("fastrl.kernels._numba.n_step_gather").n_step_gather)
+        return with_keywords(importlib.import_module("fastrl.kernels.n_step_gather._numba").n_step_gather)
     return with_keywords(pytest.importorskip("fastrl._C", reason="the C++ extension is not built").n_step_gather)
 
 
@@ -543,7 +542,7 @@ def test_the_torch_version(torch, tolerance, device, seed, n, envs, values):
         def move(x):
             return torch.from_numpy(np.array(x)).to(device) if isinstance(x, np.ndarray) else x
 
-        call = with_keywords(TorchGather(torch))
+        call = with_keywords(importlib.import_module("fastrl.kernels.n_step_gather._torch").fallback.n_step_gather)
         found = call(*map(move, arguments), **{k: move(v) for k, v in keywords.items()})
         assert all(x.device.type == device for x in found)
         return tuple(x.cpu().numpy() for x in found)
@@ -561,7 +560,7 @@ def test_errors_of_the_torch_version(torch, name, value, error, text):
     if name == "out" or (error is TypeError and name not in ("gamma", "n")):
         pytest.skip("worded for tensors")
     with pytest.raises(error) as caught:
-        with_keywords(TorchGather(torch))(**call)
+        with_keywords(importlib.import_module("fastrl.kernels.n_step_gather._torch").fallback.n_step_gather)(**call)
     assert str(caught.value).startswith(f"n_step_gather: {name}{text if text.startswith('[') else ' ' + text}")
 
 
@@ -681,7 +680,7 @@ def test_arrays_that_want_a_gradient_are_constants_in_a_compiled_call():
 
 def test_opcheck():
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    import fastrl.kernels._torch  # noqa: F401 (registers the op)
+    import fastrl.kernels.n_step_gather._torch  # noqa: F401 (registers the op)
 
     for args in compile_calls(torch)[2]:
         results = torch.library.opcheck(torch.ops.fastrl.n_step_gather, args)

@@ -11,13 +11,13 @@ import scipy.stats
 import fastrl
 from fastrl.kernels import (
     Generator,
-    _heads,
     normal,
     normal_log_prob_entropy,
     normal_log_prob_entropy_reference,
     normal_sample,
     normal_sample_reference,
 )
+from fastrl.kernels._core import arrays as _arrays
 
 DTYPES = [np.float32, np.float64]
 # Around the 256 numbers that the C++ kernel works on together, and its 1024 rows that sum a gradient.
@@ -44,11 +44,11 @@ def backend(request, monkeypatch):
         kernels = normal.reference
     elif request.param == "numba":
         pytest.importorskip("numba", reason="the Numba backend needs numba, which is not installed")
-        kernels = importlib.import_module("fastrl.kernels._numba.normal")
+        kernels = importlib.import_module("fastrl.kernels.normal._numba")
     else:
         request.getfixturevalue("cpp")  # skips, or fails where the extension is required
         kernels = importlib.import_module("fastrl._C")
-    monkeypatch.setattr(normal, "_cpu", lambda kernels=kernels: kernels)
+    monkeypatch.setattr(normal.backend, "cpu", kernels)
     return request.param
 
 
@@ -268,7 +268,7 @@ def test_thread_count_changes_no_bit(backend, rng):
         for threads in (1, 3):
             fastrl.set_num_threads(threads)
             drawn = normal_sample(mean, log_std, generator=Generator(2))
-            kernels = normal._cpu()
+            kernels = normal.backend.cpu
             gradients = kernels.normal_log_prob_entropy_backward(mean, log_std, action, ones, None, True, True, True)
             pathwise = kernels.normal_sample_backward(log_std, action, mean, ones)
             results.append((*drawn, *normal_log_prob_entropy(mean, log_std, action), *gradients, pathwise))
@@ -398,7 +398,7 @@ def test_reference_on_torch_operations(torch, tolerance, rng, monkeypatch):
         for call, args in calls:
             plain = [x.numpy() if isinstance(x, torch.Tensor) and x is not state else x for x in args]
             theirs = call(*(generator.state if x is state else x for x in plain))
-            monkeypatch.setattr(_heads, "load", lambda obj, *_, **__: obj.detach())
+            monkeypatch.setattr(_arrays, "load_on_device", lambda obj, *_, **__: obj.detach())
             ours = call(*args)
             monkeypatch.undo()
             for a, b in zip(ours, theirs, strict=True):
@@ -528,11 +528,11 @@ def test_errors_with_tensors(backend, torch):
 def test_same_error_texts(torch, oracle, monkeypatch):
     """Whole texts, of the reference and of the installed backends."""
     outcomes = {}
-    for module in ("reference", "fastrl.kernels._numba.normal", "fastrl._C"):
+    for module in ("reference", "fastrl.kernels.normal._numba", "fastrl._C"):
         if module != "reference" and importlib.util.find_spec(module) is None:
             continue
         kernels = normal.reference if module == "reference" else importlib.import_module(module)
-        monkeypatch.setattr(normal, "_cpu", lambda kernels=kernels: kernels)
+        monkeypatch.setattr(normal.backend, "cpu", kernels)
         outcomes[module] = {n: oracle.outcome(call, *args) for n, (call, args, *_) in bad_calls(torch).items()}
     for module, found in outcomes.items():
         assert found == outcomes["reference"], module

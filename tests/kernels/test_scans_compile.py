@@ -111,7 +111,7 @@ def test_arrays_that_want_a_gradient_are_constants(backend):
 
 
 def op_calls():
-    import fastrl.kernels._torch  # noqa: F401 (registers the ops)
+    import fastrl.kernels.scans._torch  # noqa: F401 (registers the ops)
 
     (r, v, nv, x), (terminated, truncated, mask) = rollout(dtype=torch.float64)
     ends, ops = (terminated, truncated), torch.ops.fastrl

@@ -30,7 +30,7 @@ def load_kernels(request):
         return tanh_normal.reference
     if request.param == "numba":
         pytest.importorskip("numba", reason="the Numba backend needs numba, which is not installed")
-        return importlib.import_module("fastrl.kernels._numba.tanh_normal")
+        return importlib.import_module("fastrl.kernels.tanh_normal._numba")
     request.getfixturevalue("cpp")  # skips, or fails where the extension is required
     return importlib.import_module("fastrl._C")
 
@@ -39,7 +39,7 @@ def load_kernels(request):
 def backend(request, monkeypatch):
     """The kernels of one backend, which the public functions call."""
     kernels = load_kernels(request)
-    monkeypatch.setattr(tanh_normal, "_cpu", lambda: kernels)
+    monkeypatch.setattr(tanh_normal.backend, "cpu", kernels)
     return kernels
 
 
@@ -734,12 +734,12 @@ BAD = {
 
 @pytest.mark.parametrize("call", [pytest.param(call, id=name) for name, call in BAD.items()])
 def test_same_error_on_every_backend(backend, oracle, monkeypatch, call):
-    from fastrl.kernels.generator import default_generator
+    from fastrl.kernels.random import default_generator
 
     before = default_generator("cpu").state_dict()
     ours = oracle.outcome(call)
     assert default_generator("cpu").state_dict() == before and not f32.any()  # nothing drawn, nothing written
-    monkeypatch.setattr(tanh_normal, "_cpu", lambda: tanh_normal.reference)
+    monkeypatch.setattr(tanh_normal.backend, "cpu", tanh_normal.reference)
     assert ours == oracle.outcome(call)
     assert ours[0] == "raised" and ours[1] in (TypeError, ValueError)
     assert ours[2].startswith(("tanh_normal_sample: ", "tanh_normal_log_prob: ", "tanh_normal_mode: "))

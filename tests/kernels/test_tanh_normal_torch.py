@@ -117,7 +117,7 @@ def test_no_grad_and_detached_results():
 
 
 def test_opcheck():
-    from fastrl.kernels import _torch  # noqa: F401 (registers the ops)
+    import fastrl.kernels.tanh_normal._torch  # noqa: F401 (registers the ops)
 
     ops = torch.ops.fastrl
     m, s, e, a = random(5, 3), random(3), random(5, 3, grad=False), (random(5, 3, grad=False) / 4).requires_grad_()

@@ -10,7 +10,7 @@ import pytest
 from fastrl.kernels import SumTree, SumTreeReference
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-sum_tree = pytest.importorskip("fastrl.kernels._cuda.sum_tree")
+sum_tree = pytest.importorskip("fastrl.kernels.sum_tree._cuda")
 
 CAPACITIES = [1, 2, 15, 16, 17, 255, 256, 257, 1000, 65537]
 

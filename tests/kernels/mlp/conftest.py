@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastrl.kernels.mlp import _backends
+from fastrl.kernels import mlp
 
 
 @pytest.fixture(params=["reference", "numba", "cpp"])
@@ -13,8 +13,8 @@ def backend(request, monkeypatch):
         pytest.importorskip("numba", reason="the Numba backend needs numba, which is not installed")
     if request.param == "cpp":
         pytest.importorskip("fastrl._C", reason="the C++ extension is not built")
-    ops = _backends.named(request.param)
-    monkeypatch.setattr(_backends, "cpu", lambda: ops)
+    ops = mlp.backend.named(request.param)
+    monkeypatch.setattr(mlp.backend, "cpu", ops)
     return ops
 
 
