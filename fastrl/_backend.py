@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 _NOT_BUILT = "not built in this install"
+_CUDA_HINT = "to have it, reinstall from source where nvcc and the GPU are, or with FASTRL_CUDA=ON where nvcc is"
 _INSTALL_HINT = 'reinstall with a C++ compiler present, or `pip install "fastrl-kernels[numba]"`'
 
 
@@ -97,7 +98,8 @@ _C_cuda, C_CUDA_ERROR = _try_import("_C_cuda")
 def cuda_backend() -> tuple[str, str]:
     """What serves CUDA tensors, and why: "cuda" (the extension) or "reference" (torch on the GPU).  Imports torch."""
     if _C_cuda is None:
-        return "reference", f"fastrl._C_cuda: {C_CUDA_ERROR}; torch operations serve"
+        hint = f" ({_CUDA_HINT})" if C_CUDA_ERROR == _NOT_BUILT else ""
+        return "reference", f"fastrl._C_cuda: {C_CUDA_ERROR}{hint}; torch operations serve"
     try:
         import torch
     except ImportError:

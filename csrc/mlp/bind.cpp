@@ -1,7 +1,7 @@
 // MLP: checks what comes from Python, lets go of the GIL, calls the networks. fastrl/kernels/mlp makes them.
-#include "bindings.h"
-#include "flat_adam.h"
-#include "mlp.h"
+#include "binding/bind.h"
+#include "mlp/flat_adam.h"
+#include "mlp/mlp.h"
 
 #include <pybind11/stl.h>
 
@@ -10,8 +10,6 @@
 #include <memory>
 
 namespace fastrl {
-
-void bind_mlp_losses(py::module_& m);
 
 namespace {
 
@@ -194,9 +192,7 @@ double flat_adam(py::handle param, py::handle grad, py::handle exp_avg, py::hand
   return without_gil([&] { return flat_adam_step(f, step); });
 }
 
-}  // namespace
-
-void bind_mlp(py::module_& m) {
+void bind(py::module_& m) {
   py::class_<MlpCore>(m, "MlpCore")
       .def(py::init<const std::vector<int64_t>&, const std::string&, int64_t, bool, bool, bool>(), py::arg("sizes"),
            py::arg("activation"), py::arg("n"), py::arg("stacked"), py::arg("layer_norm"), py::arg("dueling"))
@@ -206,7 +202,9 @@ void bind_mlp(py::module_& m) {
   m.def("flat_adam", &flat_adam, py::arg("param"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"),
         py::arg("target"), py::arg("average"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
         py::arg("weight_decay"), py::arg("steps"), py::arg("max_norm"), py::arg("tau"), py::arg("average_weight"));
-  bind_mlp_losses(m);
 }
 
+const Binding binding(&bind);
+
+}  // namespace
 }  // namespace fastrl

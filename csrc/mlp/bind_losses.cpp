@@ -1,6 +1,6 @@
 // The losses of losses.h: arguments are checked and made contiguous here.
-#include "bindings.h"
-#include "losses.h"
+#include "binding/bind.h"
+#include "mlp/losses.h"
 
 #include <cmath>
 #include <limits>
@@ -208,9 +208,7 @@ py::tuple ppo_normal_loss_binding(py::handle mean, py::handle log_std, py::handl
   return py::make_tuple(means.loss, means.policy_loss, means.entropy, means.kl, d.take(m.array), d_std.take(std.array));
 }
 
-}  // namespace
-
-void bind_mlp_losses(py::module_& m) {
+void bind(py::module_& m) {
   m.def("q_learning_loss", &q_learning_loss_binding, py::arg("q"), py::arg("actions"), py::arg("rewards"),
         py::arg("discounts"), py::arg("next_q"), py::arg("next_q_online"), py::arg("weights"), py::arg("huber"));
   m.def("min_q_targets", &min_q_targets_binding, py::arg("next_q"), py::arg("rewards"), py::arg("discounts"),
@@ -228,4 +226,7 @@ void bind_mlp_losses(py::module_& m) {
         py::arg("clip_range"), py::arg("kl_coef"), py::arg("entropy_coef"), py::arg("normalize"));
 }
 
+const Binding binding(&bind);
+
+}  // namespace
 }  // namespace fastrl

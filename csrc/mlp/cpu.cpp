@@ -1,4 +1,4 @@
-#include "mlp.h"
+#include "mlp/mlp.h"
 
 #include <algorithm>
 #include <array>
@@ -6,8 +6,9 @@
 #include <cstring>
 #include <memory>
 
-#include "parallel.h"
-#include "pass.h"
+#include "core/levels.h"
+#include "core/parallel.h"
+#include "mlp/pass.h"
 
 namespace fastrl {
 
@@ -187,20 +188,15 @@ struct Level {
 
 FASTRL_MLP_LEVEL(default, , tiles::Vector<4>, 4)
 #if FASTRL_X86_LEVELS
-FASTRL_MLP_LEVEL(v3, __attribute__((target("arch=x86-64-v3"))), tiles::Vector<8>, 4)
-FASTRL_MLP_LEVEL(v4, __attribute__((target("arch=x86-64-v4"))), tiles::Vector<16>, 8)
+FASTRL_MLP_LEVEL(v3, FASTRL_TARGET_3, tiles::Vector<8>, 4)
+FASTRL_MLP_LEVEL(v4, FASTRL_TARGET_4, tiles::Vector<16>, 8)
 #endif
 
 const Level& level_here() {
 #if FASTRL_X86_LEVELS
-  static const Level level = [] {
-    const int x86 = x86_level();
-    return x86 >= 4 ? level_v4 : x86 >= 3 ? level_v3 : level_default;
-  }();
-  return level;
-#else
-  return level_default;
+  if (kLevel >= 3) return kLevel >= 4 ? level_v4 : level_v3;
 #endif
+  return level_default;
 }
 
 void copy_inputs(const std::vector<MlpPart>& x, int64_t rows, int64_t width, float* to) {

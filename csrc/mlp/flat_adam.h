@@ -1,7 +1,7 @@
 // One update of a flat vector: clip the gradient's norm, Adam, and what follows the parameters.
 #pragma once
 
-#include "adam.h"
+#include "adam/adam.h"
 
 namespace fastrl {
 

@@ -1,9 +1,10 @@
-#include "losses.h"
+#include "mlp/losses.h"
 
 #include <cmath>
 #include <vector>
 
-#include "simd_math.h"
+#include "core/levels.h"
+#include "core/simd_math.h"
 
 namespace fastrl {
 namespace {
@@ -52,12 +53,15 @@ Surrogate surrogate(double ratio, double log_ratio, double advantage, double cli
   return {cut ? clipped : plain, cut ? 0.0 : plain, ratio - 1 - log_ratio};
 }
 
-FASTRL_CLONES_256 void exp_all(double* x, int64_t n) {
+FASTRL_INLINE void exp_loop(double* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = exp_bounded(x[i]);
 }
-FASTRL_CLONES_256 void log_all(double* x, int64_t n) {
+FASTRL_INLINE void log_loop(double* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = log_positive(x[i]);
 }
+
+void exp_all(double* x, int64_t n) { at_level_256<exp_loop>(x, n); }
+void log_all(double* x, int64_t n) { at_level_256<log_loop>(x, n); }
 
 // log p and p of rows of logits; `sums` has room for a number a row.
 void log_softmax(const float* logits, int64_t rows, int64_t n, double* log_p, double* p, double* sums) {

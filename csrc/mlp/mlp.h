@@ -6,7 +6,7 @@
 #include <mutex>
 #include <vector>
 
-#include "common.h"
+#include "core/common.h"
 
 namespace fastrl {
 

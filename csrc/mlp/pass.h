@@ -6,9 +6,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "mlp.h"
-#include "simd_math.h"
-#include "tiles.h"
+#include "core/simd_math.h"
+#include "mlp/mlp.h"
+#include "mlp/tiles.h"
 
 namespace fastrl {
 

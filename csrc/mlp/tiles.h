@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "common.h"
+#include "core/common.h"
 
 namespace fastrl {
 namespace tiles {

@@ -1,4 +1,4 @@
-"""How the backends written in Python take arrays in and give them back: the twin of the C++ loader, with its texts."""
+"""The Python twin of csrc/binding: how the backends written in Python take arrays in, with the same error texts."""
 
 from __future__ import annotations
 

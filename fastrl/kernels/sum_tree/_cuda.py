@@ -14,7 +14,7 @@ from fastrl.kernels._core import arrays as _arrays
 from fastrl.kernels.sum_tree._torch import TorchCore
 from fastrl.kernels.sum_tree.reference import MAX_PRIORITY, check_batch_size, check_normalize, check_not_negative
 
-# By CudaFlag (csrc/sum_tree_cuda.h).
+# By CudaFlag (csrc/sum_tree/cuda.h).
 _FLAGS: list[tuple[type[Exception], str]] = [
     (IndexError, "sum_tree.update: indices[{i}] is outside [0, {capacity})"),
     (ValueError, "sum_tree.update: priorities[{i}] must be finite and >= 0"),
@@ -31,7 +31,7 @@ _FLAGS: list[tuple[type[Exception], str]] = [
 
 
 class CudaCore(TorchCore):
-    """The kernels of csrc/sum_tree.cu on buffers that torch owns; what the host asks for is read from them by torch."""
+    """The kernels of csrc/sum_tree on buffers that torch owns; what the host asks for is read from them by torch."""
 
     def __init__(self, capacity: int, dtype: str, state: torch.Tensor, tensor_type: Any = None) -> None:
         super().__init__(capacity, dtype, state, tensor_type)

@@ -1,0 +1,136 @@
+// Fisher products of small MLPs: mlp_fisher.h. fastrl/kernels/_direct.py makes one, and checks what it is given.
+#include <cmath>
+#include <memory>
+
+#include "binding/bind.h"
+#include "curvature/mlp_fisher.h"
+
+namespace fastrl {
+namespace {
+
+const char* const kOp = "FisherVectorProduct: ";
+
+// A float32 matrix of a known shape.
+Array load_matrix(py::handle x, const char* name, int64_t rows, int64_t columns) {
+  const std::string where = std::string(kOp) + name;
+  Array a = load_cpu(x.ptr(), where.c_str(), {DType::f32});
+  if (a.ndim != 2 || a.shape[0] != rows || a.shape[1] != columns)
+    raise_value(where + " must have shape (" + std::to_string(rows) + ", " + std::to_string(columns) + "), got " +
+                shape_text(a.shape, a.ndim));
+  return a;
+}
+
+// `to` [rows, padded(columns)], with some rows of zeros behind them.
+void copy_padded(const Array& a, Floats& to) {
+  const int64_t rows = a.shape[0], columns = a.shape[1], width = padded(columns);
+  to.resize((rows + 8) * width);
+  for (int64_t i = 0; i < rows; ++i) {
+    float* row = to.get() + i * width;
+    const char* from = a.data + i * a.strides[0];
+    if (a.strides[1] == sizeof(float))
+      std::memcpy(row, from, static_cast<size_t>(columns) * sizeof(float));
+    else
+      for (int64_t j = 0; j < columns; ++j) std::memcpy(row + j, from + j * a.strides[1], sizeof(float));
+  }
+}
+
+// What products read is made anew by refresh, never changed: a product that runs meanwhile keeps what it began with.
+// The GIL guards the pointer.
+struct SharedFisher {
+  std::shared_ptr<const MlpFisher> now;
+};
+
+// layers: (in, out, activation, weight_at, bias_at) each.
+SharedFisher make(int64_t n, const py::list& layers, int64_t log_std_at, bool categorical) {
+  auto made = std::make_shared<MlpFisher>();
+  MlpFisher& f = *made;
+  f.n = n, f.log_std_at = log_std_at, f.categorical = categorical;
+  for (py::handle item : layers) {
+    const auto [in, out, activation, weight_at, bias_at] =
+        py::cast<std::tuple<int64_t, int64_t, int, int64_t, int64_t>>(item);
+    if (in < 1 || out < 1 || in > (1 << 20) || out > (1 << 20) || activation < 0 || activation > 3 ||
+        (weight_at >= 0 && weight_at + in * out > n) || (bias_at >= 0 && bias_at + out > n) ||
+        (!f.layers.empty() && f.layers.back().out != in))
+      raise_value(std::string(kOp) + "the layers do not fit together");
+    f.layers.push_back({in, out, static_cast<MlpActivation>(activation), weight_at, bias_at, {}, {}, {}, {}, {}});
+  }
+  if (f.layers.empty()) raise_value(std::string(kOp) + "there must be at least one layer");
+  f.log_std_size = f.layers.back().out;
+  if (log_std_at >= 0 && log_std_at + f.log_std_size > n)
+    raise_value(std::string(kOp) + "the layers do not fit together");
+  return {std::move(made)};
+}
+
+// weights [out, in] of each layer; values: the inputs of the first layer and the outputs of each [rows, ...]; slopes:
+// of activation `other`; scale: MlpFisher's.
+void refresh(py::handle self, const py::list& weights, const py::list& values, const py::list& slopes,
+             py::handle scale) {
+  SharedFisher& shared = self_of<SharedFisher>(self);
+  const auto next = std::make_shared<MlpFisher>();
+  MlpFisher& f = *next;
+  f.n = shared.now->n, f.log_std_at = shared.now->log_std_at, f.log_std_size = shared.now->log_std_size;
+  f.categorical = shared.now->categorical;
+  for (const MlpLayer& l : shared.now->layers)
+    f.layers.push_back({l.in, l.out, l.activation, l.weight_at, l.bias_at, {}, {}, {}, {}, {}});
+  const size_t count = f.layers.size();
+  if (weights.size() != count || values.size() != count + 1 || slopes.size() != count)
+    raise_value(std::string(kOp) + "there must be weights, values and slopes for each layer");
+  const Array obs = load_cpu(values[0].ptr(), "FisherVectorProduct: observations", {DType::f32});
+  const int64_t rows = obs.ndim == 2 ? obs.shape[0] : 0;
+  if (rows < 1) raise_value(std::string(kOp) + "observations must have at least one row");
+  // All are checked before the first is copied.
+  MlpLayer& last = f.layers.back();
+  std::vector<Array> w, x, s(count);
+  for (size_t k = 0; k < count; ++k) {
+    const MlpLayer& l = f.layers[k];
+    w.push_back(load_matrix(weights[k], "weight", l.out, l.in));
+    x.push_back(load_matrix(values[k], "the values of a layer", rows, l.in));
+    if (l.activation == MlpActivation::other) s[k] = load_matrix(slopes[k], "the slopes of a layer", rows, l.out);
+  }
+  x.push_back(load_matrix(values[count], "the values of a layer", rows, last.out));
+  const Array spread = load_matrix(scale, "the scale", f.categorical ? rows : 1, last.out);
+  for (size_t k = 0; k < count; ++k) {
+    MlpLayer& l = f.layers[k];
+    copy_padded(w[k], l.weight);
+    l.transposed.resize(l.in * padded(l.out));
+    for (int64_t i = 0; i < l.in; ++i)
+      for (int64_t j = 0; j < l.out; ++j)
+        l.transposed.get()[i * padded(l.out) + j] = l.weight.get()[j * padded(l.in) + i];
+    copy_padded(x[k], l.input);
+    if (l.activation == MlpActivation::other) copy_padded(s[k], l.slopes);
+  }
+  if (last.activation != MlpActivation::none) copy_padded(x[count], last.output);
+  copy_padded(spread, f.scale);
+  f.rows = rows;
+  shared.now = next;
+}
+
+py::object product(py::handle self, py::handle v, double damping) {
+  const std::shared_ptr<const MlpFisher> now = self_of<SharedFisher>(self).now;
+  const MlpFisher& f = *now;
+  const Array vector = load_cpu(v.ptr(), "FisherVectorProduct: v", {DType::f32});
+  if (vector.ndim != 1 || vector.shape[0] != f.n)
+    raise_value(std::string(kOp) + "v must have shape (" + std::to_string(f.n) + ",), got " +
+                shape_text(vector.shape, vector.ndim));
+  if (f.rows < 1) raise_value(std::string(kOp) + "refresh must be called first");
+  const Contiguous<float> numbers(vector);
+  Result out = allocate_like(vector, DType::f32, &f.n, 1);
+  const Threads threads = threads_and_pieces(f.microseconds());
+  {
+    ReleaseGil release;
+    f.product(numbers.data(), damping, reinterpret_cast<float*>(out.data), threads);
+  }
+  return hand_back(std::move(out), vector);
+}
+
+void bind(py::module_& m) {
+  py::class_<SharedFisher>(m, "MlpFisher")
+      .def(py::init(&make), py::arg("n"), py::arg("layers"), py::arg("log_std_at"), py::arg("categorical"))
+      .def("refresh", &refresh, py::arg("weights"), py::arg("values"), py::arg("slopes"), py::arg("scale"))
+      .def("product", &product, py::arg("v"), py::arg("damping"));
+}
+
+const Binding binding(&bind);
+
+}  // namespace
+}  // namespace fastrl

@@ -1,0 +1,325 @@
+#include <pybind11/numpy.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "binding/bind.h"
+#include "replay_ring/replay_ring.h"
+
+namespace fastrl {
+namespace {
+
+constexpr int64_t kLongCopy = 1 << 16;  // bytes above which the GIL is let go of
+
+// The memory of what is stored, or of one item of a call.
+struct Column {
+  py::object owner;
+  char* data = nullptr;
+  int type_num = 0;
+  DType dtype = DType::other;
+  int64_t item_bytes = 0;
+  std::vector<int64_t> shape;  // of an item
+};
+
+class RingCore {
+ public:
+  RingCore(py::object obs, py::object next_obs, py::object action, py::object reward, py::object terminated,
+           py::object truncated, py::object cut, py::object added, py::object start, py::object cursor,
+           py::object broken) {
+    const int64_t envs = column(added, DType::i64, -1).shape0;
+    const Loaded o = column(obs, DType::other, -1);
+    const int64_t rows = o.shape0;
+    if (envs < 1 || rows < 3 * envs || rows % envs) raise_value("replay_ring: obs must have shape [(slots + 1) * N]");
+    obs_ = o.column;
+    action_ = column(action, DType::other, rows).column;
+    reward_ = column(reward, DType::f32, rows).column;
+    flag_ = column(terminated, DType::boolean, rows).column;
+    ReplayColumns c{};
+    c.obs = obs_.data;
+    c.next_obs = next_obs.is_none() ? nullptr : column(next_obs, DType::other, rows).column.data;
+    if (c.next_obs && kept_.back().item_bytes != obs_.item_bytes) raise_value("replay_ring: next_obs must be like obs");
+    c.action = action_.data;
+    c.reward = reinterpret_cast<float*>(reward_.data);
+    c.terminated = bytes(terminated, DType::boolean, rows);
+    c.truncated = bytes(truncated, DType::boolean, rows);
+    c.cut = bytes(cut, DType::boolean, rows);
+    c.added = reinterpret_cast<int64_t*>(bytes(added, DType::i64, envs));
+    c.start = reinterpret_cast<int64_t*>(bytes(start, DType::i64, envs));
+    c.cursor = reinterpret_cast<int64_t*>(bytes(cursor, DType::i64, envs));
+    c.broken = bytes(broken, DType::boolean, envs);
+    c.obs_bytes = obs_.item_bytes, c.action_bytes = action_.item_bytes;
+    c.envs = envs, c.slots = rows / envs - 1;
+    envs_ = envs;
+    ring_ = std::make_unique<ReplayRing>(c);
+    reward_scratch_.resize(envs);
+    const py::module_ np = py::module_::import("numpy");
+    bool_type_ = np.attr("bool_"), int_type_ = np.attr("int64"), float_type_ = np.attr("float32");
+  }
+
+  // One step of every environment, if each argument is already what is stored; None if it has to be converted or
+  // checked first, and then nothing is changed.
+  py::object try_add(py::handle obs, py::handle action, py::handle reward, py::handle next_obs, py::handle terminated,
+                     py::handle truncated, py::handle mask, py::handle episode_start, double priority, py::handle rows,
+                     py::handle priorities) {
+    ReplaySteps s{};
+    int64_t scalars[3];
+    uint8_t flags[4];
+    s.obs = read(obs, obs_, &scalars[0]);
+    s.action = s.obs ? read(action, action_, &scalars[1]) : nullptr;
+    s.next_obs = s.action ? read(next_obs, obs_, &scalars[2]) : nullptr;
+    s.reward = s.next_obs ? read_reward(reward) : nullptr;
+    s.terminated = s.reward ? read_flag(terminated, &flags[0]) : nullptr;
+    s.truncated = s.terminated ? read_flag(truncated, &flags[1]) : nullptr;
+    if (!s.truncated) return py::none();
+    if (!mask.is_none() && !(s.mask = read_flag(mask, &flags[2]))) return py::none();
+    if (!episode_start.is_none() && !(s.episode_start = read_flag(episode_start, &flags[3]))) return py::none();
+    for (int64_t e = 0; e < envs_; ++e)
+      if (!std::isfinite(s.reward[e]) && !(s.mask && !s.mask[e])) return py::none();
+    return py::int_(store(s, 1, priority, rows, priorities));
+  }
+
+  // [steps, envs, ...] arrays that the caller has converted and checked.
+  int64_t write(int64_t steps, py::handle obs, py::handle action, py::handle reward, py::handle next_obs,
+                py::handle terminated, py::handle truncated, py::handle mask, py::handle episode_start, double priority,
+                py::handle rows, py::handle priorities) {
+    ReplaySteps s{};
+    const int64_t n = steps * envs_;
+    s.obs = whole(obs, obs_, n);
+    s.action = whole(action, action_, n);
+    s.reward = reinterpret_cast<const float*>(whole(reward, reward_, n));
+    s.next_obs = whole(next_obs, obs_, n);
+    s.terminated = reinterpret_cast<const uint8_t*>(whole(terminated, flag_, n));
+    s.truncated = reinterpret_cast<const uint8_t*>(whole(truncated, flag_, n));
+    if (!mask.is_none()) s.mask = reinterpret_cast<const uint8_t*>(whole(mask, flag_, n));
+    if (!episode_start.is_none()) s.episode_start = reinterpret_cast<const uint8_t*>(whole(episode_start, flag_, n));
+    return store(s, steps, priority, rows, priorities);
+  }
+
+  // The numbers of the transitions in `rows`, new; and next_obs [B, ...] put right where it is not beside its own.
+  py::object finish(py::handle rows, py::handle last, py::handle next_obs) const {
+    const Array r = index(rows, "replay_ring: rows"), l = index(last, "replay_ring: last");
+    const Array x = load(next_obs.ptr(), "replay_ring: next_obs");
+    const int64_t n = r.shape[0];
+    if (l.shape[0] != n || x.size() * x.itemsize != n * obs_.item_bytes || !x.is_contiguous())
+      raise_value("replay_ring: last and next_obs must be like rows");
+    const Contiguous<int64_t> row(r), end(l);
+    for (int64_t b = 0; b < n; ++b)
+      if (!inside(row.data()[b]) || !inside(end.data()[b])) throw py::index_error("replay_ring: a row is outside");
+    Result out = allocate_numpy(DType::i64, &n, 1);
+    auto* numbers = reinterpret_cast<int64_t*>(out.data);
+    if (n * obs_.item_bytes < kLongCopy) {
+      ring_->finish(row.data(), end.data(), n, numbers, x.data);
+    } else {
+      ReleaseGil release;
+      ring_->finish(row.data(), end.data(), n, numbers, x.data);
+    }
+    return std::move(out.object);
+  }
+
+  // The rows of transitions by their numbers, and how many of them are held no more, or ~b of the first unknown one.
+  py::tuple locate(py::handle numbers) const {
+    const Array a = index(numbers, "replay_ring: numbers");
+    const Contiguous<int64_t> number(a, /*copy=*/true);
+    const int64_t n = a.shape[0];
+    Result out = allocate_numpy(DType::i64, &n, 1);
+    const int64_t stale = ring_->locate(number.data(), n, reinterpret_cast<int64_t*>(out.data));
+    return py::make_tuple(std::move(out.object), stale);
+  }
+
+  // The rows whose next observation is kept apart, and those observations as bytes.
+  py::tuple extras() const {
+    std::vector<int64_t> rows;
+    for (int64_t row = 0; row < ring_->rows(); ++row)
+      if (ring_->extra(row)) rows.push_back(row);
+    const auto n = static_cast<int64_t>(rows.size());
+    const int64_t shape[] = {n, obs_.item_bytes};
+    Result where = allocate_numpy(DType::i64, &n, 1), data = allocate_numpy(DType::u8, shape, 2);
+    for (int64_t i = 0; i < n; ++i) {
+      reinterpret_cast<int64_t*>(where.data)[i] = rows[i];
+      std::memcpy(data.data + i * obs_.item_bytes, ring_->extra(rows[i]), static_cast<size_t>(obs_.item_bytes));
+    }
+    return py::make_tuple(std::move(where.object), std::move(data.object));
+  }
+
+  void set_extras(py::handle rows, py::handle data) {
+    const Array r = index(rows, "replay_ring: rows");
+    const Array x = load_cpu(data.ptr(), "replay_ring: data", {DType::u8});
+    if (x.size() != r.shape[0] * obs_.item_bytes || !x.is_contiguous())
+      raise_value("replay_ring: data must be like rows");
+    const Contiguous<int64_t> row(r);
+    for (int64_t i = 0; i < row.size(); ++i)
+      if (!inside(row.data()[i])) throw py::index_error("replay_ring: a row is outside");
+    for (int64_t i = 0; i < row.size(); ++i) ring_->set_extra(row.data()[i], x.data + i * obs_.item_bytes);
+  }
+
+ private:
+  struct Loaded {
+    Column column;
+    int64_t shape0;
+  };
+
+  static Array index(py::handle rows, const char* where) {
+    Array a = load_cpu(rows.ptr(), where, {DType::i64, DType::i32});
+    check_ndim_1(a, where);
+    return a;
+  }
+
+  bool inside(int64_t row) const { return row >= 0 && row < ring_->rows(); }
+
+  // `other` takes any dtype.
+  Loaded column(const py::object& array, DType dtype, int64_t rows) {
+    if (!py::detail::npy_api::get().PyArray_Check_(array.ptr()))
+      raise_type("replay_ring: columns must be NumPy arrays");
+    const Array a = load(array.ptr(), "replay_ring: column");
+    if (a.ndim < 1 || !a.is_contiguous() || !a.writable || (rows >= 0 && a.shape[0] != rows) ||
+        (dtype != DType::other && a.dtype != dtype))
+      raise_value("replay_ring: a column has a wrong shape or dtype");
+    Column c;
+    c.owner = array, c.data = a.data, c.dtype = a.dtype, c.item_bytes = a.itemsize;
+    c.type_num = type_num_of(array.ptr());
+    for (int d = 1; d < a.ndim; ++d) c.shape.push_back(a.shape[d]), c.item_bytes *= a.shape[d];
+    kept_.push_back(c);
+    return {c, a.shape[0]};
+  }
+
+  uint8_t* bytes(const py::object& array, DType dtype, int64_t rows) {
+    return reinterpret_cast<uint8_t*>(column(array, dtype, rows).column.data);
+  }
+
+  static const py::detail::PyArray_Proxy* array_of(PyObject* o) {
+    return reinterpret_cast<const py::detail::PyArray_Proxy*>(o);
+  }
+
+  static int type_num_of(PyObject* array) {
+    return py::detail::array_descriptor1_proxy(array_of(array)->descr)->type_num;
+  }
+
+  // The data of a C-contiguous NumPy array of [N, *shape], or for one environment of `shape`, in native byte order; or
+  // null.
+  const char* data_of(PyObject* o, const std::vector<int64_t>& shape) const {
+    const auto* a = array_of(o);
+    const int lead = a->nd - static_cast<int>(shape.size());
+    if (lead < 0 || lead > 1 || (lead == 0 ? envs_ != 1 : a->dimensions[0] != envs_)) return nullptr;
+    for (size_t d = 0; d < shape.size(); ++d)
+      if (a->dimensions[lead + d] != shape[d]) return nullptr;
+    const char order = py::detail::array_descriptor1_proxy(a->descr)->byteorder;
+    const bool plain = (a->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) && (order == '=' || order == '|');
+    return plain ? a->data : nullptr;
+  }
+
+  static bool is_array(PyObject* o) { return py::detail::npy_api::get().PyArray_Check_(o); }
+
+  const char* read(py::handle value, const Column& c, int64_t* scalar) const {
+    PyObject* o = value.ptr();
+    if (is_array(o)) {
+      const int type = type_num_of(o);
+      const bool same = type == c.type_num || (c.dtype != DType::other && dtype_of_numpy(type) == c.dtype);
+      return same ? data_of(o, c.shape) : nullptr;
+    }
+    if (envs_ != 1 || !c.shape.empty() || c.dtype != DType::i64) return nullptr;
+    if (!PyLong_CheckExact(o) && Py_TYPE(o) != type(int_type_)) return nullptr;
+    *scalar = PyLong_AsLongLong(o);
+    if (*scalar == -1 && PyErr_Occurred()) {
+      PyErr_Clear();
+      return nullptr;
+    }
+    return reinterpret_cast<const char*>(scalar);
+  }
+
+  const float* read_reward(py::handle value) {
+    PyObject* o = value.ptr();
+    if (is_array(o)) {
+      const DType t = dtype_of_numpy(type_num_of(o));
+      const char* data = t == DType::f32 || t == DType::f64 ? data_of(o, {}) : nullptr;
+      if (!data) return nullptr;
+      for (int64_t e = 0; e < envs_; ++e) {
+        double x;
+        if (t == DType::f64)
+          std::memcpy(&x, data + 8 * e, 8), reward_scratch_[e] = static_cast<float>(x);
+        else
+          std::memcpy(&reward_scratch_[e], data + 4 * e, 4);
+      }
+      return reward_scratch_.data();
+    }
+    if (envs_ != 1 || !(PyFloat_Check(o) || PyLong_CheckExact(o) || Py_TYPE(o) == type(float_type_))) return nullptr;
+    const double x = PyFloat_AsDouble(o);
+    if (x == -1 && PyErr_Occurred()) {
+      PyErr_Clear();
+      return nullptr;
+    }
+    reward_scratch_[0] = static_cast<float>(x);
+    return reward_scratch_.data();
+  }
+
+  const uint8_t* read_flag(py::handle value, uint8_t* scalar) const {
+    PyObject* o = value.ptr();
+    if (is_array(o))
+      return type_num_of(o) == py::detail::npy_api::NPY_BOOL_ ? reinterpret_cast<const uint8_t*>(data_of(o, {}))
+                                                              : nullptr;
+    if (envs_ != 1 || !(PyBool_Check(o) || Py_TYPE(o) == type(bool_type_))) return nullptr;
+    *scalar = PyObject_IsTrue(o) == 1;
+    return scalar;
+  }
+
+  static PyTypeObject* type(const py::object& o) { return reinterpret_cast<PyTypeObject*>(o.ptr()); }
+
+  // The caller holds the array. Not by `load`, since an item of 15 axes has 17 here.
+  const char* whole(py::handle value, const Column& c, int64_t n) const {
+    if (!is_array(value.ptr())) raise_type("replay_ring: items must be NumPy arrays");
+    const auto* a = array_of(value.ptr());
+    const auto* descr = py::detail::array_descriptor1_proxy(a->descr);
+    int64_t size = 1, item = 1;
+    for (int d = 0; d < a->nd; ++d) size *= a->dimensions[d];
+    for (const int64_t length : c.shape) item *= length;
+    const bool plain =
+        a->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ && (descr->byteorder == '=' || descr->byteorder == '|');
+    if (descr->type_num != c.type_num || size != n * item || !plain)
+      raise_value("replay_ring: an item has a wrong shape or dtype");
+    return a->data;
+  }
+
+  int64_t store(const ReplaySteps& s, int64_t steps, double priority, py::handle rows, py::handle priorities) {
+    const Array r = load_cpu(rows.ptr(), "replay_ring: rows", {DType::i64});
+    const Array p = load_cpu(priorities.ptr(), "replay_ring: priorities", {DType::f64});
+    if (r.size() < 2 * steps * envs_ || p.size() < r.size() || !r.is_contiguous() || !p.is_contiguous())
+      raise_value("replay_ring: rows and priorities must have room for 2 numbers a transition");
+    auto* row = reinterpret_cast<int64_t*>(r.data);
+    auto* value = reinterpret_cast<double*>(p.data);
+    if (steps * envs_ * obs_.item_bytes < kLongCopy) return ring_->write(s, steps, priority, row, value);
+    ReleaseGil release;
+    return ring_->write(s, steps, priority, row, value);
+  }
+
+  std::vector<Column> kept_;
+  Column obs_, action_, reward_, flag_;
+  std::vector<float> reward_scratch_;
+  std::unique_ptr<ReplayRing> ring_;
+  py::object bool_type_, int_type_, float_type_;
+  int64_t envs_ = 0;
+};
+
+void bind(py::module_& m) {
+  py::class_<RingCore>(m, "ReplayRing")
+      .def(py::init<py::object, py::object, py::object, py::object, py::object, py::object, py::object, py::object,
+                    py::object, py::object, py::object>(),
+           py::arg("obs"), py::arg("next_obs"), py::arg("action"), py::arg("reward"), py::arg("terminated"),
+           py::arg("truncated"), py::arg("cut"), py::arg("added"), py::arg("start"), py::arg("cursor"),
+           py::arg("broken"))
+      .def("try_add", method(&RingCore::try_add), py::arg("obs"), py::arg("action"), py::arg("reward"),
+           py::arg("next_obs"), py::arg("terminated"), py::arg("truncated"), py::arg("mask"), py::arg("episode_start"),
+           py::arg("priority"), py::arg("rows"), py::arg("priorities"))
+      .def("write", method(&RingCore::write), py::arg("steps"), py::arg("obs"), py::arg("action"), py::arg("reward"),
+           py::arg("next_obs"), py::arg("terminated"), py::arg("truncated"), py::arg("mask"), py::arg("episode_start"),
+           py::arg("priority"), py::arg("rows"), py::arg("priorities"))
+      .def("finish", method(&RingCore::finish), py::arg("rows"), py::arg("last"), py::arg("next_obs"))
+      .def("locate", method(&RingCore::locate), py::arg("numbers"))
+      .def("extras", method(&RingCore::extras))
+      .def("set_extras", method(&RingCore::set_extras), py::arg("rows"), py::arg("data"));
+}
+
+const Binding binding(&bind);
+
+}  // namespace
+}  // namespace fastrl

@@ -1,0 +1,124 @@
+"""Saving and loading: bit for bit, or refused and the buffer as it was."""
+
+import numpy as np
+import pytest
+from replay_worlds import ACTION, BOTH, OBS, fill
+
+from fastrl.replay import PrioritizedReplay, ReplayBuffer
+
+
+@BOTH
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("steps", [0, 1, 4, 9, 10, 11, 40])
+def test_save_and_load_go_on_bit_for_bit(tmp_path, state, cls, num_envs, steps, n_step):
+    def go_on(buffer):
+        out = []
+        for i in range(8):
+            fill(buffer, 3, rng=i)
+            batch = buffer.sample(16)
+            out += [column.tobytes() for column in batch]
+            if cls is PrioritizedReplay:
+                buffer.update_priorities(batch.indices, batch.reward)
+        return out
+
+    original = fill(cls(10 * num_envs, OBS, ACTION, num_envs, n_step=n_step, seed=4), steps)
+    if steps and cls is PrioritizedReplay:
+        original.update_priorities(original.sample(5).indices, [0.1, 3.0, 0.0, 1e3, 7.0])
+    path = tmp_path / "buffer"
+    original.save(path)
+    restored = fill(cls(10 * num_envs, OBS, ACTION, num_envs, n_step=n_step, seed=99), 5, rng=1)
+    restored.load(str(path))
+    assert state(restored) == path.read_bytes()
+    assert len(restored) == len(original)
+    assert go_on(restored) == go_on(original)
+
+
+def test_only_what_was_written_is_saved(tmp_path):
+    buffer = fill(ReplayBuffer(100_000, OBS, ACTION, seed=0), 10)
+    buffer.save(tmp_path / "small")
+    assert (tmp_path / "small").stat().st_size < 2000
+
+
+def test_load_restores_the_default_generator(tmp_path):
+    import fastrl
+
+    fastrl.manual_seed(3)
+    buffer = fill(ReplayBuffer(10, OBS, ACTION), 10)
+    buffer.save(tmp_path / "buffer")
+    drawn = buffer.sample(8).indices.tolist()
+    buffer.load(tmp_path / "buffer")
+    assert buffer.sample(8).indices.tolist() == drawn
+
+
+def test_a_device_loads_what_none_has_saved(tmp_path):
+    pytest.importorskip("torch")
+    plain = fill(ReplayBuffer(10, OBS, ACTION, seed=0), 10)
+    plain.save(tmp_path / "buffer")
+    buffer = ReplayBuffer(10, OBS, ACTION, device="cpu")
+    buffer.load(tmp_path / "buffer")
+    np.testing.assert_array_equal(buffer.sample(8).obs.numpy(), plain.sample(8).obs)
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (lambda: PrioritizedReplay(11, OBS, ACTION, 2), r"capacity 10 \(here 11\)"),
+        (lambda: PrioritizedReplay(10, OBS, ACTION, 1), r"num_envs 2 \(here 1\)"),
+        (lambda: PrioritizedReplay(10, ((4,), np.float32), ACTION, 2), r"obs_shape \[3\] \(here \[4\]\)"),
+        (lambda: PrioritizedReplay(10, ((3,), np.float64), ACTION, 2), r"obs_dtype 'float32' \(here 'float64'\)"),
+        (lambda: PrioritizedReplay(10, OBS, ((2,), np.int64), 2), r"action_shape \[\] \(here \[2\]\)"),
+        (lambda: PrioritizedReplay(10, OBS, ((), np.float32), 2), "action_dtype"),
+        (lambda: PrioritizedReplay(10, OBS, ACTION, 2, alpha=0.7), r"alpha 0.6 \(here 0.7\)"),
+        (lambda: PrioritizedReplay(10, OBS, ACTION, 2, eps=0.1), "eps"),
+        (lambda: PrioritizedReplay(10, OBS, ACTION, 2, n_step=3), r"n_step 1 \(here 3\)"),
+        (lambda: PrioritizedReplay(10, OBS, ACTION, 2, gamma=0.9), r"gamma 0.99 \(here 0.9\)"),
+        (lambda: ReplayBuffer(10, OBS, ACTION, 2), "class 'PrioritizedReplay' .*, alpha 0.6 "),
+    ],
+)
+def test_load_into_another_configuration(tmp_path, state, other, difference):
+    fill(PrioritizedReplay(10, OBS, ACTION, 2, seed=0), 10).save(tmp_path / "buffer")
+    buffer = fill(other(), 0)
+    before = state(buffer)
+    with pytest.raises(ValueError, match=f"replay.load: .*buffer is of a buffer with .*{difference}"):
+        buffer.load(tmp_path / "buffer")
+    assert state(buffer) == before
+    # the schedule of beta may change, the data do not depend on it
+    PrioritizedReplay(10, OBS, ACTION, 2, beta=0.5, beta_steps=7).load(tmp_path / "buffer")
+
+
+def test_a_damaged_file_is_refused(tmp_path, state):
+    """Every byte flipped in turn, every length cut: a clear error, and the buffer as it was."""
+    buffer = fill(PrioritizedReplay(4, OBS, ACTION, 1, seed=0), 10)
+    path = tmp_path / "buffer"
+    buffer.save(path)
+    good = path.read_bytes()
+    fill(buffer, 2)
+    before = state(buffer)
+    rng = np.random.default_rng(0)
+    damaged = [good[:i] + bytes([good[i] ^ (1 << rng.integers(8))]) + good[i + 1 :] for i in range(len(good))]
+    damaged += [good[:n] for n in range(len(good))] + [good + b"\0", b"", b"\0" * 500, good[::-1], good * 2]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"replay.load: .*buffer is (damaged|not a file|of format version)"):
+            buffer.load(path)
+    assert state(buffer) == before
+    path.write_bytes(good)
+    buffer.load(path)
+    assert state(buffer) == good
+
+
+def test_foreign_and_missing_files(tmp_path, state):
+    buffer = fill(ReplayBuffer(4, OBS, ACTION, 1, seed=0), 10)
+    before = state(buffer)
+    np.savez(tmp_path / "foreign.npz", a=np.zeros(1000))
+    (tmp_path / "text").write_text('{"config": {}}' * 99)
+    for name in ("foreign.npz", "text"):
+        with pytest.raises(ValueError, match="is not a file of a fastrl replay buffer"):
+            buffer.load(tmp_path / name)
+    for name, error in (("missing", FileNotFoundError), (".", OSError)):
+        with pytest.raises(error):
+            buffer.load(tmp_path / name)
+    with pytest.raises(OSError, match="nowhere"):
+        buffer.save(tmp_path / "nowhere" / "buffer")
+    assert state(buffer) == before
