@@ -1,21 +1,7 @@
-"""Every test on every CPU backend, and how float32 networks are compared with float64 ones."""
+"""How float32 networks are compared with float64 ones."""
 
 import numpy as np
 import pytest
-
-from fastrl.kernels import mlp
-
-
-@pytest.fixture(params=["reference", "numba", "cpp"])
-def backend(request, monkeypatch):
-    """MLP, FlatAdam and the losses on one backend."""
-    if request.param == "numba":
-        pytest.importorskip("numba", reason="the Numba backend needs numba, which is not installed")
-    if request.param == "cpp":
-        pytest.importorskip("fastrl._C", reason="the C++ extension is not built")
-    ops = mlp.backend.named(request.param)
-    monkeypatch.setattr(mlp.backend, "cpu", ops)
-    return ops
 
 
 @pytest.fixture(scope="session")
