@@ -15,81 +15,87 @@ from fastrl.kernels import (
 
 from .helpers import inputs, oracle_log_prob
 
+x, s = np.zeros((5, 3), np.float32), np.zeros(3, np.float32)
+where, draw = "normal_log_prob_entropy: ", "normal_sample: "
+
+
+def given(*args):
+    return normal_log_prob_entropy(*args)
+
+
+def sample(*args, noise=None):
+    return normal_sample(*args, noise=noise, generator=Generator(0))
+
+
+def with_noise(*args):
+    return sample(*args[:-1], noise=args[-1])
+
+
+BAD = {
+    "list": (given, ([[0.0]], s, x), TypeError, where + "mean must be an array, got list"),
+    "std list": (given, (x, [0.0] * 3, x), TypeError, where + "log_std must be an array, got list"),
+    "action None": (given, (x, s, None), TypeError, where + "action must be an array, got NoneType"),
+    "std float": (given, (x, 0.0, x), TypeError, where + "log_std must be an array, got float"),
+    "int": (given, (x.astype(int), s, x), ValueError, where + "mean must have dtype float32 or float64, got int64"),
+    "std dtype": (
+        given,
+        (x, s.astype(np.float64), x),
+        ValueError,
+        where + "log_std must have dtype float32 like mean, got float64",
+    ),
+    "action dtype": (
+        given,
+        (x, s, x.astype(np.float64)),
+        ValueError,
+        where + "action must have dtype float32 like mean, got float64",
+    ),
+    "vector": (given, (x[0], s, x), ValueError, where + "mean must have shape [B, A], got (3,)"),
+    "std short": (
+        given,
+        (x, s[1:], x),
+        ValueError,
+        where + "log_std must have shape (3,) or (5, 3) like mean, got (2,)",
+    ),
+    "std rows": (
+        given,
+        (x, x[1:], x),
+        ValueError,
+        where + "log_std must have shape (3,) or (5, 3) like mean, got (4, 3)",
+    ),
+    "std one": (given, (x, s[:1], x), ValueError, where + "log_std must have shape (3,) or (5, 3)"),
+    "action shape": (
+        given,
+        (x, s, x[:, 1:]),
+        ValueError,
+        where + "action must have shape (5, 3) like mean, got (5, 2)",
+    ),
+    "action rank": (given, (x, s, s), ValueError, where + "action must have shape (5, 3) like mean, got (3,)"),
+    "sample list": (sample, ([[0.0]], s), TypeError, draw + "mean must be an array, got list"),
+    "sample cube": (sample, (x[None], s), ValueError, draw + "mean must have shape [B, A], got (1, 5, 3)"),
+    "sample std": (
+        sample,
+        (x, s[1:]),
+        ValueError,
+        draw + "log_std must have shape (3,) or (5, 3) like mean, got (2,)",
+    ),
+    "noise list": (with_noise, (x, s, [0.0]), TypeError, draw + "noise must be an array, got list"),
+    "noise shape": (
+        with_noise,
+        (x, s, x[1:]),
+        ValueError,
+        draw + "noise must have shape (5, 3) like mean, got (4, 3)",
+    ),
+    "noise dtype": (
+        with_noise,
+        (x, s, x.astype(np.float64)),
+        ValueError,
+        draw + "noise must have dtype float32 like mean, got float64",
+    ),
+}
+
 
 def bad_calls(torch=None):
-    x, s = np.zeros((5, 3), np.float32), np.zeros(3, np.float32)
-
-    def given(*args):
-        return normal_log_prob_entropy(*args)
-
-    def sample(*args, noise=None):
-        return normal_sample(*args, noise=noise, generator=Generator(0))
-
-    def with_noise(*args):
-        return sample(*args[:-1], noise=args[-1])
-
-    where, draw = "normal_log_prob_entropy: ", "normal_sample: "
-    calls = {
-        "list": (given, ([[0.0]], s, x), TypeError, where + "mean must be an array, got list"),
-        "std list": (given, (x, [0.0] * 3, x), TypeError, where + "log_std must be an array, got list"),
-        "action None": (given, (x, s, None), TypeError, where + "action must be an array, got NoneType"),
-        "std float": (given, (x, 0.0, x), TypeError, where + "log_std must be an array, got float"),
-        "int": (given, (x.astype(int), s, x), ValueError, where + "mean must have dtype float32 or float64, got int64"),
-        "std dtype": (
-            given,
-            (x, s.astype(np.float64), x),
-            ValueError,
-            where + "log_std must have dtype float32 like mean, got float64",
-        ),
-        "action dtype": (
-            given,
-            (x, s, x.astype(np.float64)),
-            ValueError,
-            where + "action must have dtype float32 like mean, got float64",
-        ),
-        "vector": (given, (x[0], s, x), ValueError, where + "mean must have shape [B, A], got (3,)"),
-        "std short": (
-            given,
-            (x, s[1:], x),
-            ValueError,
-            where + "log_std must have shape (3,) or (5, 3) like mean, got (2,)",
-        ),
-        "std rows": (
-            given,
-            (x, x[1:], x),
-            ValueError,
-            where + "log_std must have shape (3,) or (5, 3) like mean, got (4, 3)",
-        ),
-        "std one": (given, (x, s[:1], x), ValueError, where + "log_std must have shape (3,) or (5, 3)"),
-        "action shape": (
-            given,
-            (x, s, x[:, 1:]),
-            ValueError,
-            where + "action must have shape (5, 3) like mean, got (5, 2)",
-        ),
-        "action rank": (given, (x, s, s), ValueError, where + "action must have shape (5, 3) like mean, got (3,)"),
-        "sample list": (sample, ([[0.0]], s), TypeError, draw + "mean must be an array, got list"),
-        "sample cube": (sample, (x[None], s), ValueError, draw + "mean must have shape [B, A], got (1, 5, 3)"),
-        "sample std": (
-            sample,
-            (x, s[1:]),
-            ValueError,
-            draw + "log_std must have shape (3,) or (5, 3) like mean, got (2,)",
-        ),
-        "noise list": (with_noise, (x, s, [0.0]), TypeError, draw + "noise must be an array, got list"),
-        "noise shape": (
-            with_noise,
-            (x, s, x[1:]),
-            ValueError,
-            draw + "noise must have shape (5, 3) like mean, got (4, 3)",
-        ),
-        "noise dtype": (
-            with_noise,
-            (x, s, x.astype(np.float64)),
-            ValueError,
-            draw + "noise must have dtype float32 like mean, got float64",
-        ),
-    }
+    calls = dict(BAD)
     if torch is not None:
         tx, ts = torch.zeros(5, 3), torch.zeros(3)
         calls |= {
