@@ -225,10 +225,11 @@ def test_a_call_that_raises_has_drawn_nothing(name, backend):
 
 def test_numbers_that_others_have_drawn_since_are_not_taken_back():
     from fastrl.kernels.normal import _torch
+    from fastrl.kernels.random._torch import draw_op
 
     generator = Generator(5)
     state = torch.as_tensor(generator.state)
-    noise, after = _torch.draw_op(state, 15, True)
+    noise, after = draw_op(state, 15, True)
     normal_sample(torch.zeros(2, 2), torch.zeros(2), generator=generator)
     with pytest.raises(ValueError, match="log_std must have shape"):
         _torch._normal_sample_op(torch.zeros(5, 3), torch.zeros(4), noise.view(5, 3).float(), state, after)

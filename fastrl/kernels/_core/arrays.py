@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -159,8 +160,10 @@ def overlaps_itself(array: Any) -> bool:
     return False
 
 
-def tensors_overlap(x: Any, y: Any) -> bool:
-    """Whether the memory from the first to the last item of x meets that of y."""
+def share_memory(x: Any, y: Any) -> bool:
+    """Whether the memory from the first to the last item of x meets that of y, which is of the same kind."""
+    if isinstance(x, np.ndarray):
+        return np.may_share_memory(x, y)
 
     def extent(t: Any) -> tuple[int, int]:
         reach = sum(s * (k - 1) for s, k in zip(t.stride(), t.shape, strict=True))
@@ -168,6 +171,25 @@ def tensors_overlap(x: Any, y: Any) -> bool:
 
     (a, b), (c, d) = extent(x), extent(y)
     return a < d and c < b
+
+
+def out_list(out: Any, count: int, op: str) -> list[Any]:
+    """The arrays that `count` results, more than one, are to be written to."""
+    if not isinstance(out, (tuple, list)) or len(out) != count:
+        got = f"{len(out)} arrays" if isinstance(out, (tuple, list)) else type(out).__name__
+        raise ValueError(f"{op}: out must be {count} arrays, got {got}")
+    return list(out)
+
+
+def check_target(target: Any, op: str, name: str, others: Iterable[tuple[str, Any]]) -> None:
+    """An array to write to: writable, and none of its memory twice, nor in any of `others`."""
+    if isinstance(target, np.ndarray) and not target.flags.writeable:
+        raise ValueError(f"{op}: {name} must be writable")
+    if overlaps_itself(target):
+        raise ValueError(f"{op}: {name} must not overlap itself")
+    for other_name, other in others:
+        if share_memory(target, other):
+            raise ValueError(f"{op}: {name} must not share memory with {other_name}")
 
 
 def like(result: Any, obj: Any) -> Any:
@@ -242,6 +264,26 @@ def to_float(value: Any) -> float:
         return float(value)
     except OverflowError:  # an int beyond float64: every check refuses inf by its own text
         return math.inf
+
+
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "finite": lambda x: abs(x) < math.inf,
+    "finite and >= 0": lambda x: 0 <= x < math.inf,
+    ">= 0": lambda x: x >= 0,
+    "in [0, 1]": lambda x: 0 <= x <= 1,
+    "in [0, 1)": lambda x: 0 <= x < 1,
+}
+
+
+def load_float(value: Any, where: str, wanted: str = "finite and >= 0") -> float:
+    """A parameter in the range that `wanted` names."""
+    if type(value) is not float:
+        if not is_number(value):
+            raise TypeError(f"{where} must be a float, got {type(value).__name__}")
+        value = to_float(value)
+    if not _RANGES[wanted](value):
+        raise ValueError(f"{where} must be {wanted}, got {value!r}")
+    return float(value)
 
 
 def is_compiling() -> bool:

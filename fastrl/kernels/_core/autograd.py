@@ -87,11 +87,8 @@ def into(out: Any, results: Any, op: str, like: str) -> Any:
     if out is None:
         return results
     many = not isinstance(results, Tensor)
-    sequence = isinstance(out, (tuple, list))
-    if many and (not sequence or len(out) != len(results)):
-        got = f"{len(out)} arrays" if sequence else type(out).__name__
-        raise ValueError(f"{op}: out must be {len(results)} arrays, got {got}")
-    outs, found = (out, results) if many else ((out,), (results,))
+    outs = _arrays.out_list(out, len(results), op) if many else [out]
+    found = results if many else (results,)
     for i, (target, result) in enumerate(zip(outs, found, strict=True)):
         name = f"out[{i}]" if many else "out"
         if not isinstance(target, Tensor):

@@ -21,8 +21,13 @@ class ReferenceAdam:
     ) -> None:  # fmt: skip
         lists = self._load_lists(dict(zip(_LISTS, (params, grads, exp_avgs, exp_avg_sqs, steps), strict=True)))
         lr = self._rate(lr, params)
-        beta1, beta2 = _number("beta1", beta1, below_1=True), _number("beta2", beta2, below_1=True)
-        eps, weight_decay = _number("eps", eps), _number("weight_decay", weight_decay)
+        beta1, beta2 = (
+            _arrays.load_float(x, f"adam_step: {name}", "in [0, 1)") for name, x in (("beta1", beta1), ("beta2", beta2))
+        )
+        eps, weight_decay = (
+            _arrays.load_float(eps, "adam_step: eps"),
+            _arrays.load_float(weight_decay, "adam_step: weight_decay"),
+        )
         _check_apart(lists)
         if params:
             self._update_all(lists, lr, beta1, beta2, eps, weight_decay)
@@ -72,7 +77,7 @@ class ReferenceAdam:
             raise ValueError(f"{where} must not overlap itself")
 
     def _rate(self, lr: Any, params: Any) -> Any:
-        return _number("lr", lr)
+        return _arrays.load_float(lr, "adam_step: lr")
 
     def _update_all(
         self, lists: dict[str, list[Any]], lr: float, beta1: float, beta2: float, eps: float, decay: float
@@ -97,15 +102,6 @@ class ReferenceAdam:
         m[...] = m + weight1 * (g - m) if weight1 < 0.5 else g - (1 - weight1) * (g - m)
         v[...] = v * beta2 + weight2 * g * g
         p -= size * m / (np.sqrt(v) * inverse_root + eps)
-
-
-def _number(name: str, value: Any, below_1: bool = False) -> float:
-    if not _arrays.is_number(value):
-        raise TypeError(f"adam_step: {name} must be a float, got {type(value).__name__}")
-    number = _arrays.to_float(value)
-    if not 0 <= number < (1 if below_1 else math.inf):
-        raise ValueError(f"adam_step: {name} must be {'in [0, 1)' if below_1 else 'finite and >= 0'}, got {number!r}")
-    return number
 
 
 def _layout(array: Any) -> tuple[int, int, list[tuple[int, int]]]:

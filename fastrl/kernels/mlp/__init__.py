@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -353,10 +352,4 @@ class FlatAdam:
 
 
 def _number(name: str, value: Any, below_1: bool = False) -> float:
-    if type(value) is not float:
-        if not _arrays.is_number(value):
-            raise TypeError(f"FlatAdam: {name} must be a float, got {type(value).__name__}")
-        value = _arrays.to_float(value)
-    if not 0 <= value < (1 if below_1 else math.inf):
-        raise ValueError(f"FlatAdam: {name} must be {'in [0, 1)' if below_1 else 'finite and >= 0'}, got {value!r}")
-    return float(value)
+    return _arrays.load_float(value, f"FlatAdam: {name}", "in [0, 1)" if below_1 else "finite and >= 0")

@@ -237,12 +237,7 @@ def _is_huber(op: str, loss: Any) -> bool:
 
 
 def _number(op: str, name: str, value: Any, least: float) -> float:
-    if not _arrays.is_number(value):
-        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
-    number = _arrays.to_float(value)
-    if not (least <= number < math.inf and number > -math.inf):
-        raise ValueError(f"{op}: {name} must be finite{' and >= 0' if least == 0 else ''}, got {number!r}")
-    return number
+    return _arrays.load_float(value, f"{op}: {name}", "finite and >= 0" if least == 0 else "finite")
 
 
 def _positive(op: str, name: str, value: Any) -> float:

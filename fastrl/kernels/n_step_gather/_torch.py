@@ -40,9 +40,6 @@ class TorchGather(ReferenceGather):
     def _out(self, array: Any, like: Any) -> Any:
         return array
 
-    def _overlap(self, x: Any, y: Any) -> bool:
-        return _arrays.tensors_overlap(x, y)
-
 
 fallback = SimpleNamespace(n_step_gather=TorchGather())
 

@@ -40,11 +40,7 @@ class ReferenceGather:
         cursors = self._per_env("cursor", cursor, rewards, N, max(C - 1, 0))
         sizes = self._per_env("size", size, rewards, N, C)
         gamma, n = _arrays.scalar_of(gamma), _arrays.scalar_of(n)
-        if not _arrays.is_number(gamma):
-            raise TypeError(f"n_step_gather: gamma must be a float, got {type(gamma).__name__}")
-        gamma = _arrays.to_float(gamma)
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"n_step_gather: gamma must be in [0, 1], got {gamma!r}")
+        gamma = _arrays.load_float(gamma, "n_step_gather: gamma", "in [0, 1]")
         if not _arrays.is_number(n, numbers.Integral):
             raise TypeError(f"n_step_gather: n must be an int, got {type(n).__name__}")
         n = operator.index(n)
@@ -170,22 +166,13 @@ class ReferenceGather:
     def _targets(
         self, out: Any, rewards: Any, batch: int, dtypes: tuple[str, ...], inputs: dict[str, Any]
     ) -> list[Any]:
-        if not isinstance(out, (tuple, list)) or len(out) != 3:
-            got = f"{len(out)} arrays" if isinstance(out, (tuple, list)) else type(out).__name__
-            raise ValueError(f"n_step_gather: out must be 3 arrays, got {got}")
         taken, targets = dict(inputs), []
-        for i, (obj, dtype) in enumerate(zip(out, dtypes, strict=True)):
+        for i, (obj, dtype) in enumerate(zip(_arrays.out_list(out, 3, "n_step_gather"), dtypes, strict=True)):
             name = f"out[{i}]"
             target = self._like(name, obj, rewards, (dtype,))
             if tuple(target.shape) != (batch,):
                 raise ValueError(f"n_step_gather: {name} must have shape {(batch,)}, got {tuple(target.shape)}")
-            if isinstance(target, np.ndarray) and not target.flags.writeable:
-                raise ValueError(f"n_step_gather: {name} must be writable")
-            if _arrays.overlaps_itself(target):
-                raise ValueError(f"n_step_gather: {name} must not overlap itself")
-            for other_name, other in taken.items():
-                if self._overlap(target, other):
-                    raise ValueError(f"n_step_gather: {name} must not share memory with {other_name}")
+            _arrays.check_target(target, "n_step_gather", name, taken.items())
             taken[name] = target
             targets.append(target)
         return targets
@@ -205,9 +192,6 @@ class ReferenceGather:
 
     def _out(self, array: Any, like: Any) -> Any:
         return _arrays.like(array, like)
-
-    def _overlap(self, x: Any, y: Any) -> bool:
-        return bool(np.may_share_memory(x, y))
 
 
 n_step_gather = ReferenceGather()

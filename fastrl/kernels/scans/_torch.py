@@ -33,9 +33,6 @@ class TorchCall(Call):
     def cast(self, array: Any, dtype: str) -> Any:
         return array.to(getattr(torch, dtype))
 
-    def overlap(self, x: Any, y: Any) -> bool:
-        return _arrays.tensors_overlap(x, y)
-
     def full(self, value: Any) -> Any:
         dtype = torch.bool if isinstance(value, bool) else torch.float64
         return torch.full((self.T, self.N), value, dtype=dtype, device=self.first.device)

@@ -44,9 +44,6 @@ class Call:
     def cast(self, array: Any, dtype: str) -> Any:
         return array.astype(dtype)
 
-    def overlap(self, x: Any, y: Any) -> bool:
-        return np.may_share_memory(x, y)
-
     def wide(self, array: Any) -> Any:
         return self.cast(array, "float64").reshape(self.T, self.N)
 
@@ -101,14 +98,8 @@ class Call:
 
     def number(self, name: str, value: Any, high: float = 1.0) -> float:
         """A parameter in [0, high]."""
-        value = _arrays.scalar_of(value)
-        if not _arrays.is_number(value):
-            raise TypeError(f"{self.op}: {name} must be a float, got {type(value).__name__}")
-        x = _arrays.to_float(value)
-        if not 0 <= x <= high:
-            wanted = "in [0, 1]" if high == 1 else ">= 0"
-            raise ValueError(f"{self.op}: {name} must be {wanted}, got {x!r}")
-        return x
+        wanted = "in [0, 1]" if high == 1 else ">= 0"
+        return _arrays.load_float(_arrays.scalar_of(value), f"{self.op}: {name}", wanted)
 
     def discount(self, name: str, value: Any) -> Any:
         x = self.number(name, value)
@@ -129,21 +120,12 @@ class Call:
         self._targets: list[Any] = []
         if out is not None:
             many = len(dtypes) > 1
-            outs = out if many else (out,)
-            if many and (not isinstance(out, (tuple, list)) or len(out) != len(dtypes)):
-                got = f"{len(out)} arrays" if isinstance(out, (tuple, list)) else type(out).__name__
-                raise ValueError(f"{self.op}: out must be {len(dtypes)} arrays, got {got}")
+            outs = _arrays.out_list(out, len(dtypes), self.op) if many else [out]
             taken = list(self.inputs)
             for i, (obj, dtype) in enumerate(zip(outs, self._dtypes, strict=True)):
                 name = f"out[{i}]" if many else "out"
                 target = self._like_first(name, obj, (dtype,), self.shape)
-                if isinstance(target, np.ndarray) and not target.flags.writeable:
-                    raise ValueError(f"{self.op}: {name} must be writable")
-                if _arrays.overlaps_itself(target):
-                    raise ValueError(f"{self.op}: {name} must not overlap itself")
-                for other_name, other in taken:
-                    if self.overlap(target, other):
-                        raise ValueError(f"{self.op}: {name} must not share memory with {other_name}")
+                _arrays.check_target(target, self.op, name, taken)
                 taken.append((name, target))
                 self._targets.append(target)
         for name, array in self._flags:

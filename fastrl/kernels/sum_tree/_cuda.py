@@ -12,7 +12,7 @@ import torch
 from fastrl import _backend
 from fastrl.kernels._core import arrays as _arrays
 from fastrl.kernels.sum_tree._torch import TorchCore
-from fastrl.kernels.sum_tree.reference import MAX_PRIORITY, check_batch_size, check_normalize, check_not_negative
+from fastrl.kernels.sum_tree.reference import MAX_PRIORITY, check_batch_size, check_normalize
 
 # By CudaFlag (csrc/sum_tree/cuda.h).
 _FLAGS: list[tuple[type[Exception], str]] = [
@@ -114,8 +114,8 @@ class CudaCore(TorchCore):
         self, indices: Any, td_errors: Any, alpha: Any, eps: Any, keep_zeros: bool
     ) -> torch.Tensor:
         where = "sum_tree.update_from_td_errors"
-        alpha = check_not_negative(alpha, f"{where}: alpha")
-        eps = check_not_negative(eps, f"{where}: eps")
+        alpha = _arrays.load_float(alpha, f"{where}: alpha")
+        eps = _arrays.load_float(eps, f"{where}: eps")
         largest: torch.Tensor = self._kernels.update_from_td_errors(indices, td_errors, alpha, eps, keep_zeros)
         return largest
 
@@ -133,7 +133,7 @@ class CudaCore(TorchCore):
         self, batch_size: Any, beta: Any, normalize: Any, stratified: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         n = check_batch_size(batch_size, "sample_weighted")
-        beta = check_not_negative(beta, "sum_tree.sample_weighted: beta")
+        beta = _arrays.load_float(beta, "sum_tree.sample_weighted: beta")
         check_normalize(normalize)
         drawn: tuple[torch.Tensor, torch.Tensor] = self._kernels.sample_weighted(
             n, beta, normalize == "tree", stratified

@@ -148,7 +148,7 @@ class ReferenceCore:
 
     def update_from_td_errors(self, indices: Any, td_errors: Any, alpha: Any, eps: Any, keep_zeros: bool) -> Any:
         where = "sum_tree.update_from_td_errors"
-        alpha, eps = check_not_negative(alpha, f"{where}: alpha"), check_not_negative(eps, f"{where}: eps")
+        alpha, eps = _arrays.load_float(alpha, f"{where}: alpha"), _arrays.load_float(eps, f"{where}: eps")
         index = self.xp.asarray(self._load(indices, f"{where}: indices", _arrays.INTS), dtype=self.xp.int64)
         errors = self._load(td_errors, f"{where}: td_errors", _arrays.FLOATS)
         if len(errors) != len(index):
@@ -238,7 +238,7 @@ class ReferenceCore:
 
     def sample_weighted(self, batch_size: Any, beta: Any, normalize: Any, stratified: bool) -> tuple[Any, Any]:
         n = check_batch_size(batch_size, "sample_weighted")
-        beta = check_not_negative(beta, "sum_tree.sample_weighted: beta")
+        beta = _arrays.load_float(beta, "sum_tree.sample_weighted: beta")
         check_normalize(normalize)
         with self._lock:
             self._positive_total("sample_weighted")
@@ -327,15 +327,6 @@ def check_batch_size(batch_size: Any, method: str) -> int:
     if not 1 <= n <= MAX_CAPACITY:
         raise ValueError(f"sum_tree.{method}: batch_size must be in [1, {MAX_CAPACITY}], got {n}")
     return n
-
-
-def check_not_negative(value: Any, where: str) -> float:
-    if not _arrays.is_number(value, numbers.Real):
-        raise TypeError(f"{where} must be a float, got {type(value).__name__}")
-    x = _arrays.to_float(value)
-    if not 0 <= x < math.inf:
-        raise ValueError(f"{where} must be finite and >= 0, got {x!r}")
-    return x
 
 
 def check_normalize(normalize: Any) -> None:

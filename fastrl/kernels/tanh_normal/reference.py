@@ -76,7 +76,7 @@ def load_saved(op: str, saved: Any, log_std: Any, grad_action: Any) -> tuple[Any
 
 def rounded(number: float, first: Any) -> float:
     """In the dtype of `first`."""
-    dtype = str(first.dtype).removeprefix("torch.")
+    dtype = _arrays.dtype_name(first)
     if dtype == "bfloat16":
         torch = _arrays.module_of(first)
         return float(torch.tensor(number, dtype=torch.bfloat16))
@@ -129,7 +129,7 @@ class Bounds:
     def inside(self, first: Any) -> tuple[Any, Any]:
         """The first and the last number inside, of the dtype of `first`, in float64."""
         xp = _arrays.module_of(self.low)
-        dtype = getattr(xp, str(first.dtype).removeprefix("torch."))
+        dtype = getattr(xp, _arrays.dtype_name(first))
         low, high = xp.asarray(self.low, dtype=dtype), xp.asarray(self.high, dtype=dtype)
         return _arrays.to_float64(_next(low, high)), _arrays.to_float64(_next(high, low))
 
@@ -278,7 +278,7 @@ def tanh_normal_log_prob_backward(
 
 def largest_of(first: Any, xp: Any) -> float:
     """The largest number of the dtype of `first`."""
-    return float(xp.finfo(getattr(xp, str(first.dtype).removeprefix("torch."))).max)
+    return float(xp.finfo(getattr(xp, _arrays.dtype_name(first))).max)
 
 
 def largest_kept(first: Any) -> float:
