@@ -6,7 +6,6 @@ import functools
 import importlib
 import importlib.util
 import pkgutil
-from functools import cached_property
 from typing import Any
 
 from fastrl import _backend
@@ -21,25 +20,31 @@ class Backend:
 
     def __init__(self, package: str) -> None:
         self.package = package
+        # None until they are needed, because finding them may import Numba or torch.
+        self.cpu: Any = None
+        self.cuda: Any = None
 
-    def __call__(self, first: Any) -> Any:
+    def of(self, first: Any) -> Any:
         """What serves a call whose first array this is."""
-        return self.cuda if getattr(first, "is_cuda", False) else self.cpu
+        if getattr(first, "is_cuda", False):
+            return self.cuda or self._find_cuda()
+        return self.cpu or self._find_cpu()
 
     def on(self, device: str) -> Any:
         """What serves arrays on a device, "cpu" or a CUDA one."""
-        return self.cpu if device == "cpu" else self.cuda
+        return self.cpu or self._find_cpu() if device == "cpu" else self.cuda or self._find_cuda()
 
-    @cached_property  # at the first call, because it may import Numba
-    def cpu(self) -> Any:
-        return self.named(self.names()[0])
+    def _find_cpu(self) -> Any:
+        self.cpu = self.named(self.names()[0])
+        return self.cpu
 
-    @cached_property  # at the first call, because it imports torch
-    def cuda(self) -> Any:
+    def _find_cuda(self) -> Any:
         if self.names()[1] == "reference":
             torch = self._module("_torch")
-            return getattr(torch, "fallback", torch)
-        return self._module("_cuda") if self._has("_cuda") else _backend._C_cuda
+            self.cuda = getattr(torch, "fallback", torch)
+        else:
+            self.cuda = self._module("_cuda") if self._has("_cuda") else _backend._C_cuda
+        return self.cuda
 
     def named(self, name: str) -> Any:
         """The CPU backend "cpp", "numba" or "reference"."""

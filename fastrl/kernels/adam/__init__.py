@@ -62,7 +62,7 @@ def adam_step(
     Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
     """
     first = params[0] if isinstance(params, (list, tuple)) and params else params
-    backend(first).adam_step(params, grads, exp_avgs, exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay)
+    backend.of(first).adam_step(params, grads, exp_avgs, exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay)
     _arrays.mark_written(params)
 
 

@@ -60,7 +60,7 @@ def categorical_sample(logits: Any, *, generator: Generator | None = None) -> tu
 
         drawn: tuple[Any, Any] = _torch.categorical_sample_autograd(logits, state)
     else:
-        drawn = backend(logits).categorical_sample(logits, state, None)
+        drawn = backend.of(logits).categorical_sample(logits, state, None)
     return drawn
 
 
@@ -104,7 +104,7 @@ def categorical_log_prob_entropy(logits: Any, action: Any) -> tuple[Any, Any]:
 
         result: tuple[Any, Any] = _torch.categorical_log_prob_entropy_autograd(logits, action)
     else:
-        result = backend(logits).categorical_log_prob_entropy(logits, action)
+        result = backend.of(logits).categorical_log_prob_entropy(logits, action)
     return result
 
 

@@ -20,7 +20,7 @@ fallback = reference
 class CategoricalLogProbEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, action: Tensor) -> Any:
-        result = backend(logits).categorical_log_prob_entropy(logits, action)
+        result = backend.of(logits).categorical_log_prob_entropy(logits, action)
         ctx.save_for_backward(logits, action)
         ctx.set_materialize_grads(False)
         return result
@@ -29,14 +29,14 @@ class CategoricalLogProbEntropy(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None) -> Any:
         logits, action = ctx.saved_tensors
-        backward = backend(logits).categorical_log_prob_entropy_backward
+        backward = backend.of(logits).categorical_log_prob_entropy_backward
         return backward(logits, action, grad_log_prob, grad_entropy), None
 
 
 class CategoricalSample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, state: Any) -> Any:
-        action, log_prob = backend(logits).categorical_sample(logits, state, None)
+        action, log_prob = backend.of(logits).categorical_sample(logits, state, None)
         ctx.save_for_backward(logits, action)
         ctx.mark_non_differentiable(action)
         ctx.set_materialize_grads(False)
@@ -46,7 +46,7 @@ class CategoricalSample(torch.autograd.Function):
     @once
     def backward(ctx: Any, _: Any, grad_log_prob: Tensor | None) -> Any:
         logits, action = ctx.saved_tensors
-        backward = backend(logits).categorical_log_prob_entropy_backward
+        backward = backend.of(logits).categorical_log_prob_entropy_backward
         return backward(logits, action, grad_log_prob, None), None
 
 
@@ -55,14 +55,14 @@ categorical_sample_autograd: Any = CategoricalSample.apply
 
 
 def _categorical_log_prob_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = backend(logits).categorical_log_prob_entropy(logits, action)
+    result: tuple[Tensor, Tensor] = backend.of(logits).categorical_log_prob_entropy(logits, action)
     return result
 
 
 def _categorical_log_prob_entropy_backward(
     logits: Tensor, action: Tensor, grad_log_prob: Tensor | None, grad_entropy: Tensor | None
 ) -> Tensor:
-    backward = backend(logits).categorical_log_prob_entropy_backward
+    backward = backend.of(logits).categorical_log_prob_entropy_backward
     grad: Tensor = backward(logits, action, grad_log_prob, grad_entropy)
     return grad
 
@@ -72,7 +72,7 @@ def _categorical_sample(
 ) -> tuple[Tensor, Tensor]:
     """(log_prob, action): opcheck adds up what an op returns, and cannot begin with integers."""
     with taken_back(state, drawn, uniform.numel()):
-        action, log_prob = backend(logits).categorical_sample(logits, None, uniform)
+        action, log_prob = backend.of(logits).categorical_sample(logits, None, uniform)
     return log_prob, action
 
 

@@ -146,7 +146,7 @@ def solve(
     elif preconditioner is not None:
         precondition = _operator(preconditioner, "preconditioner", op)
     if kernels is None:
-        kernels = backend(b)
+        kernels = backend.of(b)
     loop = _solve_on_device if on_gpu else _solve_on_host
     return loop(kernels, product, b, x0, max_iter, rtol, atol, damping, inverse, precondition)
 

@@ -30,7 +30,7 @@ def gather_rows(arrays: Any, indices: Any, *, out: Any = None) -> Any:
         ValueError, TypeError: a wrong dtype, shape or kind of array.
     """
     first = arrays[0] if isinstance(arrays, (list, tuple)) and arrays else arrays
-    found = backend(first).gather_rows(arrays, indices, out)
+    found = backend.of(first).gather_rows(arrays, indices, out)
     if out is not None:
         _arrays.mark_written(out)
     return found

@@ -299,7 +299,7 @@ class FlatAdam:
         self.vector, self.grad = vector, grad
         self.lr, self.eps, self.weight_decay = _number("lr", lr), _number("eps", eps), _number("decay", weight_decay)
         self.beta1, self.beta2 = (_number(name, b, below_1=True) for name, b in (("beta1", beta1), ("beta2", beta2)))
-        vectors = _vectors(backend(vector))
+        vectors = _vectors(backend.of(vector))
         vectors.check_vector(vector, "FlatAdam: vector", len(vector))
         vectors.check_vector(grad, "FlatAdam: grad", len(vector))
         self.exp_avg, self.exp_avg_sq = (vectors.zeros_like(vector) for _ in range(2))
@@ -329,7 +329,7 @@ class FlatAdam:
         for name, weight in (("tau", tau), ("average_weight", average_weight)):
             if not 0 <= _number(name, weight) <= 1:
                 raise ValueError(f"FlatAdam: {name} must be in [0, 1], got {weight!r}")
-        size: float = backend(self.vector).flat_adam(
+        size: float = backend.of(self.vector).flat_adam(
             self.vector, self.grad, self.exp_avg, self.exp_avg_sq, target, average, lr, self.beta1, self.beta2,
             self.eps, self.weight_decay, float(self.steps + 1), norm, float(tau), float(average_weight),
         )  # fmt: skip

@@ -69,7 +69,7 @@ def q_learning_loss(
     Sources: Mnih et al. 2015, doi:10.1038/nature14236; van Hasselt et al. 2016, arXiv:1509.06461 (double).
     """
     huber = _is_huber("q_learning_loss", loss)
-    ops = backend(q)
+    ops = backend.of(q)
     return QLoss(*ops.q_learning_loss(q, actions, rewards, discounts, next_q, next_q_online, weights, huber))
 
 
@@ -89,7 +89,7 @@ def min_q_targets(
     Sources: Fujimoto et al. 2018, arXiv:1802.09477; Haarnoja et al. 2018, arXiv:1812.05905.
     """
     temperature = _number("min_q_targets", "temperature", temperature, -math.inf)
-    return backend(next_q).min_q_targets(next_q, rewards, discounts, next_log_prob, temperature)
+    return backend.of(next_q).min_q_targets(next_q, rewards, discounts, next_log_prob, temperature)
 
 
 def q_regression_loss(q: Any, targets: Any, *, weights: Any = None, loss: str = "mse") -> QLoss:
@@ -106,7 +106,7 @@ def q_regression_loss(q: Any, targets: Any, *, weights: Any = None, loss: str = 
         TypeError, ValueError: a wrong type, dtype, shape or device, no rows, or an unknown loss.
     """
     huber = _is_huber("q_regression_loss", loss)
-    return QLoss(*backend(q).q_regression_loss(q, targets, weights, huber))
+    return QLoss(*backend.of(q).q_regression_loss(q, targets, weights, huber))
 
 
 def min_q_loss(q: Any) -> tuple[Any, Any]:
@@ -117,7 +117,7 @@ def min_q_loss(q: Any) -> tuple[Any, Any]:
     Raises:
         TypeError, ValueError: a wrong type, dtype or shape, or no rows.
     """
-    return tuple(backend(q).min_q_loss(q))
+    return tuple(backend.of(q).min_q_loss(q))
 
 
 def value_loss(
@@ -141,7 +141,7 @@ def value_loss(
     if (old_values is None) != (clip_range is None):
         raise ValueError("value_loss: old_values and clip_range must be given together")
     clip = math.inf if clip_range is None else _positive("value_loss", "clip_range", clip_range)
-    return tuple(backend(values).value_loss(values, returns, old_values, clip, coef))
+    return tuple(backend.of(values).value_loss(values, returns, old_values, clip, coef))
 
 
 def ppo_categorical_loss(
@@ -179,7 +179,7 @@ def ppo_categorical_loss(
     Source: Schulman et al. 2017, arXiv:1707.06347.
     """
     numbers = _ppo_numbers("ppo_categorical_loss", clip_range, kl_coef, entropy_coef)
-    ops = backend(logits)
+    ops = backend.of(logits)
     return PPOLoss(
         *ops.ppo_categorical_loss(
             logits, actions, old_log_probs, advantages, old_logits, *numbers, bool(normalize_advantages)
@@ -216,7 +216,7 @@ def ppo_normal_loss(
     numbers = _ppo_numbers("ppo_normal_loss", clip_range, kl_coef, entropy_coef)
     if (old_mean is None) != (old_log_std is None):
         raise ValueError("ppo_normal_loss: old_mean and old_log_std must be given together")
-    ops = backend(mean)
+    ops = backend.of(mean)
     return PPOLoss(
         *ops.ppo_normal_loss(
             mean, log_std, actions, old_log_probs, advantages, old_mean, old_log_std, *numbers,

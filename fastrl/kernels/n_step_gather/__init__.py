@@ -68,7 +68,7 @@ def n_step_gather(
 
     Source: Sutton and Barto, "Reinforcement Learning" (2018), eq. 7.1.
     """
-    kernels: Any = backend(rewards)
+    kernels: Any = backend.of(rewards)
     if _arrays.is_compiling():
         from fastrl.kernels.n_step_gather import _torch as kernels
     found: tuple[Any, Any, Any] = kernels.n_step_gather(

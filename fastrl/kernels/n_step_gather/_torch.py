@@ -49,7 +49,7 @@ def _n_step_gather(
     size: Tensor | None,
     one_cursor: int, one_size: int, gamma: float, n: int, next_values: Tensor | None, cut: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    found: tuple[Tensor, Tensor, Tensor] = backend(rewards).n_step_gather(
+    found: tuple[Tensor, Tensor, Tensor] = backend.of(rewards).n_step_gather(
         rewards, terminated, truncated, indices, one_cursor if cursor is None else cursor,
         one_size if size is None else size, gamma, n, next_values, cut, None,
     )  # fmt: skip

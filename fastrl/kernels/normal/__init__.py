@@ -62,7 +62,7 @@ def normal_sample(mean: Any, log_std: Any, *, noise: Any = None, generator: Gene
 
         drawn: tuple[Any, Any] = _torch.normal_sample_autograd(mean, log_std, noise, state)
         return drawn
-    action, log_prob, _ = backend(mean).normal_sample(mean, log_std, noise, state, False)
+    action, log_prob, _ = backend.of(mean).normal_sample(mean, log_std, noise, state, False)
     return action, log_prob
 
 
@@ -104,7 +104,7 @@ def normal_log_prob_entropy(mean: Any, log_std: Any, action: Any) -> tuple[Any, 
 
         result: tuple[Any, Any] = _torch.normal_log_prob_entropy_autograd(mean, log_std, action)
     else:
-        result = backend(mean).normal_log_prob_entropy(mean, log_std, action)
+        result = backend.of(mean).normal_log_prob_entropy(mean, log_std, action)
     return result
 
 

@@ -20,7 +20,7 @@ fallback = reference
 class NormalLogProbEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_std: Tensor, action: Tensor) -> Any:
-        result = backend(mean).normal_log_prob_entropy(mean, log_std, action)
+        result = backend.of(mean).normal_log_prob_entropy(mean, log_std, action)
         ctx.save_for_backward(mean, log_std, action)
         ctx.set_materialize_grads(False)
         return result
@@ -29,14 +29,14 @@ class NormalLogProbEntropy(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None) -> Any:
         saved = ctx.saved_tensors
-        backward = backend(saved[0]).normal_log_prob_entropy_backward
+        backward = backend.of(saved[0]).normal_log_prob_entropy_backward
         return backward(*saved, grad_log_prob, grad_entropy, *ctx.needs_input_grad)
 
 
 class NormalSample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_std: Tensor, noise: Tensor | None, state: Any) -> Any:
-        action, log_prob, drawn = backend(mean).normal_sample(mean, log_std, noise, state, noise is None)
+        action, log_prob, drawn = backend.of(mean).normal_sample(mean, log_std, noise, state, noise is None)
         ctx.save_for_backward(log_std, drawn if noise is None else noise)
         ctx.set_materialize_grads(False)
         return action, log_prob
@@ -47,7 +47,7 @@ class NormalSample(torch.autograd.Function):
         grad_log_std = None
         if ctx.needs_input_grad[1]:
             log_std, noise = ctx.saved_tensors
-            grad_log_std = backend(noise).normal_sample_backward(log_std, noise, grad_action, grad_log_prob)
+            grad_log_std = backend.of(noise).normal_sample_backward(log_std, noise, grad_action, grad_log_prob)
         return grad_action, grad_log_std, None, None
 
 
@@ -56,14 +56,14 @@ normal_sample_autograd: Any = NormalSample.apply
 
 
 def _normal_log_prob_entropy(mean: Tensor, log_std: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = backend(mean).normal_log_prob_entropy(mean, log_std, action)
+    result: tuple[Tensor, Tensor] = backend.of(mean).normal_log_prob_entropy(mean, log_std, action)
     return result
 
 
 def _normal_log_prob_entropy_backward(
     mean: Tensor, log_std: Tensor, action: Tensor, grad_log_prob: Tensor | None, grad_entropy: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    backward = backend(mean).normal_log_prob_entropy_backward
+    backward = backend.of(mean).normal_log_prob_entropy_backward
     grads: tuple[Tensor, Tensor, Tensor] = backward(
         mean, log_std, action, grad_log_prob, grad_entropy, True, True, True
     )
@@ -74,14 +74,14 @@ def _normal_sample(
     mean: Tensor, log_std: Tensor, noise: Tensor, state: Tensor | None = None, drawn: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     with taken_back(state, drawn, -(-noise.numel() // 4)):
-        action, log_prob, _ = backend(mean).normal_sample(mean, log_std, noise, None, False)
+        action, log_prob, _ = backend.of(mean).normal_sample(mean, log_std, noise, None, False)
     return action, log_prob
 
 
 def _normal_sample_backward(
     log_std: Tensor, noise: Tensor, grad_action: Tensor | None, grad_log_prob: Tensor | None
 ) -> Tensor:
-    grad: Tensor = backend(noise).normal_sample_backward(log_std, noise, grad_action, grad_log_prob)
+    grad: Tensor = backend.of(noise).normal_sample_backward(log_std, noise, grad_action, grad_log_prob)
     return grad
 
 

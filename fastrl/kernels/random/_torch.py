@@ -27,7 +27,7 @@ default_generator("cpu")  # made now, because torch.compile cannot trace its mak
 def _draw(state: Tensor, n: int, normal: bool) -> tuple[Tensor, Tensor]:
     """n float64 uniforms or standard normals of the generator with this state [2], which it advances; a copy of it."""
     words: Any = state if state.is_cuda else state.numpy().view(np.uint64)
-    return torch.as_tensor(backend(state).draw(words, n, normal)), state.view(torch.int64).clone()
+    return torch.as_tensor(backend.of(state).draw(words, n, normal)), state.view(torch.int64).clone()
 
 
 draw_op = register(

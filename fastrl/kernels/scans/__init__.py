@@ -353,4 +353,4 @@ def _scans_for(first: Any) -> Any:
         from fastrl.kernels.scans import _torch
 
         return _torch
-    return backend(first)
+    return backend.of(first)

@@ -53,7 +53,7 @@ fallback = TorchScans()
 
 
 def _reverse_affine_scan(a: Tensor, b: Tensor, y_T: Tensor | None, last: float) -> Tensor:
-    y: Tensor = backend(a).reverse_affine_scan(a, b, last if y_T is None else y_T, None)
+    y: Tensor = backend.of(a).reverse_affine_scan(a, b, last if y_T is None else y_T, None)
     return y
 
 
@@ -64,7 +64,7 @@ def _reverse_affine_scan_backward(
     if len(y) == 0:
         return like(a), like(y), torch.zeros_like(y.sum(0))
     before = torch.cat((a[:-1].flip(0), torch.zeros_like(a[:1])))
-    adjoint = backend(a).reverse_affine_scan(before, grad.flip(0), None, None).flip(0)
+    adjoint = backend.of(a).reverse_affine_scan(before, grad.flip(0), None, None).flip(0)
     end = torch.full_like(y[:1], last) if y_T is None else y_T[None].detach()
     # As in the scan itself, 0 times x is 0: a step that nothing depends on has no gradient, be the rest NaN.
     grad_a = torch.where(adjoint != 0, adjoint * torch.cat((y[1:], end)), 0)
@@ -131,7 +131,7 @@ def _refuse_out(out: Any) -> None:
 def reverse_affine_scan_autograd(a: Any, b: Any, y_T: Any, out: Any) -> Any:
     _refuse_out(out)
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return backend(a).reverse_affine_scan(a, b, y_T, out)  # which says what is wrong
+        return backend.of(a).reverse_affine_scan(a, b, y_T, out)  # which says what is wrong
     return _affine_apply(a, b, *_end(y_T))
 
 
@@ -145,7 +145,7 @@ def _gae(
     rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor | None,
     gamma: float, lam: float, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    found: tuple[Tensor, Tensor] = backend(rewards).gae(
+    found: tuple[Tensor, Tensor] = backend.of(rewards).gae(
         rewards, values, next_values, terminated, truncated, gamma, lam, mask, None
     )
     return found
@@ -155,7 +155,9 @@ def _discounted_returns(
     rewards: Tensor, terminated: Tensor, truncated: Tensor | None, gamma: float, next_values: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    found: Tensor = backend(rewards).discounted_returns(rewards, terminated, truncated, gamma, next_values, mask, None)
+    found: Tensor = backend.of(rewards).discounted_returns(
+        rewards, terminated, truncated, gamma, next_values, mask, None
+    )
     return found
 
 
@@ -163,7 +165,9 @@ def _lambda_returns(
     rewards: Tensor, next_values: Tensor, terminated: Tensor, truncated: Tensor | None, gamma: float, lam: float,
     mask: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    found: Tensor = backend(rewards).lambda_returns(rewards, next_values, terminated, truncated, gamma, lam, mask, None)
+    found: Tensor = backend.of(rewards).lambda_returns(
+        rewards, next_values, terminated, truncated, gamma, lam, mask, None
+    )
     return found
 
 
@@ -171,7 +175,7 @@ def _n_step_returns(
     rewards: Tensor, next_values: Tensor | None, terminated: Tensor, truncated: Tensor | None, gamma: float, n: int,
     cut: Tensor | None, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    found: tuple[Tensor, Tensor, Tensor] = backend(rewards).n_step_returns(
+    found: tuple[Tensor, Tensor, Tensor] = backend.of(rewards).n_step_returns(
         rewards, next_values, terminated, truncated, gamma, n, cut, mask, None
     )
     return found
@@ -182,7 +186,7 @@ def _vtrace(
     log_rhos: Tensor,
     gamma: float, lam: float, rho_clip: float, c_clip: float, pg_rho_clip: float, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    found: tuple[Tensor, Tensor] = backend(rewards).vtrace(
+    found: tuple[Tensor, Tensor] = backend.of(rewards).vtrace(
         rewards, values, next_values, terminated, truncated, log_rhos,
         gamma, lam, rho_clip, c_clip, pg_rho_clip, mask, None,
     )  # fmt: skip
@@ -193,7 +197,7 @@ def _off_policy_returns(
     rewards: Tensor, q_values: Tensor, next_state_values: Tensor, traces: Tensor, terminated: Tensor,
     truncated: Tensor | None, gamma: float, mask: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    found: Tensor = backend(rewards).off_policy_returns(
+    found: Tensor = backend.of(rewards).off_policy_returns(
         rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, None
     )
     return found

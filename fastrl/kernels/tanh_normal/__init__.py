@@ -100,7 +100,7 @@ def tanh_normal_sample(
 
         drawn: tuple[Any, Any] = _torch.tanh_normal_sample_autograd(mean, log_std, noise, state, low, high, *limits)
         return drawn
-    action, log_prob, _ = backend(mean).tanh_normal_sample(mean, log_std, noise, state, low, high, *limits, False)
+    action, log_prob, _ = backend.of(mean).tanh_normal_sample(mean, log_std, noise, state, low, high, *limits, False)
     return action, log_prob
 
 
@@ -132,7 +132,7 @@ def tanh_normal_sample_pullback(
     if log_std_min is not None or log_std_max is not None or correction != "stable":
         limits = limits_of("tanh_normal_sample", log_std_min, log_std_max, correction, epsilon)
     state = None if noise is not None else state_of(generator, mean, "tanh_normal_sample")
-    kernels = backend(mean)
+    kernels = backend.of(mean)
     action, log_prob, saved = kernels.tanh_normal_sample(mean, log_std, noise, state, low, high, *limits, True)
 
     def pullback(grad_action: Any, grad_log_prob: Any) -> tuple[Any, Any]:
@@ -207,7 +207,7 @@ def tanh_normal_log_prob(
         from fastrl.kernels.tanh_normal import _torch
 
         return _torch.tanh_normal_log_prob_autograd(mean, log_std, action, low, high, *limits)
-    return backend(mean).tanh_normal_log_prob(mean, log_std, action, low, high, *limits)
+    return backend.of(mean).tanh_normal_log_prob(mean, log_std, action, low, high, *limits)
 
 
 def tanh_normal_mode(mean: Any, *, low: Any = -1.0, high: Any = 1.0) -> Any:
@@ -242,7 +242,7 @@ def tanh_normal_mode(mean: Any, *, low: Any = -1.0, high: Any = 1.0) -> Any:
         from fastrl.kernels.tanh_normal import _torch
 
         return _torch.tanh_normal_mode_autograd(mean, low, high)
-    return backend(mean).tanh_normal_mode(mean, low, high)
+    return backend.of(mean).tanh_normal_mode(mean, low, high)
 
 
 def tanh_normal_sample_reference(

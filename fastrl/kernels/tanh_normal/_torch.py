@@ -37,7 +37,7 @@ def _join_bounds(ctx: Any, low: Any, high: Any) -> tuple[Any, ...]:
 class TanhNormalSample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_std: Tensor, noise: Any, state: Any, options: Any) -> Any:
-        kernels = backend(mean)
+        kernels = backend.of(mean)
         action, log_prob, saved = kernels.tanh_normal_sample(mean, log_std, noise, state, *options, True)
         bounds, ctx.limits = _split_bounds(ctx, options)
         ctx.save_for_backward(log_std, saved, *bounds, mean)  # mean: so that a second derivative raises
@@ -49,7 +49,7 @@ class TanhNormalSample(torch.autograd.Function):
     def backward(ctx: Any, grad_action: Tensor | None, grad_log_prob: Tensor | None) -> Any:
         log_std, saved, low, high, _ = ctx.saved_tensors
         want_mean, want_log_std = ctx.needs_input_grad[:2]
-        grad_mean, grad_log_std = backend(log_std).tanh_normal_sample_backward(
+        grad_mean, grad_log_std = backend.of(log_std).tanh_normal_sample_backward(
             saved, log_std, grad_action, grad_log_prob, *_join_bounds(ctx, low, high), want_mean, want_log_std
         )
         return grad_mean, grad_log_std, None, None, None
@@ -58,7 +58,7 @@ class TanhNormalSample(torch.autograd.Function):
 class TanhNormalLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, log_std: Tensor, action: Tensor, options: Any) -> Any:
-        log_prob = backend(mean).tanh_normal_log_prob(mean, log_std, action, *options)
+        log_prob = backend.of(mean).tanh_normal_log_prob(mean, log_std, action, *options)
         bounds, ctx.limits = _split_bounds(ctx, options)
         ctx.save_for_backward(mean, log_std, action, *bounds)
         return log_prob
@@ -67,7 +67,7 @@ class TanhNormalLogProb(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad_log_prob: Tensor) -> Any:
         *saved, low, high = ctx.saved_tensors
-        backward = backend(saved[0]).tanh_normal_log_prob_backward
+        backward = backend.of(saved[0]).tanh_normal_log_prob_backward
         return *backward(*saved, grad_log_prob, *_join_bounds(ctx, low, high), *ctx.needs_input_grad[:3]), None
 
 
@@ -76,14 +76,14 @@ class TanhNormalMode(torch.autograd.Function):
     def forward(ctx: Any, mean: Tensor, low: Any, high: Any) -> Any:
         bounds, ctx.limits = _split_bounds(ctx, (low, high))
         ctx.save_for_backward(mean, *bounds)
-        return backend(mean).tanh_normal_mode(mean, low, high)
+        return backend.of(mean).tanh_normal_mode(mean, low, high)
 
     @staticmethod
     @once
     def backward(ctx: Any, grad_action: Tensor) -> Any:
         mean, low, high = ctx.saved_tensors
         bounds = _join_bounds(ctx, low, high)
-        return backend(mean).tanh_normal_mode_backward(mean, grad_action, *bounds), None, None
+        return backend.of(mean).tanh_normal_mode_backward(mean, grad_action, *bounds), None, None
 
 
 _tanh_normal_sample_apply: Any = TanhNormalSample.apply
@@ -114,7 +114,7 @@ def _tanh_normal_sample(
     state: Tensor | None = None, drawn: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     with taken_back(state, drawn, -(-noise.numel() // 4)):
-        results: tuple[Tensor, Tensor, Tensor] = backend(mean).tanh_normal_sample(
+        results: tuple[Tensor, Tensor, Tensor] = backend.of(mean).tanh_normal_sample(
             mean, log_std, noise, None, low_number if low is None else low, high_number if high is None else high,
             log_std_min, log_std_max, epsilon, True,
         )  # fmt: skip
@@ -126,7 +126,7 @@ def _tanh_normal_sample_backward(
     low: Tensor | None, high: Tensor | None, low_number: float, high_number: float,
     log_std_min: float, log_std_max: float, epsilon: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    grads: tuple[Tensor, Tensor] = backend(log_std).tanh_normal_sample_backward(
+    grads: tuple[Tensor, Tensor] = backend.of(log_std).tanh_normal_sample_backward(
         saved, log_std, grad_action, grad_log_prob,
         low_number if low is None else low, high_number if high is None else high,
         log_std_min, log_std_max, epsilon, True, True,
@@ -138,7 +138,7 @@ def _tanh_normal_log_prob(
     mean: Tensor, log_std: Tensor, action: Tensor, low: Tensor | None, high: Tensor | None,
     low_number: float, high_number: float, log_std_min: float, log_std_max: float, epsilon: float,
 ) -> Tensor:  # fmt: skip
-    log_prob: Tensor = backend(mean).tanh_normal_log_prob(
+    log_prob: Tensor = backend.of(mean).tanh_normal_log_prob(
         mean, log_std, action, low_number if low is None else low, high_number if high is None else high,
         log_std_min, log_std_max, epsilon,
     )  # fmt: skip
@@ -149,7 +149,7 @@ def _tanh_normal_log_prob_backward(
     mean: Tensor, log_std: Tensor, action: Tensor, grad_log_prob: Tensor, low: Tensor | None, high: Tensor | None,
     low_number: float, high_number: float, log_std_min: float, log_std_max: float, epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grads: tuple[Tensor, Tensor, Tensor] = backend(mean).tanh_normal_log_prob_backward(
+    grads: tuple[Tensor, Tensor, Tensor] = backend.of(mean).tanh_normal_log_prob_backward(
         mean, log_std, action, grad_log_prob,
         low_number if low is None else low, high_number if high is None else high,
         log_std_min, log_std_max, epsilon, True, True, True,
@@ -160,7 +160,7 @@ def _tanh_normal_log_prob_backward(
 def _tanh_normal_mode(
     mean: Tensor, low: Tensor | None, high: Tensor | None, low_number: float, high_number: float
 ) -> Tensor:
-    action: Tensor = backend(mean).tanh_normal_mode(
+    action: Tensor = backend.of(mean).tanh_normal_mode(
         mean, low_number if low is None else low, high_number if high is None else high
     )
     return action
@@ -169,7 +169,7 @@ def _tanh_normal_mode(
 def _tanh_normal_mode_backward(
     mean: Tensor, grad_action: Tensor, low: Tensor | None, high: Tensor | None, low_number: float, high_number: float
 ) -> Tensor:
-    grad: Tensor = backend(mean).tanh_normal_mode_backward(
+    grad: Tensor = backend.of(mean).tanh_normal_mode_backward(
         mean, grad_action, low_number if low is None else low, high_number if high is None else high
     )
     return grad
