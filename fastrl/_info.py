@@ -48,7 +48,7 @@ def _served(op: backends.Backend) -> dict[str, tuple[str, str]]:
         numba = "installed" if _backend.HAVE_NUMBA else "not installed"
         why = f"fastrl._C: {_backend.C_ERROR}; Numba: {numba}; NumPy serves"
     if cpu != _backend.CPU_BACKEND:
-        why = f"{why}: of this op NumPy"
+        why = f"{why}; this op has NumPy's only"
     wanted, reason = _backend.cuda_backend()
     if cuda != wanted:
         reason = "torch operations on the GPU: this op has no compiled CUDA kernel"

@@ -6,9 +6,11 @@ import math
 import numbers
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+A = TypeVar("A")  # a kind of array: NumPy's, torch's or another's; results are of that of the arguments
 
 _MAX_DIMS = 16
 FLOATS = ("float32", "float64")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastrl.kernels._core import arrays as _arrays
+from fastrl.kernels._core.arrays import A
 from fastrl.kernels._core.backends import choose
 from fastrl.kernels.categorical import reference
 from fastrl.kernels.random import Generator, state_of
@@ -17,7 +18,7 @@ from fastrl.kernels.random import Generator, state_of
 backend = choose(__package__)
 
 
-def categorical_sample(logits: Any, *, generator: Generator | None = None) -> tuple[Any, Any]:
+def categorical_sample(logits: A, *, generator: Generator | None = None) -> tuple[Any, A]:
     """Draw one action a row, with its log-probability.
 
     action_b = min {k : sum_{j<=k} e^{z_bj - m_b} > u_b sum_j e^{z_bj - m_b}},  u_b in [0, 1)
@@ -53,18 +54,18 @@ def categorical_sample(logits: Any, *, generator: Generator | None = None) -> tu
     if _arrays.is_compiling():
         from fastrl.kernels.categorical import _torch
 
-        return _torch.categorical_sample(logits, generator)
+        return _torch.categorical_sample(logits, generator)  # type: ignore[no-any-return]
     state = state_of(generator, logits, "categorical_sample")
     if _arrays.wants_grad(logits):
         from fastrl.kernels.categorical import _torch
 
-        drawn: tuple[Any, Any] = _torch.categorical_sample_autograd(logits, state)
+        drawn: tuple[A, A] = _torch.categorical_sample_autograd(logits, state)
     else:
         drawn = backend.of(logits).categorical_sample(logits, state, None)
     return drawn
 
 
-def categorical_log_prob_entropy(logits: Any, action: Any) -> tuple[Any, Any]:
+def categorical_log_prob_entropy(logits: A, action: Any) -> tuple[A, A]:
     """Log-probability of given actions, and the entropy.
 
     log_prob_b = log p_b,action_b
@@ -98,21 +99,21 @@ def categorical_log_prob_entropy(logits: Any, action: Any) -> tuple[Any, Any]:
     if _arrays.is_compiling():
         from fastrl.kernels.categorical import _torch
 
-        return _torch.categorical_log_prob_entropy(logits, action)
+        return _torch.categorical_log_prob_entropy(logits, action)  # type: ignore[no-any-return]
     if _arrays.wants_grad(logits):
         from fastrl.kernels.categorical import _torch
 
-        result: tuple[Any, Any] = _torch.categorical_log_prob_entropy_autograd(logits, action)
+        result: tuple[A, A] = _torch.categorical_log_prob_entropy_autograd(logits, action)
     else:
         result = backend.of(logits).categorical_log_prob_entropy(logits, action)
     return result
 
 
-def categorical_sample_reference(logits: Any, *, generator: Generator | None = None) -> tuple[Any, Any]:
+def categorical_sample_reference(logits: A, *, generator: Generator | None = None) -> tuple[Any, A]:
     """`categorical_sample` in plain NumPy (torch for a CUDA tensor), in float64 and without gradients."""
     return reference.categorical_sample(logits, state_of(generator, logits, "categorical_sample"), None)
 
 
-def categorical_log_prob_entropy_reference(logits: Any, action: Any) -> tuple[Any, Any]:
+def categorical_log_prob_entropy_reference(logits: A, action: Any) -> tuple[A, A]:
     """`categorical_log_prob_entropy` in plain NumPy (torch for a CUDA tensor), in float64 and without gradients."""
     return reference.categorical_log_prob_entropy(logits, action)

@@ -99,12 +99,12 @@ _categorical_sample_op = register(
 )
 
 
-def categorical_log_prob_entropy(logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+def categorical_log_prob_entropy(logits: Any, action: Any) -> Any:
     result: tuple[Tensor, Tensor] = _categorical_op(logits, action)
     return result
 
 
-def categorical_sample(logits: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+def categorical_sample(logits: Any, generator: Generator | None) -> Any:
     state = state_tensor(generator, logits, "categorical_sample")
     uniform, after = draw_op(state, logits.shape[0], False)
     log_prob, action = _categorical_sample_op(logits, uniform, state, after)

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastrl.kernels._core.arrays import A
 from fastrl.kernels.conjugate_gradient import reference
 from fastrl.kernels.conjugate_gradient.solve import CGInfo, solve
 
 
 def conjugate_gradient(
     matvec: Any,
-    b: Any,
+    b: A,
     *,
-    x0: Any = None,
+    x0: A | None = None,
     max_iter: int = 10,
     rtol: float = 1e-5,
     atol: float = 0.0,
     damping: float = 0.0,
     preconditioner: Any = None,
-) -> tuple[Any, CGInfo]:
+) -> tuple[A, CGInfo]:
     """Solve (A + damping I) x = b for a symmetric positive definite A + damping I.
 
     r_0 = b - (A + damping I) x_0, y = M^-1 r, p_0 = y_0; for k = 0 .. max_iter - 1, with z = A p_k + damping p_k:
@@ -72,15 +73,15 @@ def conjugate_gradient(
 
 def conjugate_gradient_reference(
     matvec: Any,
-    b: Any,
+    b: A,
     *,
-    x0: Any = None,
+    x0: A | None = None,
     max_iter: int = 10,
     rtol: float = 1e-5,
     atol: float = 0.0,
     damping: float = 0.0,
     preconditioner: Any = None,
-) -> tuple[Any, CGInfo]:
+) -> tuple[A, CGInfo]:
     """`conjugate_gradient` with its vector work in plain NumPy (torch for a CUDA tensor)."""
     kernels: Any = reference
     if getattr(b, "is_cuda", False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastrl.kernels._core import arrays as _arrays
+from fastrl.kernels._core.arrays import A
 from fastrl.kernels._core.backends import choose
 from fastrl.kernels.n_step_gather import reference
 
@@ -12,7 +13,7 @@ backend = choose(__package__)
 
 
 def n_step_gather(
-    rewards: Any,
+    rewards: A,
     terminated: Any,
     truncated: Any,
     indices: Any,
@@ -21,10 +22,10 @@ def n_step_gather(
     *,
     gamma: float,
     n: int,
-    next_values: Any = None,
+    next_values: A | None = None,
     cut: Any = None,
     out: Any = None,
-) -> tuple[Any, Any, Any]:
+) -> tuple[A, A, Any]:
     """n-step returns from a ring buffer of C slots for N environments, of the items that `indices` name.
 
     returns_b = sum_{k=0}^{m-1} gamma^k r_{s+k} + gamma^m (1 - terminated_{s+m-1}) V'_{s+m-1}, slots modulo C, where s
@@ -80,7 +81,7 @@ def n_step_gather(
 
 
 def n_step_gather_reference(
-    rewards: Any,
+    rewards: A,
     terminated: Any,
     truncated: Any,
     indices: Any,
@@ -89,10 +90,10 @@ def n_step_gather_reference(
     *,
     gamma: float,
     n: int,
-    next_values: Any = None,
+    next_values: A | None = None,
     cut: Any = None,
     out: Any = None,
-) -> tuple[Any, Any, Any]:
+) -> tuple[A, A, Any]:
     """`n_step_gather` in NumPy, one step after another for all items; in torch for CUDA tensors."""
     kernels: Any = reference
     if getattr(rewards, "is_cuda", False):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastrl.kernels._core import arrays as _arrays
+from fastrl.kernels._core.arrays import A
 from fastrl.kernels._core.backends import choose
 from fastrl.kernels.normal import reference
 from fastrl.kernels.random import Generator, state_of
@@ -16,7 +17,7 @@ from fastrl.kernels.random import Generator, state_of
 backend = choose(__package__)
 
 
-def normal_sample(mean: Any, log_std: Any, *, noise: Any = None, generator: Generator | None = None) -> tuple[Any, Any]:
+def normal_sample(mean: A, log_std: A, *, noise: A | None = None, generator: Generator | None = None) -> tuple[A, A]:
     """Draw one action a row, with its log-probability.
 
     action_bj = mean_bj + e^{log_std_bj} eps_bj
@@ -53,20 +54,20 @@ def normal_sample(mean: Any, log_std: Any, *, noise: Any = None, generator: Gene
     if _arrays.is_compiling():
         from fastrl.kernels.normal import _torch
 
-        return _torch.normal_sample(mean, log_std, noise, generator)
+        return _torch.normal_sample(mean, log_std, noise, generator)  # type: ignore[no-any-return]
     if noise is not None and getattr(noise, "requires_grad", False):
         raise ValueError("normal_sample: noise must not require a gradient: it is taken as a constant")
     state = None if noise is not None else state_of(generator, mean, "normal_sample")
     if _arrays.wants_grad(mean, log_std):
         from fastrl.kernels.normal import _torch
 
-        drawn: tuple[Any, Any] = _torch.normal_sample_autograd(mean, log_std, noise, state)
+        drawn: tuple[A, A] = _torch.normal_sample_autograd(mean, log_std, noise, state)
         return drawn
     action, log_prob, _ = backend.of(mean).normal_sample(mean, log_std, noise, state, False)
     return action, log_prob
 
 
-def normal_log_prob_entropy(mean: Any, log_std: Any, action: Any) -> tuple[Any, Any]:
+def normal_log_prob_entropy(mean: A, log_std: A, action: A) -> tuple[A, A]:
     """Log-probability of given actions, and the entropy.
 
     log_prob_b = sum_j [ - (action_bj - mean_bj)^2 / (2 sigma_bj^2) - log_std_bj - log(2 pi) / 2 ]
@@ -98,24 +99,24 @@ def normal_log_prob_entropy(mean: Any, log_std: Any, action: Any) -> tuple[Any, 
     if _arrays.is_compiling():
         from fastrl.kernels.normal import _torch
 
-        return _torch.normal_log_prob_entropy(mean, log_std, action)
+        return _torch.normal_log_prob_entropy(mean, log_std, action)  # type: ignore[no-any-return]
     if _arrays.wants_grad(mean, log_std, action):
         from fastrl.kernels.normal import _torch
 
-        result: tuple[Any, Any] = _torch.normal_log_prob_entropy_autograd(mean, log_std, action)
+        result: tuple[A, A] = _torch.normal_log_prob_entropy_autograd(mean, log_std, action)
     else:
         result = backend.of(mean).normal_log_prob_entropy(mean, log_std, action)
     return result
 
 
 def normal_sample_reference(
-    mean: Any, log_std: Any, *, noise: Any = None, generator: Generator | None = None
-) -> tuple[Any, Any]:
+    mean: A, log_std: A, *, noise: A | None = None, generator: Generator | None = None
+) -> tuple[A, A]:
     """`normal_sample` in plain NumPy (torch for a CUDA tensor), in float64 and without gradients."""
     state = None if noise is not None else state_of(generator, mean, "normal_sample")
     return reference.normal_sample(mean, log_std, noise, state, False)[:2]
 
 
-def normal_log_prob_entropy_reference(mean: Any, log_std: Any, action: Any) -> tuple[Any, Any]:
+def normal_log_prob_entropy_reference(mean: A, log_std: A, action: A) -> tuple[A, A]:
     """`normal_log_prob_entropy` in plain NumPy (torch for a CUDA tensor), in float64 and without gradients."""
     return reference.normal_log_prob_entropy(mean, log_std, action)

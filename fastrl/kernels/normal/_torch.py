@@ -115,14 +115,12 @@ _normal_sample_op = register(
 )
 
 
-def normal_log_prob_entropy(mean: Tensor, log_std: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+def normal_log_prob_entropy(mean: Any, log_std: Any, action: Any) -> Any:
     result: tuple[Tensor, Tensor] = _normal_op(mean, log_std, action)
     return result
 
 
-def normal_sample(
-    mean: Tensor, log_std: Tensor, noise: Tensor | None, generator: Generator | None
-) -> tuple[Tensor, Tensor]:
+def normal_sample(mean: Any, log_std: Any, noise: Any, generator: Generator | None) -> Any:
     state, after = None, None
     if noise is None:
         noise, state, after = draw_normals(generator, mean, "normal_sample")

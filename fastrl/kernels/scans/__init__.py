@@ -38,12 +38,13 @@ import warnings
 from typing import Any
 
 from fastrl.kernels._core import arrays as _arrays
+from fastrl.kernels._core.arrays import A
 from fastrl.kernels._core.backends import choose
 
 backend = choose(__package__)
 
 
-def reverse_affine_scan(a: Any, b: Any, y_T: Any = None, *, out: Any = None) -> Any:
+def reverse_affine_scan(a: A, b: A, y_T: Any = None, *, out: Any = None) -> A:
     """y_t = b_t + a_t y_{t+1} for t = T-1 .. 0, with y_T given or 0.
 
     a_t = 0 cuts the recurrence: what comes after, NaN too, does not reach y_t.  Differentiable by torch in a, b and y_T
@@ -63,17 +64,17 @@ def reverse_affine_scan(a: Any, b: Any, y_T: Any = None, *, out: Any = None) -> 
     if not _arrays.is_compiling() and _arrays.wants_grad(a, b, y_T):
         from fastrl.kernels.scans import _torch
 
-        return _torch.reverse_affine_scan_autograd(a, b, y_T, out)
+        return _torch.reverse_affine_scan_autograd(a, b, y_T, out)  # type: ignore[no-any-return]
     y = _scans_for(a).reverse_affine_scan(a, b, y_T, out)
     if out is not None:
         _arrays.mark_written(out)
-    return y
+    return y  # type: ignore[no-any-return]
 
 
 def gae(
-    rewards: Any,
-    values: Any,
-    next_values: Any,
+    rewards: A,
+    values: A,
+    next_values: A,
     terminated: Any,
     truncated: Any,
     *,
@@ -81,7 +82,7 @@ def gae(
     lam: float,
     mask: Any = None,
     out: Any = None,
-) -> tuple[Any, Any]:
+) -> tuple[A, A]:
     """Generalized advantage estimation.
 
     A_t = delta_t + gamma lam A_{t+1} where cont_t, else delta_t;  returns_t = A_t + V_t, with
@@ -101,7 +102,7 @@ def gae(
     Source: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation" (2016),
     arXiv:1506.02438, eq. 16.
     """
-    result: tuple[Any, Any] = _scans_for(rewards).gae(
+    result: tuple[A, A] = _scans_for(rewards).gae(
         rewards, values, next_values, terminated, truncated, gamma, lam, mask, out
     )
     if out is not None:
@@ -110,15 +111,15 @@ def gae(
 
 
 def discounted_returns(
-    rewards: Any,
+    rewards: A,
     terminated: Any,
     truncated: Any,
     *,
     gamma: float,
-    next_values: Any = None,
+    next_values: A | None = None,
     mask: Any = None,
     out: Any = None,
-) -> Any:
+) -> A:
     """Reward-to-go.
 
     G_t = r_t + gamma G_{t+1} where cont_t, else r_t + gamma (1 - terminated_t) V'_t; without `next_values` V' is 0.
@@ -138,12 +139,12 @@ def discounted_returns(
     returns = _scans_for(rewards).discounted_returns(rewards, terminated, truncated, gamma, next_values, mask, out)
     if out is not None:
         _arrays.mark_written(out)
-    return returns
+    return returns  # type: ignore[no-any-return]
 
 
 def lambda_returns(
-    rewards: Any,
-    next_values: Any,
+    rewards: A,
+    next_values: A,
     terminated: Any,
     truncated: Any,
     *,
@@ -151,7 +152,7 @@ def lambda_returns(
     lam: float,
     mask: Any = None,
     out: Any = None,
-) -> Any:
+) -> A:
     """The returns of TD(lambda), which are advantages + values of `gae`.
 
     G_t = r_t + gamma [(1 - lam) V'_t + lam G_{t+1}] where cont_t, else r_t + gamma (1 - terminated_t) V'_t.
@@ -172,12 +173,12 @@ def lambda_returns(
     returns = _scans_for(rewards).lambda_returns(rewards, next_values, terminated, truncated, gamma, lam, mask, out)
     if out is not None:
         _arrays.mark_written(out)
-    return returns
+    return returns  # type: ignore[no-any-return]
 
 
 def n_step_returns(
-    rewards: Any,
-    next_values: Any,
+    rewards: A,
+    next_values: A,
     terminated: Any,
     truncated: Any,
     *,
@@ -186,7 +187,7 @@ def n_step_returns(
     cut: Any = None,
     mask: Any = None,
     out: Any = None,
-) -> tuple[Any, Any, Any]:
+) -> tuple[A, A, Any]:
     """n-step returns, shorter at the end of an episode or of the arrays.
 
     G_t = sum_{k=0}^{m-1} gamma^k r_{t+k} + gamma^m (1 - terminated_{t+m-1}) V'_{t+m-1}, where m <= n is the largest
@@ -220,12 +221,12 @@ def n_step_returns(
 
 
 def vtrace(
-    rewards: Any,
-    values: Any,
-    next_values: Any,
+    rewards: A,
+    values: A,
+    next_values: A,
     terminated: Any,
     truncated: Any,
-    log_rhos: Any,
+    log_rhos: A,
     *,
     gamma: float,
     lam: float = 1.0,
@@ -234,7 +235,7 @@ def vtrace(
     pg_rho_clip: float = 1.0,
     mask: Any = None,
     out: Any = None,
-) -> tuple[Any, Any]:
+) -> tuple[A, A]:
     """V-trace targets and the advantages of the policy gradient.
 
     With rho_t = exp(log_rhos_t), e_t = vs_t - V_t and V'_t replaced by 0 where terminated_t::
@@ -262,7 +263,7 @@ def vtrace(
 
     Source: Espeholt et al., "IMPALA" (2018), arXiv:1802.01561, eq. 1 and section 4.2.
     """
-    result: tuple[Any, Any] = _scans_for(rewards).vtrace(
+    result: tuple[A, A] = _scans_for(rewards).vtrace(
         rewards,
         values,
         next_values,
@@ -307,17 +308,17 @@ def _look_at_log_rhos(log_rhos: Any) -> None:
 
 
 def off_policy_returns(
-    rewards: Any,
-    q_values: Any,
-    next_state_values: Any,
-    traces: Any,
+    rewards: A,
+    q_values: A,
+    next_state_values: A,
+    traces: A,
     terminated: Any,
     truncated: Any,
     *,
     gamma: float,
     mask: Any = None,
     out: Any = None,
-) -> Any:
+) -> A:
     """Off-policy targets for Q with one trace coefficient c_t a step.
 
     y_t = r_t + gamma (1 - terminated_t) [V'_t + c_{t+1} (y_{t+1} - Q_{t+1})], the last term only where cont_t.
@@ -344,7 +345,7 @@ def off_policy_returns(
     )
     if out is not None:
         _arrays.mark_written(out)
-    return returns
+    return returns  # type: ignore[no-any-return]
 
 
 def _scans_for(first: Any) -> Any:

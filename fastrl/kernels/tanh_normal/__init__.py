@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastrl.kernels._core import arrays as _arrays
+from fastrl.kernels._core.arrays import A
 from fastrl.kernels._core.backends import choose
 from fastrl.kernels.random import Generator, state_of
 from fastrl.kernels.tanh_normal import reference
@@ -23,10 +24,10 @@ backend = choose(__package__)
 
 
 def tanh_normal_sample(
-    mean: Any,
-    log_std: Any,
+    mean: A,
+    log_std: A,
     *,
-    noise: Any = None,
+    noise: A | None = None,
     generator: Generator | None = None,
     low: Any = -1.0,
     high: Any = 1.0,
@@ -34,7 +35,7 @@ def tanh_normal_sample(
     log_std_max: float | None = None,
     correction: str = "stable",
     epsilon: float = 1e-6,
-) -> tuple[Any, Any]:
+) -> tuple[A, A]:
     """Draw one action a row, with its log-probability.
 
     u_bj = mean_bj + e^{s_bj} eps_bj,  s = log_std clamped to [log_std_min, log_std_max]
@@ -91,14 +92,14 @@ def tanh_normal_sample(
     if _arrays.is_compiling():
         from fastrl.kernels.tanh_normal import _torch
 
-        return _torch.tanh_normal_sample(mean, log_std, noise, generator, low, high, *limits)
+        return _torch.tanh_normal_sample(mean, log_std, noise, generator, low, high, *limits)  # type: ignore[no-any-return]
     if noise is not None and getattr(noise, "requires_grad", False):
         raise ValueError("tanh_normal_sample: noise must not require a gradient: it is taken as a constant")
     state = None if noise is not None else state_of(generator, mean, "tanh_normal_sample")
     if _arrays.wants_grad(mean, log_std, low, high):
         from fastrl.kernels.tanh_normal import _torch
 
-        drawn: tuple[Any, Any] = _torch.tanh_normal_sample_autograd(mean, log_std, noise, state, low, high, *limits)
+        drawn: tuple[A, A] = _torch.tanh_normal_sample_autograd(mean, log_std, noise, state, low, high, *limits)
         return drawn
     action, log_prob, _ = backend.of(mean).tanh_normal_sample(mean, log_std, noise, state, low, high, *limits, False)
     return action, log_prob
@@ -145,9 +146,9 @@ def tanh_normal_sample_pullback(
 
 
 def tanh_normal_log_prob(
-    mean: Any,
-    log_std: Any,
-    action: Any,
+    mean: A,
+    log_std: A,
+    action: A,
     *,
     low: Any = -1.0,
     high: Any = 1.0,
@@ -155,7 +156,7 @@ def tanh_normal_log_prob(
     log_std_max: float | None = None,
     correction: str = "stable",
     epsilon: float = 1e-6,
-) -> Any:
+) -> A:
     """Log-probability of given actions.
 
     x_bj = (action_bj - bias_j) / scale_j,  u_bj = atanh(x_bj),  z_bj = (u_bj - mean_bj) e^{-s_bj}
@@ -198,19 +199,19 @@ def tanh_normal_log_prob(
             *map(_arrays.to_float32, (mean, log_std, action)), **bounds_in_float32(low, high, mean),
             log_std_min=log_std_min, log_std_max=log_std_max, correction=correction, epsilon=epsilon,
         )  # fmt: skip
-        return _arrays.to_half(log_prob, mean)
+        return _arrays.to_half(log_prob, mean)  # type: ignore[no-any-return]
     if _arrays.is_compiling():
         from fastrl.kernels.tanh_normal import _torch
 
-        return _torch.tanh_normal_log_prob(mean, log_std, action, low, high, *limits)
+        return _torch.tanh_normal_log_prob(mean, log_std, action, low, high, *limits)  # type: ignore[no-any-return]
     if _arrays.wants_grad(mean, log_std, action, low, high):
         from fastrl.kernels.tanh_normal import _torch
 
-        return _torch.tanh_normal_log_prob_autograd(mean, log_std, action, low, high, *limits)
-    return backend.of(mean).tanh_normal_log_prob(mean, log_std, action, low, high, *limits)
+        return _torch.tanh_normal_log_prob_autograd(mean, log_std, action, low, high, *limits)  # type: ignore[no-any-return]
+    return backend.of(mean).tanh_normal_log_prob(mean, log_std, action, low, high, *limits)  # type: ignore[no-any-return]
 
 
-def tanh_normal_mode(mean: Any, *, low: Any = -1.0, high: Any = 1.0) -> Any:
+def tanh_normal_mode(mean: A, *, low: Any = -1.0, high: Any = 1.0) -> A:
     """The action without noise: action_bj = bias_j + scale_j tanh(mean_bj), b = 0 .. B-1, j = 0 .. A-1.
 
     The gradient with respect to mean is that of action times scale (1 - tanh^2 mean); second ones raise.
@@ -233,23 +234,23 @@ def tanh_normal_mode(mean: Any, *, low: Any = -1.0, high: Any = 1.0) -> Any:
         low, high = bounds_like("tanh_normal_mode", low, high, mean)
     if _arrays.is_half(mean):
         action = tanh_normal_mode(_arrays.to_float32(mean), **bounds_in_float32(low, high, mean))
-        return _arrays.to_half(action, mean)
+        return _arrays.to_half(action, mean)  # type: ignore[no-any-return]
     if _arrays.is_compiling():
         from fastrl.kernels.tanh_normal import _torch
 
-        return _torch.tanh_normal_mode(mean, low, high)
+        return _torch.tanh_normal_mode(mean, low, high)  # type: ignore[no-any-return]
     if _arrays.wants_grad(mean, low, high):
         from fastrl.kernels.tanh_normal import _torch
 
-        return _torch.tanh_normal_mode_autograd(mean, low, high)
-    return backend.of(mean).tanh_normal_mode(mean, low, high)
+        return _torch.tanh_normal_mode_autograd(mean, low, high)  # type: ignore[no-any-return]
+    return backend.of(mean).tanh_normal_mode(mean, low, high)  # type: ignore[no-any-return]
 
 
 def tanh_normal_sample_reference(
-    mean: Any,
-    log_std: Any,
+    mean: A,
+    log_std: A,
     *,
-    noise: Any = None,
+    noise: A | None = None,
     generator: Generator | None = None,
     low: Any = -1.0,
     high: Any = 1.0,
@@ -257,7 +258,7 @@ def tanh_normal_sample_reference(
     log_std_max: float | None = None,
     correction: str = "stable",
     epsilon: float = 1e-6,
-) -> tuple[Any, Any]:
+) -> tuple[A, A]:
     """`tanh_normal_sample` in plain NumPy (torch for a CUDA tensor), in float64 and without gradients."""
     limits = limits_of("tanh_normal_sample", log_std_min, log_std_max, correction, epsilon)
     state = None if noise is not None else state_of(generator, mean, "tanh_normal_sample")
@@ -265,9 +266,9 @@ def tanh_normal_sample_reference(
 
 
 def tanh_normal_log_prob_reference(
-    mean: Any,
-    log_std: Any,
-    action: Any,
+    mean: A,
+    log_std: A,
+    action: A,
     *,
     low: Any = -1.0,
     high: Any = 1.0,
@@ -275,12 +276,12 @@ def tanh_normal_log_prob_reference(
     log_std_max: float | None = None,
     correction: str = "stable",
     epsilon: float = 1e-6,
-) -> Any:
+) -> A:
     """`tanh_normal_log_prob` in plain NumPy (torch for a CUDA tensor), in float64 and without gradients."""
     limits = limits_of("tanh_normal_log_prob", log_std_min, log_std_max, correction, epsilon)
-    return reference.tanh_normal_log_prob(mean, log_std, action, low, high, *limits)
+    return reference.tanh_normal_log_prob(mean, log_std, action, low, high, *limits)  # type: ignore[no-any-return]
 
 
-def tanh_normal_mode_reference(mean: Any, *, low: Any = -1.0, high: Any = 1.0) -> Any:
+def tanh_normal_mode_reference(mean: A, *, low: Any = -1.0, high: Any = 1.0) -> A:
     """`tanh_normal_mode` in plain NumPy (torch for a CUDA tensor), in float64 and without gradients."""
-    return reference.tanh_normal_mode(mean, low, high)
+    return reference.tanh_normal_mode(mean, low, high)  # type: ignore[no-any-return]

@@ -261,14 +261,14 @@ def _bounds(op: str, low: Any, high: Any) -> tuple[Tensor | None, Tensor | None,
 
 
 def tanh_normal_sample(
-    mean: Tensor,
-    log_std: Tensor,
-    noise: Tensor | None,
+    mean: Any,
+    log_std: Any,
+    noise: Any,
     generator: Generator | None,
     low: Any,
     high: Any,
     *limits: float,
-) -> tuple[Tensor, Tensor]:
+) -> Any:
     _refuse_grads("tanh_normal_sample", noise, low, high)
     bounds = _bounds("tanh_normal_sample", low, high)
     state, after = None, None
@@ -278,14 +278,14 @@ def tanh_normal_sample(
     return action, log_prob
 
 
-def tanh_normal_log_prob(mean: Tensor, log_std: Tensor, action: Tensor, low: Any, high: Any, *limits: float) -> Tensor:
+def tanh_normal_log_prob(mean: Any, log_std: Any, action: Any, low: Any, high: Any, *limits: float) -> Any:
     _refuse_grads("tanh_normal_log_prob", None, low, high)
     bounds = _bounds("tanh_normal_log_prob", low, high)
     log_prob: Tensor = _tanh_normal_log_prob_op(mean, log_std, action, *bounds, *limits)
     return log_prob
 
 
-def tanh_normal_mode(mean: Tensor, low: Any, high: Any) -> Tensor:
+def tanh_normal_mode(mean: Any, low: Any, high: Any) -> Any:
     _refuse_grads("tanh_normal_mode", None, low, high)
     action: Tensor = _tanh_normal_mode_op(mean, *_bounds("tanh_normal_mode", low, high))
     return action
