@@ -6,8 +6,6 @@ x_bj ~ N(mean_bj, sigma_bj^2), sigma = e^log_std, independent over j = 0 .. A-1;
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastrl.kernels._core import arrays as _arrays
 from fastrl.kernels._core.arrays import A
 from fastrl.kernels._core.backends import choose
