@@ -85,3 +85,16 @@ def seeds():
         sys.modules["fastrl"].manual_seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A trained agent's folder; nobody writes to it."""
+    from commands import SMALL
+
+    from fastrl import cli
+
+    out = tmp_path_factory.mktemp("cli") / "run"
+    argv = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "1500", "--seed", "3", "--prioritized", *SMALL]
+    assert cli.main([*argv, "--out", str(out)]) == 0
+    return out
