@@ -149,9 +149,9 @@ def machine():
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    from fastrl import _backend
+    from fastrl import _backend, _info
 
-    info = _backend.info()
+    info = _info.info()
     return {
         "cpu": processor(),
         "cores": os.cpu_count(),

@@ -3,7 +3,7 @@
 import numpy as np
 from _harness import Case
 
-from fastrl.kernels import _arrays
+from fastrl.kernels._core import arrays as _arrays
 
 
 def numpy_arrays(elements):

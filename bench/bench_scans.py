@@ -11,7 +11,7 @@ from _harness import RTOL, Case, NotApplicable
 from _rollouts import GAMMA, LAM, STEPS, Discounted, Gae, NStep, Vtrace
 
 import fastrl
-from fastrl.kernels.scans import ReferenceScans
+from fastrl.kernels.scans import reference
 
 SLOW_MS = 60
 SIZES = [{"T": 128, "N": 8}, {"T": 128, "N": 1024}]
@@ -54,7 +54,7 @@ class FastrlReference(Fastrl):
         super().build()
         if self.T * self.N > 2048:
             raise NotApplicable("run at the smallest size only")
-        self.function = getattr(ReferenceScans(), self.op)
+        self.function = getattr(reference, self.op)
         self.parameters |= {"mask": None, "out": None}
         if self.op == "n_step_returns":
             self.parameters["cut"] = None

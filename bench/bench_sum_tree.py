@@ -67,7 +67,7 @@ class FastrlFloat64(Fastrl):
 class FastrlNumba(Fastrl):
     @staticmethod
     def tree_class(capacity, seed):
-        from fastrl.kernels._numba.sum_tree import NumbaCore
+        from fastrl.kernels.sum_tree._numba import NumbaCore
 
         return type("NumbaSumTree", (SumTree,), {"_core_class": NumbaCore})(capacity, seed=seed)
 

@@ -11,7 +11,7 @@ namespace fastrl {
 constexpr int64_t kCgPiece = 4096;
 inline int64_t cg_pieces(int64_t n) { return (n + kCgPiece - 1) / kCgPiece; }
 
-// The codes of fastrl/kernels/conjugate_gradient.py.
+// The codes of fastrl/kernels/conjugate_gradient.
 enum class CgStatus : int { running, converged, max_iter, negative_curvature, breakdown };
 
 struct CgSums {

@@ -8,7 +8,7 @@
 
 namespace fastrl {
 
-// The places in `state`, as in fastrl/kernels/conjugate_gradient.py.
+// The places in `state`, as in fastrl/kernels/conjugate_gradient.
 enum CgState { kCgStatus, kCgIterations, kCgRr, kCgRz, kCgTarget, kCgAlpha, kCgBeta, kCgGood, kCgStateSize };
 
 // Partial sums of at most so many blocks, three each, and the count of blocks that are done.

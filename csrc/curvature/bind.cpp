@@ -1,4 +1,5 @@
-// Fisher products of small MLPs: mlp_fisher.h. fastrl/kernels/_direct.py makes one, and checks what it is given.
+// Fisher products of small MLPs: mlp_fisher.h. fastrl/kernels/curvature/_torch.py makes one, and checks what it is
+// given.
 #include <cmath>
 #include <memory>
 

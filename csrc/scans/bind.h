@@ -94,8 +94,8 @@ inline std::string flag_text(const Array& a, const char* at) {
   }
 }
 
-// The arguments of one call, taken in and checked one after another; fastrl/kernels/scans.py has the twin for the
-// backends in Python, with the same texts in the same order. `Device` is what differs between host and GPU memory:
+// The arguments of one call, taken in and checked one after another; fastrl/kernels/scans/reference.py has the twin for
+// the backends in Python, with the same texts in the same order. `Device` is what differs between host and GPU memory:
 // which dtypes are taken, how an array is loaded, whether the values of flags can be checked, and how the kernels are
 // called.
 template <class Device>

@@ -1,6 +1,6 @@
 // Returns and advantages over rollouts [T, N]: every op is the reverse affine recurrence y_t = b_t + a_t y_{t+1}. An op
 // says what a_t and b_t are (`affine`) and what it returns given y (`finish`); the drivers in scans.cpp and scans.cu
-// run any of them, serially in time or as a blocked scan along it. fastrl/kernels/scans.py has the equations.
+// run any of them, serially in time or as a blocked scan along it. fastrl/kernels/scans has the equations.
 #pragma once
 
 #include <cmath>

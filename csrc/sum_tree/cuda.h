@@ -25,7 +25,7 @@ struct CudaTree {
   uint64_t* state;     // {seed, counter} of the generator
 };
 
-// What a call could not raise without waiting for the device; fastrl/kernels/_cuda/sum_tree.py has the texts.
+// What a call could not raise without waiting for the device; fastrl/kernels/sum_tree/_cuda.py has the texts.
 enum CudaFlag {
   kUpdateIndex,
   kUpdatePriority,

@@ -104,6 +104,10 @@ class ActorCritic(nn.Module):
         value = features.new_empty(0) if self.critic is None else self.critic(features).squeeze(1)
         return self.actor(features), value
 
+    def distribution_chain(self) -> tuple[list[nn.Module], nn.Parameter | None]:
+        """The modules that give the distribution one after the other, and log_std; for FisherVectorProduct."""
+        return [self.trunk, self.actor], self.log_std
+
     def log_prob_entropy(self, out: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """log pi(a|s) and the entropy of pi(.|s), ``[B]`` each, from the actor's output."""
         if self.log_std is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastrl import _backend
+from fastrl import _info
 from fastrl.cli.errors import fail
 
 
@@ -14,7 +14,7 @@ def command(args: list[str]) -> int:
         return 0
     if args:
         return fail(f"info takes no arguments, got {args[0]!r}; usage: fastrl info")
-    info = _backend.info()
+    info = _info.info()
     try:
         from rich.console import Console
         from rich.table import Table

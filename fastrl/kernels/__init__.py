@@ -1,4 +1,4 @@
-"""The kernels: one file an op, each with its equation, its backends and a plain reference.
+"""The kernels: one folder an op, each with its equation, its backends and a plain reference.
 
 Importing this package imports neither torch nor numba.
 """
@@ -20,7 +20,6 @@ from fastrl.kernels.curvature import (
     natural_gradient_step,
 )
 from fastrl.kernels.gather_rows import gather_rows, gather_rows_reference
-from fastrl.kernels.generator import Generator, manual_seed
 from fastrl.kernels.mlp import (
     MLP,
     FlatAdam,
@@ -41,6 +40,7 @@ from fastrl.kernels.normal import (
     normal_sample,
     normal_sample_reference,
 )
+from fastrl.kernels.random import Generator, manual_seed
 from fastrl.kernels.scans import (
     discounted_returns,
     gae,

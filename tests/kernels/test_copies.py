@@ -58,7 +58,7 @@ def tree_class(request, monkeypatch):
         return SumTreeReference
     if request.param == "numba":
         pytest.importorskip("numba", reason="numba is not installed")
-        from fastrl.kernels._numba.sum_tree import NumbaCore
+        from fastrl.kernels.sum_tree._numba import NumbaCore
 
         monkeypatch.setattr(fastrl.SumTree, "_core_class", NumbaCore)
     return fastrl.SumTree

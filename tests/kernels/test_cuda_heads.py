@@ -8,7 +8,8 @@ import pytest
 import fastrl
 from fastrl import _backend
 from fastrl.kernels.categorical import reference as categorical
-from fastrl.kernels.n_step_gather import TorchGather, n_step_gather, n_step_gather_reference
+from fastrl.kernels.n_step_gather import n_step_gather, n_step_gather_reference
+from fastrl.kernels.n_step_gather._torch import fallback
 from fastrl.kernels.normal import reference as normal
 
 torch = pytest.importorskip("torch", reason="CUDA tensors need torch, which is not installed")
@@ -169,7 +170,7 @@ def test_half_precision(dtype):
     given = rng.integers(0, 5, 40)
     a, e = put(given), torch.zeros(20, 2, dtype=torch.bool, device=DEVICE)
     (r, r64), (v, v64), none = halves(20, 2), halves(20, 2), np.zeros((20, 2), bool)
-    gather, np_gather = TorchGather(torch), n_step_gather_reference
+    gather, np_gather = fallback.n_step_gather, n_step_gather_reference
     for backend, ours in ((kernels, kernels.n_step_gather), (categorical, gather)):
         heads = kernels if backend is kernels else normal
         check(backend.categorical_sample(z, None, put(u)), categorical.categorical_sample(z64, None, u))

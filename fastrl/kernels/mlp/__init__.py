@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fastrl.kernels import _arrays
-from fastrl.kernels.mlp import _backends
+from fastrl.kernels._core import arrays as _arrays
+from fastrl.kernels._core.backends import choose
+from fastrl.kernels.mlp import reference
 from fastrl.kernels.mlp._layout import ACTIVATIONS, layout, size_of
 from fastrl.kernels.mlp.losses import (
     PPOLoss,
@@ -36,6 +36,13 @@ __all__ = [
     "q_regression_loss",
     "value_loss",
 ]
+
+backend = choose(__package__)
+
+
+def _vectors(kernels: Any) -> Any:
+    """What makes and checks the vectors: the extension and Numba work on what NumPy makes."""
+    return kernels if hasattr(kernels, "new_vector") else reference
 
 
 class MLP:
@@ -97,17 +104,17 @@ class MLP:
             raise ValueError(f"MLP: n must be None or an int in [1, 1024], got {n!r}")
         self._layout = layout(self.sizes, self.layer_norm, self.dueling)
         size = size_of(self._layout) * (n or 1)
-        backend = _backends.of_device(self.device)
-        self.vector = backend.new_vector(size, self.device) if vector is None else vector
-        self.grad = backend.new_vector(size, self.device) if grad is None else grad
+        vectors = _vectors(backend.on(self.device))
+        self.vector = vectors.new_vector(size, self.device) if vector is None else vector
+        self.grad = vectors.new_vector(size, self.device) if grad is None else grad
         self._make_core()
         for name in ("vector", "grad"):
-            backend.check_vector(getattr(self, name), f"MLP: {name}", size)
+            vectors.check_vector(getattr(self, name), f"MLP: {name}", size)
         if vector is None or seed is not None:
             self.reset(seed)
 
     def _make_core(self) -> None:
-        core = _backends.of_device(self.device).MlpCore
+        core = backend.on(self.device).MlpCore
         n = self.n or 1
         self._core = core(list(self.sizes), self.activation, n, self.n is not None, self.layer_norm, self.dueling)
         self._networks = n
@@ -292,10 +299,10 @@ class FlatAdam:
         self.vector, self.grad = vector, grad
         self.lr, self.eps, self.weight_decay = _number("lr", lr), _number("eps", eps), _number("decay", weight_decay)
         self.beta1, self.beta2 = (_number(name, b, below_1=True) for name, b in (("beta1", beta1), ("beta2", beta2)))
-        self._backend = _backends.of_array(vector)
-        self._backend.check_vector(vector, "FlatAdam: vector", len(vector))
-        self._backend.check_vector(grad, "FlatAdam: grad", len(vector))
-        self.exp_avg, self.exp_avg_sq = (self._backend.zeros_like(vector) for _ in range(2))
+        vectors = _vectors(backend.of(vector))
+        vectors.check_vector(vector, "FlatAdam: vector", len(vector))
+        vectors.check_vector(grad, "FlatAdam: grad", len(vector))
+        self.exp_avg, self.exp_avg_sq = (vectors.zeros_like(vector) for _ in range(2))
         self.steps = 0
 
     def step(
@@ -322,7 +329,7 @@ class FlatAdam:
         for name, weight in (("tau", tau), ("average_weight", average_weight)):
             if not 0 <= _number(name, weight) <= 1:
                 raise ValueError(f"FlatAdam: {name} must be in [0, 1], got {weight!r}")
-        size: float = self._backend.flat_adam(
+        size: float = backend.of(self.vector).flat_adam(
             self.vector, self.grad, self.exp_avg, self.exp_avg_sq, target, average, lr, self.beta1, self.beta2,
             self.eps, self.weight_decay, float(self.steps + 1), norm, float(tau), float(average_weight),
         )  # fmt: skip
@@ -345,10 +352,4 @@ class FlatAdam:
 
 
 def _number(name: str, value: Any, below_1: bool = False) -> float:
-    if type(value) is not float:
-        if not _arrays.is_number(value):
-            raise TypeError(f"FlatAdam: {name} must be a float, got {type(value).__name__}")
-        value = _arrays.to_float(value)
-    if not 0 <= value < (1 if below_1 else math.inf):
-        raise ValueError(f"FlatAdam: {name} must be {'in [0, 1)' if below_1 else 'finite and >= 0'}, got {value!r}")
-    return float(value)
+    return _arrays.load_float(value, f"FlatAdam: {name}", "in [0, 1)" if below_1 else "finite and >= 0")

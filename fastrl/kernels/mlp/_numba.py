@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrl.kernels._numba.adam import _update
+from fastrl.kernels.adam._numba import _update
 from fastrl.kernels.mlp import reference
 from fastrl.kernels.mlp.reference import (
     min_q_loss,

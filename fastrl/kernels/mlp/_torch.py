@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrl.kernels import _arrays
+from fastrl.kernels._core import arrays as _arrays
 from fastrl.kernels.mlp._layout import layout, size_of
 
 _F = ("float32",)

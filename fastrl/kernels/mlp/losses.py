@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from fastrl.kernels import _arrays
-from fastrl.kernels.mlp import _backends
+from fastrl.kernels._core import arrays as _arrays
+from fastrl.kernels._core.backends import choose
+
+backend = choose(__package__)
 
 
 class QLoss(NamedTuple):
@@ -67,7 +69,7 @@ def q_learning_loss(
     Sources: Mnih et al. 2015, doi:10.1038/nature14236; van Hasselt et al. 2016, arXiv:1509.06461 (double).
     """
     huber = _is_huber("q_learning_loss", loss)
-    ops = _backends.of_array(q)
+    ops = backend.of(q)
     return QLoss(*ops.q_learning_loss(q, actions, rewards, discounts, next_q, next_q_online, weights, huber))
 
 
@@ -87,7 +89,7 @@ def min_q_targets(
     Sources: Fujimoto et al. 2018, arXiv:1802.09477; Haarnoja et al. 2018, arXiv:1812.05905.
     """
     temperature = _number("min_q_targets", "temperature", temperature, -math.inf)
-    return _backends.of_array(next_q).min_q_targets(next_q, rewards, discounts, next_log_prob, temperature)
+    return backend.of(next_q).min_q_targets(next_q, rewards, discounts, next_log_prob, temperature)
 
 
 def q_regression_loss(q: Any, targets: Any, *, weights: Any = None, loss: str = "mse") -> QLoss:
@@ -104,7 +106,7 @@ def q_regression_loss(q: Any, targets: Any, *, weights: Any = None, loss: str = 
         TypeError, ValueError: a wrong type, dtype, shape or device, no rows, or an unknown loss.
     """
     huber = _is_huber("q_regression_loss", loss)
-    return QLoss(*_backends.of_array(q).q_regression_loss(q, targets, weights, huber))
+    return QLoss(*backend.of(q).q_regression_loss(q, targets, weights, huber))
 
 
 def min_q_loss(q: Any) -> tuple[Any, Any]:
@@ -115,7 +117,7 @@ def min_q_loss(q: Any) -> tuple[Any, Any]:
     Raises:
         TypeError, ValueError: a wrong type, dtype or shape, or no rows.
     """
-    return tuple(_backends.of_array(q).min_q_loss(q))
+    return tuple(backend.of(q).min_q_loss(q))
 
 
 def value_loss(
@@ -139,7 +141,7 @@ def value_loss(
     if (old_values is None) != (clip_range is None):
         raise ValueError("value_loss: old_values and clip_range must be given together")
     clip = math.inf if clip_range is None else _positive("value_loss", "clip_range", clip_range)
-    return tuple(_backends.of_array(values).value_loss(values, returns, old_values, clip, coef))
+    return tuple(backend.of(values).value_loss(values, returns, old_values, clip, coef))
 
 
 def ppo_categorical_loss(
@@ -177,7 +179,7 @@ def ppo_categorical_loss(
     Source: Schulman et al. 2017, arXiv:1707.06347.
     """
     numbers = _ppo_numbers("ppo_categorical_loss", clip_range, kl_coef, entropy_coef)
-    ops = _backends.of_array(logits)
+    ops = backend.of(logits)
     return PPOLoss(
         *ops.ppo_categorical_loss(
             logits, actions, old_log_probs, advantages, old_logits, *numbers, bool(normalize_advantages)
@@ -214,7 +216,7 @@ def ppo_normal_loss(
     numbers = _ppo_numbers("ppo_normal_loss", clip_range, kl_coef, entropy_coef)
     if (old_mean is None) != (old_log_std is None):
         raise ValueError("ppo_normal_loss: old_mean and old_log_std must be given together")
-    ops = _backends.of_array(mean)
+    ops = backend.of(mean)
     return PPOLoss(
         *ops.ppo_normal_loss(
             mean, log_std, actions, old_log_probs, advantages, old_mean, old_log_std, *numbers,
@@ -235,12 +237,7 @@ def _is_huber(op: str, loss: Any) -> bool:
 
 
 def _number(op: str, name: str, value: Any, least: float) -> float:
-    if not _arrays.is_number(value):
-        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
-    number = _arrays.to_float(value)
-    if not (least <= number < math.inf and number > -math.inf):
-        raise ValueError(f"{op}: {name} must be finite{' and >= 0' if least == 0 else ''}, got {number!r}")
-    return number
+    return _arrays.load_float(value, f"{op}: {name}", "finite and >= 0" if least == 0 else "finite")
 
 
 def _positive(op: str, name: str, value: Any) -> float:

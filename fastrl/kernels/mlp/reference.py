@@ -7,14 +7,37 @@ from typing import Any
 
 import numpy as np
 
-from fastrl.kernels import _arrays
+from fastrl.kernels._core import arrays as _arrays
 from fastrl.kernels.mlp._layout import layout, size_of
 
 _F = ("float32",)
 _EPS = 1e-5  # of LayerNorm
 
 
+__all__ = [
+    "MlpCore",
+    "flat_adam",
+    "min_q_loss",
+    "min_q_targets",
+    "ppo_categorical_loss",
+    "ppo_normal_loss",
+    "q_learning_loss",
+    "q_regression_loss",
+    "value_loss",
+]
+
+
 # ---- arguments
+def new_vector(n: int, device: str) -> Any:
+    return np.zeros(n, np.float32)
+
+
+def zeros_like(vector: Any) -> Any:
+    if isinstance(vector, np.ndarray):
+        return np.zeros(len(vector), np.float32)
+    return vector.detach().new_zeros(len(vector))
+
+
 def check_vector(x: Any, where: str, n: int, write: bool = True) -> Any:
     a = _arrays.load(x, where, _F)
     if a.shape != (n,):

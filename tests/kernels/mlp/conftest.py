@@ -1,21 +1,7 @@
-"""Every test on every CPU backend, and how float32 networks are compared with float64 ones."""
+"""How float32 networks are compared with float64 ones."""
 
 import numpy as np
 import pytest
-
-from fastrl.kernels.mlp import _backends
-
-
-@pytest.fixture(params=["reference", "numba", "cpp"])
-def backend(request, monkeypatch):
-    """MLP, FlatAdam and the losses on one backend."""
-    if request.param == "numba":
-        pytest.importorskip("numba", reason="the Numba backend needs numba, which is not installed")
-    if request.param == "cpp":
-        pytest.importorskip("fastrl._C", reason="the C++ extension is not built")
-    ops = _backends.named(request.param)
-    monkeypatch.setattr(_backends, "cpu", lambda: ops)
-    return ops
 
 
 @pytest.fixture(scope="session")

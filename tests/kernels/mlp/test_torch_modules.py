@@ -108,7 +108,7 @@ def test_the_torch_core_agrees(rng, n, settings):
 
 def test_an_update_by_torch_alone(monkeypatch, rng):
     """The calls of an update, by what serves CUDA tensors (here on the CPU), against the same by the CPU's backend."""
-    from fastrl.kernels.mlp import _backends, _torch
+    from fastrl.kernels.mlp import _torch, backend
 
     x, next_x = torch.randn(32, 4), torch.randn(32, 4)
     action, reward, discount = torch.randint(3, (32,)), torch.randn(32), torch.rand(32)
@@ -127,7 +127,7 @@ def test_an_update_by_torch_alone(monkeypatch, rng):
         return torch.as_tensor(net.vector), torch.as_tensor(target.vector), torch.as_tensor(float(found.loss))
 
     wanted = update()
-    monkeypatch.setattr(_backends, "cpu", lambda: _torch)
+    monkeypatch.setattr(backend, "cpu", _torch)
     found = update()
     for a, b in zip(found, wanted, strict=True):  # Adam divides by |g|, which magnifies the rounding of small ones
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

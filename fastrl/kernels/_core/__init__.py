@@ -1,0 +1,1 @@
+"""What every op needs; no op is known here."""

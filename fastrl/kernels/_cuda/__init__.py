@@ -1,1 +1,0 @@
-"""The cores of CUDA tensors, imported only when one is used."""
