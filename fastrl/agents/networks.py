@@ -270,6 +270,15 @@ class TorchNetwork:
             start += p.numel()
         return views
 
+    def move(self, vector: Any, grad: Any) -> None:
+        """Let the parameters be views of `vector`, which holds their values, and their gradients of `grad`."""
+        self.vector, self.grad = vector, grad
+        self._parameter = nn.Parameter(torch.as_tensor(vector))
+        gradients = self.parameters(torch.as_tensor(grad))
+        values = self.parameters(self._parameter.data)
+        for name, p in self.module.named_parameters():
+            p.data, p.grad = values[name], gradients[name]
+
     @property
     def whole(self) -> bool:
         """Are the module's parameters still views of `vector`?  Not if it was moved, converted or changed."""
