@@ -168,9 +168,8 @@ class A2C(OnPolicyAgent[A2CConfig]):
             advantage = normalized(advantage)
         out, value = policy.forward_cached(obs)
         log_prob, _ = policy.log_prob_entropy(out, action)
-        pi = policy.loss(
-            out, action, log_prob, advantage, entropy_coef=c.entropy_coef
-        )  # of rho = 1: grad rho = grad log pi
+        # PPO's loss where pi_old is pi: rho is 1, and its gradient that of log pi.
+        pi = policy.loss(out, action, log_prob, advantage, entropy_coef=c.entropy_coef)
         loss_v, d_value = value_loss(value, target)
         policy.backward(pi.d_out, c.value_coef * d_value, pi.d_log_std)
         policy_loss = -(advantage * log_prob).mean()

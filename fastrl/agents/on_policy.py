@@ -1,4 +1,4 @@
-"""What the on-policy agents share: a policy with a value beside it, the rollout it acts in, and its place in `Agent`."""
+"""What the on-policy agents share: a policy with a value beside it, and the rollout it acts in."""
 
 from __future__ import annotations
 

@@ -113,7 +113,8 @@ class ActorCritic:
                 net.move(**memory)
             else:
                 setattr(self, name, MLP(net.sizes, net.activation, device=net.device, **memory))
-        self.log_std, self._d_log_std = (None, None) if a == b else (self.vector[a:b], self.grad[a:b])
+        self.log_std: Any = None if a == b else self.vector[a:b]
+        self._d_log_std: Any = None if a == b else self.grad[a:b]
         self.n_policy = b  # parameters of the policy, those in front
         self._built = True
 
@@ -141,7 +142,8 @@ class ActorCritic:
             self.log_std[...] = log_std
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("actor", "critic", "log_std", "vector", "grad") and "_built" in self.__dict__:
+        held = ("actor", "critic", "log_std", "vector", "grad")
+        if name in held and "_built" in self.__dict__ and value is not self.__dict__[name]:  # += gives the same
             raise InputError(
                 f"policy: {name} cannot be replaced, because the old one would go on being trained; the settings "
                 "hidden and activation shape the networks, and load_state_dict gives them other weights"
@@ -248,6 +250,23 @@ class ActorCritic:
             how["old_mean"], how["old_log_std"] = old
         return ppo_normal_loss(out, self.log_std, action, old_log_prob, advantage, **how)
 
+    def kl(self, old_out: Any, old_log_std: Any, out: Any) -> Tensor:
+        """KL(pi_old || pi) ``[B]``, exact and in float64, from the actor's outputs then and now, and log_std then.
+
+        Categorical: sum_k p_old,k (log p_old,k - log p_k).
+        Gaussian: sum_j [log(s_j / s_old,j) + (s_old,j^2 + (m_old,j - m_j)^2) / (2 s_j^2) - 1/2].
+        """
+        old, new = _double(old_out), _double(out)
+        if self.log_std is None:
+            old, new = old.log_softmax(1), new.log_softmax(1)
+            kl: Tensor = (old.exp() * (old - new)).sum(1)
+            return kl
+        old_log_std, log_std = _double(old_log_std), _double(self.log_std)
+        ratio = torch.exp(2 * (old_log_std - log_std))
+        distance = ((old - new) * torch.exp(-log_std)).square()
+        each: Tensor = log_std - old_log_std + 0.5 * (ratio + distance - 1)
+        return each.sum(1)
+
     # ---- acting
 
     def array(self, x: NDArray[Any]) -> Any:
@@ -295,12 +314,19 @@ class ActorCritic:
         return self.to_env(self.mode(obs) if generator is None else self.act(obs, generator)[0])
 
     def to_torch(self) -> nn.Module:
-        """A module of its own on the CPU: observations ``[B, ...]`` -> the most probable actions, for the environment."""
+        """A module of its own on the CPU: observations ``[B, ...]`` -> actions of the mode, for the environment."""
         return Mode(self)
 
 
 class Mode(nn.Module):
     """`ActorCritic.mode` and `to_env` as one plain torch module, for deployment."""
+
+    mean: Tensor
+    std: Tensor
+    middle: Tensor
+    half_width: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, policy: ActorCritic) -> None:
         super().__init__()
@@ -316,7 +342,7 @@ class Mode(nn.Module):
         self.normalize = moments is not None
         self.units = policy._units is not None
         if policy._units is not None:
-            for name, x in zip(("middle", "half"), policy._units, strict=True):
+            for name, x in zip(("middle", "half_width"), policy._units, strict=True):
                 self.register_buffer(name, torch.from_numpy(x.copy()))
         if self.box is not None:
             for name, bound in (("low", self.box.low), ("high", self.box.high)):
@@ -332,8 +358,12 @@ class Mode(nn.Module):
             return out.argmax(1)
         action = out.reshape(-1, *self.box.shape)
         if self.units:
-            action = self.middle + self.half * action
+            action = self.middle + self.half_width * action
         return action.to(self.low.dtype).clamp(self.low, self.high)
+
+
+def _double(x: Any) -> Tensor:
+    return torch.as_tensor(x).detach().double()
 
 
 def to_numpy(x: Any) -> Any:
@@ -347,20 +377,6 @@ def orthogonal(shape: Sequence[int], gain: float, rng: np.random.Generator) -> N
     q *= np.sign(np.diag(r))
     found: NDArray[np.float32] = (gain * (q if rows >= columns else q.T)).astype(np.float32)
     return found
-
-
-def kl_divergence(old_out: Tensor, old_log_std: Tensor | None, out: Tensor, log_std: Tensor | None) -> Tensor:
-    """KL(pi_old || pi) ``[B]``, exact, from the actor's outputs then and now.
-
-    Categorical: sum_k p_old,k (log p_old,k - log p_k).
-    Gaussian: sum_j [log(s_j / s_old,j) + (s_old,j^2 + (m_old,j - m_j)^2) / (2 s_j^2) - 1/2].
-    """
-    if log_std is None or old_log_std is None:
-        old, new = old_out.log_softmax(1), out.log_softmax(1)
-        return (old.exp() * (old - new)).sum(1)
-    ratio = torch.exp(2 * (old_log_std - log_std))
-    distance = ((old_out - out) * torch.exp(-log_std)).square()
-    return (log_std - old_log_std + 0.5 * (ratio + distance - 1)).sum(1)
 
 
 def box_units(space: gym.spaces.Box) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:

@@ -8,12 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from fastrl.agents.agent import Env
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.on_policy import OnPolicyAgent
-from fastrl.agents.policies import Activation, kl_divergence
+from fastrl.agents.policies import Activation
 from fastrl.agents.rollout import Minibatches, RewardScaling
 from fastrl.agents.training import check_loss
 from fastrl.kernels import FlatAdam, value_loss
@@ -182,9 +180,7 @@ class PPO(OnPolicyAgent[PPOConfig]):
             if c.target_kl is not None and float(terms["kl"]) > c.target_kl:
                 break
         if c.objective == "penalty":
-            then, now = (batch[-1], self._old_log_std), (policy.output(batch[0]), policy.log_std)
-            arrays = [None if x is None else torch.as_tensor(x) for x in (*then, *now)]
-            self.penalty.adapt(kl_divergence(*arrays).mean().item())
+            self.penalty.adapt(policy.kl(batch[-1], self._old_log_std, policy.output(batch[0])).mean().item())
         self._log = {name: float(value) for name, value in terms.items()}  # of the last minibatch
         check_loss(self._log["loss"], self.steps, policy.vector)
         self._update_moments()

@@ -16,7 +16,7 @@ from fastrl.agents.agent import Env
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.networks import TorchNetwork
 from fastrl.agents.on_policy import OnPolicyAgent
-from fastrl.agents.policies import Activation, kl_divergence
+from fastrl.agents.policies import Activation
 from fastrl.agents.rollout import Minibatches, RewardScaling, normalized
 from fastrl.agents.training import check_loss
 from fastrl.kernels import FisherVectorProduct, FlatAdam, line_search, natural_gradient_step, value_loss
@@ -173,16 +173,15 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         old_theta = theta.clone()
         out = policy.output(obs, cached=True)
         log_prob, entropy = policy.log_prob_entropy(out, action)
-        # What follows is relative to these.  The KL is computed in float64: it is a small difference of large terms.
-        old_out, old_log_std = _double(out), None if policy.log_std is None else _double(policy.log_std)
+        # What follows is relative to these.
+        old = out, None if policy.log_std is None else policy.log_std + 0
         surrogate = policy.loss(out, action, log_prob, advantage)  # -mean rho A, and its gradient
 
         def evaluate(candidate: Tensor) -> tuple[float, float]:
             theta.copy_(candidate)
             out = policy.output(obs)
             gain = -policy.loss(out, action, log_prob, advantage).policy_loss
-            log_std = None if policy.log_std is None else _double(policy.log_std)
-            return float(gain), kl_divergence(old_out, old_log_std, _double(out), log_std).mean().item()
+            return float(gain), policy.kl(*old, out).mean().item()
 
         policy.backward(surrogate.d_out, None, surrogate.d_log_std)
         g = -self._theta_grad
@@ -253,7 +252,3 @@ class Gaussian(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         return self.net(obs), self.log_std
-
-
-def _double(x: Any) -> Tensor:
-    return torch.as_tensor(x).detach().double()
