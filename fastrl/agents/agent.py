@@ -95,10 +95,10 @@ class Agent(ABC, Generic[C]):
         self.config: C = replace(c, num_envs=self.envs.num_envs)
         self._check_spaces()
         shape = self.envs.observation_space.shape or ()
-        if len(shape) in (2, 3) and input_scale(self.envs.observation_space) is not None:
+        if network is None and len(shape) in (2, 3) and input_scale(self.envs.observation_space) is not None:
             warnings.warn(
-                f"{type(self).__name__}: observations of shape {shape} look like images, and there is no convolutional "
-                "network yet: an MLP sees them flattened, divided by 255",
+                f"{type(self).__name__}: observations of shape {shape} look like images, and an MLP sees them "
+                "flattened, divided by 255; network= takes a convolutional torch module",
                 stacklevel=3,
             )
         self.rng = np.random.default_rng(c.seed)  # of the updates
@@ -261,6 +261,13 @@ class Agent(ABC, Generic[C]):
             return actions
         return int(actions[0]) if isinstance(self.envs.action_space, gym.spaces.Discrete) else actions[0]
 
+    def policy_to_torch(self) -> torch.nn.Module:
+        """A plain torch module of the greedy policy, for deployment: observations ``[B, ...]`` -> actions ``[B, ...]``.
+
+        The actions are those of `predict`.  It is on the CPU, computes in float32 and shares nothing with the agent.
+        """
+        raise NotImplementedError
+
     def evaluate(
         self,
         episodes: int = 20,
@@ -397,6 +404,7 @@ class Agent(ABC, Generic[C]):
     def __reduce__(self) -> Any:
         state, tensors = self._state()
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        env: Any
         env, network = self._made_from, self._network
         if not isinstance(env, str):
             env = _pickled(

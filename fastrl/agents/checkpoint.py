@@ -235,14 +235,10 @@ class _Folder:
         files = manifest.get("files")
         if manifest.get("format") != FORMAT or not isinstance(files, dict):
             found, made_by = repr(manifest.get("format"))[:20], manifest.get("made_by")
-            by = (
-                f", written by fastrl {str(made_by['fastrl'])[:20]}"
-                if isinstance(made_by, dict) and "fastrl" in made_by
-                else ""
-            )
-            raise InputError(
-                f"checkpoint {self.path}: unknown format {found}{by}; this version, {fastrl.__version__}, reads {FORMAT}"
-            )
+            version = made_by.get("fastrl") if isinstance(made_by, dict) else None
+            by = f", written by fastrl {str(version)[:20]}" if version else ""
+            here = f"this version, {fastrl.__version__}, reads {FORMAT}"
+            raise InputError(f"checkpoint {self.path}: unknown format {found}{by}; {here}")
         if set(files) - {REPLAY} != set(FILES):  # an unnamed file would not be checked
             raise InputError(f"checkpoint {self.path} is damaged: manifest.json must name {', '.join(FILES)}")
         return manifest

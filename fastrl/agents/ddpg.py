@@ -7,6 +7,7 @@ n_step       Sutton and Barto 2018, section 7.1
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
 from fastrl.agents.config import check_range
+from fastrl.agents.continuous import ContinuousAgent, ContinuousConfig
 from fastrl.agents.envs import Transition
-from fastrl.agents.off_policy import ContinuousConfig, DeterministicActorAgent
+from fastrl.kernels import min_q_loss, min_q_targets, q_regression_loss, tanh_normal_mode
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,16 @@ class DDPGConfig(ContinuousConfig):
         check_range(self, 1e-12, 1, "ou_theta")
 
 
-class DDPG(DeterministicActorAgent[DDPGConfig]):
+class DDPG(ContinuousAgent[DDPGConfig]):
     """Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv:1509.02971).
 
     Critic: mean w (Q(s, a) - y)^2 with y = r + gamma (1 - terminated) Q'(s', mu'(s')).  Actor: -mean Q(s, mu(s)).
 
     For bounded Box actions; observations are Boxes, which an MLP sees flattened.
+
+    `network`: torch modules of your own, ``{"actor": ..., "critic": ...}`` or one of the two: the actor maps
+    observations ``[B, ...]`` (bytes as 0..1) to ``[B, A]``, a critic observations and actions in [-1, 1] ``[B, A]``
+    to ``[B, 1]``.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `DDPGConfig`.  Raises InputError for anything that cannot work.
@@ -58,11 +64,11 @@ class DDPG(DeterministicActorAgent[DDPGConfig]):
 
     algorithm = "ddpg"
     config_class = DDPGConfig
-    n_critics = 1
+    n_critics, actor_outputs = 1, 1
 
     def __init__(self, env: Env, config: DDPGConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
-        c = self.config
+        self.target_actor, c = copy.deepcopy(self.actor), self.config
         self.ou = OrnsteinUhlenbeck((c.num_envs, self.n_actions), c.noise_std, c.ou_theta) if c.noise == "ou" else None
 
     def _update(self) -> None:
@@ -72,13 +78,17 @@ class DDPG(DeterministicActorAgent[DDPGConfig]):
         on, at the end of the episode at most.  Truncation does not stop the bootstrap.
         Critic: L = mean_i w_i (Q(s_i, a_i) - y_i)^2.  Actor: L = - mean_i Q(s_i, mu(s_i)).
         """
-        batch, obs, next_obs = self._sample()
-        next_q = self.target_critics(next_obs, self.target_actor(next_obs).tanh())[0]
-        y = batch.reward + batch.discount * next_q
-        self._critic_step(obs, batch.action, y, batch)
-        self._deterministic_actor_step(obs)
-        self._update_targets()
+        c, b = self.config, self._sample()
+        next_action = tanh_normal_mode(self.target_actor.forward(b.next_obs))
+        y = min_q_targets(self.target_critics.forward((b.next_obs, next_action)), b.reward, b.discount)
+        q = self.critics.forward_cached((b.obs, b.action))
+        q_loss = q_regression_loss(q, y, weights=b.weights if c.prioritized else None)
+        self.critics.backward(q_loss.d_q)
+        target = self.target_critics.vector
+        self.critic_optimizer.step(lr=self.learning_rate, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
+        self._last["actor_loss"] = deterministic_actor_step(self, b.obs)
         self.n_updates += 1
+        self._learned(b, q_loss)
 
     def _explore(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
         mean = self._mode(obs)
@@ -88,8 +98,11 @@ class DDPG(DeterministicActorAgent[DDPGConfig]):
             noise = self.ou.step(rng)
         else:  # a prediction is no step of the process
             noise = self.ou.stationary_std * rng.standard_normal(mean.shape, np.float32)
-        action: NDArray[np.float32] = np.clip(mean + noise, -1, 1)
-        return action
+        return (mean + noise).clip(-1, 1)
+
+    def _mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
+        mode: NDArray[np.float32] = tanh_normal_mode(self._forward(self.actor, obs))
+        return mode
 
     def _after_step(self, transition: Transition) -> None:
         if self.ou is not None:
@@ -100,7 +113,23 @@ class DDPG(DeterministicActorAgent[DDPGConfig]):
         return ["Ornstein-Uhlenbeck noise"] * (self.ou is not None) + super()._switches()
 
     def _parts(self) -> dict[str, Any]:
-        return {**super()._parts(), **({} if self.ou is None else {"ou": self.ou})}
+        noise = {} if self.ou is None else {"ou": self.ou}
+        return {**super()._parts(), "target_actor": self.target_actor, **noise}
+
+
+def deterministic_actor_step(agent: ContinuousAgent[Any], obs: Any) -> Any:
+    """A gradient step of DDPG's or TD3's actor, and its target's turn; returns its loss L = - mean_i Q_1(s_i, mu(s_i)).
+
+    The critics take no part in the step.
+    """
+    a: Any = agent
+    action = tanh_normal_mode(a.actor.forward_cached(obs))
+    loss, d_q = min_q_loss(a.critics.forward_cached((obs, action), first=1))
+    d_action = a.critics.backward(d_q, parameters=False, inputs=slice(-a.n_actions, None))
+    a.actor.backward(d_action * (1 - action * action))
+    c, target = a.config, a.target_actor.vector
+    a.actor_optimizer.step(lr=a.actor_learning_rate, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
+    return loss
 
 
 class OrnsteinUhlenbeck:

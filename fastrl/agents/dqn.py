@@ -17,18 +17,14 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Env
-from fastrl.agents.config import check_buffer, check_range
-from fastrl.agents.networks import are_views, building, flatten_parameters, gradient_step, numpy_forward, q_network
+from fastrl.agents.config import InputError, check_buffer, check_range
+from fastrl.agents.deploy import TorchPolicy
+from fastrl.agents.networks import Network, own_network
 from fastrl.agents.off_policy import INF, OffPolicyAgent
-from fastrl.agents.training import check_loss
-from fastrl.replay import PrioritizedReplay
+from fastrl.kernels import MLP, FlatAdam, q_learning_loss
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,8 @@ class DQN(OffPolicyAgent[DQNConfig]):
     mean w (Q(s, a) - y)^2 with y = r + gamma (1 - terminated) Q'(s', a'), a' = argmax Q'(s', .) or, with `double`,
     argmax Q(s', .)
 
-    For discrete actions; observations are Boxes, which an MLP sees flattened.
+    For discrete actions; observations are Boxes, which an MLP sees flattened.  `network`: a torch module of your own
+    instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) to ``[B, n_actions]``.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `DQNConfig`.  Raises InputError for anything that cannot work.
@@ -138,23 +135,21 @@ class DQN(OffPolicyAgent[DQNConfig]):
 
     def __init__(self, env: Env, config: DQNConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
-        c, observation_space, action_space = self.config, self.envs.observation_space, self.envs.action_space
+        c, action_space, device = self.config, self.envs.action_space, str(self.device)
         assert isinstance(action_space, gym.spaces.Discrete)
-        assert observation_space.shape is not None
         self.n_actions = int(action_space.n)
-        n_obs = int(np.prod(observation_space.shape))
-
-        with building(c.seed):
-            self.online = q_network(n_obs, self.n_actions, c.hidden, c.dueling).to(self.device)
+        self.online: Network
+        if self._network is None:
+            sizes = (self._n_obs, *c.hidden, self.n_actions)
+            self.online = MLP(sizes, dueling=c.dueling, seed=self._seeds[0], device=device)
+        elif c.dueling:
+            raise InputError("DQN: dueling must be False with a network of your own, which has the streams or not")
+        else:
+            shapes, n = [self._obs_shape], self.n_actions
+            self.online = own_network(self._network, "network", shapes, n, seed=self._seeds[0], device=device)
         self.target = copy.deepcopy(self.online)
         self.greedy = copy.deepcopy(self.online) if c.averaging else self.online
-        self._flat = flatten_parameters(self.online)  # a vector and its gradient
-        self._target_vector, _ = flatten_parameters(self.target)
-        self.optimizer = Adam(self._flat[:1], lr=c.learning_rate)
-        self._greedy_vector = flatten_parameters(self.greedy)[0] if c.averaging else None
-        cpu = self.device.type == "cpu"
-        self._numpy = {net: numpy_forward(net) for net in (self.online, self.greedy)} if cpu else {}
-
+        self.optimizer = FlatAdam(self.online.vector, self.online.grad, lr=c.learning_rate)
         self.buffer = self._replay(action_space)
         self._log = {"loss": 0.0, "mean_q": 0.0}
 
@@ -163,13 +158,6 @@ class DQN(OffPolicyAgent[DQNConfig]):
         """The probability of a random action now: linear from epsilon_start to epsilon_end."""
         return self._linear(self.config.epsilon_start, self.config.epsilon_end, self.config.epsilon_steps)
 
-    def _replaced(self) -> list[str]:
-        vectors = {"online": self._flat[0], "target": self._target_vector, "greedy": self._greedy_vector}
-        return [name for name, v in vectors.items() if v is not None and not are_views(getattr(self, name), v)]
-
-    def _set_learning_rates(self) -> None:
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate
-
     def _update(self) -> None:
         """One gradient step on L = mean_i w_i l(Q(s_i, a_i) - y_i), and the target network's turn when it is due.
 
@@ -177,53 +165,35 @@ class DQN(OffPolicyAgent[DQNConfig]):
         steps on, at the end of the episode at most, and a' the best action of the target network, or with `double` of
         the online network.  Truncation does not stop the bootstrap.  With `prioritized` |Q - y| is the new priority.
         """
-        c = self.config
-        batch = self.buffer.sample(c.batch_size)
-        obs, next_obs = self._inputs(batch.obs.float()), self._inputs(batch.next_obs.float())
-        with torch.no_grad():
-            next_q = self.target(next_obs)
-            if c.double:
-                next_value = next_q.gather(1, self.online(next_obs).argmax(1, keepdim=True)).squeeze(1)
-            else:
-                next_value = next_q.amax(1)
-            y = batch.reward + batch.discount * next_value
-        q = self.online(obs).gather(1, batch.action.unsqueeze(1)).squeeze(1)
-        loss = F.huber_loss if c.loss == "huber" else F.mse_loss
-        if c.prioritized:
-            mean_loss = (batch.weights * loss(q, y, reduction="none")).mean()
-        else:
-            mean_loss = loss(q, y)
-        gradient_step(mean_loss, self._flat, self.optimizer, c.max_grad_norm)
+        c, b = self.config, self._sample()
+        next_q = self.target.forward(b.next_obs)
+        next_q_online = self.online.forward(b.next_obs) if c.double else None
+        q = q_learning_loss(
+            self.online.forward_cached(b.obs), b.action, b.reward, b.discount, next_q,
+            next_q_online=next_q_online, weights=b.weights if c.prioritized else None, loss=c.loss,
+        )  # fmt: skip
+        self.online.backward(q.d_q)
         self.n_updates += 1
-        self._last = {"loss": mean_loss.detach(), "mean_q": q.detach()}
-        if isinstance(self.buffer, PrioritizedReplay):
-            check_loss(mean_loss.item(), self.steps)  # no priority can be made of a NaN
-            self.buffer.update_priorities(batch.indices, (q.detach() - y).abs())
-        if self.n_updates % c.target_every == 0:
-            self._target_vector.data.lerp_(self._flat[0].data, c.tau)  # tau = 1 copies exactly
-        if self._greedy_vector is not None:  # weight ~ (number of the update)^9
-            self._greedy_vector.data.lerp_(self._flat[0].data, 10 / (self.n_updates + 9))
-
-    def _q_values(self, net: nn.Sequential, obs: NDArray[Any]) -> NDArray[np.float32]:
-        """Q(s, .) of one of the networks for observations ``[B, ...]``, as NumPy ``[B, A]``."""
-        obs = self._inputs(np.asarray(obs, np.float32))
-        if self._numpy:
-            return self._numpy[net](obs)
-        with torch.inference_mode():
-            q: Tensor = net(torch.from_numpy(obs).to(self.device))
-            return q.cpu().numpy()
+        due = self.n_updates % c.target_every == 0
+        self.optimizer.step(
+            lr=self.learning_rate, max_grad_norm=c.max_grad_norm,
+            target=self.target.vector if due else None, tau=c.tau,
+            average=self.greedy.vector if c.averaging else None,
+            average_weight=10 / (self.n_updates + 9),  # weight ~ (number of the update)^9
+        )  # fmt: skip
+        self._learned(b, q)
 
     def _act(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
         """Actions ``[B]`` of the exploring policy for observations ``[B, ...]``."""
         c, n = self.config, len(obs)
         if c.exploration == "boltzmann":  # the largest of logits + Gumbel noise is a draw from their softmax
-            logits = self._q_values(self.online, obs) / c.temperature
+            logits = self._forward(self.online, obs) / c.temperature
             action: NDArray[np.int64] = (logits + rng.gumbel(size=logits.shape)).argmax(1)
             return action
         random = rng.random(n) < self.epsilon
         if random.all():
             return rng.integers(self.n_actions, size=n)
-        action = self._q_values(self.online, obs).argmax(1)
+        action = self._forward(self.online, obs).argmax(1)
         if random.any():
             action[random] = rng.integers(self.n_actions, size=n)[random]
         return action
@@ -231,8 +201,11 @@ class DQN(OffPolicyAgent[DQNConfig]):
     def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
         if not deterministic:
             return self._act(obs, self._predict_rng)
-        actions: NDArray[Any] = self._q_values(self.greedy, obs).argmax(1)
+        actions: NDArray[Any] = self._forward(self.greedy, obs).argmax(1)
         return actions
+
+    def policy_to_torch(self) -> TorchPolicy:
+        return TorchPolicy(self.greedy, self.envs)
 
     def _switches(self) -> list[str]:
         c = self.config
@@ -245,5 +218,5 @@ class DQN(OffPolicyAgent[DQNConfig]):
         return {**super().metrics(), **explore}
 
     def _parts(self) -> dict[str, Any]:
-        greedy = {} if self._greedy_vector is None else {"greedy": self.greedy}
+        greedy = {"greedy": self.greedy} if self.config.averaging else {}
         return {"online": self.online, "target": self.target, **greedy, "optimizer": self.optimizer}

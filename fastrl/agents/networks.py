@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastrl.agents.config import InputError
+from fastrl.kernels import MLP
 
 Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -83,136 +83,6 @@ def orthogonal(net: nn.Sequential, last: float) -> nn.Sequential:
     return net
 
 
-class Dueling(nn.Module):
-    """Q(s, a) = V(s) + A(s, a) - mean_b A(s, b), each stream an MLP on shared features (Wang et al. 2016, eq. 9).
-
-    `value` maps ``[B, F]`` to ``[B, 1]``, `advantage` maps it to ``[B, A]``; the result is ``[B, A]``.
-    """
-
-    def __init__(self, value: nn.Module, advantage: nn.Module) -> None:
-        super().__init__()
-        self.value = value
-        self.advantage = advantage
-
-    def forward(self, features: Tensor) -> Tensor:
-        advantage: Tensor = self.advantage(features)
-        value: Tensor = self.value(features)
-        return value + advantage - advantage.mean(1, keepdim=True)
-
-
-def q_network(n_obs: int, n_actions: int, hidden: Sequence[int], dueling: bool) -> nn.Sequential:
-    """``[B, *observation]`` -> ``[B, n_actions]``.  With `dueling` the last hidden layer is one per stream."""
-    if not dueling:
-        return nn.Sequential(nn.Flatten(), *mlp((n_obs, *hidden, n_actions)))
-    *shared, last = hidden
-    n_features = shared[-1] if shared else n_obs
-    trunk = [*mlp((n_obs, *shared)), nn.ReLU()] if shared else []
-    streams = Dueling(mlp((n_features, last, 1)), mlp((n_features, last, n_actions)))
-    return nn.Sequential(nn.Flatten(), *trunk, streams)
-
-
-class ParallelMLP(nn.Module):
-    """`n` MLPs of the given sizes with ReLU between their layers, side by side: ``[B, in]`` -> ``[n, B, out]``.
-
-    One batched matrix product a layer serves them all.  The parameters are one `vector` and the gradients too, and
-    backward passes are explicit (`linearize`) instead of recorded by autograd: in small networks another tensor or node
-    costs as much as a product.  Each starts as `nn.Linear` layers do, uniform within 1 / sqrt(in).
-    """
-
-    def __init__(self, n: int, sizes: Sequence[int]) -> None:
-        super().__init__()
-        self._shapes = [shape for n_in, n_out in pairwise(sizes) for shape in ((n, n_in, n_out), (n, 1, n_out))]
-        bounds = [n_in**-0.5 for n_in in sizes[:-1] for _ in range(2)]
-        parts = [torch.empty(math.prod(s)).uniform_(-x, x) for s, x in zip(self._shapes, bounds, strict=True)]
-        self.vector = nn.Parameter(torch.cat(parts), requires_grad=False)
-        self._views: list[Tensor] = []
-        self._gradient_views: list[Tensor] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_views": [], "_gradient_views": []}  # a copy makes its own
-
-    def _split(self, vector: Tensor) -> list[Tensor]:
-        """Of a vector like the parameters' the weights ``[n, in, out]`` and biases ``[n, 1, out]``, layer by layer."""
-        parts = torch.split(vector, [math.prod(shape) for shape in self._shapes])
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
-
-    def views(self) -> list[Tensor]:
-        """The weights ``[n, in, out]`` and biases ``[n, 1, out]``, layer by layer: views of `vector`."""
-        if not self._views or self._views[0].data_ptr() != self.vector.data_ptr():  # new, moved or copied
-            self._views = self._split(self.vector.data)
-            self.vector.grad = torch.zeros_like(self.vector)
-            self._gradient_views = self._split(self.vector.grad)
-        return self._views
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linearize(x)[0]
-
-    def linearize(self, x: Tensor, first: int | None = None) -> tuple[Tensor, Pullback]:
-        """The outputs of all networks, or of the `first` ones, and how gradients go back through them."""
-        views = self.views() if first is None else [view[:first] for view in self.views()]
-        weights, biases = views[::2], views[1::2]
-        h = x.expand(len(weights[0]), *x.shape)
-        inputs = [h]
-        for weight, bias in zip(weights[:-1], biases, strict=False):
-            h = torch.bmm(h, weight).add_(bias).relu_()  # baddbmm would copy the bias into every row first
-            inputs.append(h)
-        return torch.bmm(h, weights[-1]).add_(biases[-1]), Pullback(self, inputs, weights)
-
-
-class Pullback:
-    """Gradients of sum(d_out * out), for a given d_out ``[n, B, out]`` and the outputs of one `linearize`."""
-
-    def __init__(self, mlp: ParallelMLP, inputs: list[Tensor], weights: list[Tensor]) -> None:
-        self._mlp, self._inputs, self._weights = mlp, inputs, weights  # the inputs of the layers
-
-    def parameters(self, d_out: Tensor) -> None:
-        """With respect to the parameters: overwrites the gradient of the network's `vector`."""
-        for i, d in self._layers(d_out):
-            d_weight, d_bias = self._mlp._gradient_views[2 * i : 2 * i + 2]
-            torch.bmm(d.transpose(1, 2), self._inputs[i], out=d_weight.transpose(1, 2))
-            torch.sum(d, 1, keepdim=True, out=d_bias)
-
-    def last_inputs(self, d_out: Tensor, n: int) -> Tensor:
-        """With respect to the last `n` of the inputs: ``[B, n]``."""
-        *_, (_, d) = self._layers(d_out)
-        return torch.bmm(d, self._weights[0][:, -n:].transpose(1, 2)).sum(0)
-
-    def _layers(self, d: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """From the last layer to the first its number and the gradient with respect to its outputs before the ReLU."""
-        for i in reversed(range(len(self._weights))):
-            yield i, d
-            if i > 0:
-                weight = self._weights[i].transpose(1, 2)
-                d = d * weight if d.shape[2] == 1 else torch.bmm(d, weight)
-                torch.ops.aten.threshold_backward.grad_input(d, self._inputs[i], 0, grad_input=d)
-
-
-class Actor(ParallelMLP):
-    """``[B, *observation]`` -> ``[B, n_out]``: one MLP of the critics' kind."""
-
-    def __init__(self, n_obs: int, n_out: int, hidden: Sequence[int]) -> None:
-        super().__init__(1, (n_obs, *hidden, n_out))
-
-    def linearize(self, obs: Tensor, first: int | None = None) -> tuple[Tensor, Pullback]:
-        out, pullback = super().linearize(obs.flatten(1), first)
-        return out[0], pullback
-
-
-class Critics(ParallelMLP):
-    """`n` networks Q_k(s, a): ``[B, *observation]``, ``[B, A]`` -> ``[n, B]``."""
-
-    def __init__(self, n: int, n_obs: int, n_actions: int, hidden: Sequence[int]) -> None:
-        super().__init__(n, (n_obs + n_actions, *hidden, 1))
-
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:  # type: ignore[override]
-        return self.q(obs, action)[0]
-
-    def q(self, obs: Tensor, action: Tensor, first: int | None = None) -> tuple[Tensor, Pullback]:
-        """Q of all networks, or of the `first` ones, and how gradients go back through them."""
-        q, pullback = self.linearize(torch.cat((obs.flatten(1), action), 1), first)
-        return q.squeeze(2), pullback
-
-
 class TorchNetwork:
     """A torch module behind the calls of `fastrl.MLP`: the user's own architecture, differentiated by autograd.
 
@@ -229,7 +99,8 @@ class TorchNetwork:
         self._parameter, gradient = flatten_parameters(self.module)
         vector = self._parameter.detach()
         cpu = vector.device.type == "cpu"
-        self.vector, self.grad = (vector.numpy(), gradient.numpy()) if cpu else (vector, gradient)
+        self.vector: Any = vector.numpy() if cpu else vector
+        self.grad: Any = gradient.numpy() if cpu else gradient
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
         self._cached: tuple[list[Tensor], Tensor] | None = None
 
@@ -313,6 +184,9 @@ class TorchNetwork:
 
 def _torch_network(module: nn.Module, shapes: tuple[Sequence[int], ...], device: str) -> TorchNetwork:
     return TorchNetwork(module, *shapes, device=device)
+
+
+Network = MLP | TorchNetwork
 
 
 def own_network(given: Any, what: str, shapes: Sequence[Sequence[int]], n_out: int, **settings: Any) -> TorchNetwork:
@@ -435,33 +309,12 @@ def numpy_forward(module: nn.Module) -> Policy:
     if isinstance(module, nn.Linear):
         weight, bias = module.weight.detach().numpy().T, module.bias.detach().numpy()
         return lambda x: x @ weight + bias
-    if isinstance(module, Actor):
-        views = [view[0].numpy() for view in module.views()]
-        weights, biases = views[::2], views[1::2]
-
-        def actor(x: NDArray[np.float32]) -> NDArray[np.float32]:
-            x = x.reshape(len(x), -1)
-            for weight, bias in zip(weights[:-1], biases, strict=False):
-                x = np.maximum(x @ weight + bias, 0)
-            out: NDArray[np.float32] = x @ weights[-1] + biases[-1]
-            return out
-
-        return actor
     if isinstance(module, nn.Tanh):
         return np.tanh
     if isinstance(module, nn.ReLU):
         return lambda x: np.maximum(x, 0)
     if isinstance(module, nn.Flatten):
         return lambda x: x.reshape(len(x), -1)
-    if isinstance(module, Dueling):
-        value, advantage = numpy_forward(module.value), numpy_forward(module.advantage)
-
-        def dueling(x: NDArray[np.float32]) -> NDArray[np.float32]:
-            a = advantage(x)
-            q: NDArray[np.float32] = value(x) + a - a.mean(1, keepdims=True)
-            return q
-
-        return dueling
     if isinstance(module, nn.Sequential):
         steps = [numpy_forward(child) for child in module]
 

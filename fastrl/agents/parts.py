@@ -52,7 +52,7 @@ def load_parts(parts: Parts, state: Mapping[str, Any], tensors: Mapping[str, tor
         elif isinstance(part, ARRAYS):
             if tuple(tensors[name].shape) != tuple(part.shape):
                 raise ValueError(f"{name} must have shape {tuple(part.shape)}, got {tuple(tensors[name].shape)}")
-            part[...] = tensors[name]  # type: ignore[index]
+            part[...] = tensors[name]
         elif isinstance(part, np.random.Generator):
             part.bit_generator.state = state[name]
         else:

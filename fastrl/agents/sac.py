@@ -14,13 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from fastrl.agents.adam import Adam
 from fastrl.agents.agent import Env
 from fastrl.agents.config import InputError, check_range
-from fastrl.agents.off_policy import INF, ContinuousAgent, ContinuousConfig
-from fastrl.kernels import Generator, tanh_normal_mode, tanh_normal_sample
+from fastrl.agents.continuous import ContinuousAgent, ContinuousConfig
+from fastrl.agents.off_policy import INF
+from fastrl.kernels import (
+    FlatAdam,
+    Generator,
+    min_q_loss,
+    min_q_targets,
+    q_regression_loss,
+    tanh_normal_mode,
+    tanh_normal_sample,
+    tanh_normal_sample_pullback,
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,10 @@ class SAC(ContinuousAgent[SACConfig]):
 
     For bounded Box actions; observations are Boxes, which an MLP sees flattened.
 
+    `network`: torch modules of your own, ``{"actor": ..., "critic": ...}`` or one of the two: the actor maps
+    observations ``[B, ...]`` (bytes as 0..1) to ``[B, 2 A]``, a critic observations and actions in [-1, 1] ``[B, A]``
+    to ``[B, 1]``; a function makes the two.
+
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `SACConfig`.  Raises InputError for anything that cannot work.
 
@@ -80,25 +92,25 @@ class SAC(ContinuousAgent[SACConfig]):
     def __init__(self, env: Env, config: SACConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
         c = self.config
+        self._log_std_limits: dict[str, Any] = {"log_std_min": c.log_std_min, "log_std_max": c.log_std_max}
         self.target_entropy = -float(self.n_actions) if c.target_entropy is None else c.target_entropy
         start = c.initial_temperature if c.temperature is None else c.temperature
         # As a logarithm, so that it stays positive; of a fixed temperature 0 it is -inf.
-        log = nn.Parameter(
-            torch.tensor(math.log(start) if start else -INF, dtype=torch.float32, device=self.device),
-            requires_grad=False,
-        )
-        self.temperature = nn.ParameterDict({"log": log})
-        self.temperature_optimizer = Adam([log], c.learning_rate) if c.temperature is None else None
+        self.log_temperature = self._array(np.full(1, math.log(start) if start else -INF, np.float32))
+        self._d_log_temperature = self._array(np.zeros(1, np.float32))
+        vectors = self.log_temperature, self._d_log_temperature
+        self.temperature_optimizer = FlatAdam(*vectors, lr=c.learning_rate) if c.temperature is None else None
+        self._mean = self._array(np.full(c.batch_size, 1 / c.batch_size, np.float32))
         # Not the seed itself: these draws have to be independent of the buffer's.
         seeds = [int(seed) for seed in np.random.SeedSequence(c.seed).generate_state(3, np.uint64)]
         self.generator = Generator(seeds[0], self.device)  # of the updates
         self._action_generator, self._predict_generator = Generator(seeds[1]), Generator(seeds[2])
         self._log |= {"temperature": start, "entropy": 0.0}
 
-    def _set_learning_rates(self) -> None:
-        super()._set_learning_rates()
-        if self.temperature_optimizer is not None:
-            self.temperature_optimizer.param_groups[0]["lr"] = self.learning_rate
+    @property
+    def temperature(self) -> float:
+        """alpha, the weight of the entropy now."""
+        return math.exp(float(self.log_temperature[0]))
 
     def _update(self) -> None:
         """One gradient step of the critics, of the actor and of the temperature alpha, and then the targets' turn.
@@ -109,45 +121,52 @@ class SAC(ContinuousAgent[SACConfig]):
         Actor: L = mean_i [alpha log pi(a|s_i) - min_k Q_k(s_i, a)], a ~ pi(.|s_i), through the reparameterisation.
         Temperature: L = - log(alpha) mean_i [log pi(a|s_i) + target_entropy].
         """
-        batch, obs, next_obs = self._sample()
-        c, n, temperature = self.config, self.n_actions, self.temperature["log"].exp()
-        next_action, next_log_prob = self._draw(self.actor(next_obs), self.generator)
-        next_q = self.target_critics(next_obs, next_action).amin(0)
-        y = batch.reward + batch.discount * (next_q - temperature * next_log_prob)
-        self._critic_step(obs, batch.action, y, batch)
+        c, b, n = self.config, self._sample(), self.n_actions
+        alpha = np.exp(self.log_temperature) if self._cpu else self.log_temperature.exp()  # [1]
+        out = self.actor.forward(b.next_obs)
+        next_action, next_log_prob = tanh_normal_sample(
+            out[:, :n], out[:, n:], generator=self.generator, **self._log_std_limits
+        )
+        next_q = self.target_critics.forward((b.next_obs, next_action))
+        bonus = alpha * next_log_prob
+        y = min_q_targets(next_q, b.reward, b.discount, next_log_prob=bonus, temperature=1.0)
+        q = self.critics.forward_cached((b.obs, b.action))
+        q_loss = q_regression_loss(q, y, weights=b.weights if c.prioritized else None)
+        self.critics.backward(q_loss.d_q)
+        lr, target = self.learning_rate, self.target_critics.vector
+        self.critic_optimizer.step(lr=lr, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
 
-        out, actor_pullback = self.actor.linearize(obs)
-        out.requires_grad_()  # autograd for the sample alone
-        action, log_prob = self._draw(out, self.generator)
-        entropy = -log_prob.detach().mean()
-        (q0, q1), pullback = self.critics.q(obs, action.detach())
-        d_q = torch.stack((q0 <= q1, q0 > q1)).to(q0.dtype) / -c.batch_size  # -1/B for the lower of the two
-        d_action = pullback.last_inputs(d_q.unsqueeze(2), n)
-        torch.autograd.backward((action, log_prob), (d_action, (temperature / c.batch_size).expand_as(log_prob)))
-        assert out.grad is not None
-        self._actor_step(actor_pullback, out.grad)
+        out = self.actor.forward_cached(b.obs)
+        action, log_prob, pullback = tanh_normal_sample_pullback(
+            out[:, :n], out[:, n:], generator=self.generator, **self._log_std_limits
+        )
+        actor_loss, d_q = min_q_loss(self.critics.forward_cached((b.obs, action)))
+        d_action = self.critics.backward(d_q, parameters=False, inputs=slice(-n, None))
+        d_out = pullback(d_action, alpha * self._mean)
+        self.actor.backward(np.concatenate(d_out, 1) if self._cpu else torch.cat(d_out, 1))
+        self.actor_optimizer.step(lr=self.actor_learning_rate, max_grad_norm=c.max_grad_norm)
 
+        entropy = -log_prob.mean()
         if self.temperature_optimizer is not None:
-            self.temperature["log"].grad = entropy - self.target_entropy
-            self.temperature_optimizer.step()
-        self._update_targets()
+            self._d_log_temperature[0] = entropy - self.target_entropy
+            self.temperature_optimizer.step(lr=lr)
         self.n_updates += 1
-        actor_loss = -temperature * entropy - torch.minimum(q0, q1)
-        self._last |= {"actor_loss": actor_loss, "temperature": temperature, "entropy": entropy}
-
-    def _draw(self, out: Any, generator: Generator) -> tuple[Any, Any]:
-        c, n = self.config, self.n_actions
-        bounds: dict[str, Any] = {"log_std_min": c.log_std_min, "log_std_max": c.log_std_max}
-        drawn: tuple[Any, Any] = tanh_normal_sample(out[:, :n], out[:, n:], generator=generator, **bounds)
-        return drawn
+        self._last |= {
+            "actor_loss": actor_loss - alpha[0] * entropy,
+            "temperature": alpha[0],
+            "entropy": entropy,
+        }
+        self._learned(b, q_loss)
 
     def _explore(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
         generator = self._action_generator if rng is self.rng else self._predict_generator
-        action: NDArray[np.float32] = self._draw(self._actor_output(obs), generator)[0]
+        out, n = self._forward(self.actor, obs), self.n_actions
+        action: NDArray[np.float32]
+        action, _ = tanh_normal_sample(out[:, :n], out[:, n:], generator=generator, **self._log_std_limits)
         return action
 
     def _mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        mode: NDArray[np.float32] = tanh_normal_mode(self._actor_output(obs)[:, : self.n_actions])
+        mode: NDArray[np.float32] = tanh_normal_mode(self._forward(self.actor, obs)[:, : self.n_actions])
         return mode
 
     def _switches(self) -> list[str]:
@@ -156,4 +175,4 @@ class SAC(ContinuousAgent[SACConfig]):
     def _parts(self) -> dict[str, Any]:
         tuned = {} if self.temperature_optimizer is None else {"temperature_optimizer": self.temperature_optimizer}
         generators = {"generator": self.generator, "action_generator": self._action_generator}
-        return {**super()._parts(), "temperature": self.temperature, **tuned, **generators}
+        return {**super()._parts(), "log_temperature": self.log_temperature, **tuned, **generators}

@@ -6,15 +6,19 @@ n_step       Sutton and Barto 2018, section 7.1
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from fastrl.agents.agent import Env
 from fastrl.agents.config import check_range
-from fastrl.agents.off_policy import INF, ContinuousConfig, DeterministicActorAgent
+from fastrl.agents.continuous import ContinuousAgent, ContinuousConfig
+from fastrl.agents.ddpg import deterministic_actor_step
+from fastrl.agents.off_policy import INF
+from fastrl.kernels import min_q_targets, q_regression_loss, tanh_normal_mode
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,17 @@ class TD3Config(ContinuousConfig):
         check_range(self, 0, INF, "exploration_noise", "target_noise", "target_noise_clip")
 
 
-class TD3(DeterministicActorAgent[TD3Config]):
+class TD3(ContinuousAgent[TD3Config]):
     """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, arXiv:1802.09477).
 
     Critics: sum_k mean w (Q_k(s, a) - y)^2 with y = r + gamma (1 - terminated) min_k Q'_k(s', a'), a' = mu'(s') with
     clipped noise.  Actor, every `policy_delay` updates: -mean Q_1(s, mu(s)).
 
     For bounded Box actions; observations are Boxes, which an MLP sees flattened.
+
+    `network`: torch modules of your own, ``{"actor": ..., "critic": ...}`` or one of the two: the actor maps
+    observations ``[B, ...]`` (bytes as 0..1) to ``[B, A]``, a critic observations and actions in [-1, 1] ``[B, A]``
+    to ``[B, 1]``; a function makes the two.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `TD3Config`.  Raises InputError for anything that cannot work.
@@ -59,7 +67,11 @@ class TD3(DeterministicActorAgent[TD3Config]):
 
     algorithm = "td3"
     config_class = TD3Config
-    n_critics = 2
+    n_critics, actor_outputs = 2, 1
+
+    def __init__(self, env: Env, config: TD3Config | None = None, **overrides: Any) -> None:
+        super().__init__(env, config, **overrides)
+        self.target_actor = copy.deepcopy(self.actor)
 
     def _update(self) -> None:
         """One gradient step of the critics, and every `policy_delay` times one of the actor and the targets' turn.
@@ -69,21 +81,31 @@ class TD3(DeterministicActorAgent[TD3Config]):
         Truncation does not stop the bootstrap.
         Critics: L = sum_k mean_i w_i (Q_k(s_i, a_i) - y_i)^2.  Actor: L = - mean_i Q_1(s_i, mu(s_i)).
         """
-        c = self.config
-        batch, obs, next_obs = self._sample()
-        noise = c.target_noise * self.rng.standard_normal((c.batch_size, self.n_actions), np.float32)
+        c, b, n = self.config, self._sample(), self.n_actions
+        noise: Any = c.target_noise * self.rng.standard_normal((c.batch_size, n), np.float32)
         noise = noise.clip(-c.target_noise_clip, c.target_noise_clip)
-        next_action = self.target_actor(next_obs).tanh() + torch.from_numpy(noise).to(self.device)
-        next_q = self.target_critics(next_obs, next_action.clamp_(-1, 1)).amin(0)
-        y = batch.reward + batch.discount * next_q
-        self._critic_step(obs, batch.action, y, batch)
+        next_action = tanh_normal_mode(self.target_actor.forward(b.next_obs)) + self._array(noise)
+        next_action = next_action.clip(-1, 1)
+        y = min_q_targets(self.target_critics.forward((b.next_obs, next_action)), b.reward, b.discount)
+        q = self.critics.forward_cached((b.obs, b.action))
+        q_loss = q_regression_loss(q, y, weights=b.weights if c.prioritized else None)
+        self.critics.backward(q_loss.d_q)
         self.n_updates += 1
-        if self.n_updates % c.policy_delay == 0:
-            self._deterministic_actor_step(obs)
-            self._update_targets()
+        due = self.n_updates % c.policy_delay == 0
+        target = self.target_critics.vector if due else None
+        self.critic_optimizer.step(lr=self.learning_rate, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
+        self._learned(b, q_loss)
+        if due:
+            self._last["actor_loss"] = deterministic_actor_step(self, b.obs)
 
     def _explore(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
         mean = self._mode(obs)
         noise = self.config.exploration_noise * rng.standard_normal(mean.shape, np.float32)
-        action: NDArray[np.float32] = np.clip(mean + noise, -1, 1)
-        return action
+        return (mean + noise).clip(-1, 1)
+
+    def _mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
+        mode: NDArray[np.float32] = tanh_normal_mode(self._forward(self.actor, obs))
+        return mode
+
+    def _parts(self) -> dict[str, Any]:
+        return {**super()._parts(), "target_actor": self.target_actor}

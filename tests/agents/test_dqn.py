@@ -23,13 +23,18 @@ SWITCHES = [
 IDS = ["plain", "double", "dueling", "prioritized", "n-step", "all"]
 
 
+def weights(net):
+    """The parameters as torch's, with their gradients: the network's own memory."""
+    return list(net.to_torch().parameters())
+
+
 def make_agent(**overrides):
     settings = {"hidden": (8, 8), "batch_size": B, "gamma": GAMMA, "max_grad_norm": None, "seed": 3}
     settings |= {"train_every": 1, "target_every": 100, "tau": 1.0, "learning_rate_steps": 50_000, **overrides}
     agent = DQN("CartPole-v1", DQNConfig(), **settings)
     with torch.no_grad():  # a target network of its own
-        for p in agent.target.parameters():
-            p += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+        for p in weights(agent.target):
+            p += 0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
     return agent
 
 
@@ -38,15 +43,15 @@ def make_batch():
     terminated = np.array([True, False, False, True, False, False])
     truncated = np.array([False, True, False, True, False, False])
     return Batch(
-        obs=torch.from_numpy(rng.normal(size=(B, 4)).astype(np.float32)),
-        action=torch.from_numpy(rng.integers(2, size=B)),
-        reward=torch.from_numpy(rng.normal(size=B).astype(np.float32)),
-        next_obs=torch.from_numpy(rng.normal(size=(B, 4)).astype(np.float32)),
-        terminated=torch.from_numpy(terminated),
-        truncated=torch.from_numpy(truncated),
-        indices=torch.arange(B),
-        weights=torch.from_numpy(rng.uniform(0.2, 1, size=B).astype(np.float32)),
-        discount=torch.from_numpy(np.where(terminated, 0, GAMMA ** np.arange(1, B + 1)).astype(np.float32)),
+        obs=rng.normal(size=(B, 4)).astype(np.float32),
+        action=rng.integers(2, size=B),
+        reward=rng.normal(size=B).astype(np.float32),
+        next_obs=rng.normal(size=(B, 4)).astype(np.float32),
+        terminated=terminated,
+        truncated=truncated,
+        indices=np.arange(B),
+        weights=rng.uniform(0.2, 1, size=B).astype(np.float32),
+        discount=np.where(terminated, 0, GAMMA ** np.arange(1, B + 1)).astype(np.float32),
     )
 
 
@@ -54,14 +59,14 @@ def layers(net):
     """(weight, bias) of every Linear in float64, in the order of the module."""
     return [
         (m.weight.detach().double().numpy(), m.bias.detach().double().numpy())
-        for m in net.modules()
+        for m in net.to_torch().modules()
         if isinstance(m, torch.nn.Linear)
     ]
 
 
 def forward(net, x, dueling):
     """Q values by the formulas, in float64."""
-    x, relu = x.double().numpy(), lambda v: np.maximum(v, 0)
+    x, relu = x.astype(np.float64), lambda v: np.maximum(v, 0)
     if not dueling:
         (w1, b1), (w2, b2), (w3, b3) = layers(net)
         return relu(relu(x @ w1.T + b1) @ w2.T + b2) @ w3.T + b3
@@ -93,16 +98,16 @@ def test_update_against_hand_computation(switches, loss, monkeypatch):
     y = targets(agent, batch, dueling, agent.config.double)
     td = forward(agent.online, batch.obs, dueling)[np.arange(B), batch.action] - y
     per_item = np.where(abs(td) < 1, td**2 / 2, abs(td) - 0.5) if loss == "huber" else td**2
-    weights = batch.weights.double().numpy() if agent.config.prioritized else np.ones(B)
-    expected_loss = (weights * per_item).mean()
+    w = batch.weights.astype(np.float64) if agent.config.prioritized else np.ones(B)
+    expected_loss = (w * per_item).mean()
 
     # The gradient with y a constant, by central differences on one weight of every parameter tensor.
     def loss_now():
         d = forward(agent.online, batch.obs, dueling)[np.arange(B), batch.action] - y
-        return (weights * (np.where(abs(d) < 1, d**2 / 2, abs(d) - 0.5) if loss == "huber" else d**2)).mean()
+        return (w * (np.where(abs(d) < 1, d**2 / 2, abs(d) - 0.5) if loss == "huber" else d**2)).mean()
 
     numeric, eps = [], 2.0**-12
-    for p in agent.online.parameters():
+    for p in weights(agent.online):
         at, was = (0,) * p.ndim, p.data[(0,) * p.ndim].item()
         p.data[at] = was + eps
         high = loss_now()
@@ -110,17 +115,16 @@ def test_update_against_hand_computation(switches, loss, monkeypatch):
         low = loss_now()
         p.data[at] = was
         numeric.append((high - low) / (2 * eps))
-    target_before = [p.clone() for p in agent.target.parameters()]
+    target_before = agent.target.vector.copy()
     agent._update()
 
     assert agent.metrics()["loss"] == pytest.approx(expected_loss, rel=1e-5)
-    analytic = [p.grad[(0,) * p.ndim].item() for p in agent.online.parameters()]
+    analytic = [p.grad[(0,) * p.ndim].item() for p in weights(agent.online)]
     np.testing.assert_allclose(analytic, numeric, rtol=1e-3, atol=1e-4)
-    assert not any(p.grad.any() for p in agent.target.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(target_before, agent.target.parameters(), strict=True))
+    assert not agent.target.grad.any() and (agent.target.vector == target_before).all()
     if agent.config.prioritized:
-        assert torch.equal(seen["indices"], batch.indices)
-        np.testing.assert_allclose(seen["td"].numpy(), abs(td), rtol=1e-4, atol=1e-5)
+        assert seen["indices"] is batch.indices
+        np.testing.assert_allclose(abs(seen["td"]), abs(td), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("prioritized", [False, True])
@@ -135,7 +139,7 @@ def test_targets_of_whole_episodes(n_step, prioritized, monkeypatch):
     batch = agent.buffer.sample(400)
     ends = {"terminated": 0, "truncated": 0, "newest": 0}
     for b in range(400):
-        (t,) = [t for t, item in enumerate(played) if np.array_equal(item[0].ravel(), batch.obs[b].numpy())]
+        (t,) = [t for t, item in enumerate(played) if np.array_equal(item[0].ravel(), batch.obs[b])]
         start, reward = t, 0.0
         while True:
             r, next_obs, terminated, truncated = (x.reshape(-1) for x in played[t][2:6])
@@ -145,7 +149,7 @@ def test_targets_of_whole_episodes(n_step, prioritized, monkeypatch):
                 break
         assert batch.reward[b].item() == pytest.approx(reward)
         assert batch.discount[b].item() == pytest.approx(0.0 if terminated else GAMMA ** (t - start))
-        np.testing.assert_array_equal(batch.next_obs[b].numpy(), next_obs)
+        np.testing.assert_array_equal(batch.next_obs[b], next_obs)
         assert batch.terminated[b] == terminated and batch.truncated[b] == truncated
         assert batch.action[b] == played[start][1].item()
         if terminated or truncated:
@@ -165,8 +169,7 @@ def test_gradient_clipping(monkeypatch):
     agent, batch = make_agent(max_grad_norm=1e-3), make_batch()
     monkeypatch.setattr(agent.buffer, "sample", lambda n: batch)
     agent._update()
-    norm = torch.sqrt(sum((p.grad**2).sum() for p in agent.online.parameters()))
-    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+    assert np.linalg.norm(agent.online.grad) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_hard_target_update_every_c_updates(monkeypatch):
@@ -175,17 +178,16 @@ def test_hard_target_update_every_c_updates(monkeypatch):
     equal = []
     for _ in range(6):
         agent._update()
-        equal.append(all(map(torch.equal, agent.online.parameters(), agent.target.parameters())))
+        equal.append((agent.online.vector == agent.target.vector).all())
     assert equal == [False, False, True, False, False, True]
 
 
 def test_polyak_target_update(monkeypatch):
     agent, batch = make_agent(target_every=1, tau=0.1), make_batch()
     monkeypatch.setattr(agent.buffer, "sample", lambda n: batch)
-    before = [p.clone() for p in agent.target.parameters()]
+    before = agent.target.vector.copy()
     agent._update()
-    for old, online, new in zip(before, agent.online.parameters(), agent.target.parameters(), strict=True):
-        torch.testing.assert_close(new.data, 0.1 * online.data + 0.9 * old)
+    np.testing.assert_allclose(agent.target.vector, 0.1 * agent.online.vector + 0.9 * before, rtol=1e-5, atol=1e-7)
 
 
 def test_epsilon_schedule_and_frequency():
@@ -206,7 +208,8 @@ def test_learning_rate_schedule(monkeypatch):
         make_agent(learning_rate=1e-2, learning_rate_end=2e-3, learning_rate_steps=100, learning_starts=40),
         [],
     )
-    monkeypatch.setattr(agent, "_update", lambda: seen.append(agent.optimizer.param_groups[0]["lr"]))
+    step = agent.optimizer.step
+    monkeypatch.setattr(agent.optimizer, "step", lambda *, lr, **kw: (seen.append(lr), step(lr=lr, **kw)))
     agent.learn(120, progress=False)
     assert seen == pytest.approx([1e-2 - 8e-3 * min(1, step / 100) for step in range(41, 121)])
 
@@ -214,45 +217,36 @@ def test_learning_rate_schedule(monkeypatch):
 def test_boltzmann_exploration_frequency():
     agent = make_agent(exploration="boltzmann", temperature=0.5)
     obs = np.tile(np.array([[0.1, -0.4, 0.2, 0.3]], np.float32), (40_000, 1))
-    q = agent._q_values(agent.online, obs[:1])[0].astype(np.float64) / 0.5
+    q = agent._forward(agent.online, obs[:1])[0].astype(np.float64) / 0.5
     expected = np.exp(q[1]) / np.exp(q).sum()
     assert 0.02 < expected < 0.98
     assert agent._act(obs, np.random.default_rng(0)).mean() == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize("dueling", [False, True])
-def test_numpy_forward_is_the_torch_network_and_follows_it(dueling, tolerance):
+def test_acting_is_by_the_network_and_follows_it(dueling, tolerance):
     agent = make_agent(dueling=dueling)
     obs = np.random.default_rng(0).normal(size=(19, 4)).astype(np.float32)
     for _ in range(2):
         with torch.no_grad():
-            expected = agent.online(torch.from_numpy(obs)).numpy()
-        np.testing.assert_allclose(agent._q_values(agent.online, obs), expected, **tolerance("float32"))
-        with torch.no_grad():
-            for p in agent.online.parameters():
-                p += 0.1
+            expected = agent.online.to_torch()(torch.from_numpy(obs)).numpy()
+        np.testing.assert_allclose(agent._forward(agent.online, obs), expected, **tolerance("float32"))
+        agent.online.vector += 0.1
 
 
 def test_greedy_policy_has_the_averaged_weights():
     """Shamir and Zhang 2013: w_n = (1 - (eta + 1) / (n + eta)) w_{n-1} + (eta + 1) / (n + eta) theta_n, eta = 9."""
     agent = make_agent(learning_rate=0.05, learning_starts=40)
     agent.learn(40, progress=False)  # no updates yet
-    mean = [p.double().clone() for p in agent.greedy.parameters()]
+    mean = agent.greedy.vector.astype(np.float64)
     for n in range(1, 61):
         agent.learn(40 + n, progress=False)
         assert agent.n_updates == n
-        mean = [
-            (1 - 10 / (n + 9)) * m + 10 / (n + 9) * p.double()
-            for m, p in zip(mean, agent.online.parameters(), strict=True)
-        ]
-    moved = 0.0
-    for m, p, online in zip(mean, agent.greedy.parameters(), agent.online.parameters(), strict=True):
-        torch.testing.assert_close(p.double(), m, rtol=1e-4, atol=1e-5)
-        moved = max(moved, (p - online).abs().max().item())
-    assert moved > 0.01
+        mean = (1 - 10 / (n + 9)) * mean + 10 / (n + 9) * agent.online.vector
+    np.testing.assert_allclose(agent.greedy.vector, mean, rtol=1e-4, atol=1e-5)
+    assert abs(agent.greedy.vector - agent.online.vector).max() > 0.01
     obs = np.random.default_rng(1).normal(size=(64, 4)).astype(np.float32)
-    with torch.no_grad():
-        np.testing.assert_array_equal(agent.predict(obs), agent.greedy(torch.from_numpy(obs)).argmax(1).numpy())
+    np.testing.assert_array_equal(agent.predict(obs), agent.greedy.forward(obs).argmax(1))
     now = make_agent(averaging=False)
     assert now.greedy is now.online
 
@@ -270,18 +264,17 @@ def test_same_seed_same_training_other_seed_other_and_global_generators_untouche
     torch.manual_seed(5)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
 
-    def weights(seed):
+    def trained(seed):
         agent = make_agent(seed=seed, learning_starts=50, train_every=4, updates=1)
         agent.learn(300, progress=False)
         agent.predict(np.zeros(4), deterministic=False)
-        return torch.cat([p.detach().flatten() for p in agent.online.parameters()])
+        return agent.online.vector.copy()
 
-    first = weights(0)
+    first = trained(0)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
     assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002
-    assert torch.equal(first, weights(0))
-    assert not torch.equal(first, weights(1))
+    assert (first == trained(0)).all() and (first != trained(1)).any()
 
 
 def test_evaluation_and_prediction_do_not_disturb_training():
@@ -292,9 +285,9 @@ def test_evaluation_and_prediction_do_not_disturb_training():
             assert (agent.evaluate(3, seed=7) == agent.evaluate(3, seed=7)).all()
             agent.predict(np.zeros(4), deterministic=False)
         agent.learn(400, progress=False)
-        return torch.cat([p.detach().flatten() for p in agent.online.parameters()])
+        return agent.online.vector.copy()
 
-    assert torch.equal(train(False), train(True))
+    assert (train(False) == train(True)).all()
 
 
 def test_total_steps_counts_from_the_start():

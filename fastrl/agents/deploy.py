@@ -1,0 +1,75 @@
+"""A trained policy as a plain torch module, to be exported or run where fastrl is not."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastrl.agents.envs import Envs
+from fastrl.agents.networks import Network, TorchNetwork, input_scale
+
+
+class TorchPolicy(nn.Module):
+    """Observations ``[B, ...]`` -> the actions ``[B, ...]`` of the greedy policy, as the environment takes them.
+
+    discrete: argmax_a out_a(s);  else clip(middle + half * f(out), low, high) with f = tanh or the identity
+
+    It holds copies, on the CPU, and shares nothing with the agent.
+
+    Args:
+        network: its outputs are values or logits ``[B, K]``, or begin with the actions' ``[B, A]``.
+        envs: whose spaces it is for.
+        tanh: f.
+        units: (middle, half), shaped like the actions.
+        moments: (mean, var) by which observations are normalised, to (s - mean) / sqrt(var + 1e-8) in [-10, 10].
+    """
+
+    mean: Tensor
+    var: Tensor
+    middle: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self, network: Network | nn.Module, envs: Envs, *, tanh: bool = False, units: Any = None, moments: Any = None
+    ) -> None:
+        super().__init__()
+        module = network if isinstance(network, nn.Module) else network.to_torch()
+        self.network = copy.deepcopy(module).cpu().eval()
+        for p in self.network.parameters():
+            p.grad = None
+            p.requires_grad_(False)
+        self.tanh, self._flat = tanh, not isinstance(network, TorchNetwork)
+        self._input_scale = input_scale(envs.observation_space) if moments is None else None
+        self._moments = moments is not None
+        if moments is not None:
+            for name, x in zip(("mean", "var"), moments, strict=True):
+                self.register_buffer(name, torch.as_tensor(np.array(x, np.float64)))
+        space: Any = envs.action_space
+        self.discrete = isinstance(space, gym.spaces.Discrete)
+        if not self.discrete:
+            middle, half = (np.zeros(space.shape), np.ones(space.shape)) if units is None else units
+            bounds = {"middle": middle, "scale": half, "low": space.low, "high": space.high}
+            for name, x in bounds.items():
+                self.register_buffer(name, torch.as_tensor(np.array(x, space.dtype)))
+        self._shape, self._n_actions = space.shape, int(np.prod(space.shape))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        if self._moments:
+            scaled = (obs - self.mean) / torch.sqrt(self.var + 1e-8)
+            x = scaled.clamp(-10.0, 10.0).float()
+        else:
+            x = obs.float() if self._input_scale is None else obs.float() * self._input_scale
+        out: Tensor = self.network(x.flatten(1) if self._flat else x)
+        if self.discrete:
+            return out.argmax(1)
+        action = out[:, : self._n_actions]
+        action = (action.tanh() if self.tanh else action).to(self.scale.dtype).reshape(-1, *self._shape)
+        scaled = self.middle + self.scale * action
+        return torch.minimum(torch.maximum(scaled, self.low), self.high)
