@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from numpy.typing import NDArray
-from torch import nn
 
 from fastrl.agents.agent import Agent, C
+from fastrl.agents.deploy import TorchPolicy
 from fastrl.agents.policies import ActorCritic
 from fastrl.agents.rollout import RewardScaling, Rollout
 from fastrl.kernels import Generator
@@ -40,13 +40,10 @@ class OnPolicyAgent(Agent[C]):
     def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
         return self.policy.predict(obs, None if deterministic else self._predict_generator)
 
-    def policy_to_torch(self) -> nn.Module:
-        """A plain torch module on the CPU that shares nothing with the agent, for deployment.
-
-        It maps observations ``[B, ...]``, as the environment gives them, to what `predict` gives: the most probable
-        actions.
-        """
-        return self.policy.to_torch()
+    def policy_to_torch(self) -> TorchPolicy:
+        policy = self.policy
+        moments = None if policy.moments is None else (policy.moments.mean, policy.moments.var)
+        return TorchPolicy(policy.actor, self.envs, units=policy.units, moments=moments)
 
     def _update_moments(self) -> None:
         """Count the rollout's observations in; after the update, which sees them as they were when acted on."""

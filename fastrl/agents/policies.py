@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -11,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastrl.agents.config import InputError
 from fastrl.agents.networks import TorchNetwork, input_scale, own_network
@@ -69,7 +68,7 @@ class ActorCritic:
         shape = observation_space.shape or ()
         self.moments = RunningMoments(shape) if normalize_obs else None
         self._input_scale = input_scale(observation_space)
-        self._units = box_units(action_space) if isinstance(action_space, gym.spaces.Box) else None
+        self.units = box_units(action_space) if isinstance(action_space, gym.spaces.Box) else None
         n_in = int(np.prod(shape))
         self.n_out = int(action_space.n) if self.discrete else int(np.prod(action_space.shape or ()))  # type: ignore[attr-defined]
         self.actor: Any
@@ -120,6 +119,7 @@ class ActorCritic:
 
     def _initialize(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
+        self.vector[...] = 0  # the biases
         last = self.n_out
         for net, gain in ((self.actor, 0.01), (self.critic, 1.0)):
             weights = [] if net is None else [w for w in net.parameters().values() if w.ndim == 2]
@@ -303,8 +303,8 @@ class ActorCritic:
         if not isinstance(space, gym.spaces.Box):
             return action
         action = action.reshape(len(action), *space.shape)
-        if self._units is not None:
-            middle, half = self._units
+        if self.units is not None:
+            middle, half = self.units
             action = middle + half * action
         clipped: NDArray[Any] = np.clip(action, space.low, space.high)
         return clipped.astype(space.dtype, copy=False)
@@ -312,54 +312,6 @@ class ActorCritic:
     def predict(self, obs: NDArray[Any], generator: Generator | None) -> NDArray[Any]:
         """Actions for the environment: the mode, or draws from `generator`."""
         return self.to_env(self.mode(obs) if generator is None else self.act(obs, generator)[0])
-
-    def to_torch(self) -> nn.Module:
-        """A module of its own on the CPU: observations ``[B, ...]`` -> actions of the mode, for the environment."""
-        return Mode(self)
-
-
-class Mode(nn.Module):
-    """`ActorCritic.mode` and `to_env` as one plain torch module, for deployment."""
-
-    mean: Tensor
-    std: Tensor
-    middle: Tensor
-    half_width: Tensor
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, policy: ActorCritic) -> None:
-        super().__init__()
-        self.flat = isinstance(policy.actor, MLP)
-        self.net = copy.deepcopy(policy.actor.to_torch()).cpu().requires_grad_(False)
-        space = policy.action_space
-        self.box = space if isinstance(space, gym.spaces.Box) else None
-        self.n_out, self.scale = policy.n_out, policy._input_scale
-        moments = policy.moments
-        if moments is not None:
-            self.register_buffer("mean", torch.from_numpy(moments.mean.copy()))
-            self.register_buffer("std", torch.from_numpy(np.sqrt(moments.var + 1e-8)))
-        self.normalize = moments is not None
-        self.units = policy._units is not None
-        if policy._units is not None:
-            for name, x in zip(("middle", "half_width"), policy._units, strict=True):
-                self.register_buffer(name, torch.from_numpy(x.copy()))
-        if self.box is not None:
-            for name, bound in (("low", self.box.low), ("high", self.box.high)):
-                self.register_buffer(name, torch.from_numpy(bound.copy()))
-
-    def forward(self, obs: Tensor) -> Tensor:
-        if self.normalize:
-            x = ((obs.double() - self.mean) / self.std).clamp(-10.0, 10.0).float()
-        else:
-            x = obs.float() if self.scale is None else obs.float() * self.scale
-        out: Tensor = self.net(x.flatten(1) if self.flat else x)[:, : self.n_out]
-        if self.box is None:
-            return out.argmax(1)
-        action = out.reshape(-1, *self.box.shape)
-        if self.units:
-            action = self.middle + self.half_width * action
-        return action.to(self.low.dtype).clamp(self.low, self.high)
 
 
 def _double(x: Any) -> Tensor:

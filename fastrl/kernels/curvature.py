@@ -192,7 +192,7 @@ class FisherVectorProduct:
     Args:
         policy: a module that maps observations to logits [B, K], or to a pair of mean [B, A] and log_std [A] or [B, A].
             It must be deterministic (`policy.eval()` where it has Dropout or BatchNorm), and the rows of a batch
-            independent.  The package's own policies fit too.
+            independent.
         observations: [B, ...], B >= 1, of the parameters' dtype and device.
         damping: added to the diagonal of F.
         distribution: "normal", "categorical", or "auto": which of the two the output says.
@@ -358,17 +358,8 @@ def _head_class() -> Any:
             super().__init__()
             self.policy = policy
             self.distribution = distribution
-            self.is_actor_critic = is_actor_critic(policy)
-            if self.is_actor_critic:
-                wanted = "categorical" if policy.log_std is None else "normal"
-                if distribution not in ("auto", wanted):
-                    raise ValueError(f"FisherVectorProduct: distribution must be {wanted!r} here, got {distribution!r}")
 
         def forward(self, observations: Any) -> tuple[Any, ...]:
-            if self.is_actor_critic:
-                p = self.policy
-                out = p.actor(p.trunk(observations))
-                return check_output(out if p.log_std is None else (out, p.log_std), "auto", observations)
             return check_output(self.policy(observations), self.distribution, observations)
 
     _head = Head
@@ -376,11 +367,6 @@ def _head_class() -> Any:
 
 
 _head: Any = None
-
-
-def is_actor_critic(policy: Any) -> bool:
-    module = sys.modules.get("fastrl.agents.policies")
-    return module is not None and type(policy) is module.ActorCritic
 
 
 def check_output(output: Any, distribution: str, observations: Any) -> tuple[Any, ...]:
