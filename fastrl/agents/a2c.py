@@ -167,14 +167,12 @@ class A2C(OnPolicyAgent[A2CConfig]):
         if c.normalize_advantages:
             advantage = normalized(advantage)
         out, value = policy.forward_cached(obs)
-        log_prob, _ = policy.log_prob_entropy(out, action)
-        # PPO's loss where pi_old is pi: rho is 1, and its gradient that of log pi.
-        pi = policy.loss(out, action, log_prob, advantage, entropy_coef=c.entropy_coef)
+        log_prob, entropy, d_out, d_log_std = policy.policy_gradient(out, action, advantage, c.entropy_coef)
         loss_v, d_value = value_loss(value, target)
-        policy.backward(pi.d_out, c.value_coef * d_value, pi.d_log_std)
+        policy.backward(d_out, c.value_coef * d_value, d_log_std)
         policy_loss = -(advantage * log_prob).mean()
-        loss = policy_loss + c.value_coef * loss_v - c.entropy_coef * pi.entropy
-        return {"loss": loss, "policy_loss": policy_loss, "value_loss": loss_v, "entropy": pi.entropy}
+        loss = policy_loss + c.value_coef * loss_v - c.entropy_coef * entropy
+        return {"loss": loss, "policy_loss": policy_loss, "value_loss": loss_v, "entropy": entropy}
 
     def _switches(self) -> list[str]:
         c = self.config

@@ -250,6 +250,24 @@ class ActorCritic:
             how["old_mean"], how["old_log_std"] = old
         return ppo_normal_loss(out, self.log_std, action, old_log_prob, advantage, **how)
 
+    def policy_gradient(
+        self, out: Any, action: Any, advantage: Any, entropy_coef: float = 0.0
+    ) -> tuple[Any, Any, Any, Any]:
+        """Of L = -mean A log pi(a|s) - entropy_coef mean H(pi(.|s)): log pi ``[B]``, the mean H, and L's gradients.
+
+        They are those in the actor's output and in log_std (None if there is none).
+        """
+        log_prob, entropy = self.log_prob_entropy(out, action)
+        if self.log_std is None:  # where pi_old is pi, rho is 1 and its gradient that of log pi
+            pi = ppo_categorical_loss(out, action, log_prob, advantage, entropy_coef=entropy_coef)
+            return log_prob, pi.entropy, pi.d_out, None
+        # Not so here: far from the mean the rounding of log pi makes another rho.
+        exp = torch.exp if isinstance(out, Tensor) else np.exp
+        with np.errstate(over="ignore", invalid="ignore"):
+            inverse = exp(-self.log_std)
+            z, d = (action - out) * inverse, advantage[:, None] * (-1 / len(out))
+            return log_prob, entropy.mean(), d * z * inverse, (d * (z * z - 1)).sum(0) - entropy_coef
+
     def kl(self, old_out: Any, old_log_std: Any, out: Any) -> Tensor:
         """KL(pi_old || pi) ``[B]``, exact and in float64, from the actor's outputs then and now, and log_std then.
 

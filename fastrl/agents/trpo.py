@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -172,23 +173,24 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         c, policy, theta, max_kl = self.config, self.policy, self.theta, self.max_kl
         old_theta = theta.clone()
         out = policy.output(obs, cached=True)
-        log_prob, entropy = policy.log_prob_entropy(out, action)
         # What follows is relative to these.
+        old_log_prob, entropy, d_out, d_log_std = policy.policy_gradient(out, action, advantage)
         old = out, None if policy.log_std is None else policy.log_std + 0
-        surrogate = policy.loss(out, action, log_prob, advantage)  # -mean rho A, and its gradient
+        exp = torch.exp if isinstance(out, Tensor) else np.exp
 
         def evaluate(candidate: Tensor) -> tuple[float, float]:
             theta.copy_(candidate)
             out = policy.output(obs)
-            gain = -policy.loss(out, action, log_prob, advantage).policy_loss
+            log_prob, _ = policy.log_prob_entropy(out, action)
+            gain = (exp(log_prob - old_log_prob) * advantage).mean()
             return float(gain), policy.kl(*old, out).mean().item()
 
-        policy.backward(surrogate.d_out, None, surrogate.d_log_std)
+        policy.backward(d_out, None, d_log_std)
         g = -self._theta_grad
         self._refresh_fisher(obs)
         assert self._fisher is not None
         step, info = natural_gradient_step(self._fisher, g, max_kl=max_kl, max_iter=c.cg_iterations, rtol=c.cg_rtol)
-        before = -float(surrogate.policy_loss)
+        before = float(advantage.mean())  # rho is 1
         gain, kl, fraction = before, 0.0, 0.0
         if info.scale > 0:
             found = line_search(
@@ -209,7 +211,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
                 gain, kl, fraction = before, 0.0, 0.0
         return {
             "policy_loss": -gain,
-            "entropy": float(entropy.mean()),
+            "entropy": float(entropy),
             "kl": max(kl, 0.0),  # rounded
             "step_fraction": fraction,
             "cg_iterations": float(info.iterations),
