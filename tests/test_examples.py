@@ -20,6 +20,7 @@ CASES = {
         r"first (-?\d+\.\d+), last (-?\d+\.\d+); actions in \[(-?\d\.\d+), (-?\d\.\d+)\]",
     ),
     "cg_scipy.py": (("scipy",), ["--rows", "300", "--columns", "60"], r"plain: converged after (\d+)[\s\S]*converged"),
+    "export_onnx.py": (("torch", "gymnasium"), [], r"torch.export: exported.policy.pt2\nONNX: (l|e)"),
     "gae_jax.py": (("jax",), ["--steps", "129", "--envs", "3"], r"advantages \(129, 3\) float32, a JAX array"),
 }
 

@@ -24,13 +24,13 @@ import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from fastrl.agents.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fastrl.agents.checkpoint import load_checkpoint, save_checkpoint
 from fastrl.agents.config import InputError, check_int, describe_settings, make_config, resolve_device
 from fastrl.agents.envs import Envs, make_env
 from fastrl.agents.networks import TorchNetwork, input_scale, threads_for
 from fastrl.agents.parts import NETWORKS, check_weights, load_parts, parts_state
 from fastrl.agents.policies import ActorCritic
-from fastrl.agents.saved import as_json, check_config, check_obs, check_state
+from fastrl.agents.saved import restored
 from fastrl.agents.training import MAX_EPISODE_STEPS, Episode, Training, episodes_of
 from fastrl.replay import ReplayBuffer
 
@@ -59,6 +59,7 @@ class Agent(ABC, Generic[C]):
     config_class: ClassVar[type[Any]]  # a frozen dataclass with num_envs, seed, device, learning_rate and its schedule
     discrete: ClassVar[bool] = True  # does it take Discrete action spaces?
     continuous: ClassVar[bool] = True  # and Box ones?
+    _trained: ClassVar[dict[str, str]] = {}  # names of the networks, and of the optimizers of their vectors
     buffer: ReplayBuffer | None = None  # of those that have one; saved beside the rest
 
     def __init_subclass__(cls) -> None:
@@ -210,12 +211,17 @@ class Agent(ABC, Generic[C]):
 
     def _modules(self) -> list[torch.nn.Module]:
         """The networks that torch computes."""
-        parts = self._parts().values()
-        return [part.module if isinstance(part, TorchNetwork) else part for part in parts if _has_module(part)]
+        parts = (part.module if isinstance(part, TorchNetwork) else part for part in self._parts().values())
+        return [part for part in parts if isinstance(part, torch.nn.Module)]
 
     def _replaced(self) -> list[str]:
         """Names of the networks that the optimizer no longer trains."""
-        return [name for name, part in self._parts().items() if isinstance(part, TorchNetwork) and not part.whole]
+        found = []
+        for name, optimizer in self._trained.items():
+            network = getattr(self, name)
+            if network.vector is not getattr(self, optimizer).vector or not getattr(network, "whole", True):
+                found.append(name)
+        return found
 
     def _check_weights(self) -> None:
         """Raise Diverged for weights that are NaN or infinite, which the last loss need not show."""
@@ -438,56 +444,7 @@ class Agent(ABC, Generic[C]):
         than `fastrl.agents.env_loop.KEPT_ACTIONS`), a warning says that new episodes begin.
         """
         with load_checkpoint(folder) as checkpoint:
-            return cls._from_checkpoint(checkpoint, env, device, network)
-
-    @classmethod
-    def _from_checkpoint(
-        cls: type[A], checkpoint: Checkpoint, env: Env | None, device: str | None, network: Any = None
-    ) -> A:
-        saved, where, versions = checkpoint.config, f"checkpoint {checkpoint.folder}", checkpoint.versions()
-        if saved.get("algorithm") != cls.algorithm:
-            raise InputError(f"{where} is of algorithm {saved.get('algorithm')!r}, not {cls.algorithm!r}")
-        check_config(saved, where)
-        if saved["network"] != (network is not None):
-            wanted = "give `network` again, because the agent" if saved["network"] else "`network` given, but the agent"
-            raise InputError(f"{where}: {wanted} was made with {'one' if saved['network'] else 'none'}")
-        if env is None and not saved["made_from_id"]:
-            raise InputError(f"{where}: give `env`, because the agent was not made from an id")
-        if env is None and ":" in saved["env"]:
-            module, _, _ = saved["env"].partition(":")
-            raise InputError(
-                f"{where} is of {saved['env']}, which imports the module {module!r}; "
-                f"if that is meant, repeat it: env={saved['env']!r}, or --env {saved['env']}"
-            )
-        try:
-            config = make_config(cls.config_class, saved["config"], where)
-        except InputError as error:
-            raise InputError(f"{error}{versions}") from None
-        missing = [f.name for f in fields(cls.config_class) if f.name not in saved["config"]]
-        if missing:
-            warnings.warn(f"{where} lacks {', '.join(missing)}; the defaults are used{versions}", stacklevel=4)
-        if env is not None and not isinstance(env, str):  # it need not hold as many as were saved
-            config = replace(config, num_envs=env.num_envs if isinstance(env, VectorEnv) else 1)
-        agent = cls(env or saved["env"], config if device is None else replace(config, device=device), network=network)
-        if agent.envs.env_id != saved["env"]:
-            raise InputError(f"{where} is of {saved['env']}, not {agent.envs.env_id}")
-        try:
-            check_state(checkpoint.state, as_json(agent._state()[0]))
-            check_obs(checkpoint, agent.envs.obs)
-            if agent.buffer is not None:
-                if checkpoint.replay is None:
-                    raise InputError("replay is missing")
-                agent.buffer.load(checkpoint.replay)
-            agent._load_state(checkpoint.state, checkpoint.tensors)
-            agent._check_weights()
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            what = " ".join(str(error).split())
-            what = f"no {what}" if isinstance(error, KeyError) else what
-            raise InputError(f"{where} does not fit its config.json: {what}{versions}") from error
-        agent.run_folder = checkpoint.folder.parent.resolve()
-        return agent
+            return restored(cls, checkpoint, env, device, network)
 
 
 def _pickled(value: Any, error: str) -> bytes:
@@ -515,10 +472,6 @@ def _copy(
         agent.buffer = buffer
     agent._load_state(state, tensors)
     return agent
-
-
-def _has_module(part: Any) -> bool:
-    return isinstance(part, (TorchNetwork, torch.nn.Module))
 
 
 def _kind(value: Any) -> str:

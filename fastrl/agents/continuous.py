@@ -99,6 +99,7 @@ class ContinuousAgent(OffPolicyAgent[CC]):
     n_critics: ClassVar[int]
     actor_outputs: ClassVar[int]  # for each dimension of the actions
     discrete = False
+    _trained = {"actor": "actor_optimizer", "critics": "critic_optimizer"}  # noqa: RUF012
 
     def __init__(self, env: Env, config: CC | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
@@ -113,9 +114,11 @@ class ContinuousAgent(OffPolicyAgent[CC]):
 
     def _networks(self) -> tuple[Network, Network]:
         """The actor ``[B, obs]`` -> ``[B, A * actor_outputs]`` and the critics ``[B, obs + A]`` -> ``[n, B, 1]``."""
-        given, hidden, device = self._network or {}, self.config.hidden, str(self.device)
+        this, device = type(self).__name__, str(self.device)
+        given, hidden = {} if self._network is None else self._network, self.config.hidden
         if not isinstance(given, Mapping) or not set(given) <= {"actor", "critic"}:
-            raise InputError("network must be a dict with the keys actor, critic or one of them")
+            got = ", ".join(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
+            raise InputError(f"{this}: network must be a dict with the keys actor, critic or one of them, got {got}")
         (n_obs, shape), n_actions, n_out = (
             (self._n_obs, self._obs_shape),
             self.n_actions,
@@ -125,12 +128,12 @@ class ContinuousAgent(OffPolicyAgent[CC]):
         actor: Network
         critics: Network
         if "actor" in given:
-            actor = own_network(given["actor"], "actor", [shape], n_out, seed=seeds[0], device=device)
+            actor = own_network(given["actor"], f"{this}: actor", [shape], n_out, seed=seeds[0], device=device)
         else:
             actor = MLP((n_obs, *hidden, n_out), seed=seeds[0], device=device)
         if "critic" in given:
             takes = [shape, (n_actions,)]
-            critics = own_network(given["critic"], "critic", takes, 1, n=n, seed=seeds[1], device=device)
+            critics = own_network(given["critic"], f"{this}: critic", takes, 1, n=n, seed=seeds[1], device=device)
         else:
             critics = MLP((n_obs + n_actions, *hidden, 1), n=n, seed=seeds[1], device=device)
         return actor, critics

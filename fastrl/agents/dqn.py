@@ -132,6 +132,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
     algorithm = "dqn"
     config_class = DQNConfig
     continuous = False
+    _trained = {"online": "optimizer"}  # noqa: RUF012
 
     def __init__(self, env: Env, config: DQNConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
@@ -146,7 +147,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
             raise InputError("DQN: dueling must be False with a network of your own, which has the streams or not")
         else:
             shapes, n = [self._obs_shape], self.n_actions
-            self.online = own_network(self._network, "network", shapes, n, seed=self._seeds[0], device=device)
+            self.online = own_network(self._network, "DQN: network", shapes, n, seed=self._seeds[0], device=device)
         self.target = copy.deepcopy(self.online)
         self.greedy = copy.deepcopy(self.online) if c.averaging else self.online
         self.optimizer = FlatAdam(self.online.vector, self.online.grad, lr=c.learning_rate)

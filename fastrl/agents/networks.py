@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -66,23 +65,6 @@ def input_scale(space: gym.Space[Any]) -> float | None:
     return 1 / 255 if whole and (space.low == 0).all() and (space.high == 255).all() else None  # type: ignore[attr-defined]
 
 
-def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Linear layers of the given sizes with `activation` between them and none after the last."""
-    layers: list[nn.Module] = []
-    for n_in, n_out in pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), activation()]
-    return nn.Sequential(*layers[:-1])
-
-
-def orthogonal(net: nn.Sequential, last: float) -> nn.Sequential:
-    """`net` with orthogonal weights of gain sqrt 2, `last` in its last layer, and biases 0 (Saxe et al. 2014)."""
-    linear = [layer for layer in net if isinstance(layer, nn.Linear)]
-    for layer in linear:
-        nn.init.orthogonal_(layer.weight, last if layer is linear[-1] else 2**0.5)
-        nn.init.zeros_(layer.bias)
-    return net
-
-
 class TorchNetwork:
     """A torch module behind the calls of `fastrl.MLP`: the user's own architecture, differentiated by autograd.
 
@@ -96,11 +78,11 @@ class TorchNetwork:
         self.module, self._shapes, self.device = module.float().to(device), shapes, str(device)
         self.n = len(module) if isinstance(module, nn.ModuleList) else None
         self._networks = list(module) if isinstance(module, nn.ModuleList) else [module]
-        self._parameter, gradient = flatten_parameters(self.module)
+        self._parameter, self._gradient = flatten_parameters(self.module)
         vector = self._parameter.detach()
         cpu = vector.device.type == "cpu"
         self.vector: Any = vector.numpy() if cpu else vector
-        self.grad: Any = gradient.numpy() if cpu else gradient
+        self.grad: Any = self._gradient.numpy() if cpu else self._gradient
         self._trained = [p for p in self.module.parameters() if p.requires_grad]
         self._cached: tuple[list[Tensor], Tensor] | None = None
 
@@ -124,10 +106,10 @@ class TorchNetwork:
         d = torch.as_tensor(d_out, device=out.device).reshape(out.shape)
         found = list(torch.autograd.grad(out, wanted, d, retain_graph=True, allow_unused=True))
         if parameters:
+            self._gradient.zero_()  # of what took no part
             for p in self._trained:
-                g = found.pop(0)
-                assert p.grad is not None
-                p.grad.copy_(g) if g is not None else p.grad.zero_()
+                if (g := found.pop(0)) is not None and p.grad is not None:
+                    p.grad.copy_(g)
         if not inputs:
             return None
         columns = torch.cat([torch.zeros_like(x) if g is None else g for x, g in zip(xs, found, strict=True)], 1)
@@ -144,8 +126,8 @@ class TorchNetwork:
     def move(self, vector: Any, grad: Any) -> None:
         """Let the parameters be views of `vector`, which holds their values, and their gradients of `grad`."""
         self.vector, self.grad = vector, grad
-        self._parameter = nn.Parameter(torch.as_tensor(vector))
-        gradients = self.parameters(torch.as_tensor(grad))
+        self._parameter, self._gradient = nn.Parameter(torch.as_tensor(vector)), torch.as_tensor(grad)
+        gradients = self.parameters(self._gradient)
         values = self.parameters(self._parameter.data)
         for name, p in self.module.named_parameters():
             p.data, p.grad = values[name], gradients[name]
@@ -189,28 +171,37 @@ def _torch_network(module: nn.Module, shapes: tuple[Sequence[int], ...], device:
 Network = MLP | TorchNetwork
 
 
-def own_network(given: Any, what: str, shapes: Sequence[Sequence[int]], n_out: int, **settings: Any) -> TorchNetwork:
-    """A `TorchNetwork` of what the user gave: copies of a module, or what a function makes; raises InputError.
+def own_network(
+    given: Any,
+    what: str,
+    shapes: Sequence[Sequence[int]],
+    n_out: int,
+    *,
+    n: int | None = None,
+    seed: int,
+    device: str,
+) -> TorchNetwork:
+    """A `TorchNetwork` of what the user gave: a copy of a module, or what a function makes; raises InputError.
 
-    `settings`: `n` networks side by side (None: one), which only a function or a ModuleList can give when there are
-    several, because copies of one would stay equal; the `seed` of what a function makes; the `device`.
+    Several side by side (`n`; None: one) need a function or a ModuleList, because copies of one would stay equal.
     """
-    n, seed, device = settings.get("n"), settings["seed"], settings["device"]
     takes = " and ".join(f"[B, {', '.join(map(str, shape))}]" for shape in shapes)
-    with building(seed):
-        if not isinstance(given, nn.Module) and callable(given):
-            made = given() if n is None else nn.ModuleList(given() for _ in range(n))
-        elif isinstance(given, nn.Module) and (n is None or isinstance(given, nn.ModuleList)):
-            made = copy.deepcopy(given)
-        elif isinstance(given, nn.Module) and n == 1:
-            made = nn.ModuleList([copy.deepcopy(given)])
-        else:
-            wanted = "a torch.nn.Module or a function that makes one" if n in (None, 1) else "a function that makes one"
-            raise InputError(f"network: {what} must be {wanted}, got {type(given).__name__}")
-    if not isinstance(made, nn.Module) or not any(True for _ in made.parameters()):
-        raise InputError(f"network: {what} must be a torch.nn.Module with parameters, got {type(made).__name__}")
-    if n is not None and len(made) != n:  # type: ignore[arg-type]
-        raise InputError(f"network: {what} must be {n} modules, got {len(made)}")  # type: ignore[arg-type]
+    made: Any
+    if isinstance(given, nn.Module) and (n is None or isinstance(given, nn.ModuleList)):
+        made = copy.deepcopy(given)
+    elif isinstance(given, nn.Module) and n == 1:
+        made = nn.ModuleList([copy.deepcopy(given)])
+    elif callable(given) and not isinstance(given, nn.Module):
+        with building(seed):
+            modules = [given() for _ in range(n or 1)]
+        made = modules[0] if n is None or not isinstance(modules[0], nn.Module) else nn.ModuleList(modules)
+    else:
+        wanted = "a torch.nn.Module or a function that makes one" if n in (None, 1) else "a function that makes one"
+        raise InputError(f"{what} must be {wanted}, got {type(given).__name__}")
+    if not isinstance(made, nn.Module) or next(made.parameters(), None) is None:
+        raise InputError(f"{what} must be a torch.nn.Module with parameters, got {type(made).__name__}")
+    if isinstance(made, nn.ModuleList) and len(made) != n:
+        raise InputError(f"{what} must be {n} modules, got {len(made)}")
     network = TorchNetwork(made, *shapes, device=device)
     x = [torch.zeros(2, *shape, device=device) for shape in shapes]
     wanted_shape = (2, n_out) if n is None else (n, 2, n_out)
@@ -218,10 +209,10 @@ def own_network(given: Any, what: str, shapes: Sequence[Sequence[int]], n_out: i
         got = tuple(network.forward(tuple(x)).shape)
     except Exception as error:  # the module's own
         text = " ".join(str(error).split())
-        raise InputError(f"network: {what} must take {takes}: {type(error).__name__}: {text}") from error
+        raise InputError(f"{what} must take {takes}: {type(error).__name__}: {text}") from error
     if got != wanted_shape:
         got = got[1:] if n is not None and len(got) == 3 else got
-        raise InputError(f"network: {what} must map {takes} to [B, {n_out}], got {list(got)} for B = 2")
+        raise InputError(f"{what} must map {takes} to [B, {n_out}], got {list(got)} for B = 2")
     return network
 
 
@@ -259,69 +250,3 @@ def clip_norm(gradient: Tensor, max_norm: float | None) -> None:
     """
     if max_norm is not None:
         gradient.mul_((max_norm / (gradient.norm() + 1e-6)).clamp_(max=1.0))
-
-
-def gradient_step(
-    loss: Tensor, flat: tuple[nn.Parameter, Tensor], optimizer: torch.optim.Optimizer, max_grad_norm: float | None
-) -> None:
-    """One optimizer step down the gradient of `loss` in the parameters that `flatten_parameters` made one vector.
-
-    The gradient's norm is first scaled down to `max_grad_norm` if it is larger.
-    """
-    _, gradient = flat
-    gradient.zero_()
-    loss.backward()  # type: ignore[no-untyped-call]
-    clip_norm(gradient, max_grad_norm)
-    optimizer.step()
-
-
-@torch.no_grad()
-def regression_gradient(net: nn.Sequential, x: Tensor, target: Tensor) -> Tensor:
-    """mean (net(x) - target)^2 / 2 of an MLP ``[B, in]`` -> ``[B, 1]``; the gradient overwrites that of the parameters.
-
-    `net` is one of `mlp` with Tanh or ReLU, its gradients those of `flatten_parameters`.  The backward pass is written
-    out: for small networks recording it for autograd costs more than the products.
-    """
-    linear = [layer for layer in net if isinstance(layer, nn.Linear)]
-    tanh = isinstance(net[1], nn.Tanh)
-    inputs = [x]
-    for layer in linear[:-1]:
-        h = torch.addmm(layer.bias, inputs[-1], layer.weight.t())
-        inputs.append(h.tanh_() if tanh else h.relu_())
-    error = torch.addmm(linear[-1].bias, inputs[-1], linear[-1].weight.t()).squeeze(1).sub_(target)
-    d = (error / len(x)).unsqueeze(1)
-    for i, layer in reversed(list(enumerate(linear))):
-        torch.mm(d.t(), inputs[i], out=layer.weight.grad)
-        torch.sum(d, 0, out=layer.bias.grad)
-        if i > 0:
-            d = d @ layer.weight
-            h = inputs[i]
-            d = torch.ops.aten.tanh_backward(d, h) if tanh else torch.ops.aten.threshold_backward(d, h, 0)
-    return 0.5 * error.square().mean()
-
-
-def numpy_forward(module: nn.Module) -> Policy:
-    """The forward pass of a CPU module of the layers above as a NumPy function ``float32 [B, ...] -> float32 [B, A]``.
-
-    It reads the parameters in place, so it follows training.  Acting in one environment is all overhead: for a
-    4-120-84-2 network one call costs 6 us, and 18 us through torch.
-    """
-    if isinstance(module, nn.Linear):
-        weight, bias = module.weight.detach().numpy().T, module.bias.detach().numpy()
-        return lambda x: x @ weight + bias
-    if isinstance(module, nn.Tanh):
-        return np.tanh
-    if isinstance(module, nn.ReLU):
-        return lambda x: np.maximum(x, 0)
-    if isinstance(module, nn.Flatten):
-        return lambda x: x.reshape(len(x), -1)
-    if isinstance(module, nn.Sequential):
-        steps = [numpy_forward(child) for child in module]
-
-        def sequential(x: NDArray[np.float32]) -> NDArray[np.float32]:
-            for step in steps:
-                x = step(x)
-            return x
-
-        return sequential
-    raise TypeError(f"numpy_forward: no NumPy version of {type(module).__name__}")

@@ -45,6 +45,9 @@ class OnPolicyAgent(Agent[C]):
         moments = None if policy.moments is None else (policy.moments.mean, policy.moments.var)
         return TorchPolicy(policy.actor, self.envs, units=policy.units, moments=moments)
 
+    def _replaced(self) -> list[str]:
+        return [] if self.policy.whole else ["policy"]
+
     def _update_moments(self) -> None:
         """Count the rollout's observations in; after the update, which sees them as they were when acted on."""
         if self.policy.moments is not None:

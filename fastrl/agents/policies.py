@@ -115,6 +115,7 @@ class ActorCritic:
         self.log_std: Any = None if a == b else self.vector[a:b]
         self._d_log_std: Any = None if a == b else self.grad[a:b]
         self.n_policy = b  # parameters of the policy, those in front
+        self._held = [(net, net.vector) for net in (self.actor, self.critic) if net is not None]
         self._built = True
 
     def _initialize(self, seed: int) -> None:
@@ -131,7 +132,7 @@ class ActorCritic:
                     w[last:] = self.array(orthogonal((1, w.shape[1]), 1.0, rng))
 
     def __getstate__(self) -> dict[str, Any]:
-        views = ("vector", "grad", "_d_log_std", "_built")  # a copy makes its own
+        views = ("vector", "grad", "_d_log_std", "_held", "_built")  # a copy makes its own
         return {name: value for name, value in self.__dict__.items() if name not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -151,6 +152,11 @@ class ActorCritic:
         super().__setattr__(name, value)
 
     # ---- parameters
+
+    @property
+    def whole(self) -> bool:
+        """Are the networks' parameters still those that `vector` holds?"""
+        return all(net.vector is vector and getattr(net, "whole", True) for net, vector in self._held)
 
     def parameters(self, vector: Any = None) -> dict[str, Any]:
         """Name ("actor.0.weight", ..., "critic.0.weight", ..., "log_std") -> view, of `vector` or of one like it."""
@@ -399,5 +405,7 @@ class RunningMoments:
         return {"count": self.count, "mean": self.mean.tolist(), "var": self.var.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count = state["count"]
-        self.mean, self.var = np.asarray(state["mean"]), np.asarray(state["var"])
+        mean, var = np.asarray(state["mean"]), np.asarray(state["var"])
+        if not (np.isfinite(mean).all() and np.isfinite(var).all() and (var >= 0).all()):
+            raise ValueError("moments must be finite, and variances >= 0")
+        self.count, self.mean, self.var = state["count"], mean, var

@@ -1,18 +1,76 @@
-"""What a checkpoint's JSON has to hold: everything is checked before an agent is made of it."""
+"""Agents from checkpoints; what the JSON has to hold is checked before an agent is made of it."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from fastrl.agents.checkpoint import Checkpoint
-from fastrl.agents.config import InputError
+from fastrl.agents.config import InputError, make_config
+
+if TYPE_CHECKING:
+    from fastrl.agents.agent import Agent
+
+A = TypeVar("A", bound="Agent[Any]")
 
 COUNTERS = ("steps", "total_steps", "schedule_steps", "n_updates")
 TYPES = {"algorithm": str, "env": (str, type(None)), "made_from_id": bool, "network": bool, "config": dict}
+
+
+def restored(
+    cls: type[A], checkpoint: Checkpoint, env: Any = None, device: str | None = None, network: Any = None
+) -> A:
+    """The agent of a checkpoint, as `Agent.load` gives it; raises InputError."""
+    saved, where, versions = checkpoint.config, f"checkpoint {checkpoint.folder}", checkpoint.versions()
+    if saved.get("algorithm") != cls.algorithm:
+        raise InputError(f"{where} is of algorithm {saved.get('algorithm')!r}, not {cls.algorithm!r}")
+    check_config(saved, where)
+    if saved["network"] != (network is not None):
+        wanted = "give `network` again, because the agent" if saved["network"] else "`network` given, but the agent"
+        raise InputError(f"{where}: {wanted} was made with {'one' if saved['network'] else 'none'}")
+    if env is None and not saved["made_from_id"]:
+        raise InputError(f"{where}: give `env`, because the agent was not made from an id")
+    if env is None and ":" in saved["env"]:
+        module, _, _ = saved["env"].partition(":")
+        raise InputError(
+            f"{where} is of {saved['env']}, which imports the module {module!r}; "
+            f"if that is meant, repeat it: env={saved['env']!r}, or --env {saved['env']}"
+        )
+    try:
+        config = make_config(cls.config_class, saved["config"], where)
+    except InputError as error:
+        raise InputError(f"{error}{versions}") from None
+    missing = [f.name for f in fields(cls.config_class) if f.name not in saved["config"]]
+    if missing:
+        warnings.warn(f"{where} lacks {', '.join(missing)}; the defaults are used{versions}", stacklevel=4)
+    if env is not None and not isinstance(env, str):  # it need not hold as many as were saved
+        config = replace(config, num_envs=env.num_envs if isinstance(env, VectorEnv) else 1)
+    agent = cls(env or saved["env"], config if device is None else replace(config, device=device), network=network)
+    if agent.envs.env_id != saved["env"]:
+        raise InputError(f"{where} is of {saved['env']}, not {agent.envs.env_id}")
+    try:
+        check_state(checkpoint.state, as_json(agent._state()[0]))
+        check_obs(checkpoint, agent.envs.obs)
+        if agent.buffer is not None:
+            if checkpoint.replay is None:
+                raise InputError("replay is missing")
+            agent.buffer.load(checkpoint.replay)
+        agent._load_state(checkpoint.state, checkpoint.tensors)
+        agent._check_weights()
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        what = " ".join(str(error).split())
+        what = f"no {what}" if isinstance(error, KeyError) else what
+        raise InputError(f"{where} does not fit its config.json: {what}{versions}") from error
+    agent.run_folder = checkpoint.folder.parent.resolve()
+    return agent
 
 
 def check_config(saved: Mapping[str, Any], where: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastrl
 from fastrl.agents import DQN, PPO, checkpoint
 from fastrl.agents.config import InputError
 
@@ -204,14 +205,21 @@ def test_modes_are_kept(agent, saved):
 
 def test_a_checkpoint_of_the_first_release_of_the_format(tmp_path):
     folder = tmp_path / "a"
-    shutil.copytree(Path(__file__).parent / "data" / "dqn_format2", folder)
+    shutil.copytree(Path(__file__).parent / "data" / "dqn_format3", folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # settings that it does not know have their defaults
         agent = DQN.load(folder)
     obs = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
-    assert agent.predict(obs).tolist() == [0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0]
-    assert (agent.steps, agent.n_updates, agent.envs.episodes, len(agent.buffer)) == (100, 20, 5, 29)
+    assert agent.predict(obs).tolist() == [1, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 1]
+    assert (agent.steps, agent.n_updates, agent.envs.episodes, len(agent.buffer)) == (100, 20, 2, 30)
     assert agent.learn(150, progress=False).steps == 150
+
+
+def test_a_checkpoint_of_another_format_says_who_wrote_it(saved):
+    edit(saved, "manifest.json", lambda m: {**m, "format": 2, "made_by": {"fastrl": "0.0.1"}})
+    text = fails(saved, f"unknown format 2, written by fastrl 0.0.1; this version, {fastrl.__version__}, reads 3$")
+    edit(saved, "manifest.json", lambda m: {k: v for k, v in m.items() if k != "made_by"})
+    assert fails(saved, "unknown format 2; this version").startswith(f"checkpoint {saved}") and text
 
 
 def test_it_knows_what_wrote_it(saved):
@@ -242,7 +250,7 @@ def test_the_manifest_must_name_all_files(saved):
     del whole["files"]["replay"]
     put(saved, "manifest.json", json.dumps(whole).encode())
     fails(saved, "replay is missing")
-    for text in (b"[" * 100_000, b"[]", b"{", b"\xff", b"", b'{"format": 2, "files": [1]}', b'{"format": 3}'):
+    for text in (b"[" * 100_000, b"[]", b"{", b"\xff", b"", b'{"format": 3, "files": [1]}', b'{"format": 4}'):
         put(saved, "manifest.json", text)
         fails(saved, "damaged: manifest.json|unknown format")
 

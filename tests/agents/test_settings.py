@@ -204,11 +204,11 @@ def test_bytes_become_fractions_and_images_are_said(cls):
 
     def output(agent, obs):
         if cls.algorithm == "dqn":
-            return agent._q_values(agent.online, obs)
+            return agent._forward(agent.online, obs)
         return (
-            agent.policy._numpy_actor(agent.policy.prepare(obs))
+            agent.policy.output(agent.policy.prepare(obs))
             if hasattr(agent, "policy")
-            else agent._actor_output(obs)
+            else agent._forward(agent.actor, obs)
         )
 
     scaled = output(agent, image[None])

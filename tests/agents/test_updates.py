@@ -1,0 +1,233 @@
+"""200 updates are those of plain torch: autograd, torch.optim.Adam, the same batches and the same noise."""
+
+import copy
+import functools
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastrl.agents import DDPG, DQN, SAC, TD3, sac
+from fastrl.replay import Batch
+
+B, N_OBS, UPDATES = 32, {"CartPole-v1": 4, "Pendulum-v1": 3}, 200
+OWN = pytest.mark.parametrize("own", [False, True], ids=["mlp", "own network"])
+
+
+def batches(env, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(UPDATES):
+        terminated = rng.random(B) < 0.2
+        yield Batch(
+            obs=rng.standard_normal((B, N_OBS[env]), np.float32),
+            action=rng.integers(2, size=B) if env == "CartPole-v1" else rng.uniform(-1, 1, (B, 1)).astype(np.float32),
+            reward=rng.standard_normal(B, np.float32),
+            next_obs=rng.standard_normal((B, N_OBS[env]), np.float32),
+            terminated=terminated,
+            truncated=rng.random(B) < 0.2,
+            indices=np.arange(B),
+            weights=rng.uniform(0.2, 1, B).astype(np.float32),
+            discount=np.where(terminated, 0, 0.9 ** rng.integers(1, 4, B)).astype(np.float32),
+        )
+
+
+def twin(network):
+    """The network as a torch module of its own, in float64."""
+    return copy.deepcopy(network.to_torch()).double()
+
+
+def adam(module, lr):
+    return torch.optim.Adam(module.parameters(), lr=lr)
+
+
+def step(optimizer, loss, max_norm=None):
+    optimizer.zero_grad()
+    loss.backward()
+    parameters = optimizer.param_groups[0]["params"]
+    if max_norm is not None:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+
+
+@torch.no_grad()
+def follow(target, online, tau):
+    for p, q in zip(target.parameters(), online.parameters(), strict=True):
+        p.lerp_(q, tau)
+
+
+def of(network):
+    return torch.cat([p.detach().double().flatten() for p in network.to_torch().parameters()])
+
+
+def assert_same(pairs, starts):
+    """Rounding apart: by less than a thousandth of how far 200 updates went."""
+    for (network, module), start in zip(pairs, starts, strict=True):
+        wanted = torch.cat([p.detach().flatten() for p in module.parameters()])
+        moved = torch.linalg.norm(wanted - start)
+        assert moved > 0.05 and torch.linalg.norm(of(network) - wanted) < 1e-3 * moved
+
+
+def run(agent, env, monkeypatch, update):
+    """Feed the same batches to the agent and to `update`, as float64 tensors."""
+    monkeypatch.setattr(agent.buffer, "update_priorities", lambda *_: None, raising=False)
+    for batch in batches(env):
+        monkeypatch.setattr(agent.buffer, "sample", lambda n, batch=batch: batch)
+        update(Batch(*(torch.from_numpy(x).double() if x.dtype == np.float32 else torch.from_numpy(x) for x in batch)))
+        agent._update()
+    assert agent.n_updates == UPDATES
+
+
+def mlp(*sizes):
+    layers = [layer for n_in, n_out in pairwise(sizes) for layer in (nn.Linear(n_in, n_out), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+SWITCHES = {
+    "plain": {},
+    "double": {"double": True},
+    "dueling": {"dueling": True},
+    "prioritized": {"prioritized": True},
+    "huber, clipped": {"loss": "huber", "max_grad_norm": 0.3},
+    "hard targets, averaging": {"target_every": 7, "tau": 1.0, "averaging": True},
+    "all": {"double": True, "dueling": True, "prioritized": True, "n_step": 3, "averaging": True, "max_grad_norm": 1.0},
+}
+
+
+@OWN
+@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
+def test_dqn(switches, own, monkeypatch):
+    if own and switches.get("dueling"):
+        switches = {**switches, "dueling": False}
+    settings = {"max_grad_norm": None, "averaging": False, "tau": 0.05, **switches, "hidden": (16, 12), "batch_size": B}
+    network = functools.partial(mlp, 4, 16, 12, 2) if own else None
+    agent = DQN("CartPole-v1", **settings, learning_rate_end=1e-3, seed=3, network=network)
+    c = agent.config
+    agent.target.vector += np.float32(0.05)
+    online, target, greedy = twin(agent.online), twin(agent.target), twin(agent.greedy)
+    starts, optimizer, n = [of(agent.online), of(agent.target), of(agent.greedy)], adam(online, c.learning_rate), 0
+
+    def update(b):
+        nonlocal n
+        n += 1
+        with torch.no_grad():
+            next_q = target(b.next_obs)
+            best = (online(b.next_obs) if c.double else next_q).argmax(1, keepdim=True)
+            y = b.reward + b.discount * next_q.gather(1, best)[:, 0]
+        q = online(b.obs).gather(1, b.action[:, None])[:, 0]
+        per_item = F.huber_loss(q, y, reduction="none") if c.loss == "huber" else (q - y) ** 2
+        step(optimizer, (per_item * (b.weights if c.prioritized else 1)).mean(), c.max_grad_norm)
+        if n % c.target_every == 0:
+            follow(target, online, c.tau)
+        follow(greedy, online, 10 / (n + 9))
+
+    run(agent, "CartPole-v1", monkeypatch, update)
+    pairs = [(agent.online, online), (agent.target, target), (agent.greedy, greedy if c.averaging else online)]
+    assert_same(pairs, starts)
+
+
+class Critic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(4, 16, 12, 1)
+
+    def forward(self, obs, action):
+        return self.net(torch.cat((obs, action), 1))
+
+
+def values(critics, obs, action):
+    """Q_k(s, a): ``[n, B]``."""
+    x = torch.cat((obs, action), 1)
+    return torch.stack([(q.net if isinstance(q, Critic) else q)(x)[:, 0] for q in critics])
+
+
+def make(cls, own, n_out, **settings):
+    network = {"actor": functools.partial(mlp, 3, 16, 12, n_out), "critic": Critic} if own else None
+    rates = {"learning_rate": 2e-3, "actor_learning_rate": 1e-3}
+    agent = cls("Pendulum-v1", hidden=(16, 12), batch_size=B, seed=5, **rates, **settings, network=network)
+    agent.target_critics.vector += np.float32(0.05)
+    return agent, [twin(x) for x in (agent.actor, agent.critics, agent.target_critics)]
+
+
+CONTINUOUS = {"plain": {}, "prioritized, clipped": {"prioritized": True, "n_step": 3, "max_grad_norm": 0.5}}
+
+
+@OWN
+@pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
+@pytest.mark.parametrize("cls", [TD3, DDPG])
+def test_td3_and_ddpg(cls, switches, own, monkeypatch):
+    agent, (actor, critics, target_critics) = make(cls, own, 1, **switches)
+    agent.target_actor.vector -= np.float32(0.05)
+    target_actor, c, n = twin(agent.target_actor), agent.config, 0
+    pairs = [(agent.actor, actor), (agent.critics, critics)]
+    pairs += [(agent.target_actor, target_actor), (agent.target_critics, target_critics)]
+    starts = [of(network) for network, _ in pairs]
+    actor_adam, critic_adam = adam(actor, c.actor_learning_rate), adam(critics, c.learning_rate)
+    rng = copy.deepcopy(agent.rng)
+
+    def update(b):
+        nonlocal n
+        n += 1
+        with torch.no_grad():
+            next_action = target_actor(b.next_obs).tanh()
+            if cls is TD3:
+                noise = torch.from_numpy(0.2 * rng.standard_normal((B, 1), np.float32)).clamp(-0.5, 0.5)
+                next_action = (next_action + noise).clamp(-1, 1)
+            y = b.reward + b.discount * values(target_critics, b.next_obs, next_action).amin(0)
+        w = b.weights if c.prioritized else 1
+        step(critic_adam, (w * (values(critics, b.obs, b.action) - y) ** 2).mean(1).sum(), c.max_grad_norm)
+        if cls is DDPG or n % 2 == 0:
+            step(actor_adam, -values(critics, b.obs, actor(b.obs).tanh())[0].mean(), c.max_grad_norm)
+            follow(target_actor, actor, c.tau)
+            follow(target_critics, critics, c.tau)
+
+    run(agent, "Pendulum-v1", monkeypatch, update)
+    assert_same(pairs, starts)
+
+
+@OWN
+@pytest.mark.parametrize("temperature", [None, 0.3])
+@pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
+def test_sac(switches, temperature, own, monkeypatch):
+    agent, (actor, critics, target_critics) = make(SAC, own, 2, temperature=temperature, **switches)
+    c = agent.config
+    pairs = [(agent.actor, actor), (agent.critics, critics), (agent.target_critics, target_critics)]
+    starts = [of(network) for network, _ in pairs]
+    log_alpha = torch.tensor(np.log(temperature or 1.0), dtype=torch.float64, requires_grad=True)
+    actor_adam, critic_adam = adam(actor, c.actor_learning_rate), adam(critics, c.learning_rate)
+    alpha_adam = torch.optim.Adam([log_alpha], lr=c.learning_rate)
+    ours, theirs = np.random.default_rng(1), np.random.default_rng(1)
+
+    def given(sample):
+        return lambda *out, generator, **kw: sample(*out, noise=ours.standard_normal((B, 1), np.float32), **kw)
+
+    for name in ("tanh_normal_sample", "tanh_normal_sample_pullback"):
+        monkeypatch.setattr(sac, name, given(getattr(sac, name)))
+
+    def draw(obs):
+        mean, log_std = actor(obs).chunk(2, 1)
+        policy = torch.distributions.Normal(mean, log_std.clamp(-20, 2).exp())
+        u = mean + policy.stddev * torch.from_numpy(theirs.standard_normal((B, 1), np.float32))
+        squash = torch.distributions.transforms.TanhTransform()
+        return u.tanh(), (policy.log_prob(u) - squash.log_abs_det_jacobian(u, u.tanh())).sum(1)
+
+    def update(b):
+        alpha = log_alpha.detach().exp()
+        with torch.no_grad():
+            next_action, next_log_prob = draw(b.next_obs)
+            next_value = values(target_critics, b.next_obs, next_action).amin(0) - alpha * next_log_prob
+            y = b.reward + b.discount * next_value
+        w = b.weights if c.prioritized else 1
+        step(critic_adam, (w * (values(critics, b.obs, b.action) - y) ** 2).mean(1).sum(), c.max_grad_norm)
+        action, log_prob = draw(b.obs)
+        step(actor_adam, (alpha * log_prob - values(critics, b.obs, action).amin(0)).mean(), c.max_grad_norm)
+        if temperature is None:
+            step(alpha_adam, -log_alpha * (log_prob.detach() + agent.target_entropy).mean())
+        follow(target_critics, critics, c.tau)
+
+    run(agent, "Pendulum-v1", monkeypatch, update)
+    assert_same(pairs, starts)
+    assert agent.temperature == pytest.approx(log_alpha.exp().item(), rel=1e-5)
+    assert temperature is not None or agent.temperature != 1.0
