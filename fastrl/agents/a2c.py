@@ -91,7 +91,7 @@ class A2C(OnPolicyAgent[A2CConfig]):
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `A2CConfig`.  Raises InputError for anything that cannot work.
     `network`: the user's own torch module, or a function that makes one, ``[B, *observation] -> [B, K + 1]``: the
-    logits or means of the K actions, and V; or a pair of them for policy and value, ``[B, K]`` and ``[B, 1]``.
+    logits or means of the K actions, and V; or {"actor": one ``-> [B, K]``, "critic": one ``-> [B, 1]``}.
 
     >>> agent = A2C("CartPole-v1", seed=0).learn(500_000)
     >>> agent.evaluate().mean()

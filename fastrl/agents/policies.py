@@ -39,7 +39,7 @@ class ActorCritic:
 
     `actor` and `critic` are networks (`fastrl.MLP`); if `shared`, `actor` has one output more, V, and `critic` is None.
     `network` gives others instead: a torch module (or a function that makes one) ``[B, *observation] -> [B, K + 1]``
-    whose last output is V, or a pair of modules for policy ``[B, K]`` and value ``[B, 1]``; autograd trains them.
+    whose last output is V, or {"actor": module ``-> [B, K]``, "critic": module ``-> [B, 1]``}; autograd trains them.
     Their parameters and log_std are views of one `vector` (actor, log_std, critic), what `backward` writes is in
     `grad`.  Arrays are NumPy's on the CPU and tensors on CUDA.  A copy (deepcopy, pickle) has a vector of its own.
 
@@ -86,16 +86,18 @@ class ActorCritic:
             self.log_std[...] = log_std
 
     def _take_networks(self, given: Any, shape: Sequence[int], critic: bool, seed: int) -> None:
-        networks = tuple(given) if isinstance(given, (tuple, list)) else (given,)
-        if len(networks) > 1 + critic:
-            wanted = "one module, or a pair for policy and value" if critic else "one module"
-            raise InputError(f"network: it must be {wanted}, got {len(networks)}")
-        self.shared = critic and len(networks) == 1
         own: dict[str, Any] = {"seed": seed, "device": self.device}
-        what = "the policy with the value" if self.shared else "the policy"
-        self.actor = own_network(networks[0], what, [shape], self.n_out + self.shared, **own)
-        if len(networks) == 2:
-            self.critic = own_network(networks[1], "the value", [shape], 1, **own)
+        self.shared = critic and not isinstance(given, dict)
+        if self.shared:
+            self.actor = own_network(given, "network: policy and value", [shape], self.n_out + 1, **own)
+            return
+        names = {"actor", "critic"} if critic else {"actor"}
+        networks = given if isinstance(given, dict) else {"actor": given}
+        if set(networks) != names:
+            raise InputError(f"network: the dict must have {' and '.join(sorted(names))}, got {sorted(networks)}")
+        self.actor = own_network(networks["actor"], "network: actor", [shape], self.n_out, **own)
+        if critic:
+            self.critic = own_network(networks["critic"], "network: critic", [shape], 1, **own)
 
     def _flatten(self) -> None:
         """Move all parameters into one vector, and their gradients into another."""
@@ -330,7 +332,7 @@ class ActorCritic:
         if self.units is not None:
             middle, half = self.units
             action = middle + half * action
-        clipped: NDArray[Any] = np.clip(action, space.low, space.high)
+        clipped: NDArray[Any] = np.minimum(np.maximum(action, space.low), space.high)  # as np.clip, in less time
         return clipped.astype(space.dtype, copy=False)
 
     def predict(self, obs: NDArray[Any], generator: Generator | None) -> NDArray[Any]:

@@ -105,8 +105,8 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `TRPOConfig`.  Raises InputError for anything that cannot work.
-    `network`: a pair of the user's own torch modules, or of functions that make them: for the policy
-    ``[B, *observation] -> [B, K]``, logits or means of the K actions, and for the value ``-> [B, 1]``.
+    `network`: {"actor": ..., "critic": ...}, the user's own torch modules or functions that make them, the first
+    ``[B, *observation] -> [B, K]``, logits or means of the K actions, the second ``-> [B, 1]``, V.
 
     >>> agent = TRPO("CartPole-v1", seed=0).learn(100_000)
     >>> agent.evaluate().mean()
@@ -121,7 +121,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         self._make_policy(c.n_steps, normalize_obs=c.normalize_obs)
         policy = self.policy
         if policy.critic is None:  # a step that fits the value would move the policy too
-            raise InputError("network: TRPO needs a pair of modules, for policy and value, got one")
+            raise InputError("network: TRPO needs a dict of actor and critic, got one network")
         n = policy.n_policy
         self.theta, self._theta_grad = (torch.as_tensor(x)[:n] for x in (policy.vector, policy.grad))
         self.optimizer = FlatAdam(policy.vector[n:], policy.grad[n:], lr=c.learning_rate, eps=c.adam_eps)

@@ -327,7 +327,7 @@ class Own(torch.nn.Module):
 
 
 def pair():
-    return Own(4, 2), Own(4, 1)
+    return {"actor": Own(4, 2), "critic": Own(4, 1)}
 
 
 NETWORKS = {
@@ -345,12 +345,13 @@ def test_own_networks_train_and_resume(case, tmp_path):
     cls, env, make, settings = NETWORKS[case]
     torch.manual_seed(3)
     network = make()
-    before = network[0].net[1].weight.clone() if isinstance(network, tuple) else network.net[1].weight.clone()
+    weight = (network["actor"] if isinstance(network, dict) else network).net[1].weight
+    before = weight.clone()
     straight = cls(env, network=network, **settings)
     vector = straight.policy.vector.copy()
     straight.learn(900, progress=False)
     assert not np.array_equal(vector, straight.policy.vector)
-    assert torch.equal(before, (network[0] if isinstance(network, tuple) else network).net[1].weight)  # a copy trains
+    assert torch.equal(before, weight)  # a copy was trained
     broken = cls(env, network=network, **settings).learn(450, progress=False)
     broken.save(tmp_path / "a")
     with pytest.raises(InputError, match="give `network` again"):
@@ -367,7 +368,7 @@ def test_an_own_network_of_the_same_layers_trains_as_the_mlp(cls):
     """Autograd and the compiled backward pass; a change of rounding grows with the steps, so there are few."""
     settings = {"hidden": (8,), "num_envs": 2, "n_steps": 16, "learning_rate": 1e-3, "seed": 1}
     plain = cls("Pendulum-v1", **settings)
-    networks = tuple(copy.deepcopy(net.to_torch()) for net in (plain.policy.actor, plain.policy.critic))
+    networks = {name: copy.deepcopy(getattr(plain.policy, name).to_torch()) for name in ("actor", "critic")}
     own = cls("Pendulum-v1", network=networks, **settings)
     assert np.array_equal(plain.policy.vector, own.policy.vector)
     start = plain.policy.vector.copy()
@@ -382,11 +383,11 @@ def test_an_own_network_of_the_same_layers_trains_as_the_mlp(cls):
     [
         (PPO, lambda: Own(4, 2), r"must map \[B, 4\] to \[B, 3\], got \[2, 2\]"),
         (PPO, lambda: Own(3, 3), r"must take \[B, 4\]"),
-        (PPO, (Own(4, 2),) * 3, "one module, or a pair for policy and value, got 3"),
+        (PPO, {"actor": Own(4, 2)}, "the dict must have actor and critic, got"),
         (PPO, 3, "must be a torch.nn.Module or a function that makes one, got int"),
-        (TRPO, Own(4, 3), "TRPO needs a pair of modules, for policy and value, got one"),
+        (TRPO, Own(4, 3), "TRPO needs a dict of actor and critic, got one network"),
     ],
-    ids=["outputs", "inputs", "three", "number", "trpo"],
+    ids=["outputs", "inputs", "dict", "number", "trpo"],
 )
 def test_networks_that_do_not_fit_are_named(cls, network, message):
     with pytest.raises(InputError, match=f"^network: .*{message}") as error:
