@@ -119,7 +119,7 @@ def profile(every: int, steps: int) -> dict[str, float]:
         timer.time(agent.envs, "step", "env")
         timer.time(agent.buffer, "add", "buffer")
         timer.time(agent.buffer, "sample", "buffer")
-        timer.time(torch.Tensor, "backward", "backward")
+        timer.time(agent.online, "backward", "backward")
         timer.time(agent.optimizer, "step", "optimizer")
         timer.time(agent, "_update", "forward")  # and what little else an update does
         timer.time(agent, "learn", "loop")

@@ -29,11 +29,12 @@ import torch.nn.functional as F
 from _harness import RESULTS, PartTimer, agents_main, header, interleaved_speeds
 from torch import nn
 
-from fastrl.agents import ALGORITHMS, networks, sac
+from fastrl.agents import ALGORITHMS, sac
+from fastrl.kernels import MLP
 
 HIDDEN, BATCH, CAPACITY, STARTS, WARM_UP = (256, 256), 256, 50_000, 300, 40
 GAMMA, TAU, LEARNING_RATE, ACTOR_RATE = 0.99, 0.005, 1e-3, 3e-4
-PARTS = ("act", "env", "buffer", "forward", "backward", "head", "optimizer", "targets", "loop")
+PARTS = ("act", "env", "buffer", "forward", "backward", "head", "optimizer", "loop")
 AGENTS = ("sac", "td3", "ddpg")
 
 
@@ -208,20 +209,19 @@ def contenders(algorithm: str, env_id: str) -> dict[str, Callable[[int], object]
 def profile(algorithm: str, env_id: str, steps: int) -> dict[str, float]:
     """Shares of our time in percent, each part without the parts that it calls."""
     agent = ours(algorithm, env_id).learn(STARTS + WARM_UP, progress=False)
+    networks = [part for part in agent._parts().values() if isinstance(part, MLP)]
     with PartTimer() as timer:
         for owner, method, part in (
             (agent, "_act", "act"),
             (agent.envs, "step", "env"),
             (agent.buffer, "add", "buffer"),
             (agent.buffer, "sample", "buffer"),
-            (networks.ParallelMLP, "linearize", "forward"),
-            (networks.Pullback, "parameters", "backward"),
-            (networks.Pullback, "last_inputs", "backward"),
-            (torch.autograd, "backward", "head"),
+            *((network, name, "forward") for network in networks for name in ("forward", "forward_cached")),
+            *((network, "backward", "backward") for network in networks),
             (sac, "tanh_normal_sample", "head"),
+            (sac, "tanh_normal_sample_pullback", "head"),
             (agent.actor_optimizer, "step", "optimizer"),
             (agent.critic_optimizer, "step", "optimizer"),
-            (agent, "_update_targets", "targets"),
             (agent, "learn", "loop"),
         ):
             timer.time(owner, method, part)
@@ -260,7 +260,7 @@ def markdown(report: dict) -> str:
         *map(row, records),
         "",
         "Where the time of fastrl goes, in percent (with timers in place; `head` is SAC's tanh-Gaussian, `forward` and "
-        "`backward` are the networks):",
+        "`backward` are the networks, `optimizer` clips, steps and moves the targets):",
         "",
         "| | | " + " | ".join(PARTS) + " |",
         "|---" * (len(PARTS) + 2) + "|",

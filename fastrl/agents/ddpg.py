@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
 from fastrl.agents.config import check_range
-from fastrl.agents.continuous import ContinuousAgent, ContinuousConfig
+from fastrl.agents.continuous import ContinuousAgent, ContinuousConfig, clip
 from fastrl.agents.envs import Transition
 from fastrl.kernels import min_q_loss, min_q_targets, q_regression_loss, tanh_normal_mode
 
@@ -98,7 +98,8 @@ class DDPG(ContinuousAgent[DDPGConfig]):
             noise = self.ou.step(rng)
         else:  # a prediction is no step of the process
             noise = self.ou.stationary_std * rng.standard_normal(mean.shape, np.float32)
-        return (mean + noise).clip(-1, 1)
+        action: NDArray[np.float32] = clip(mean + noise, 1)
+        return action
 
     def _mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
         mode: NDArray[np.float32] = tanh_normal_mode(self._forward(self.actor, obs))

@@ -192,10 +192,11 @@ class DQN(OffPolicyAgent[DQNConfig]):
             action: NDArray[np.int64] = (logits + rng.gumbel(size=logits.shape)).argmax(1)
             return action
         random = rng.random(n) < self.epsilon
-        if random.all():
+        n_random = np.count_nonzero(random)
+        if n_random == n:
             return rng.integers(self.n_actions, size=n)
         action = self._forward(self.online, obs).argmax(1)
-        if random.any():
+        if n_random:
             action[random] = rng.integers(self.n_actions, size=n)[random]
         return action
 

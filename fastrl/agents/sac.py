@@ -146,7 +146,7 @@ class SAC(ContinuousAgent[SACConfig]):
         self.actor.backward(np.concatenate(d_out, 1) if self._cpu else torch.cat(d_out, 1))
         self.actor_optimizer.step(lr=self.actor_learning_rate, max_grad_norm=c.max_grad_norm)
 
-        entropy = -log_prob.mean()
+        entropy = -(log_prob @ self._mean)
         if self.temperature_optimizer is not None:
             self._d_log_temperature[0] = entropy - self.target_entropy
             self.temperature_optimizer.step(lr=lr)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
 from fastrl.agents.config import check_range
-from fastrl.agents.continuous import ContinuousAgent, ContinuousConfig
+from fastrl.agents.continuous import ContinuousAgent, ContinuousConfig, clip
 from fastrl.agents.ddpg import deterministic_actor_step
 from fastrl.agents.off_policy import INF
 from fastrl.kernels import min_q_targets, q_regression_loss, tanh_normal_mode
@@ -83,9 +83,8 @@ class TD3(ContinuousAgent[TD3Config]):
         """
         c, b, n = self.config, self._sample(), self.n_actions
         noise: Any = c.target_noise * self.rng.standard_normal((c.batch_size, n), np.float32)
-        noise = noise.clip(-c.target_noise_clip, c.target_noise_clip)
-        next_action = tanh_normal_mode(self.target_actor.forward(b.next_obs)) + self._array(noise)
-        next_action = next_action.clip(-1, 1)
+        noise = self._array(clip(noise, c.target_noise_clip))
+        next_action = clip(tanh_normal_mode(self.target_actor.forward(b.next_obs)) + noise, 1)
         y = min_q_targets(self.target_critics.forward((b.next_obs, next_action)), b.reward, b.discount)
         q = self.critics.forward_cached((b.obs, b.action))
         q_loss = q_regression_loss(q, y, weights=b.weights if c.prioritized else None)
@@ -101,7 +100,8 @@ class TD3(ContinuousAgent[TD3Config]):
     def _explore(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
         mean = self._mode(obs)
         noise = self.config.exploration_noise * rng.standard_normal(mean.shape, np.float32)
-        return (mean + noise).clip(-1, 1)
+        action: NDArray[np.float32] = clip(mean + noise, 1)
+        return action
 
     def _mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
         mode: NDArray[np.float32] = tanh_normal_mode(self._forward(self.actor, obs))

@@ -58,10 +58,10 @@ def assert_same(agent, space):
 def test_dqn(observations, dueling):
     space = OBSERVATIONS[observations]
     agent = DQN(Odd(space, gym.spaces.Discrete(3)), **SMALL, dueling=dueling).learn(60, progress=False)
-    rng = np.random.default_rng(0)
-    for name, view in agent.greedy.parameters().items():
-        view[:] = rng.standard_normal(view.shape, np.float32) if name.endswith("weight") else 0
-    assert len(set(agent.predict(np.stack([space.sample() for _ in range(300)])))) > 1
+    obs = np.stack([space.sample() for _ in range(50)])
+    *_, last_bias = agent.greedy.parameters().values()
+    last_bias -= agent._forward(agent.greedy, obs).mean(0)  # so that no action is the best everywhere
+    assert len(set(agent.predict(obs))) > 1
     assert_same(agent, space)
 
 

@@ -83,7 +83,7 @@ def test_resume_and_copies_are_exact(cls, tmp_path):
     loaded = cls.load(tmp_path / "a", network=network)
     for other in (agent, loaded, copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
         assert same(other.learn(90, progress=False), straight)
-    assert isinstance(agent.actor, TorchNetwork) and "critics.1.action.weight" in agent._state()[1]
+    assert isinstance(agent.actor, TorchNetwork) and "critics.0.action.weight" in agent._state()[1]
     with pytest.raises(InputError, match="give `network` again, because the agent was made with one"):
         cls.load(tmp_path / "a")
     with pytest.raises(InputError, match="does not fit its config.json"):

@@ -74,4 +74,4 @@ def test_an_agent_that_goes_on_cuts_nothing(tmp_path):
         one.learn(100, progress=False)
     a, b = (one.buffer[one.buffer.transitions().indices] for one in (agent, other))
     for x, y in zip(a, b, strict=True):
-        np.testing.assert_array_equal(x.numpy(), y.numpy())
+        np.testing.assert_array_equal(x, y)
