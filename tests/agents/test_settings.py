@@ -261,7 +261,7 @@ def test_networks_are_made_on_their_device_whatever_the_default(cls):
 
 @pytest.mark.parametrize("chosen", [False, True])
 def test_threads_of_small_networks(chosen, monkeypatch):
-    agent, seen = make(PPO), []
+    agent, seen = PPO("CartPole-v1", network=torch.nn.Linear(4, 3), num_envs=2, n_steps=16), []
     before = torch.get_num_threads()
     for name in ("OMP", "MKL"):
         monkeypatch.delenv(f"{name}_NUM_THREADS", raising=False)
