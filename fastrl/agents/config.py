@@ -99,6 +99,8 @@ def check_range(config: Any, low: float, high: float, *names: str) -> None:
         value = getattr(config, name)
         if value == ():
             raise InputError(f"{type(config).__name__}: {name} must name at least one layer, got ()")
+        if isinstance(value, tuple) and len(value) > 62:  # `MLP` has 64 sizes at most
+            raise InputError(f"{type(config).__name__}: {name} must name at most 62 layers, got {len(value)}")
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and (not (low <= item <= high and math.isfinite(item))):
                 at_least = "finite" if low == -math.inf else f"finite and >= {low:g}"

@@ -189,8 +189,10 @@ class ContinuousAgent(OffPolicyAgent[CC]):
     def _to_env(self, action: NDArray[Any]) -> NDArray[Any]:
         space: Any = self.envs.action_space
         scaled = self._bias + self._scale * action.reshape(len(action), *space.shape)
-        rounded: NDArray[Any] = scaled.astype(space.dtype)
-        return np.minimum(np.maximum(rounded, space.low), space.high)
+        sent: NDArray[Any] = np.minimum(
+            np.maximum(scaled.astype(space.dtype), space.low), space.high
+        )  # against rounding
+        return sent
 
     def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
         return self._to_env(self._mode(obs) if deterministic else self._explore(obs, self._predict_rng))

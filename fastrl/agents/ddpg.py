@@ -86,7 +86,13 @@ class DDPG(ContinuousAgent[DDPGConfig]):
         self.critics.backward(q_loss.d_q)
         target = self.target_critics.vector
         self.critic_optimizer.step(lr=self.learning_rate, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
-        self._last["actor_loss"] = deterministic_actor_step(self, b.obs)
+
+        action = tanh_normal_mode(self.actor.forward_cached(b.obs))
+        self._last["actor_loss"], d_q = min_q_loss(self.critics.forward_cached((b.obs, action)))
+        d_action = self.critics.backward(d_q, parameters=False, inputs=slice(-self.n_actions, None))
+        self.actor.backward(d_action * (1 - action * action))
+        lr, target = self.actor_learning_rate, self.target_actor.vector
+        self.actor_optimizer.step(lr=lr, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
         self.n_updates += 1
         self._learned(b, q_loss)
 
@@ -116,21 +122,6 @@ class DDPG(ContinuousAgent[DDPGConfig]):
     def _parts(self) -> dict[str, Any]:
         noise = {} if self.ou is None else {"ou": self.ou}
         return {**super()._parts(), "target_actor": self.target_actor, **noise}
-
-
-def deterministic_actor_step(agent: ContinuousAgent[Any], obs: Any) -> Any:
-    """A gradient step of DDPG's or TD3's actor, and its target's turn; returns its loss L = - mean_i Q_1(s_i, mu(s_i)).
-
-    The critics take no part in the step.
-    """
-    a: Any = agent
-    action = tanh_normal_mode(a.actor.forward_cached(obs))
-    loss, d_q = min_q_loss(a.critics.forward_cached((obs, action), first=1))
-    d_action = a.critics.backward(d_q, parameters=False, inputs=slice(-a.n_actions, None))
-    a.actor.backward(d_action * (1 - action * action))
-    c, target = a.config, a.target_actor.vector
-    a.actor_optimizer.step(lr=a.actor_learning_rate, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
-    return loss
 
 
 class OrnsteinUhlenbeck:

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from fastrl.agents.agent import Env
 from fastrl.agents.config import check_range
 from fastrl.agents.continuous import ContinuousAgent, ContinuousConfig, clip
-from fastrl.agents.ddpg import deterministic_actor_step
 from fastrl.agents.off_policy import INF
-from fastrl.kernels import min_q_targets, q_regression_loss, tanh_normal_mode
+from fastrl.kernels import min_q_loss, min_q_targets, q_regression_loss, tanh_normal_mode
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,15 @@ class TD3(ContinuousAgent[TD3Config]):
         target = self.target_critics.vector if due else None
         self.critic_optimizer.step(lr=self.learning_rate, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
         self._learned(b, q_loss)
-        if due:
-            self._last["actor_loss"] = deterministic_actor_step(self, b.obs)
+        if not due:
+            return
+
+        action = tanh_normal_mode(self.actor.forward_cached(b.obs))
+        self._last["actor_loss"], d_q = min_q_loss(self.critics.forward_cached((b.obs, action), first=1))
+        d_action = self.critics.backward(d_q, parameters=False, inputs=slice(-self.n_actions, None))
+        self.actor.backward(d_action * (1 - action * action))
+        lr, target = self.actor_learning_rate, self.target_actor.vector
+        self.actor_optimizer.step(lr=lr, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
 
     def _explore(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
         mean = self._mode(obs)

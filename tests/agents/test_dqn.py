@@ -314,6 +314,7 @@ def test_updates_per_round_and_vector_environments():
         {"tau": 0.0},
         {"hidden": ()},
         {"hidden": (0,)},
+        {"hidden": (4,) * 63},
         {"learning_rate": float("nan")},
         {"learning_rate": float("inf")},
         {"per_alpha": float("inf")},
@@ -386,3 +387,21 @@ def test_evaluation_keeps_the_wrappers_of_an_environment_object(monkeypatch):
     agent = DQN(env, hidden=(4,))
     monkeypatch.setattr(agent, "predict", lambda obs: seen.append(obs) or 0)
     assert set(agent.evaluate(2)) == {50.0} and len(seen) == 10
+
+
+@pytest.mark.filterwarnings("ignore:.*look like images")
+def test_observations_of_any_width():
+    space = gym.spaces.Box(0, 255, (210, 160, 3), np.uint8)
+
+    class Screen(gym.Env):
+        observation_space, action_space = space, gym.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.full(space.shape, 7, np.uint8), {}
+
+        def step(self, action):
+            return np.full(space.shape, 200, np.uint8), 1.0, True, False, {}
+
+    agent = DQN(Screen(), hidden=(4,), batch_size=2, buffer_size=10, learning_starts=4).learn(8, progress=False)
+    assert agent.online.sizes == (100_800, 4, 2) and agent.n_updates == 2

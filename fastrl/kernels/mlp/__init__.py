@@ -254,8 +254,8 @@ def _checked_sizes(sizes: Iterable[int], dueling: bool) -> tuple[int, ...]:
     sizes = tuple(sizes)
     if not all(_arrays.is_number(s, int) for s in sizes):
         raise TypeError(f"MLP: sizes must be ints, got {sizes!r}")
-    if not 2 <= len(sizes) <= 64 or not all(1 <= s <= 2**16 for s in sizes):
-        raise ValueError(f"MLP: sizes must be 2 to 64 numbers in [1, 65536], got {sizes!r}")
+    if not 2 <= len(sizes) <= 64 or not all(1 <= s <= 2**24 for s in sizes):
+        raise ValueError(f"MLP: sizes must be 2 to 64 numbers in [1, 16777216], got {sizes!r}")
     if dueling and len(sizes) < 3:
         raise ValueError(f"MLP: dueling needs at least one hidden layer, got sizes {sizes!r}")
     return tuple(int(s) for s in sizes)

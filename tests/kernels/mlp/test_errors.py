@@ -13,8 +13,8 @@ def zeros(*shape):
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        (((3,),), ValueError, r"MLP: sizes must be 2 to 64 numbers in [1, 65536], got (3,)"),
-        (((3, 0),), ValueError, r"MLP: sizes must be 2 to 64 numbers in [1, 65536], got (3, 0)"),
+        (((3,),), ValueError, r"MLP: sizes must be 2 to 64 numbers in [1, 16777216], got (3,)"),
+        (((3, 0),), ValueError, r"MLP: sizes must be 2 to 64 numbers in [1, 16777216], got (3, 0)"),
         (((3, 2.0),), TypeError, r"MLP: sizes must be ints, got (3, 2.0)"),
         (((3, 2), "gelu"), ValueError, "MLP: activation must be one of relu, tanh, silu, none, got 'gelu'"),
     ],
