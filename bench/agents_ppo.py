@@ -156,7 +156,6 @@ class OurPPO:
 
 def profile(name: str, steps: int) -> dict[str, float]:
     """Shares of time in percent, each part without the parts that it calls."""
-    import fastrl.agents.ppo as ours
     from fastrl.agents import rollout
 
     agent = CONTENDERS[name](0)
@@ -169,7 +168,8 @@ def profile(name: str, steps: int) -> dict[str, float]:
             calls += [(rollout, "gae", "advantages"), (a.rollout, "batch", "batches")]
             calls += [
                 (rollout, "gather_rows", "batches"),
-                (ours, "gradient_step", "optimizer"),
+                (a.optimizer, "step", "optimizer"),
+                (a.policy, "backward", "backward"),
                 (a, "_loss", "forward"),
             ]
             run = SimpleNamespace(run=lambda: a.learn(a.steps + steps, progress=False))

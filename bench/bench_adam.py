@@ -80,16 +80,6 @@ class TorchFunction(AdamLists):
             )  # fmt: skip
 
 
-class AgentsOptimizer(Adam):
-    def build(self):
-        from fastrl.agents.adam import Adam as Optimizer
-
-        self.optimizer = Optimizer(self.p, lr=LR)
-
-    def __call__(self):
-        self.optimizer.step()
-
-
 def torch_adam(**how):
     class TorchAdam(Adam):
         def build(self):
@@ -114,7 +104,6 @@ def checked(contender_class):
 
 CONTENDERS = {
     "fastrl": AdamLists,
-    "fastrl.agents.adam.Adam": AgentsOptimizer,
     "fastrl, reference": AdamReference,
     "torch._fused_adam_": TorchFunction,
     "torch.optim.Adam(fused=True)": torch_adam(fused=True),

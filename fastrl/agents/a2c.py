@@ -5,23 +5,20 @@ actor-critic (Sutton & Barto 2018, section 13.5), which is A2C with rollouts of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from fastrl.agents.adam import Adam
-from fastrl.agents.agent import Agent, Env
+from fastrl.agents.agent import Env
 from fastrl.agents.config import check_range
-from fastrl.agents.networks import gradient_step
-from fastrl.agents.policies import Activation, ActorCritic
-from fastrl.agents.rollout import RewardScaling, Rollout, normalized
+from fastrl.agents.networks import clip_norm
+from fastrl.agents.on_policy import OnPolicyAgent
+from fastrl.agents.policies import Activation
+from fastrl.agents.rollout import RewardScaling, normalized
 from fastrl.agents.training import check_loss
-from fastrl.kernels import Generator, n_step_returns
+from fastrl.kernels import FlatAdam, n_step_returns, value_loss
 
 INF = float("inf")
-A = TypeVar("A", bound="A2C")
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class A2CConfig:
         check_range(self, 0, 2**63 - 1, "seed")
 
 
-class A2C(Agent[A2CConfig]):
+class A2C(OnPolicyAgent[A2CConfig]):
     """Advantage actor-critic, the synchronous form of A3C (Mnih et al. 2016, arXiv:1602.01783).
 
     L = -mean A log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s))
@@ -93,6 +90,8 @@ class A2C(Agent[A2CConfig]):
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `A2CConfig`.  Raises InputError for anything that cannot work.
+    `network`: the user's own torch module, or a function that makes one, ``[B, *observation] -> [B, K + 1]``: the
+    logits or means of the K actions, and V; or {"actor": one ``-> [B, K]``, "critic": one ``-> [B, 1]``}.
 
     >>> agent = A2C("CartPole-v1", seed=0).learn(500_000)
     >>> agent.evaluate().mean()
@@ -101,37 +100,24 @@ class A2C(Agent[A2CConfig]):
     algorithm = "a2c"
     config_class = A2CConfig
 
-    def __init__(self, env: Env, config: A2CConfig | None = None, **overrides: Any) -> None:
-        super().__init__(env, config, **overrides)
+    def __init__(self, env: Env, config: A2CConfig | None = None, *, network: Any = None, **overrides: Any) -> None:
+        super().__init__(env, config, network=network, **overrides)
         c = self.config
-        self.policy = ActorCritic(
-            self.envs.observation_space,
-            self.envs.action_space,
-            c.hidden,
-            shared=c.shared_network,
-            activation=c.activation,
-            log_std=c.log_std,
-            normalize_obs=c.normalize_obs,
-            seed=c.seed,
-            device=self.device,
-        )
-        vector = [self.policy.flat[0]]
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.RMSprop(vector, lr=c.learning_rate, alpha=0.99, eps=c.optimizer_eps)
-            if c.optimizer == "rmsprop"
-            else Adam(vector, lr=c.learning_rate, eps=c.optimizer_eps)
-        )
-        self.rollout = Rollout(self.envs, self.policy, c.n_steps)
+        self._make_policy(c.n_steps, shared=c.shared_network, normalize_obs=c.normalize_obs)
+        vector, grad = self.policy.vector, self.policy.grad
+        if c.optimizer == "adam":
+            self.optimizer = FlatAdam(vector, grad, lr=c.learning_rate, eps=c.optimizer_eps)
+        else:
+            self._parameter = torch.nn.Parameter(torch.as_tensor(vector))
+            self._parameter.grad = torch.as_tensor(grad)
+            self.optimizer = torch.optim.RMSprop([self._parameter], lr=c.learning_rate, alpha=0.99, eps=c.optimizer_eps)
         self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
-        self.generator = Generator(c.seed, self.device)  # of the actions
-        self._predict_generator = Generator(self._predict_seed, self.device)
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy"), 0.0)
 
     def _iterate(self) -> None:
         c = self.config
         self.rollout.collect(self.generator)
         self.steps += c.n_steps * c.num_envs
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate
         self._update()
 
     def _update(self) -> None:
@@ -154,45 +140,43 @@ class A2C(Agent[A2CConfig]):
         obs, action, _, advantage, target = r.batch(advantages, targets)
         if len(obs):  # a rollout can hold nothing but resets
             losses = self._loss(obs, action, advantage, target)
-            gradient_step(losses["loss"], self.policy.flat, self.optimizer, c.max_grad_norm)
-            self._log = {name: value.item() for name, value in losses.items()}
-            check_loss(self._log["loss"], self.steps, self.policy.flat[0])
+            self._step()
+            self._log = {name: float(value) for name, value in losses.items()}
+            check_loss(self._log["loss"], self.steps, self.policy.vector)
         self.n_updates += 1
-        if self.policy.moments is not None:  # only now: the update sees observations as they were when acted on
-            self.policy.moments.update(r.real(r.obs))
+        self._update_moments()
 
-    def _loss(self, obs: Tensor, action: Tensor, advantage: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def _step(self) -> None:
+        """One step of the optimizer down the gradient, whose norm is first scaled down to `max_grad_norm`."""
+        lr, max_norm = self.learning_rate, self.config.max_grad_norm
+        if isinstance(self.optimizer, FlatAdam):
+            self.optimizer.step(lr=lr, max_grad_norm=max_norm)
+            return
+        assert self._parameter.grad is not None
+        clip_norm(self._parameter.grad, max_norm)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+
+    def _loss(self, obs: Any, action: Any, advantage: Any, target: Any) -> dict[str, Any]:
         """L = -mean A log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)), and its parts.
 
         With `normalize_advantages` A is shifted to mean 0 and divided by its standard deviation (divisor B, not
-        B - 1) + 1e-8, if there is more than one; G never is.
+        B - 1) + 1e-8, if there is more than one; G never is.  The gradient overwrites the policy's `grad`.
         """
-        c = self.config
+        c, policy = self.config, self.policy
         if c.normalize_advantages:
             advantage = normalized(advantage)
-        out, value = self.policy(obs)
-        log_prob, entropy = self.policy.log_prob_entropy(out, action)
-        policy_loss, value_loss = -(advantage * log_prob).mean(), 0.5 * (value - target).square().mean()
-        mean_entropy = entropy.mean()
-        loss = policy_loss + c.value_coef * value_loss - c.entropy_coef * mean_entropy
-        return {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy}
-
-    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
-        return self.policy.predict(obs, None if deterministic else self._predict_generator)
+        out, value = policy.forward_cached(obs)
+        log_prob, entropy, d_out, d_log_std = policy.policy_gradient(out, action, advantage, c.entropy_coef)
+        loss_v, d_value = value_loss(value, target)
+        policy.backward(d_out, c.value_coef * d_value, d_log_std)
+        policy_loss = -(advantage * log_prob).mean()
+        loss = policy_loss + c.value_coef * loss_v - c.entropy_coef * entropy
+        return {"loss": loss, "policy_loss": policy_loss, "value_loss": loss_v, "entropy": entropy}
 
     def _switches(self) -> list[str]:
         c = self.config
         return ["n-step"] * (c.gae_lambda is None and c.n_steps > 1) + ["shared network"] * c.shared_network
-
-    def _parts(self) -> dict[str, Any]:
-        parts = {
-            "policy": self.policy,
-            "optimizer": self.optimizer,
-            "generator": self.generator,
-            "obs_moments": self.policy.moments,
-            "reward_scaling": self.scale_rewards,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from fastrl.agents.checkpoint import load_checkpoint, save_checkpoint
 from fastrl.agents.config import InputError, check_int, describe_settings, make_config, resolve_device
 from fastrl.agents.envs import Envs, make_env
-from fastrl.agents.networks import TorchNetwork, are_views, input_scale, threads_for
+from fastrl.agents.networks import TorchNetwork, input_scale, threads_for
 from fastrl.agents.parts import NETWORKS, check_weights, load_parts, parts_state
 from fastrl.agents.policies import ActorCritic
 from fastrl.agents.saved import restored
@@ -138,7 +138,7 @@ class Agent(ABC, Generic[C]):
             raise InputError(f"{this} needs at least one action; {env} has action space {actions}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(self.__dict__.get(name), NETWORKS):
+        if isinstance(self.__dict__.get(name), (*NETWORKS, ActorCritic)):
             raise InputError(
                 f"{type(self).__name__}: {name} cannot be replaced, because the old one would go on being trained; the "
                 "setting hidden shapes the networks, and load_state_dict gives them other weights"
@@ -216,8 +216,7 @@ class Agent(ABC, Generic[C]):
 
     def _replaced(self) -> list[str]:
         """Names of the networks that the optimizer no longer trains."""
-        policies = ((name, part) for name, part in self._parts().items() if isinstance(part, ActorCritic))
-        found = [name for name, policy in policies if not are_views(policy, policy.flat[0])]
+        found = []
         for name, optimizer in self._trained.items():
             network = getattr(self, name)
             if network.vector is not getattr(self, optimizer).vector or not getattr(network, "whole", True):

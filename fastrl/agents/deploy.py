@@ -22,7 +22,7 @@ class TorchPolicy(nn.Module):
     It holds copies, on the CPU, and shares nothing with the agent.
 
     Args:
-        network: its outputs are values or logits ``[B, K]``, or begin with the actions' ``[B, A]``.
+        network: its outputs begin with values or logits ``[B, K]``, or with the actions' ``[B, A]``.
         envs: whose spaces it is for.
         tanh: f.
         units: (middle, half), shaped like the actions.
@@ -58,7 +58,7 @@ class TorchPolicy(nn.Module):
             bounds = {"middle": middle, "scale": half, "low": space.low, "high": space.high}
             for name, x in bounds.items():
                 self.register_buffer(name, torch.as_tensor(np.array(x, space.dtype)))
-        self._shape, self._n_actions = space.shape, int(np.prod(space.shape))
+        self._shape, self._n_actions = space.shape, int(space.n if self.discrete else np.prod(space.shape))
 
     def forward(self, obs: Tensor) -> Tensor:
         if self._moments:
@@ -66,10 +66,9 @@ class TorchPolicy(nn.Module):
             x = scaled.clamp(-10.0, 10.0).float()
         else:
             x = obs.float() if self._input_scale is None else obs.float() * self._input_scale
-        out: Tensor = self.network(x.flatten(1) if self._flat else x)
+        action: Tensor = self.network(x.flatten(1) if self._flat else x)[:, : self._n_actions]
         if self.discrete:
-            return out.argmax(1)
-        action = out[:, : self._n_actions]
+            return action.argmax(1)
         action = (action.tanh() if self.tanh else action).to(self.scale.dtype).reshape(-1, *self._shape)
         scaled = self.middle + self.scale * action
         return torch.minimum(torch.maximum(scaled, self.low), self.high)

@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -66,23 +65,6 @@ def input_scale(space: gym.Space[Any]) -> float | None:
     return 1 / 255 if whole and (space.low == 0).all() and (space.high == 255).all() else None  # type: ignore[attr-defined]
 
 
-def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Linear layers of the given sizes with `activation` between them and none after the last."""
-    layers: list[nn.Module] = []
-    for n_in, n_out in pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), activation()]
-    return nn.Sequential(*layers[:-1])
-
-
-def orthogonal(net: nn.Sequential, last: float) -> nn.Sequential:
-    """`net` with orthogonal weights of gain sqrt 2, `last` in its last layer, and biases 0 (Saxe et al. 2014)."""
-    linear = [layer for layer in net if isinstance(layer, nn.Linear)]
-    for layer in linear:
-        nn.init.orthogonal_(layer.weight, last if layer is linear[-1] else 2**0.5)
-        nn.init.zeros_(layer.bias)
-    return net
-
-
 class TorchNetwork:
     """A torch module behind the calls of `fastrl.MLP`: the user's own architecture, differentiated by autograd.
 
@@ -140,6 +122,15 @@ class TorchNetwork:
             views[name] = flat[start : start + p.numel()].reshape(tuple(p.shape))
             start += p.numel()
         return views
+
+    def move(self, vector: Any, grad: Any) -> None:
+        """Let the parameters be views of `vector`, which holds their values, and their gradients of `grad`."""
+        self.vector, self.grad = vector, grad
+        self._parameter, self._gradient = nn.Parameter(torch.as_tensor(vector)), torch.as_tensor(grad)
+        gradients = self.parameters(self._gradient)
+        values = self.parameters(self._parameter.data)
+        for name, p in self.module.named_parameters():
+            p.data, p.grad = values[name], gradients[name]
 
     @property
     def whole(self) -> bool:
@@ -259,69 +250,3 @@ def clip_norm(gradient: Tensor, max_norm: float | None) -> None:
     """
     if max_norm is not None:
         gradient.mul_((max_norm / (gradient.norm() + 1e-6)).clamp_(max=1.0))
-
-
-def gradient_step(
-    loss: Tensor, flat: tuple[nn.Parameter, Tensor], optimizer: torch.optim.Optimizer, max_grad_norm: float | None
-) -> None:
-    """One optimizer step down the gradient of `loss` in the parameters that `flatten_parameters` made one vector.
-
-    The gradient's norm is first scaled down to `max_grad_norm` if it is larger.
-    """
-    _, gradient = flat
-    gradient.zero_()
-    loss.backward()  # type: ignore[no-untyped-call]
-    clip_norm(gradient, max_grad_norm)
-    optimizer.step()
-
-
-@torch.no_grad()
-def regression_gradient(net: nn.Sequential, x: Tensor, target: Tensor) -> Tensor:
-    """mean (net(x) - target)^2 / 2 of an MLP ``[B, in]`` -> ``[B, 1]``; the gradient overwrites that of the parameters.
-
-    `net` is one of `mlp` with Tanh or ReLU, its gradients those of `flatten_parameters`.  The backward pass is written
-    out: for small networks recording it for autograd costs more than the products.
-    """
-    linear = [layer for layer in net if isinstance(layer, nn.Linear)]
-    tanh = isinstance(net[1], nn.Tanh)
-    inputs = [x]
-    for layer in linear[:-1]:
-        h = torch.addmm(layer.bias, inputs[-1], layer.weight.t())
-        inputs.append(h.tanh_() if tanh else h.relu_())
-    error = torch.addmm(linear[-1].bias, inputs[-1], linear[-1].weight.t()).squeeze(1).sub_(target)
-    d = (error / len(x)).unsqueeze(1)
-    for i, layer in reversed(list(enumerate(linear))):
-        torch.mm(d.t(), inputs[i], out=layer.weight.grad)
-        torch.sum(d, 0, out=layer.bias.grad)
-        if i > 0:
-            d = d @ layer.weight
-            h = inputs[i]
-            d = torch.ops.aten.tanh_backward(d, h) if tanh else torch.ops.aten.threshold_backward(d, h, 0)
-    return 0.5 * error.square().mean()
-
-
-def numpy_forward(module: nn.Module) -> Policy:
-    """The forward pass of a CPU module of the layers above as a NumPy function ``float32 [B, ...] -> float32 [B, A]``.
-
-    It reads the parameters in place, so it follows training.  Acting in one environment is all overhead: for a
-    4-120-84-2 network one call costs 6 us, and 18 us through torch.
-    """
-    if isinstance(module, nn.Linear):
-        weight, bias = module.weight.detach().numpy().T, module.bias.detach().numpy()
-        return lambda x: x @ weight + bias
-    if isinstance(module, nn.Tanh):
-        return np.tanh
-    if isinstance(module, nn.ReLU):
-        return lambda x: np.maximum(x, 0)
-    if isinstance(module, nn.Flatten):
-        return lambda x: x.reshape(len(x), -1)
-    if isinstance(module, nn.Sequential):
-        steps = [numpy_forward(child) for child in module]
-
-        def sequential(x: NDArray[np.float32]) -> NDArray[np.float32]:
-            for step in steps:
-                x = step(x)
-            return x
-
-        return sequential
-    raise TypeError(f"numpy_forward: no NumPy version of {type(module).__name__}")

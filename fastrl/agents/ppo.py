@@ -8,18 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from fastrl.agents.adam import Adam
-from fastrl.agents.agent import Agent, Env
+from fastrl.agents.agent import Env
 from fastrl.agents.config import InputError, check_range
-from fastrl.agents.networks import gradient_step
-from fastrl.agents.policies import Activation, ActorCritic
-from fastrl.agents.rollout import Minibatches, RewardScaling, Rollout, normalized
+from fastrl.agents.on_policy import OnPolicyAgent
+from fastrl.agents.policies import Activation
+from fastrl.agents.rollout import Minibatches, RewardScaling
 from fastrl.agents.training import check_loss
-from fastrl.kernels import Generator
+from fastrl.kernels import FlatAdam, value_loss
 
 INF = float("inf")
 
@@ -123,7 +118,7 @@ class KLPenalty:
         self.beta = state["beta"]
 
 
-class PPO(Agent[PPOConfig]):
+class PPO(OnPolicyAgent[PPOConfig]):
     """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347).
 
     With rho = pi(a|s) / pi_old(a|s), L = L_policy + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)):
@@ -134,6 +129,8 @@ class PPO(Agent[PPOConfig]):
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `PPOConfig`.  Raises InputError for anything that cannot work.
+    `network`: the user's own torch module, or a function that makes one, ``[B, *observation] -> [B, K + 1]``: the
+    logits or means of the K actions, and V; or {"actor": one ``-> [B, K]``, "critic": one ``-> [B, 1]``}.
 
     >>> agent = PPO("CartPole-v1", seed=0).learn(100_000)
     >>> agent.evaluate().mean()
@@ -142,79 +139,63 @@ class PPO(Agent[PPOConfig]):
     algorithm = "ppo"
     config_class = PPOConfig
 
-    def __init__(self, env: Env, config: PPOConfig | None = None, **overrides: Any) -> None:
-        super().__init__(env, config, **overrides)
-        c, envs = self.config, self.envs
+    def __init__(self, env: Env, config: PPOConfig | None = None, *, network: Any = None, **overrides: Any) -> None:
+        super().__init__(env, config, network=network, **overrides)
+        c = self.config
         least = 2 if c.normalize_advantages else 1
         if c.minibatches * least > c.n_steps * c.num_envs:
             most = c.n_steps * c.num_envs // least
             raise InputError(f"PPO: minibatches must be <= {most}, for {least} steps in each, got {c.minibatches}")
-        self.policy = ActorCritic(
-            envs.observation_space,
-            envs.action_space,
-            c.hidden,
-            shared=c.shared_network,
-            activation=c.activation,
-            log_std=c.log_std,
-            normalize_obs=c.normalize_obs,
-            seed=c.seed,
-            device=self.device,
-        )
-        self.optimizer = Adam([self.policy.flat[0]], lr=c.learning_rate, eps=c.adam_eps)
-        self.rollout = Rollout(envs, self.policy, c.n_steps)
+        self._make_policy(c.n_steps, shared=c.shared_network, normalize_obs=c.normalize_obs)
+        self.optimizer = FlatAdam(self.policy.vector, self.policy.grad, lr=c.learning_rate, eps=c.adam_eps)
         self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
-        self.generator = Generator(c.seed, self.device)  # of the actions
-        self._predict_generator = Generator(self._predict_seed, self.device)
         self.penalty = KLPenalty(c.penalty_beta, c.penalty_kl)
-        self._old_log_std: Tensor | None = None
+        self._old_log_std: Any = None
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy", "kl"), 0.0)
 
     def _iterate(self) -> None:
         c = self.config
         self.rollout.collect(self.generator)
         self.steps += c.n_steps * c.num_envs
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate
+        self.optimizer.lr = self.learning_rate
         self._update()
 
     def _update(self) -> None:
-        """`epochs` passes over the rollout in random order, one gradient step on `_loss` for each minibatch.
+        """`epochs` passes over the rollout in random order, one step down the gradient of `_loss` for each minibatch.
 
         The advantages A_t and the value's targets G_t = A_t + V(s_t) are GAE's, of the values before the update.
         With `target_kl` the passes end early.  Objective "penalty": beta adapts to the KL of the whole update.
         """
-        c, r, policy = self.config, self.rollout, self.policy
-        batch = r.batch(*r.advantages(c.gamma, c.gae_lambda, self.scale_rewards))
+        c, policy = self.config, self.policy
+        batch = self.rollout.batch(*self.rollout.advantages(c.gamma, c.gae_lambda, self.scale_rewards))
         if c.objective == "penalty":  # the old policy, from which the KL is measured
-            with torch.no_grad():
-                batch.append(policy(batch[0])[0])
-            self._old_log_std = None if policy.log_std is None else policy.log_std.detach().clone()
+            batch.append(policy.output(batch[0]) + 0)
+            self._old_log_std = None if policy.log_std is None else policy.log_std + 0
         one_pass = Minibatches(batch, c.minibatches, self.rng)
         for _ in range(c.epochs):
             for minibatch in one_pass:
                 terms = self._loss(*minibatch)
-                gradient_step(terms["loss"], policy.flat, self.optimizer, c.max_grad_norm)
+                self.optimizer.step(max_grad_norm=c.max_grad_norm)
                 self.n_updates += 1
-            if c.target_kl is not None and terms["kl"].item() > c.target_kl:
+            if c.target_kl is not None and float(terms["kl"]) > c.target_kl:
                 break
         if c.objective == "penalty":
-            with torch.no_grad():
-                self.penalty.adapt(policy.kl(batch[-1], self._old_log_std, policy(batch[0])[0]).mean().item())
-        self._log = {name: value.item() for name, value in terms.items()}  # of the last minibatch
-        check_loss(self._log["loss"], self.steps, policy.flat[0])
-        if policy.moments is not None:  # only now: the update sees observations as they were when acted on
-            policy.moments.update(r.real(r.obs))
+            self.penalty.adapt(policy.kl(batch[-1], self._old_log_std, policy.output(batch[0])).mean().item())
+        self._log = {name: float(value) for name, value in terms.items()}  # of the last minibatch
+        check_loss(self._log["loss"], self.steps, policy.vector)
+        self._update_moments()
 
     def _loss(
         self,
-        obs: Tensor,
-        action: Tensor,
-        old_log_prob: Tensor,
-        advantage: Tensor,
-        target: Tensor,
-        old_value: Tensor,
-        old_out: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """L = L_policy + value_coef L_value - entropy_coef H of one minibatch, and its parts.
+        obs: Any,
+        action: Any,
+        old_log_prob: Any,
+        advantage: Any,
+        target: Any,
+        old_value: Any,
+        old_out: Any = None,
+    ) -> dict[str, Any]:
+        """L = L_policy + value_coef L_value - entropy_coef H of one minibatch, and its parts; the gradient: `grad`.
 
         With rho = pi(a|s) / pi_old(a|s), and means over the minibatch:
         clip:     L_policy = -mean min(rho A, clip(rho, 1 - clip_range, 1 + clip_range) A)              (eq. 7)
@@ -224,33 +205,21 @@ class PPO(Agent[PPOConfig]):
         A is shifted to mean 0 and divided by its standard deviation (divisor B, not B - 1) + 1e-8; G never is.
         "kl" is exact with "penalty", else estimated by mean(rho - 1 - log rho).
         """
-        c = self.config
-        out, value = self.policy(obs)
-        log_prob, entropy = self.policy.log_prob_entropy(out, action)
-        log_ratio = log_prob - old_log_prob
-        ratio = log_ratio.exp()
-        if c.normalize_advantages:
-            advantage = normalized(advantage)
-        if c.objective == "clip":
-            clipped = ratio.clamp(1 - c.clip_range, 1 + c.clip_range)
-            policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
-            with torch.no_grad():
-                kl = (ratio - 1 - log_ratio).mean()
-        else:
-            assert old_out is not None
-            kl = self.policy.kl(old_out, self._old_log_std, out).mean()
-            policy_loss = self.penalty.beta * kl - (ratio * advantage).mean()
-        error = (value - target).square()
-        if c.clip_value is not None:
-            near = old_value + (value - old_value).clamp(-c.clip_value, c.clip_value)
-            error = torch.max(error, (near - target).square())
-        value_loss, mean_entropy = 0.5 * error.mean(), entropy.mean()
-        loss = policy_loss + c.value_coef * value_loss - c.entropy_coef * mean_entropy
-        parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy, "kl": kl}
+        c, policy = self.config, self.policy
+        out, value = policy.forward_cached(obs)
+        how: dict[str, Any] = {"clip_range": c.clip_range}
+        if c.objective == "penalty":
+            how = {"old": (old_out, self._old_log_std), "kl_coef": self.penalty.beta}
+        normalize = c.normalize_advantages and len(obs) > 1
+        pi = policy.loss(
+            out, action, old_log_prob, advantage, entropy_coef=c.entropy_coef, normalize_advantages=normalize, **how
+        )
+        clip = {} if c.clip_value is None else {"old_values": old_value, "clip_range": c.clip_value}
+        loss_v, d_value = value_loss(value, target, **clip)
+        policy.backward(pi.d_out, c.value_coef * d_value, pi.d_log_std)
+        loss = pi.loss + c.value_coef * loss_v
+        parts = {"policy_loss": pi.policy_loss, "value_loss": loss_v, "entropy": pi.entropy, "kl": pi.kl}
         return {"loss": loss, **parts}
-
-    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
-        return self.policy.predict(obs, None if deterministic else self._predict_generator)
 
     def _switches(self) -> list[str]:
         c = self.config
@@ -262,12 +231,4 @@ class PPO(Agent[PPOConfig]):
         return {**super().metrics(), **beta}
 
     def _parts(self) -> dict[str, Any]:
-        parts = {
-            "policy": self.policy,
-            "optimizer": self.optimizer,
-            "generator": self.generator,
-            "penalty": self.penalty,
-            "obs_moments": self.policy.moments,
-            "reward_scaling": self.scale_rewards,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
+        return {**super()._parts(), "penalty": self.penalty}

@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
-from fastrl.agents.adam import Adam
-from fastrl.agents.agent import Agent, Env
+from fastrl.agents.agent import Env
 from fastrl.agents.config import check_range
-from fastrl.agents.networks import gradient_step
-from fastrl.agents.policies import Activation, ActorCritic
-from fastrl.agents.rollout import Rollout, normalized
+from fastrl.agents.on_policy import OnPolicyAgent
+from fastrl.agents.policies import Activation
+from fastrl.agents.rollout import normalized
 from fastrl.agents.training import check_loss
-from fastrl.kernels import Generator, discounted_returns
+from fastrl.kernels import FlatAdam, discounted_returns, value_loss
 
 INF = float("inf")
 
@@ -70,7 +67,7 @@ class REINFORCEConfig:
         check_range(self, 0, 2**63 - 1, "seed")
 
 
-class REINFORCE(Agent[REINFORCEConfig]):
+class REINFORCE(OnPolicyAgent[REINFORCEConfig]):
     """REINFORCE (Williams 1992, doi:10.1007/BF00992696), with a learned baseline V if wanted.
 
     L = -mean (G - V(s)) log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)), with the
@@ -89,28 +86,17 @@ class REINFORCE(Agent[REINFORCEConfig]):
     algorithm = "reinforce"
     config_class = REINFORCEConfig
 
-    def __init__(self, env: Env, config: REINFORCEConfig | None = None, **overrides: Any) -> None:
-        super().__init__(env, config, **overrides)
+    def __init__(
+        self, env: Env, config: REINFORCEConfig | None = None, *, network: Any = None, **overrides: Any
+    ) -> None:
+        super().__init__(env, config, network=network, **overrides)
         c = self.config
-        self.policy = ActorCritic(
-            self.envs.observation_space,
-            self.envs.action_space,
-            c.hidden,
-            critic=c.baseline,
-            activation=c.activation,
-            log_std=c.log_std,
-            seed=c.seed,
-            device=self.device,
-        )
-        self.optimizer = Adam([self.policy.flat[0]], lr=c.learning_rate)
-        self.rollout = Rollout(self.envs, self.policy, 512)  # it grows with the episodes
-        self.generator = Generator(c.seed, self.device)  # of the actions
-        self._predict_generator = Generator(self._predict_seed, self.device)
+        self._make_policy(512, critic=c.baseline)  # the rollout grows with the episodes
+        self.optimizer = FlatAdam(self.policy.vector, self.policy.grad, lr=c.learning_rate)
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy"), 0.0)
 
     def _iterate(self) -> None:
         self._collect()
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate
         self._update()
 
     def _collect(self) -> None:
@@ -142,31 +128,27 @@ class REINFORCE(Agent[REINFORCEConfig]):
         advantages = returns if values is None else returns - values
         obs, action, _, advantage, target = r.batch(advantages, returns)
         losses = self._loss(obs, action, advantage, target)
-        gradient_step(losses["loss"], self.policy.flat, self.optimizer, c.max_grad_norm)
+        self.optimizer.step(lr=self.learning_rate, max_grad_norm=c.max_grad_norm)
         self.n_updates += 1
-        self._log = {name: value.item() for name, value in losses.items()}
-        check_loss(self._log["loss"], self.steps, self.policy.flat[0])
+        self._log = {name: float(value) for name, value in losses.items()}
+        check_loss(self._log["loss"], self.steps, self.policy.vector)
 
-    def _loss(self, obs: Tensor, action: Tensor, advantage: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def _loss(self, obs: Any, action: Any, advantage: Any, target: Any) -> dict[str, Any]:
         """L = -mean A log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)), and its parts.
 
-        With `normalize_advantages` A is `normalized`; G never is.  Without a baseline there is no V.
+        With `normalize_advantages` A is `normalized`; G never is.  Without a baseline there is no V.  The gradient
+        overwrites the policy's `grad`.
         """
-        c = self.config
+        c, policy = self.config, self.policy
         if c.normalize_advantages:
             advantage = normalized(advantage)
-        out, value = self.policy(obs)
-        log_prob, entropy = self.policy.log_prob_entropy(out, action)
-        policy_loss, mean_entropy = -(advantage * log_prob).mean(), entropy.mean()
-        value_loss = 0.5 * (value - target).square().mean() if c.baseline else value.new_zeros(())
-        loss = policy_loss + c.value_coef * value_loss - c.entropy_coef * mean_entropy
-        return {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy}
-
-    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
-        return self.policy.predict(obs, None if deterministic else self._predict_generator)
+        out, value = policy.forward_cached(obs)
+        log_prob, entropy, d_out, d_log_std = policy.policy_gradient(out, action, advantage, c.entropy_coef)
+        loss_v, d_value = value_loss(value, target) if c.baseline else (0.0, None)
+        policy.backward(d_out, None if d_value is None else c.value_coef * d_value, d_log_std)
+        policy_loss = -(advantage * log_prob).mean()
+        loss = policy_loss + c.value_coef * loss_v - c.entropy_coef * entropy
+        return {"loss": loss, "policy_loss": policy_loss, "value_loss": loss_v, "entropy": entropy}
 
     def _switches(self) -> list[str]:
         return [] if self.config.baseline else ["no baseline"]
-
-    def _parts(self) -> dict[str, Any]:
-        return {"policy": self.policy, "optimizer": self.optimizer, "generator": self.generator}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.agents.envs import Envs
-from fastrl.agents.policies import ActorCritic, RunningMoments
+from fastrl.agents.policies import ActorCritic, RunningMoments, to_numpy
 from fastrl.kernels import Generator, gae, gather_rows, reverse_affine_scan
 
 Floats = NDArray[np.float32]
@@ -77,17 +77,14 @@ class Rollout:
         """The rollout has this many steps: the arrays become ``[length, N]``."""
         self._show(length)
 
-    @torch.no_grad()
     def values(self) -> tuple[Floats, Floats]:
         """V(s_t) and V(s_{t+1}) ``[T, N]``, of the observations really reached, in one forward pass.
 
         V(s_{t+1}) is the next row's V, but where a limit cut the episode it is V of the final observation.
         """
         policy, n = self.policy, self.envs.num_envs
-        assert policy.critic is not None
         rows = [self.obs.reshape(-1, *self.obs.shape[2:]), self.envs.obs, *(final[None] for _, _, final in self._final)]
-        obs = torch.from_numpy(policy.prepare(np.concatenate(rows))).to(policy.device)
-        v = policy.critic(policy.trunk(obs)).squeeze(1).cpu().numpy()
+        v = to_numpy(policy.value(policy.array(policy.prepare(np.concatenate(rows)))))
         values = v[: (len(self.reward) + 1) * n].reshape(-1, n)
         next_values = values[1:].copy()
         for (t, i, _), final_value in zip(self._final, v[values.size :], strict=True):
@@ -103,13 +100,13 @@ class Rollout:
         )
         return advantages, returns, values
 
-    def batch(self, *arrays: NDArray[Any]) -> list[Tensor]:
-        """Prepared observations, actions, log pi(a|s), and further arrays ``[T, N]``: tensors ``[B, ...]``.
+    def batch(self, *arrays: NDArray[Any]) -> list[Any]:
+        """Prepared observations, actions, log pi(a|s), and further arrays ``[T, N]``: ``[B, ...]``, on the device.
 
         B counts the steps to learn from, in order of time.  On the CPU they share the arrays' memory if they can.
         """
         arrays = (self.policy.prepare(self.obs), self.action, self.log_prob, *arrays)
-        return [torch.from_numpy(self.real(a)).to(self.policy.device) for a in arrays]
+        return [self.policy.array(self.real(a)) for a in arrays]
 
     def real(self, array: NDArray[Any]) -> NDArray[Any]:
         """The rows ``[B, ...]`` of an array ``[T, N, ...]`` that are to be learned from."""
@@ -145,25 +142,27 @@ class Minibatches:
     The parts are views of memory that the next pass overwrites.
     """
 
-    def __init__(self, batch: Sequence[Tensor], parts: int, rng: np.random.Generator) -> None:
+    def __init__(self, batch: Sequence[Any], parts: int, rng: np.random.Generator) -> None:
         self.batch, self.rng = list(batch), rng
         self.size = len(batch[0])
         self.bounds = np.linspace(0, self.size, min(parts, self.size) + 1).astype(int).tolist()
-        self.shuffled = [torch.empty_like(x) for x in batch]
+        self.shuffled = [torch.empty_like(x) if isinstance(x, Tensor) else np.empty_like(x) for x in batch]
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        order = torch.from_numpy(self.rng.permutation(self.size)).to(self.batch[0].device)
+    def __iter__(self) -> Iterator[list[Any]]:
+        order: Any = self.rng.permutation(self.size)
+        if isinstance(self.batch[0], Tensor):
+            order = torch.from_numpy(order).to(self.batch[0].device)
         gather_rows(self.batch, order, out=self.shuffled)
         for i, j in pairwise(self.bounds):
             yield [x[i:j] for x in self.shuffled]
 
 
-def normalized(advantage: Tensor) -> Tensor:
+def normalized(advantage: Any) -> Any:
     """(A - mean) / (standard deviation + 1e-8), with the divisor B, not B - 1; of one alone, A itself."""
     if len(advantage) < 2:
         return advantage
-    std, mean = torch.std_mean(advantage, correction=0)
-    return (advantage - mean) / (std + 1e-8)
+    centred = advantage - advantage.mean()
+    return centred / ((centred**2).mean() ** 0.5 + 1e-8)
 
 
 class RewardScaling:

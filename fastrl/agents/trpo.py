@@ -9,18 +9,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastrl.agents.adam import Adam
-from fastrl.agents.agent import Agent, Env
-from fastrl.agents.config import check_range
-from fastrl.agents.networks import regression_gradient
-from fastrl.agents.policies import Activation, ActorCritic
-from fastrl.agents.rollout import Minibatches, RewardScaling, Rollout, normalized
+from fastrl.agents.agent import Env
+from fastrl.agents.config import InputError, check_range
+from fastrl.agents.networks import TorchNetwork
+from fastrl.agents.on_policy import OnPolicyAgent
+from fastrl.agents.policies import Activation
+from fastrl.agents.rollout import Minibatches, RewardScaling, normalized
 from fastrl.agents.training import check_loss
-from fastrl.kernels import FisherVectorProduct, Generator, line_search, natural_gradient_step
+from fastrl.kernels import FisherVectorProduct, FlatAdam, line_search, natural_gradient_step, value_loss
 
 INF = float("inf")
 CG_STATUS = ("converged", "max_iter", "negative_curvature", "breakdown")
@@ -95,7 +95,7 @@ class TRPOConfig:
         check_range(self, 0, 2**63 - 1, "seed")
 
 
-class TRPO(Agent[TRPOConfig]):
+class TRPO(OnPolicyAgent[TRPOConfig]):
     """Trust region policy optimization (Schulman et al. 2015, arXiv:1502.05477).
 
     A step along (F + cg_damping I)^-1 g, g the gradient of mean rho A with rho = pi(a|s) / pi_old(a|s), as long as
@@ -105,6 +105,8 @@ class TRPO(Agent[TRPOConfig]):
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `TRPOConfig`.  Raises InputError for anything that cannot work.
+    `network`: {"actor": ..., "critic": ...}, the user's own torch modules or functions that make them, the first
+    ``[B, *observation] -> [B, K]``, logits or means of the K actions, the second ``-> [B, 1]``, V.
 
     >>> agent = TRPO("CartPole-v1", seed=0).learn(100_000)
     >>> agent.evaluate().mean()
@@ -113,32 +115,18 @@ class TRPO(Agent[TRPOConfig]):
     algorithm = "trpo"
     config_class = TRPOConfig
 
-    def __init__(self, env: Env, config: TRPOConfig | None = None, **overrides: Any) -> None:
-        super().__init__(env, config, **overrides)
-        c, envs = self.config, self.envs
-        self.policy = ActorCritic(
-            envs.observation_space,
-            envs.action_space,
-            c.hidden,
-            activation=c.activation,
-            log_std=c.log_std,
-            normalize_obs=c.normalize_obs,
-            seed=c.seed,
-            device=self.device,
-        )
-        assert self.policy.critic is not None
-        # The policy's parameters come first in the vector of all, the value network's follow.
-        vector, gradient = self.policy.flat
-        n = vector.numel() - sum(p.numel() for p in self.policy.critic.parameters())
-        self.theta, self._theta_grad = vector.data[:n], gradient[:n]
-        value_vector = nn.Parameter(vector.data[n:])
-        value_vector.grad = gradient[n:]
-        self.optimizer = Adam([value_vector], lr=c.learning_rate, eps=c.adam_eps)
+    def __init__(self, env: Env, config: TRPOConfig | None = None, *, network: Any = None, **overrides: Any) -> None:
+        super().__init__(env, config, network=network, **overrides)
+        c = self.config
+        self._make_policy(c.n_steps, normalize_obs=c.normalize_obs)
+        policy = self.policy
+        if policy.critic is None:  # a step that fits the value would move the policy too
+            raise InputError("network: TRPO needs a dict of actor and critic, got one network")
+        n = policy.n_policy
+        self.theta, self._theta_grad = (torch.as_tensor(x)[:n] for x in (policy.vector, policy.grad))
+        self.optimizer = FlatAdam(policy.vector[n:], policy.grad[n:], lr=c.learning_rate, eps=c.adam_eps)
         self._fisher: FisherVectorProduct | None = None
-        self.rollout = Rollout(envs, self.policy, c.n_steps)
         self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
-        self.generator = Generator(c.seed, self.device)  # of the actions
-        self._predict_generator = Generator(self._predict_seed, self.device)
         names = ("loss", "policy_loss", "value_loss", "entropy", "kl", "step_fraction", "cg_iterations", "cg_status")
         self._log = dict.fromkeys(names, 0.0)  # step_fraction: of the whole step; cg_status: its place in CG_STATUS
 
@@ -152,7 +140,7 @@ class TRPO(Agent[TRPOConfig]):
         c = self.config
         self.rollout.collect(self.generator)
         self.steps += c.n_steps * c.num_envs
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate
+        self.optimizer.lr = self.learning_rate
         self._update()
 
     def _update(self) -> None:
@@ -169,12 +157,11 @@ class TRPO(Agent[TRPOConfig]):
             self._log = self._improve_policy(obs, action, advantage)
             self._log["value_loss"] = self._fit_value(obs, target)
             self._log["loss"] = self._log["policy_loss"] + self._log["value_loss"]
-            check_loss(self._log["loss"], self.steps, self.policy.flat[0])
+            check_loss(self._log["loss"], self.steps, self.policy.vector)
         self.n_updates += 1
-        if self.policy.moments is not None:  # only now: the update sees observations as they were when acted on
-            self.policy.moments.update(r.real(r.obs))
+        self._update_moments()
 
-    def _improve_policy(self, obs: Tensor, action: Tensor, advantage: Tensor) -> dict[str, float]:
+    def _improve_policy(self, obs: Any, action: Any, advantage: Any) -> dict[str, float]:
         """maximise L(theta) = mean rho A  subject to  D(theta) = mean KL(pi_old(.|s) || pi_theta(.|s)) <= max_kl.
 
         (Schulman et al. 2015, eq. 14, section 6 and appendix C.)  With rho = pi_theta(a|s) / pi_old(a|s), means over
@@ -185,31 +172,25 @@ class TRPO(Agent[TRPOConfig]):
         """
         c, policy, theta, max_kl = self.config, self.policy, self.theta, self.max_kl
         old_theta = theta.clone()
-        old_log_std = None if policy.log_std is None else policy.log_std.detach().double()
-        out = policy.actor(policy.trunk(obs))
-        log_prob, entropy = policy.log_prob_entropy(out, action)
-        # What follows is relative to these.  The KL is computed in float64: it is a small difference of large terms.
-        old_out, old_log_prob = out.detach().double(), log_prob.detach()
-        surrogate = ((log_prob - old_log_prob).exp() * advantage).mean()
+        out = policy.output(obs, cached=True)
+        # What follows is relative to these.
+        old_log_prob, entropy, d_out, d_log_std = policy.policy_gradient(out, action, advantage)
+        old = out, None if policy.log_std is None else policy.log_std + 0
+        exp = torch.exp if isinstance(out, Tensor) else np.exp
 
-        @torch.no_grad()
         def evaluate(candidate: Tensor) -> tuple[float, float]:
             theta.copy_(candidate)
-            out = policy.actor(policy.trunk(obs))
+            out = policy.output(obs)
             log_prob, _ = policy.log_prob_entropy(out, action)
-            gain = ((log_prob - old_log_prob).exp() * advantage).mean()
-            return gain.item(), policy.kl(old_out, old_log_std, out.double()).mean().item()
+            gain = (exp(log_prob - old_log_prob) * advantage).mean()
+            return float(gain), policy.kl(*old, out).mean().item()
 
-        self._theta_grad.zero_()
-        surrogate.backward()  # type: ignore[no-untyped-call]
-        g = self._theta_grad.clone()
-        if self._fisher is None:
-            parameters = [x for name, x in policy.named_parameters() if not name.startswith("critic.")]
-            self._fisher = FisherVectorProduct(policy, obs, c.cg_damping, parameters=parameters)
-        else:
-            self._fisher.refresh(obs)
+        policy.backward(d_out, None, d_log_std)
+        g = -self._theta_grad
+        self._refresh_fisher(obs)
+        assert self._fisher is not None
         step, info = natural_gradient_step(self._fisher, g, max_kl=max_kl, max_iter=c.cg_iterations, rtol=c.cg_rtol)
-        before = surrogate.item()
+        before = float(advantage.mean())  # rho is 1
         gain, kl, fraction = before, 0.0, 0.0
         if info.scale > 0:
             found = line_search(
@@ -230,33 +211,46 @@ class TRPO(Agent[TRPOConfig]):
                 gain, kl, fraction = before, 0.0, 0.0
         return {
             "policy_loss": -gain,
-            "entropy": entropy.mean().item(),
+            "entropy": float(entropy),
             "kl": max(kl, 0.0),  # rounded
             "step_fraction": fraction,
             "cg_iterations": float(info.iterations),
             "cg_status": float(CG_STATUS.index(info.status)),
         }
 
-    def _fit_value(self, obs: Tensor, target: Tensor) -> float:
+    def _refresh_fisher(self, obs: Any) -> None:
+        """The Fisher matrix in these states, by a torch view of the policy's parameters."""
+        x = torch.as_tensor(obs if isinstance(self.policy.actor, TorchNetwork) else obs.reshape(len(obs), -1))
+        if self._fisher is not None:
+            self._fisher.refresh(x)
+            return
+        net = self.policy.actor.to_torch()
+        parameters = list(net.parameters())
+        if not all(p.requires_grad for p in parameters):
+            raise InputError("network: TRPO trains all parameters of the policy, got some without requires_grad")
+        if self.policy.log_std is not None:
+            net = Gaussian(net, torch.as_tensor(self.policy.log_std))
+            parameters.append(net.log_std)
+        self._fisher = FisherVectorProduct(net, x, self.config.cg_damping, parameters=parameters)
+
+    def _fit_value(self, obs: Any, target: Any) -> float:
         """`value_epochs` passes of Adam on mean (V(s) - G)^2 / 2; returns that of the last minibatch."""
-        c, policy = self.config, self.policy
-        assert policy.critic is not None
-        one_pass = Minibatches([obs, target], c.minibatches, self.rng)
+        c, critic = self.config, self.policy.critic
+        one_pass = Minibatches([obs.reshape(len(obs), -1), target], c.minibatches, self.rng)
         for _ in range(c.value_epochs):
             for x, y in one_pass:
-                loss = regression_gradient(policy.critic, policy.trunk(x), y)
+                loss, d_value = value_loss(critic.forward_cached(x), y)
+                critic.backward(d_value)
                 self.optimizer.step()
-        return float(loss.item())
+        return float(loss)
 
-    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
-        return self.policy.predict(obs, None if deterministic else self._predict_generator)
 
-    def _parts(self) -> dict[str, Any]:
-        parts = {
-            "policy": self.policy,
-            "optimizer": self.optimizer,
-            "generator": self.generator,
-            "obs_moments": self.policy.moments,
-            "reward_scaling": self.scale_rewards,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
+class Gaussian(nn.Module):
+    """Mean and log_std as `FisherVectorProduct` takes them."""
+
+    def __init__(self, net: nn.Module, log_std: Tensor) -> None:
+        super().__init__()
+        self.net, self.log_std = net, nn.Parameter(log_std)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(obs), self.log_std

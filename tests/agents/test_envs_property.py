@@ -196,7 +196,7 @@ def test_the_buffer_holds_what_a_plain_loop_sees(given, seed):
     seen = [as_bytes(row) for episode in episodes for row in episode]
     assert len(agent.buffer) == len(seen)
     b = agent.buffer.sample(3000)
-    columns = [x.numpy() for x in (b.obs, b.action, b.reward, b.next_obs, b.terminated, b.truncated)]
+    columns = [b.obs, b.action, b.reward, b.next_obs, b.terminated, b.truncated]
     assert {as_bytes(row) for row in zip(*columns, strict=True)} == set(seen)
 
 

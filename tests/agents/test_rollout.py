@@ -22,10 +22,8 @@ def make(vec, n_steps=T, **settings):
 def value(policy, obs):
     """V(s) of one observation in float64, by the formula."""
     x = np.asarray(obs, np.float64)
-    *hidden, last = [m for m in policy.critic if isinstance(m, torch.nn.Linear)]
-    for layer in (*hidden, last):
-        x = layer.weight.detach().double().numpy() @ x + layer.bias.detach().double().numpy()
-        x = x if layer is last else np.tanh(x)
+    p = {name: view.astype(np.float64) for name, view in policy.critic.parameters().items()}
+    x = p["2.weight"] @ np.tanh(p["0.weight"] @ x + p["0.bias"]) + p["2.bias"]
     return x[0]
 
 
@@ -59,7 +57,7 @@ def test_dummy_steps_are_masked_and_left_out(counters):
     kept = [k for k in range(2 * T) if divmod(k, 2) not in dummy]
     assert batch_marks.tolist() == kept
     assert len(obs) == len(action) == len(log_prob) == len(kept)
-    assert obs.numpy().tobytes() == rollout.obs.reshape(-1, 2)[kept].tobytes()
+    assert obs.tobytes() == rollout.obs.reshape(-1, 2)[kept].tobytes()
     assert (rollout.real(marks) == kept).all()
     # A rollout without an episode's end has no mask left from the one before.
     short = Rollout(envs, rollout.policy, 1)
@@ -97,19 +95,22 @@ def test_log_probs_are_those_of_the_actions_taken(counters, target_env, toleranc
     _, policy, rollout = make(counters(AutoresetMode.DISABLED))
     rollout.collect(Generator(1))
     obs, action, log_prob = rollout.batch()
-    expected = torch.distributions.Categorical(logits=policy(obs)[0].double()).log_prob(action)
-    np.testing.assert_allclose(log_prob.numpy(), expected.detach().numpy(), **tolerance("float32"))
+    logits = torch.from_numpy(policy.output(obs)).double()
+    expected = torch.distributions.Categorical(logits=logits).log_prob(torch.from_numpy(action))
+    np.testing.assert_allclose(log_prob, expected, **tolerance("float32"))
     assert set(action.tolist()) == {0, 1}
     _, policy, rollout = make(target_env(), log_std=0.5)
     rollout.collect(Generator(1))
     obs, action, log_prob = rollout.batch()
     assert action.shape == (T, 4) and obs.shape == (T, 2, 2)
-    normal = torch.distributions.Normal(policy(obs)[0].double(), policy.log_std.double().exp())
-    np.testing.assert_allclose(log_prob.numpy(), normal.log_prob(action.double()).sum(1).detach(), rtol=1e-5, atol=1e-5)
+    mean, log_std = (torch.from_numpy(x).double() for x in (policy.output(obs), policy.log_std))
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    expected = normal.log_prob(torch.from_numpy(action).double()).sum(1)
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-5)
     # The actions learned from are not clipped; those that the environment was sent are.
     space, sent = target_env.action_space, np.stack(target_env.actions)
-    assert (action.numpy() > 0.5).any()
-    np.testing.assert_array_equal(sent, np.clip(action.numpy().reshape(T, 2, 2), space.low, space.high))
+    assert (action > 0.5).any()
+    np.testing.assert_array_equal(sent, np.clip(action.reshape(T, 2, 2), space.low, space.high))
 
 
 def test_running_moments_are_those_of_all_data(rng):

@@ -206,7 +206,7 @@ def test_bytes_become_fractions_and_images_are_said(cls):
         if cls.algorithm == "dqn":
             return agent._forward(agent.online, obs)
         return (
-            agent.policy._numpy_actor(agent.policy.prepare(obs))
+            agent.policy.output(agent.policy.prepare(obs))
             if hasattr(agent, "policy")
             else agent._forward(agent.actor, obs)
         )
@@ -261,7 +261,7 @@ def test_networks_are_made_on_their_device_whatever_the_default(cls):
 
 @pytest.mark.parametrize("chosen", [False, True])
 def test_threads_of_small_networks(chosen, monkeypatch):
-    agent, seen = make(PPO), []
+    agent, seen = PPO("CartPole-v1", network=torch.nn.Linear(4, 3), num_envs=2, n_steps=16), []
     before = torch.get_num_threads()
     for name in ("OMP", "MKL"):
         monkeypatch.delenv(f"{name}_NUM_THREADS", raising=False)

@@ -69,8 +69,7 @@ def test_another_runs_folder_is_left_alone(tmp_path):
 @pytest.mark.parametrize("prioritized", [False, True])
 def test_divergence_is_an_input_error_and_keeps_the_last_checkpoint(prioritized, tmp_path):
     agent = DQN("CartPole-v1", prioritized=prioritized, **SMALL).learn(500, folder=tmp_path, progress=False)
-    for parameter in agent.online.parameters():
-        parameter.data.fill_(float("nan"))
+    agent.online.vector[:] = np.nan
     at = 510 if prioritized else 1000  # the next update, where it would be a priority, or the next line of the log
     with pytest.raises(InputError, match=f"^loss is not finite at step {at}, but nan: training diverged"):
         agent.learn(3000, folder=tmp_path, progress=False)

@@ -78,11 +78,7 @@ def find_chain(head: Any, parameters: Any, observations: Any) -> Direct | None:
     """The product of `head`'s policy, or None where it is no chain of layers."""
     policy, log_std = head.policy, None
     parts: list[nn.Module] | None
-    if head.chain is not None:
-        inner = [_flatten(module) for module in head.chain] if _plain(policy) else [None]
-        parts = None if None in inner else [m for part in inner if part for m in part]
-        log_std, certain = head.log_std, True
-    elif type(policy) in (nn.Sequential, nn.Linear):
+    if type(policy) in (nn.Sequential, nn.Linear):
         if head.distribution == "normal":
             return None
         parts, certain = _flatten(policy), True

@@ -36,8 +36,7 @@ class FisherVectorProduct:
     Args:
         policy: a module that maps observations to logits [B, K], or to a pair of mean [B, A] and log_std [A] or [B, A].
             It must be deterministic (`policy.eval()` where it has Dropout or BatchNorm), and the rows of a batch
-            independent.  One with a method `distribution_chain` is not called: that gives the modules that compute the
-            logits or the mean one after the other, and log_std or None.
+            independent.
         observations: [B, ...], B >= 1, of the parameters' dtype and device.
         damping: added to the diagonal of F.
         distribution: "normal", "categorical", or "auto": which of the two the output says.

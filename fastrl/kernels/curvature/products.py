@@ -22,22 +22,9 @@ def head_class() -> Any:
             super().__init__()
             self.policy = policy
             self.distribution = distribution
-            chain = getattr(policy, "distribution_chain", None)
-            self.chain: list[Any] | None
-            self.log_std: Any
-            self.chain, self.log_std = (None, None) if chain is None else chain()
-            if self.chain is not None:
-                wanted = "categorical" if self.log_std is None else "normal"
-                if distribution not in ("auto", wanted):
-                    raise ValueError(f"FisherVectorProduct: distribution must be {wanted!r} here, got {distribution!r}")
 
         def forward(self, observations: Any) -> tuple[Any, ...]:
-            if self.chain is None:
-                return check_output(self.policy(observations), self.distribution, observations)
-            out = observations
-            for module in self.chain:
-                out = module(out)
-            return check_output(out if self.log_std is None else (out, self.log_std), "auto", observations)
+            return check_output(self.policy(observations), self.distribution, observations)
 
     _head = Head
     return Head
