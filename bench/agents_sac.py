@@ -42,6 +42,17 @@ def mlp(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, n_out))
 
 
+def squashed(out: Any, scale: float) -> tuple[Any, Any]:
+    """SAC's action and its log-probability, from the actor's output."""
+    mean, log_std = out.chunk(2, 1)
+    log_std = -5 + 3.5 * (torch.tanh(log_std) + 1)
+    normal = torch.distributions.Normal(mean, log_std.exp())
+    x = normal.rsample()
+    y = torch.tanh(x)
+    log_prob = normal.log_prob(x) - torch.log(scale * (1 - y.pow(2)) + 1e-6)
+    return y * scale, log_prob.sum(1, keepdim=True)
+
+
 class Updates(NamedTuple):
     """What the script below calls: the networks and optimizers are inside."""
 
@@ -70,13 +81,7 @@ def updates(algorithm: str, n_obs: int, n_actions: int, scale: float, fused: boo
     alpha_optimizer = torch.optim.Adam([log_alpha], lr=LEARNING_RATE, **kind)
 
     def policy(obs):
-        mean, log_std = actor(obs).chunk(2, 1)
-        log_std = -5 + 3.5 * (torch.tanh(log_std) + 1)
-        normal = torch.distributions.Normal(mean, log_std.exp())
-        x = normal.rsample()
-        y = torch.tanh(x)
-        log_prob = normal.log_prob(x) - torch.log(scale * (1 - y.pow(2)) + 1e-6)
-        return y * scale, log_prob.sum(1, keepdim=True)
+        return squashed(actor(obs), scale)
 
     def value(nets, obs, action):
         x = torch.cat([obs, action], 1)

@@ -43,11 +43,7 @@ def chain(sizes, activation=nn.Tanh, bias=True, last=False):
 
 def distribution(policy, obs):
     """torch's own, for the oracle."""
-    if hasattr(policy, "critic"):
-        out = policy.actor(policy.trunk(obs))
-        outputs = out if policy.log_std is None else (out, policy.log_std)
-    else:
-        outputs = policy(obs)
+    outputs = policy(obs)
     if isinstance(outputs, tuple):
         mean, log_std = outputs
         return torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp().expand_as(mean)), 1)
