@@ -50,14 +50,15 @@ def threads(request):
 
 def test_the_call_is_left_and_not_only_followed_by_the_exception(cpp, threads, interrupted):
     """The rest of the rows is not gathered."""
-    table, indices = np.ones((1000, 64)), np.arange(3_000_000) % 1000
+    # Rows from all over a table beyond the caches, so that the call is long on every machine.
+    table, indices = np.ones((400_000, 64)), np.random.default_rng(0).integers(0, 400_000, 3_000_000)
     out = np.zeros((3_000_000, 64))
     cpp.gather_rows(table, indices, out=out)  # memory is there
     out[:] = 0
-    assert interrupted(lambda: cpp.gather_rows(table, indices, out=out), 0.05)
+    assert interrupted(lambda: cpp.gather_rows(table, indices, out=out), 0.01)
     assert 0 < np.count_nonzero(out[:, 0]) < len(out)
     small = np.arange(1000)
-    assert np.array_equal(cpp.gather_rows(table, small), table)  # the pool goes on
+    assert np.array_equal(cpp.gather_rows(table, small), table[:1000])  # the pool goes on
 
 
 def test_handler_that_does_not_raise(cpp, threads):

@@ -7,6 +7,7 @@ import pytest
 
 from fastrl import _backend
 from fastrl.kernels import scans
+from fastrl.kernels.scans.reference import ReferenceScans
 
 torch = pytest.importorskip("torch", reason="CUDA tensors need torch, which is not installed")
 
@@ -111,7 +112,7 @@ def test_equals_the_cpu_reference(served, tolerance, shape, dtype):
     if device == "cpu" and (shape[0] > 200 or shape[-1] > 200):
         pytest.skip("slow without a GPU")
     rng = np.random.default_rng(len(shape) * 1000 + sum(shape))
-    reference, close = scans.ReferenceScans(), tolerance(np.dtype(dtype))
+    reference, close = ReferenceScans(), tolerance(np.dtype(dtype))
     layouts = itertools.cycle([0, 0, 1, 2, 1, 0, 2])  # mixed within a call
     for masked, flag_dtype in ((False, bool), (True, np.uint8)):
         for op, arguments in calls(rng, shape, dtype, masked, flag_dtype):
@@ -168,7 +169,7 @@ def test_float32_errors_do_not_add_up_over_a_long_horizon(served, shape):
         pytest.skip("slow without a GPU")
     values = (1000 + np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
     arrays, none = (np.full(shape, 0.1, np.float32), values, np.roll(values, -1, axis=0)), np.zeros(shape, bool)
-    wanted = scans.ReferenceScans().gae(*(x.astype(np.float64) for x in arrays), none, none, 0.999, 1.0, None, None)
+    wanted = ReferenceScans().gae(*(x.astype(np.float64) for x in arrays), none, none, 0.999, 1.0, None, None)
     moved, none = [put(x, device) for x in arrays], put(none, device)
     found = backend.gae(*moved, none, none, 0.999, 1.0, None, None)
     np.testing.assert_allclose(found[0].cpu(), wanted[0], rtol=1e-5, atol=2e-4)
@@ -184,7 +185,7 @@ def test_half_precision(served, shape, dtype):
     backend, device = served
     arrays = [torch.randn(shape).to(dtype) for _ in range(3)]
     ends = [torch.rand(shape) < 0.05 for _ in range(2)]
-    wanted = scans.ReferenceScans().gae(
+    wanted = ReferenceScans().gae(
         *(x.double().numpy() for x in arrays), *(x.numpy() for x in ends), 0.97, 0.9, None, None
     )
     found = backend.gae(*(x.to(device) for x in (*arrays, *ends)), 0.97, 0.9, None, None)
@@ -208,7 +209,7 @@ def test_errors_are_those_of_the_cpu(served):
     backend, device = served
     x, flags = torch.zeros(4, 3, device=device), torch.zeros(4, 3, dtype=torch.bool, device=device)
     good = [x, x, x, flags, flags, 0.9, 0.9, None, None]
-    reference = scans.ReferenceScans()
+    reference = ReferenceScans()
 
     def on_cpu(value):
         return value.cpu() if isinstance(value, torch.Tensor) else value
