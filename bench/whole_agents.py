@@ -6,7 +6,8 @@
 Each PY is the interpreter of a virtual environment that holds that contender: fastrl-kernels[agents] (baseline: of the
 commit to compare with), stable-baselines3, sbx-rl, or "rltools[mkl]" with gymnasium and a C++ compiler.  Every round
 runs all contenders of a task once, each in a fresh process pinned to `--threads` processors.  Same environment,
-network, batch, one update a step; warm-up and compilation are not counted.  RLtools has no DQN, and its PPO drops truncation.
+network, batch, one update a step; warm-up and compilation are not counted.  RLtools has no DQN, and its PPO drops
+truncation.
 """
 
 import argparse
