@@ -112,7 +112,7 @@ def test_the_cuda_tests_pass(base, tmp_path, test):
     check(base, tmp_path, test)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("test", cuda_tests(), ids=lambda path: "-".join(path.with_suffix("").parts[-2:]))
 def test_the_cuda_tests_pass_in_full(base, tmp_path, test, seed):
@@ -165,7 +165,7 @@ TEST_OF = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(base, tmp_path, fault):
     file, pattern, replacement, which, report = FAULTS[fault]
