@@ -1,5 +1,6 @@
 """Fixtures of the kernel tests: the backends, a plain float64 oracle and an independent Philox 4x32-10."""
 
+import importlib.util
 import inspect
 import math
 from fractions import Fraction
@@ -13,6 +14,8 @@ from fastrl.kernels._core.backends import choose
 
 from .backends import BACKENDS, check_installed, load_kernels
 from .tree_calls import BAD_CALLS, BAD_CONSTRUCTIONS, ODD_CALLS
+
+collect_ignore = [] if importlib.util.find_spec("torch") else ["test_cuda_heads.py"]
 
 
 class Scans:
