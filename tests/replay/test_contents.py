@@ -355,7 +355,8 @@ class Interrupting:
         self._ring = ring
 
     def try_add(self, *args):
-        self._ring.try_add(*args)
+        if (written := self._ring.try_add(*args)) is None:  # left to `write`
+            return written
         raise KeyboardInterrupt
 
     def write(self, *args):
