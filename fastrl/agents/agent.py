@@ -267,12 +267,12 @@ class Agent(ABC, Generic[C]):
             return actions
         return int(actions[0]) if isinstance(self.envs.action_space, gym.spaces.Discrete) else actions[0]
 
+    @abstractmethod
     def policy_to_torch(self) -> torch.nn.Module:
         """A plain torch module of the greedy policy, for deployment: observations ``[B, ...]`` -> actions ``[B, ...]``.
 
         The actions are those of `predict`.  It is on the CPU, computes in float32 and shares nothing with the agent.
         """
-        raise NotImplementedError
 
     def evaluate(
         self,
