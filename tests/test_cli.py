@@ -18,7 +18,7 @@ from commands import SMALL, fails, tree
 import fastrl
 from fastrl import cli
 from fastrl.agents import ALGORITHMS
-from fastrl.cli.train import DEFAULT_STEPS
+from fastrl.cli.algorithms import ALGORITHMS as NAMES
 
 
 def test_train_eval_and_resume(run_folder, capsys, tmp_path):
@@ -114,7 +114,7 @@ def test_documented_config_line(run_folder, tmp_path, monkeypatch, capsys):
     (line,) = re.findall(r"^fastrl (train .*--config .*)$", docs.read_text(), re.MULTILINE)
     shutil.copytree(run_folder, tmp_path / "runs" / "X")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(DEFAULT_STEPS, "dqn", 200)
+    monkeypatch.setitem(NAMES, "dqn", NAMES["dqn"]._replace(total_steps=200))
     assert cli.main(shlex.split(line)) == 0
     (new,) = (path for path in (tmp_path / "runs").iterdir() if path.name != "X")
     a, b = (json.loads((path / "checkpoint" / "config.json").read_text()) for path in (run_folder, new))
@@ -209,16 +209,15 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         (["train", "dqn"], "--env ENV is missing"),
         (["train", "sarsa", "--env", "CartPole-v1"], "unknown algorithm 'sarsa'; known are dqn"),
         (["play"], "unknown command 'play'; known are train, eval, plot, bench, info"),
-        ([*TRAIN[:4], "--total-steps", "0"], "total_steps must be > 0"),
-        ([*TRAIN[:4], "--total-steps", "-5"], "total_steps must be > 0"),
-        ([*TRAIN[:4], "--total-steps", "many"], "total-steps.*many"),
-        ([*TRAIN, "--no-such-flag", "1"], "no-such-flag"),
-        ([*TRAIN, "--buffer-size", "3000000000"], r"buffer_size must be in \[1, 1e\+09\], got 3000000000"),
-        ([*TRAIN, "--prioritized", "--per-alpha", "inf"], "per_alpha must be finite and >= 0, got inf"),
-        ([*TRAIN, "--learning-rate", "inf"], "learning_rate must be finite and >= 1e-12, got inf"),
-        ([*TRAIN, "--gamma", "1.5"], r"gamma must be in \[0, 1\], got 1.5"),
-        ([*TRAIN, "--loss", "l1"], "l1.*--loss"),
-        ([*TRAIN, "--save-every", "0"], "save_every must be >= 1"),
+        ([*TRAIN[:4], "--total-steps", "0"], "^fastrl: --total-steps must be >= 1, got 0$"),
+        ([*TRAIN[:4], "--total-steps", "-5"], "^fastrl: --total-steps must be >= 1, got -5$"),
+        ([*TRAIN[:4], "--total-steps", "many"], "^fastrl: --total-steps must be an integer or none, got 'many'$"),
+        ([*TRAIN, "--buffer-size", "3000000000"], r"^fastrl: --buffer-size must be in \[1, 1e\+09\], got 3000000000"),
+        ([*TRAIN, "--prioritized", "--per-alpha", "inf"], "^fastrl: --per-alpha must be finite and >= 0, got inf$"),
+        ([*TRAIN, "--learning-rate", "inf"], "^fastrl: --learning-rate must be finite and >= 1e-12, got inf"),
+        ([*TRAIN, "--gamma", "1.5"], r"^fastrl: --gamma must be in \[0, 1\], got 1.5"),
+        ([*TRAIN, "--loss", "l1"], "^fastrl: --loss must be huber or mse, got 'l1'$"),
+        ([*TRAIN, "--save-every", "0"], "^fastrl: --save-every must be >= 1, got 0$"),
         ([*TRAIN, "--threads", "0"], r"--threads must be in \[1, 1024\], got 0"),
         ([*TRAIN, "--threads", "100000"], r"--threads must be in \[1, 1024\], got 100000"),
         (["bench", "--threads", "1025"], r"--threads must be in \[1, 1024\], got 1025"),
@@ -227,7 +226,7 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         ([*TRAIN, "--device", "tpu"], "device must be cpu, cuda or auto, got 'tpu'"),
         ([*TRAIN, "--config", "no/such.json"], "no/such.json: No such file"),
         (["eval", "no/such/run"], "no/such/run: no checkpoint here"),
-        (["eval"], "(?i)run"),
+        (["eval"], "^fastrl: RUN is missing: fastrl eval RUN"),
         (["eval", "no/such/run", "--episodes", "0"], "--episodes must be >= 1, got 0"),
         (["eval", "no/such/run", "--video", "out", "--video-episodes", "0"], "--video-episodes must be >= 1, got 0"),
         (["plot"], "no run to plot"),
@@ -243,12 +242,8 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         (["train", "--resume=no/such/run"], "no/such/run: no checkpoint here"),
         (["train", "--resume"], "--resume RUN: the run's folder is missing"),
         (["train", "--resume", "--total-steps", "5"], "--resume RUN: the run's folder is missing"),
-        (
-            [*TRAIN, "--seed"],
-            r"argument '--seed'\. Expected 1 values\. For full helptext, run fastrl train dqn --help\n$",
-        ),
-        ([*TRAIN, "--seed", "x"], r"10: 'x'\. Argument helptext: --seed INT .*\(default: 0\)\. For full"),
-        ([*TRAIN, "--no-such", "1"], r"Unrecognized options: --no-such, 1\. For full helptext"),
+        ([*TRAIN, "--seed"], "^fastrl: --seed needs a value$"),
+        ([*TRAIN, "--seed", "x"], "^fastrl: --seed must be an integer, got 'x'$"),
     ],
     ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else "",
 )
@@ -331,7 +326,9 @@ def test_read_only_output_folder(capsys, tmp_path):
 def test_resume_of_something_else(run_folder, capsys):
     before, resume = tree(run_folder), ["train", "dqn", "--resume", run_folder]
     fails([*resume, "--env", "Acrobot-v1"], "is of CartPole-v1, not Acrobot-v1", capsys)
-    fails([*resume, "--total-steps", "9000", "--gamma", "0.5", "--double"], "double, gamma cannot be changed", capsys)
+    fails(
+        [*resume, "--total-steps", "9000", "--gamma", "0.5", "--double"], "--gamma, --double cannot be changed", capsys
+    )
     assert tree(run_folder) == before
 
 
@@ -359,7 +356,7 @@ def test_version_info_and_usage(capsys):
     assert "fastrl train ALGORITHM" in capsys.readouterr().out
     assert cli.main(["train", "--help"]) == 0 and cli.main(["train"]) == 2
     text = capsys.readouterr().out
-    assert all(re.search(rf"^  {name} +[\d,]+$", text, re.MULTILINE) for name in ALGORITHMS)
+    assert all(re.search(rf"^  {name} +[\d,]+  \w", text, re.MULTILINE) for name in ALGORITHMS)
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "dqn", "--help"])
     assert stop.value.code == 0
@@ -369,7 +366,7 @@ def test_version_info_and_usage(capsys):
 
 BLOCK = """
 import sys
-for name in ("torch", "tyro", "rich", "gymnasium", "safetensors", "tensorboard"):
+for name in ("torch", "rich", "gymnasium", "safetensors", "tensorboard"):
     sys.modules[name] = None
 from fastrl.cli import main
 sys.exit(main(sys.argv[1:]))

@@ -1,26 +1,60 @@
-"""Agents: one file an algorithm, on networks, environments, training loop and checkpoints that they share."""
+"""Agents: one file an algorithm, on networks, environments, training loop and checkpoints that they share.
 
-from fastrl.agents.a2c import A2C, A2CConfig, ActorCriticConfig, OneStepActorCritic
-from fastrl.agents.agent import Agent
+Settings and errors are there at once; PyTorch and the agents are imported when one is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastrl.agents.config import InputError
-from fastrl.agents.ddpg import DDPG, DDPGConfig
-from fastrl.agents.dqn import DQN, DQNConfig
-from fastrl.agents.ppo import PPO, PPOConfig
-from fastrl.agents.reinforce import REINFORCE, REINFORCEConfig
-from fastrl.agents.sac import SAC, SACConfig
-from fastrl.agents.td3 import TD3, TD3Config
-from fastrl.agents.trpo import TRPO, TRPOConfig
+from fastrl.agents.hyperparameters import (
+    A2CConfig,
+    ActorCriticConfig,
+    DDPGConfig,
+    DQNConfig,
+    PPOConfig,
+    REINFORCEConfig,
+    SACConfig,
+    TD3Config,
+    TRPOConfig,
+)
 
-ALGORITHMS = {
-    "dqn": DQN,
-    "reinforce": REINFORCE,
-    "actor_critic": OneStepActorCritic,
-    "a2c": A2C,
-    "ppo": PPO,
-    "trpo": TRPO,
-    "ddpg": DDPG,
-    "td3": TD3,
-    "sac": SAC,
+if TYPE_CHECKING:
+    from fastrl.agents.a2c import A2C, OneStepActorCritic
+    from fastrl.agents.agent import Agent
+    from fastrl.agents.ddpg import DDPG
+    from fastrl.agents.dqn import DQN
+    from fastrl.agents.ppo import PPO
+    from fastrl.agents.reinforce import REINFORCE
+    from fastrl.agents.sac import SAC
+    from fastrl.agents.td3 import TD3
+    from fastrl.agents.trpo import TRPO
+
+    ALGORITHMS: dict[str, type[Agent[Any]]]
+
+# In which module of the package each agent is, and by its name on the command line which is meant.
+_MODULES = {
+    "A2C": "a2c",
+    "Agent": "agent",
+    "DDPG": "ddpg",
+    "DQN": "dqn",
+    "OneStepActorCritic": "a2c",
+    "PPO": "ppo",
+    "REINFORCE": "reinforce",
+    "SAC": "sac",
+    "TD3": "td3",
+    "TRPO": "trpo",
+}
+_ALGORITHMS = {
+    "dqn": "DQN",
+    "reinforce": "REINFORCE",
+    "actor_critic": "OneStepActorCritic",
+    "a2c": "A2C",
+    "ppo": "PPO",
+    "trpo": "TRPO",
+    "ddpg": "DDPG",
+    "td3": "TD3",
+    "sac": "SAC",
 }
 
 __all__ = [
@@ -46,3 +80,19 @@ __all__ = [
     "TD3Config",
     "TRPOConfig",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    value: Any
+    if name == "ALGORITHMS":
+        value = {algorithm: getattr(import_module(__name__), agent) for algorithm, agent in _ALGORITHMS.items()}
+    elif name in _MODULES:
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,81 +4,17 @@ actor-critic (Sutton & Barto 2018, section 13.5), which is A2C with rollouts of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from fastrl.agents.agent import Env
-from fastrl.agents.config import check_range
+from fastrl.agents.hyperparameters.on_policy import A2CConfig, ActorCriticConfig
 from fastrl.agents.networks import clip_norm
 from fastrl.agents.on_policy import OnPolicyAgent
-from fastrl.agents.policies import Activation
 from fastrl.agents.rollout import RewardScaling, normalized
 from fastrl.agents.training import check_loss
 from fastrl.kernels import FlatAdam, n_step_returns, value_loss
-
-INF = float("inf")
-
-
-@dataclass(frozen=True)
-class A2CConfig:
-    """Hyperparameters.  The learning rate's schedule counts environment steps from the start of training."""
-
-    # Sources: [M] Mnih et al. 2016, [S] Stable-Baselines3's A2C, [Z] rl-baselines3-zoo's settings for CartPole-v1,
-    # [T] tuned here on CartPole-v1.
-    # The string under a setting is its help on the command line.
-    num_envs: int = 16  # [M]
-    """Environments stepped together."""
-    n_steps: int = 5  # [M] [T]
-    """Steps of each environment from one update to the next; the returns look at most that far ahead."""
-    gae_lambda: float | None = 0.95  # [T]
-    """lambda of GAE, where 0 is the one-step TD error and 1 the n-step return; None: n-step returns [M]."""
-    hidden: tuple[int, ...] = (64, 64)  # [S]
-    """Sizes of the hidden layers."""
-    activation: Activation = "tanh"  # [S]
-    """Of the hidden layers: tanh or relu."""
-    shared_network: bool = False  # [S]
-    """Policy and value have the hidden layers in common."""
-    optimizer: Literal["rmsprop", "adam"] = "adam"  # [T]; [M] has RMSprop
-    """adam, or rmsprop (decay 0.99)."""
-    learning_rate: float = 2e-3  # [T]
-    """Of the optimizer, at the start."""
-    learning_rate_end: float = 0.0  # [M]
-    """Of the optimizer, from learning_rate_steps on."""
-    learning_rate_steps: int | None = None
-    """Environment steps over which the learning rate falls linearly; None: all of the run."""
-    optimizer_eps: float = 1e-5  # [S]
-    """Of the optimizer: added to the root of the second moment."""
-    gamma: float = 0.98  # [T]
-    """Discount."""
-    value_coef: float = 0.5  # [S]
-    """Weight of the value's loss."""
-    entropy_coef: float = 0.0  # [Z]
-    """Weight of the entropy, which is maximised."""
-    normalize_advantages: bool = True  # [T]
-    """Mean 0 and standard deviation 1 within each update of more than one step."""
-    max_grad_norm: float | None = None  # [T]
-    """Gradients are scaled down to this norm; None leaves them alone."""
-    log_std: float = 0.0
-    """Log of the standard deviation of continuous actions, at the start."""
-    normalize_obs: bool = False
-    """Observations are shifted and scaled to mean 0 and variance 1, as seen so far."""
-    normalize_rewards: bool = False
-    """Rewards are divided by the standard deviation of the discounted return, as seen so far."""
-    seed: int = 0
-    """Of everything random: environments, initial weights, actions."""
-    device: str = "cpu"
-    """cpu, cuda or auto; small networks are faster on the CPU."""
-
-    def __post_init__(self) -> None:
-        check_range(self, 1, 2**16, "num_envs", "hidden")
-        check_range(self, 1, 10**9, "n_steps", "learning_rate_steps")
-        check_range(self, 0, 1, "gamma", "gae_lambda")
-        check_range(self, 0, INF, "learning_rate_end", "entropy_coef", "value_coef")
-        check_range(self, 1e-12, INF, "learning_rate", "optimizer_eps", "max_grad_norm")
-        check_range(self, -20, 5, "log_std")
-        check_range(self, 0, 2**63 - 1, "seed")
 
 
 class A2C(OnPolicyAgent[A2CConfig]):
@@ -177,28 +113,6 @@ class A2C(OnPolicyAgent[A2CConfig]):
     def _switches(self) -> list[str]:
         c = self.config
         return ["n-step"] * (c.gae_lambda is None and c.n_steps > 1) + ["shared network"] * c.shared_network
-
-
-@dataclass(frozen=True)
-class ActorCriticConfig(A2CConfig):
-    """Hyperparameters of the one-step actor-critic: A2C's, with other defaults."""
-
-    num_envs: int = 32  # [T]
-    """Environments stepped together."""
-    n_steps: int = 1
-    """Steps of each environment from one update to the next: with 1, A_t = r_t + gamma V(s_{t+1}) - V(s_t)."""
-    learning_rate: float = 1e-3  # [T]
-    """Of the optimizer, at the start."""
-    gamma: float = 0.99  # [M]
-    """Discount."""
-    entropy_coef: float = 0.05  # [T] before V has learned all actions are reinforced; with less, the first one may win
-    """Weight of the entropy, which is maximised."""
-    normalize_advantages: bool = False  # [M] [T]
-    """Mean 0 and standard deviation 1 within each update of more than one step."""
-    max_grad_norm: float | None = 0.5  # [S] [T]
-    """Gradients are scaled down to this norm; None leaves them alone."""
-    normalize_rewards: bool = True  # [T]
-    """Rewards are divided by the standard deviation of the discounted return, as seen so far."""
 
 
 class OneStepActorCritic(A2C):

@@ -13,10 +13,12 @@ import typing
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -69,12 +71,16 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
 
 def describe_settings(cls: type[Any]) -> str:
     """The settings of a config dataclass with their defaults and meanings, a line or two each, for a docstring."""
-    meanings = {name: text for base in reversed(cls.__mro__[:-1]) for name, text in _meanings(base).items()}
-    lines = []
+    texts, lines = meanings(cls), []
     for field in fields(cls):
-        entry = f"{field.name}: {_name(field.type)} = {field.default!r}. {meanings.get(field.name, '')}".rstrip()
+        entry = f"{field.name}: {_name(field.type)} = {field.default!r}. {texts.get(field.name, '')}".rstrip()
         lines += textwrap.wrap(entry, 114, initial_indent=" " * 4, subsequent_indent=" " * 8)
     return "\n".join(lines)
+
+
+def meanings(cls: type[Any]) -> dict[str, str]:
+    """What the fields of a dataclass mean, its bases' too."""
+    return {name: text for base in reversed(cls.__mro__[:-1]) for name, text in _meanings(base).items()}
 
 
 @cache
@@ -139,6 +145,8 @@ def _integral(value: Any) -> int | None:
 
 def resolve_device(name: str) -> torch.device:
     """``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"`` (cuda if there is one) as a torch device."""
+    import torch  # more than a second, which who only reads settings does not wait for
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

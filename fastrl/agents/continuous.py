@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -13,80 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
-from fastrl.agents.config import InputError, check_buffer, check_range
+from fastrl.agents.config import InputError
 from fastrl.agents.deploy import TorchPolicy
+from fastrl.agents.hyperparameters.off_policy import ContinuousConfig
 from fastrl.agents.networks import Network, own_network
-from fastrl.agents.off_policy import INF, OffPolicyAgent
+from fastrl.agents.off_policy import OffPolicyAgent
 from fastrl.agents.training import check_loss
 from fastrl.kernels import MLP, FlatAdam
 
 CC = TypeVar("CC", bound="ContinuousConfig")
-
-
-@dataclass(frozen=True)
-class ContinuousConfig:
-    """Hyperparameters of all agents on `ContinuousAgent`.  Schedules count environment steps from the start."""
-
-    # Sources: [C] CleanRL's continuous-action scripts (ddpg, td3, sac), [S] Stable-Baselines3, [P] Schaul et al. 2016,
-    # [F] Fujimoto et al. 2018 (TD3), [H] Haarnoja et al. 2018 (SAC).
-    # The string under a setting is its help on the command line.
-    prioritized: bool = False
-    """Replay in proportion to |TD error|^alpha, corrected by importance weights."""
-    n_step: int = 1
-    """Rewards summed before the bootstrap; fewer at the end of an episode."""
-    num_envs: int = 1
-    """Environments stepped together."""
-    hidden: tuple[int, ...] = (256, 256)  # [C] [S] [H]
-    """Sizes of the hidden layers of actor and critics."""
-    learning_rate: float = 1e-3
-    """Of the critics' Adam, at the start."""
-    learning_rate_end: float | None = None
-    """Of the critics' Adam, from learning_rate_steps on; None: constant."""
-    learning_rate_steps: int | None = None
-    """Environment steps over which the learning rates fall linearly; None: all of the run."""
-    actor_learning_rate: float = 3e-4
-    """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
-    gamma: float = 0.99  # [C] [S] [F] [H]
-    """Discount."""
-    tau: float = 0.005  # [C] [S] [F] [H]
-    """Target <- tau online + (1 - tau) target; 1 copies."""
-    buffer_size: int = 1_000_000  # [C] [S] [F] [H]
-    """Transitions kept for replay."""
-    batch_size: int = 256  # [C] [S] [H]
-    """Transitions in an update."""
-    learning_starts: int = 1000
-    """Environment steps with uniformly random actions before the first update."""
-    train_every: int = 1  # [C] [S] [F] [H]
-    """Environment steps from one round of updates to the next."""
-    updates: int = 1  # [C] [S] [F] [H]
-    """Updates in a round."""
-    max_grad_norm: float | None = None  # [C] [S]
-    """Gradients are scaled down to this norm; None leaves them alone."""
-    per_alpha: float = 0.6  # [P]
-    """Exponent of the priorities: 0 is uniform replay."""
-    per_beta: float = 0.4  # [P]
-    """Exponent of the importance weights at the start."""
-    per_beta_end: float = 1.0  # [P]
-    """Exponent of the importance weights from per_beta_steps on."""
-    per_beta_steps: int | None = None  # [P]
-    """Environment steps over which beta rises linearly; None: all of the run."""
-    per_eps: float = 1e-6
-    """Added to |TD error|, so that no priority is 0."""
-    seed: int = 0
-    """Of everything random: environments, initial weights, exploration, replay."""
-    device: str = "cpu"
-    """cpu, cuda or auto; small networks are faster on the CPU."""
-
-    def __post_init__(self) -> None:
-        check_range(self, 1, 2**16, "num_envs", "hidden")
-        check_range(self, 1, 10**9, "buffer_size", "batch_size")
-        check_range(self, 1, INF, "n_step", "train_every", "updates", "learning_rate_steps", "per_beta_steps")
-        check_range(self, 0, INF, "learning_starts", "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
-        check_range(self, 0, 2**63 - 1, "seed")
-        check_range(self, 0, 1, "gamma")
-        check_range(self, 1e-12, INF, "learning_rate", "actor_learning_rate", "max_grad_norm", "per_eps")
-        check_range(self, 1e-12, 1, "tau")
-        check_buffer(self)
 
 
 def clip(x: Any, bound: float) -> Any:

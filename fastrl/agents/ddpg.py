@@ -8,40 +8,16 @@ n_step       Sutton and Barto 2018, section 7.1
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
-from fastrl.agents.config import check_range
-from fastrl.agents.continuous import ContinuousAgent, ContinuousConfig, clip
+from fastrl.agents.continuous import ContinuousAgent, clip
 from fastrl.agents.envs import Transition
+from fastrl.agents.hyperparameters.off_policy import DDPGConfig
 from fastrl.kernels import min_q_loss, min_q_targets, q_regression_loss, tanh_normal_mode
-
-
-@dataclass(frozen=True)
-class DDPGConfig(ContinuousConfig):
-    """Hyperparameters.  All schedules count environment steps from the start of training."""
-
-    # Sources: [L] Lillicrap et al. 2016, [C] CleanRL's ddpg_continuous_action, [S] Stable-Baselines3's DDPG.
-    # The string under a setting is its help on the command line.
-    learning_rate: float = 1e-3  # [L] [S]
-    """Of the critic's Adam, at the start."""
-    actor_learning_rate: float = 1e-3  # [S]
-    """Of the actor's Adam, at the start; falls in the same proportion as the critic's."""
-    noise: Literal["gaussian", "ou"] = "gaussian"  # [C]; [L] has ou
-    """Of the exploration: independent from step to step, or an Ornstein-Uhlenbeck process, begun anew each episode."""
-    noise_std: float = 0.1  # [C]
-    """Standard deviation of the noise, or of the process's increments, where the actions' range is [-1, 1]."""
-    ou_theta: float = 0.15  # [L]
-    """How much of its value the Ornstein-Uhlenbeck process loses in a step."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, 0, 1e12, "noise_std")  # the process is kept in float32
-        check_range(self, 1e-12, 1, "ou_theta")
 
 
 class DDPG(ContinuousAgent[DDPGConfig]):

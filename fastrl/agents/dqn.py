@@ -12,104 +12,19 @@ It acts with the weights of the moment; the policy that it is judged by has aver
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
-from fastrl.agents.config import InputError, check_buffer, check_range
+from fastrl.agents.config import InputError
 from fastrl.agents.deploy import TorchPolicy
+from fastrl.agents.hyperparameters.off_policy import DQNConfig
 from fastrl.agents.networks import Network, own_network
-from fastrl.agents.off_policy import INF, OffPolicyAgent
+from fastrl.agents.off_policy import OffPolicyAgent
 from fastrl.kernels import MLP, FlatAdam, q_learning_loss
-
-
-@dataclass(frozen=True)
-class DQNConfig:
-    """Hyperparameters.  All schedules count environment steps from the start of training."""
-
-    # Sources: [M] Mnih et al. 2015, [S] Schaul et al. 2016, [Z] rl-baselines3-zoo's tuned settings for CartPole-v1,
-    # [T] tuned here on CartPole-v1; `bench/learning.py` shows what they reach.
-    # The string under a setting is its help on the command line.
-    double: bool = False
-    """The online network chooses the next action, the target network values it."""
-    dueling: bool = False
-    """State value and advantages in separate streams."""
-    prioritized: bool = False
-    """Replay in proportion to |TD error|^alpha, corrected by importance weights."""
-    n_step: int = 1
-    """Rewards summed before the bootstrap; fewer at the end of an episode."""
-    num_envs: int = 1
-    """Environments stepped together."""
-    hidden: tuple[int, ...] = (128, 128)  # [T]
-    """Sizes of the hidden layers."""
-    learning_rate: float = 1e-3  # [T]
-    """Of Adam, at the start."""
-    learning_rate_end: float = 3e-4  # [T] a policy learned at a constant rate is lost again now and then
-    """Of Adam, from learning_rate_steps on."""
-    learning_rate_steps: int | None = None
-    """Environment steps over which the learning rate falls linearly; None: all of the run."""
-    gamma: float = 0.99  # [M] [Z]
-    """Discount."""
-    buffer_size: int = 100_000  # [Z]
-    """Transitions kept for replay."""
-    batch_size: int = 64  # [Z]
-    """Transitions in an update."""
-    learning_starts: int = 1000  # [Z]
-    """Environment steps before the first update."""
-    train_every: int = 2  # [T]
-    """Environment steps from one round of updates to the next."""
-    updates: int = 1
-    """Updates in a round."""
-    target_every: int = 1
-    """Updates from one update of the target network to the next."""
-    tau: float = 0.02  # [T]
-    """Target <- tau online + (1 - tau) target: 1 copies, less is Polyak averaging."""
-    averaging: bool = True  # [T]
-    """The greedy policy has the mean weights of about the last tenth of the updates, not those of the moment."""
-    loss: Literal["huber", "mse"] = "mse"  # [T] Huber's bounded gradient is slow to learn that an episode ends
-    """Of the TD error."""
-    max_grad_norm: float | None = 1.0  # [T]
-    """Gradients are scaled down to this norm; None leaves them alone."""
-    exploration: Literal["epsilon-greedy", "boltzmann"] = "epsilon-greedy"  # [M]
-    """How actions are chosen in training."""
-    epsilon_start: float = 1.0  # [M]
-    """Probability of a random action at the start."""
-    epsilon_end: float = 0.04  # [Z]
-    """Probability of a random action from epsilon_steps on."""
-    epsilon_steps: int = 8000  # [Z]
-    """Environment steps over which epsilon falls linearly."""
-    temperature: float = 1.0
-    """Of Boltzmann exploration: the probability of an action is proportional to exp(Q / temperature)."""
-    per_alpha: float = 0.6  # [S]
-    """Exponent of the priorities: 0 is uniform replay."""
-    per_beta: float = 0.4  # [S]
-    """Exponent of the importance weights at the start."""
-    per_beta_end: float = 1.0  # [S]
-    """Exponent of the importance weights from per_beta_steps on."""
-    per_beta_steps: int | None = None  # [S]
-    """Environment steps over which beta rises linearly; None: all of the run."""
-    per_eps: float = 1e-6
-    """Added to |TD error|, so that no priority is 0."""
-    seed: int = 0
-    """Of everything random: environments, initial weights, exploration, replay."""
-    device: str = "cpu"
-    """cpu, cuda or auto; small networks are faster on the CPU."""
-
-    def __post_init__(self) -> None:
-        check_range(self, 1, 2**16, "num_envs", "hidden")
-        check_range(self, 1, 10**9, "buffer_size", "batch_size")
-        check_range(self, 1, INF, "n_step", "train_every", "updates")
-        check_range(self, 1, INF, "target_every", "learning_rate_steps", "epsilon_steps", "per_beta_steps")
-        check_range(self, 0, INF, "learning_starts", "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
-        check_range(self, 0, 2**63 - 1, "seed")
-        check_range(self, 0, 1, "gamma", "epsilon_start", "epsilon_end")
-        check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps")
-        check_range(self, 1e-12, 1, "tau")
-        check_buffer(self)
 
 
 class DQN(OffPolicyAgent[DQNConfig]):

@@ -20,7 +20,6 @@ from fastrl.agents.training import check_loss
 from fastrl.kernels.mlp.losses import QLoss
 from fastrl.replay import Batch, PrioritizedReplay, ReplayBuffer
 
-INF = float("inf")
 C = TypeVar("C")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.agents.config import InputError
+from fastrl.agents.hyperparameters.on_policy import Activation
 from fastrl.agents.networks import TorchNetwork, input_scale, own_network
 from fastrl.kernels import (
     MLP,
@@ -25,8 +26,6 @@ from fastrl.kernels import (
     ppo_normal_loss,
 )
 from fastrl.kernels.mlp import PPOLoss
-
-Activation = Literal["tanh", "relu"]
 
 
 class ActorCritic:

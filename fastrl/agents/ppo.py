@@ -5,95 +5,15 @@ Advantages are GAE's (Schulman et al. 2016, arXiv:1506.02438).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fastrl.agents.agent import Env
-from fastrl.agents.config import InputError, check_range
+from fastrl.agents.config import InputError
+from fastrl.agents.hyperparameters.on_policy import PPOConfig
 from fastrl.agents.on_policy import OnPolicyAgent
-from fastrl.agents.policies import Activation
 from fastrl.agents.rollout import Minibatches, RewardScaling
 from fastrl.agents.training import check_loss
 from fastrl.kernels import FlatAdam, value_loss
-
-INF = float("inf")
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """Hyperparameters.  The learning rate's schedule counts environment steps from the start of training."""
-
-    # Sources: [P] Schulman et al. 2017, [H] Huang et al. 2022 ("The 37 implementation details of PPO"),
-    # [Z] rl-baselines3-zoo's tuned settings for CartPole-v1, [T] tuned here on CartPole-v1.
-    # The string under a setting is its help on the command line.
-    objective: Literal["clip", "penalty"] = "clip"  # [P]
-    """clip: the ratio of probabilities is clipped.  penalty: KL(old || new) costs beta, which adapts to penalty_kl."""
-    num_envs: int = 8  # [Z]
-    """Environments stepped together."""
-    n_steps: int = 32  # [Z]
-    """Steps of each environment from one update to the next."""
-    epochs: int = 20  # [Z]
-    """Passes over the n_steps x num_envs steps in an update."""
-    minibatches: int = 1  # [Z]
-    """Equal parts of a pass, a gradient step each."""
-    hidden: tuple[int, ...] = (64, 64)  # [P]
-    """Sizes of the hidden layers."""
-    activation: Activation = "tanh"  # [P]
-    """Of the hidden layers: tanh or relu."""
-    shared_network: bool = False  # [P]
-    """Policy and value have the hidden layers in common."""
-    learning_rate: float = 1e-3  # [Z]
-    """Of Adam, at the start."""
-    learning_rate_end: float = 1e-4  # [T]
-    """Of Adam, from learning_rate_steps on."""
-    learning_rate_steps: int | None = None
-    """Environment steps over which the learning rate falls linearly; None: all of the run."""
-    adam_eps: float = 1e-5  # [H]
-    """Of Adam: added to the root of the second moment."""
-    gamma: float = 0.98  # [Z]
-    """Discount."""
-    gae_lambda: float = 0.8  # [Z]
-    """lambda of GAE: 0 is the one-step TD error, 1 the whole return."""
-    clip_range: float = 0.2  # [P]
-    """Of the ratio of probabilities, around 1 (objective clip)."""
-    clip_value: float | None = None  # [H] finds no gain in it
-    """The new value is clipped to within this of the old one, and the larger loss of the two taken; None does not."""
-    penalty_kl: float = 0.01  # [P]
-    """KL(old || new) of an update that beta aims at (objective penalty)."""
-    penalty_beta: float = 1.0  # [P]
-    """Weight of the KL at the start (objective penalty)."""
-    target_kl: float | None = None
-    """An update ends after the pass whose last minibatch, before its step, estimates KL(old || new) above this."""
-    value_coef: float = 0.5  # [P] [H]
-    """Weight of the value's loss."""
-    entropy_coef: float = 0.0  # [Z]
-    """Weight of the entropy, which is maximised."""
-    normalize_advantages: bool = True  # [H]
-    """Mean 0 and standard deviation 1 within each minibatch."""
-    max_grad_norm: float | None = 0.5  # [H]
-    """Gradients are scaled down to this norm; None leaves them alone."""
-    log_std: float = 0.0  # [H]
-    """Log of the standard deviation of continuous actions, at the start."""
-    normalize_obs: bool = False
-    """Observations are shifted and scaled to mean 0 and variance 1, as seen so far."""
-    normalize_rewards: bool = False
-    """Rewards are divided by the standard deviation of the discounted return, as seen so far."""
-    seed: int = 0
-    """Of everything random: environments, initial weights, actions, minibatches."""
-    device: str = "cpu"
-    """cpu, cuda or auto; small networks are faster on the CPU."""
-
-    def __post_init__(self) -> None:
-        check_range(self, 1, 2**16, "num_envs", "hidden", "minibatches")
-        check_range(self, 1, 10**9, "epochs", "learning_rate_steps")
-        check_range(self, 2, 10**9, "n_steps")
-        check_range(self, 0, 1, "gamma", "gae_lambda")
-        check_range(self, 0, INF, "learning_rate_end", "entropy_coef", "value_coef")
-        check_range(self, 1e-12, INF, "learning_rate", "adam_eps", "clip_range", "clip_value")
-        check_range(self, 1e-12, INF, "target_kl", "penalty_kl", "max_grad_norm")
-        check_range(self, 1e-6, 1e6, "penalty_beta")
-        check_range(self, -20, 5, "log_std")
-        check_range(self, 0, 2**63 - 1, "seed")
 
 
 class KLPenalty:

@@ -2,69 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fastrl.agents.agent import Env
-from fastrl.agents.config import check_range
+from fastrl.agents.hyperparameters.on_policy import REINFORCEConfig
 from fastrl.agents.on_policy import OnPolicyAgent
-from fastrl.agents.policies import Activation
 from fastrl.agents.rollout import normalized
 from fastrl.agents.training import check_loss
 from fastrl.kernels import FlatAdam, discounted_returns, value_loss
-
-INF = float("inf")
-
-
-@dataclass(frozen=True)
-class REINFORCEConfig:
-    """Hyperparameters.  The learning rate's schedule counts environment steps from the start of training."""
-
-    # Sources: [W] Williams 1992, [T] tuned here on CartPole-v1.
-    # The string under a setting is its help on the command line.
-    baseline: bool = True  # [W]
-    """A learned state value is subtracted from the reward-to-go, and stands in for what a time limit cut off."""
-    num_envs: int = 1
-    """Environments stepped together; one that has played its episodes waits for the others, and its steps are lost."""
-    episodes: int = 8  # [T]
-    """Whole episodes of each environment in an update."""
-    hidden: tuple[int, ...] = (64, 64)  # [T]
-    """Sizes of the hidden layers."""
-    activation: Activation = "tanh"  # [T]
-    """Of the hidden layers: tanh or relu."""
-    learning_rate: float = 5e-3  # [T]
-    """Of Adam, at the start."""
-    learning_rate_end: float = 5e-4  # [T]
-    """Of Adam, from learning_rate_steps on."""
-    learning_rate_steps: int | None = None
-    """Environment steps over which the learning rate falls linearly; None: all of the run."""
-    gamma: float = 0.99  # [T]
-    """Discount."""
-    value_coef: float = 0.5  # [T]
-    """Weight of the baseline's loss."""
-    entropy_coef: float = 0.0  # [W]
-    """Weight of the entropy, which is maximised."""
-    normalize_advantages: bool = True  # [T]
-    """Mean 0 and standard deviation 1 within each update."""
-    max_grad_norm: float | None = 0.5  # [T]
-    """Gradients are scaled down to this norm; None leaves them alone."""
-    log_std: float = 0.0
-    """Log of the standard deviation of continuous actions, at the start."""
-    seed: int = 0
-    """Of everything random: environments, initial weights, actions."""
-    device: str = "cpu"
-    """cpu, cuda or auto; small networks are faster on the CPU."""
-
-    def __post_init__(self) -> None:
-        check_range(self, 1, 2**16, "num_envs", "hidden", "episodes")
-        check_range(self, 1, 10**9, "learning_rate_steps")
-        check_range(self, 0, 1, "gamma")
-        check_range(self, 0, INF, "learning_rate_end", "entropy_coef", "value_coef")
-        check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm")
-        check_range(self, -20, 5, "log_std")
-        check_range(self, 0, 2**63 - 1, "seed")
 
 
 class REINFORCE(OnPolicyAgent[REINFORCEConfig]):

@@ -8,7 +8,6 @@ n_step       Sutton and Barto 2018, section 7.1
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
-from fastrl.agents.config import InputError, check_range
-from fastrl.agents.continuous import ContinuousAgent, ContinuousConfig
-from fastrl.agents.off_policy import INF
+from fastrl.agents.continuous import ContinuousAgent
+from fastrl.agents.hyperparameters.off_policy import SACConfig
 from fastrl.kernels import (
     FlatAdam,
     Generator,
@@ -29,39 +27,6 @@ from fastrl.kernels import (
     tanh_normal_sample,
     tanh_normal_sample_pullback,
 )
-
-
-@dataclass(frozen=True)
-class SACConfig(ContinuousConfig):
-    """Hyperparameters.  All schedules count environment steps from the start of training."""
-
-    # Sources: [H] Haarnoja et al. 2018 (second paper), [C] CleanRL's sac_continuous_action, [S] Stable-Baselines3.
-    # The string under a setting is its help on the command line.
-    learning_rate: float = 1e-3  # [C]
-    """Of the critics' Adam, and of the temperature's, at the start."""
-    actor_learning_rate: float = 3e-4  # [H] [C] [S]
-    """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
-    temperature: float | None = None  # [H] [C] [S]
-    """Weight of the entropy; None: tuned so that the policy has the target entropy."""
-    initial_temperature: float = 1.0  # [C] [S]
-    """Where the tuning starts."""
-    target_entropy: float | None = None  # [H] [C] [S]
-    """Of the policy, where the actions' range is [-1, 1]; None: minus the number of action dimensions."""
-    log_std_min: float = -20.0  # [H] [S]
-    """The log standard deviation before the tanh is at least this."""
-    log_std_max: float = 2.0  # [H] [S]
-    """The log standard deviation before the tanh is at most this."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, 0, 1e12, "temperature")  # the losses have its square, in float32
-        check_range(self, 1e-12, 1e12, "initial_temperature")
-        check_range(self, -INF, INF, "target_entropy")
-        check_range(self, -20, 5, "log_std_min", "log_std_max")
-        if self.log_std_min > self.log_std_max:
-            raise InputError(
-                f"SACConfig: log_std_min must be at most log_std_max, got {self.log_std_min!r} and {self.log_std_max!r}"
-            )
 
 
 class SAC(ContinuousAgent[SACConfig]):
@@ -96,7 +61,7 @@ class SAC(ContinuousAgent[SACConfig]):
         self.target_entropy = -float(self.n_actions) if c.target_entropy is None else c.target_entropy
         start = c.initial_temperature if c.temperature is None else c.temperature
         # As a logarithm, so that it stays positive; of a fixed temperature 0 it is -inf.
-        self.log_temperature = self._array(np.full(1, math.log(start) if start else -INF, np.float32))
+        self.log_temperature = self._array(np.full(1, math.log(start) if start else -math.inf, np.float32))
         self._d_log_temperature = self._array(np.zeros(1, np.float32))
         vectors = self.log_temperature, self._d_log_temperature
         self.temperature_optimizer = FlatAdam(*vectors, lr=c.learning_rate) if c.temperature is None else None

@@ -7,42 +7,15 @@ n_step       Sutton and Barto 2018, section 7.1
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
-from fastrl.agents.config import check_range
-from fastrl.agents.continuous import ContinuousAgent, ContinuousConfig, clip
-from fastrl.agents.off_policy import INF
+from fastrl.agents.continuous import ContinuousAgent, clip
+from fastrl.agents.hyperparameters.off_policy import TD3Config
 from fastrl.kernels import min_q_loss, min_q_targets, q_regression_loss, tanh_normal_mode
-
-
-@dataclass(frozen=True)
-class TD3Config(ContinuousConfig):
-    """Hyperparameters.  All schedules count environment steps from the start of training."""
-
-    # Sources: [F] Fujimoto et al. 2018, [C] CleanRL's td3_continuous_action, [S] Stable-Baselines3's TD3.
-    # The string under a setting is its help on the command line.
-    learning_rate: float = 1e-3  # [F] [S]
-    """Of the critics' Adam, at the start."""
-    actor_learning_rate: float = 1e-3  # [F] [S]
-    """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
-    policy_delay: int = 2  # [F] [C] [S]
-    """Updates of the critics from one of the actor and the targets to the next."""
-    exploration_noise: float = 0.1  # [F] [C]
-    """Standard deviation of the Gaussian noise on the actions, where their range is [-1, 1]."""
-    target_noise: float = 0.2  # [F] [C] [S]
-    """Standard deviation of the noise on the target actor's actions, in the same units."""
-    target_noise_clip: float = 0.5  # [F] [C] [S]
-    """That noise is clipped to at most this much either way."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, 1, INF, "policy_delay")
-        check_range(self, 0, INF, "exploration_noise", "target_noise", "target_noise_clip")
 
 
 class TD3(ContinuousAgent[TD3Config]):

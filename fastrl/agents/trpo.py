@@ -6,7 +6,6 @@ Advantages are GAE's (Schulman et al. 2016, arXiv:1506.02438).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,85 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from fastrl.agents.agent import Env
-from fastrl.agents.config import InputError, check_range
+from fastrl.agents.config import InputError
+from fastrl.agents.hyperparameters.on_policy import TRPOConfig
 from fastrl.agents.networks import TorchNetwork
 from fastrl.agents.on_policy import OnPolicyAgent
-from fastrl.agents.policies import Activation
 from fastrl.agents.rollout import Minibatches, RewardScaling, normalized
 from fastrl.agents.training import check_loss
 from fastrl.kernels import FisherVectorProduct, FlatAdam, line_search, natural_gradient_step, value_loss
 
-INF = float("inf")
 CG_STATUS = ("converged", "max_iter", "negative_curvature", "breakdown")
-
-
-@dataclass(frozen=True)
-class TRPOConfig:
-    """Hyperparameters.  The learning rate is the value network's: the policy's step has its length from max_kl."""
-
-    # Sources: [S] Schulman et al. 2015, [G] Schulman et al. 2016, [C] sb3-contrib's TRPO, [Z] rl-baselines3-zoo's
-    # settings of it for CartPole-v1, [T] tuned here on CartPole-v1.
-    # The string under a setting is its help on the command line.
-    num_envs: int = 8  # [T]; [Z] has 2
-    """Environments stepped together."""
-    n_steps: int = 128  # [T]; [Z] has 512, of as many steps in all
-    """Steps of each environment from one update to the next."""
-    max_kl: float = 0.01  # [S]
-    """No update moves the policy by more than this mean KL(old || new), at the start."""
-    max_kl_end: float = 1e-3  # [T]; the same as max_kl in [S]
-    """From learning_rate_steps on, if less: at the bound, a policy that is good already still moves at random."""
-    cg_iterations: int = 15  # [C]; [S] has 10
-    """Of conjugate gradient, at most."""
-    cg_damping: float = 1e-3  # [Z]
-    """Added to the diagonal of the Fisher matrix."""
-    cg_rtol: float = 1e-5  # [C]: 1e-10 of the residual's square
-    """Conjugate gradient stops when the residual is this small relative to the gradient."""
-    backtracks: int = 10  # [S] [C]
-    """How often the line search makes the step shorter, at most."""
-    backtrack: float = 0.8  # [C]
-    """By this factor."""
-    value_epochs: int = 20  # [Z]
-    """Passes over the n_steps x num_envs steps to fit the value, in an update."""
-    minibatches: int = 8  # [C]: of 128 steps; [Z] has 2
-    """Equal parts of a pass, a gradient step each."""
-    hidden: tuple[int, ...] = (64, 64)  # [C]
-    """Sizes of the hidden layers, of the policy and of the value network."""
-    activation: Activation = "tanh"  # [S]
-    """Of the hidden layers: tanh or relu."""
-    learning_rate: float = 1e-3  # [C]
-    """Of Adam, at the start."""
-    learning_rate_end: float = 1e-3  # [C]
-    """Of Adam, from learning_rate_steps on."""
-    learning_rate_steps: int | None = None
-    """Environment steps over which the learning rate and max_kl fall linearly; None: all of the run."""
-    adam_eps: float = 1e-5  # [C]
-    """Of Adam: added to the root of the second moment."""
-    gamma: float = 0.98  # [T]; [S] [Z] have 0.99
-    """Discount."""
-    gae_lambda: float = 0.95  # [C]; [Z] has 0.98
-    """lambda of GAE: 0 is the one-step TD error, 1 the whole return."""
-    normalize_advantages: bool = True  # [C]
-    """Mean 0 and standard deviation 1 within each update."""
-    log_std: float = 0.0  # [C]
-    """Log of the standard deviation of continuous actions, at the start."""
-    normalize_obs: bool = False
-    """Observations are shifted and scaled to mean 0 and variance 1, as seen so far."""
-    normalize_rewards: bool = False
-    """Rewards are divided by the standard deviation of the discounted return, as seen so far."""
-    seed: int = 0
-    """Of everything random: environments, initial weights, actions, minibatches."""
-    device: str = "cpu"
-    """cpu, cuda or auto; small networks are faster on the CPU."""
-
-    def __post_init__(self) -> None:
-        check_range(self, 1, 2**16, "num_envs", "hidden", "minibatches")
-        check_range(self, 1, 10**9, "n_steps", "cg_iterations", "backtracks", "value_epochs", "learning_rate_steps")
-        check_range(self, 0, 1, "gamma", "gae_lambda")
-        check_range(self, 0, INF, "learning_rate_end", "cg_damping", "cg_rtol")
-        check_range(self, 1e-12, INF, "learning_rate", "adam_eps", "max_kl", "max_kl_end")
-        check_range(self, 1e-3, 0.999, "backtrack")
-        check_range(self, -20, 5, "log_std")
-        check_range(self, 0, 2**63 - 1, "seed")
 
 
 class TRPO(OnPolicyAgent[TRPOConfig]):

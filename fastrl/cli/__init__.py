@@ -24,7 +24,7 @@ usage: fastrl train ALGORITHM --env ENV [--total-steps N] [--seed S] [--out DIR]
        fastrl --version
 
 `fastrl train --help` lists the algorithms, and `fastrl train dqn --help` the hyperparameters of one."""
-AGENT_PACKAGES = ("gymnasium", "rich", "safetensors", "tensorboard", "torch", "tyro")
+AGENT_PACKAGES = ("gymnasium", "rich", "safetensors", "tensorboard", "torch")
 COMMANDS = ("train", "eval", "plot", "bench", "info")
 
 
@@ -59,7 +59,11 @@ def _main(args: list[str]) -> int:
     if args[0] == "info":
         return info.command(args[1:])
     if args[0] not in COMMANDS:
-        return fail(f"unknown command {args[0]!r}; known are {', '.join(COMMANDS)}")
+        from fastrl.cli.options import did_you_mean
+
+        meant = did_you_mean(args[0], COMMANDS)
+        did = f"did you mean {meant}? " if meant else ""
+        return fail(f"unknown command {args[0]!r}; {did}known are {', '.join(COMMANDS)}")
     missing = [name for name in AGENT_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         return fail(f'agents need {", ".join(missing)}; to install: pip install "fastrl-kernels[agents]"')

@@ -9,13 +9,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from fastrl import bench
 from fastrl.agents.config import InputError
-from fastrl.cli.common import check_new, check_threads, long_out, parse
+from fastrl.cli.common import check_new, check_threads
+from fastrl.cli.options import did_you_mean, parse
 
 
 @dataclasses.dataclass
@@ -33,11 +30,12 @@ class Bench:
 
 
 def command(args: list[str]) -> int:
-
-    options = parse(Bench, long_out(args), "fastrl bench", None)
+    options, _ = parse(Bench, args, "fastrl bench")
     unknown = [name for name in options.kernels if name not in bench.KERNELS]
     if unknown:
-        raise InputError(f"unknown kernel {unknown[0]!r}; known are {', '.join(bench.KERNELS)}")
+        meant = did_you_mean(unknown[0], bench.KERNELS)
+        did = f"did you mean {meant}? " if meant else ""
+        raise InputError(f"unknown kernel {unknown[0]!r}; {did}known are {', '.join(bench.KERNELS)}")
     check_threads(options.threads)
     if options.out is not None:
         if importlib.util.find_spec("matplotlib") is None:
@@ -64,6 +62,9 @@ def command(args: list[str]) -> int:
 
 
 def _bench_table(title: str, rows: Sequence[bench.Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     caption = "us: a call takes so many microseconds; x: how many times longer than fastrl"
     table = Table(title=Text(title), caption=Text(caption))

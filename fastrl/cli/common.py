@@ -1,24 +1,19 @@
-"""What the commands share: parsing, errors, tables."""
+"""What the commands share: errors, checks, tables."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from fastrl.agents import ALGORITHMS
-from fastrl.agents.agent import Agent
 from fastrl.agents.config import InputError
 from fastrl.cli.errors import Failure, no_memory, one_line
+
+if TYPE_CHECKING:
+    from fastrl.agents import Agent
 
 
 @contextlib.contextmanager
@@ -44,48 +39,6 @@ def closing(agent: Agent[Any]) -> Iterator[None]:
         close()
 
 
-def algorithms() -> dict[str, type[Agent[Any]]]:
-    return cast("dict[str, type[Agent[Any]]]", ALGORITHMS)
-
-
-def algorithm_of(name: Any, where: str = "") -> type[Agent[Any]]:
-    known = algorithms()
-    if name not in known:
-        raise InputError(f"{where}unknown algorithm {name!r}; known are {', '.join(known)}")
-    return known[name]
-
-
-def parse(cls: Any, args: list[str], prog: str, default: Any) -> Any:
-    """tyro's parse, with its boxed error message as a one-line InputError."""
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            markers = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
-            extra = {} if default is None else {"default": default}
-            return tyro.cli(cls, prog=prog, args=args, config=markers, **extra)
-    except SystemExit as error:
-        if not error.code:  # --help
-            raise
-        raise InputError(_without_box(stderr.getvalue())) from None
-
-
-def _without_box(text: str) -> str:
-    """The text of a box that rules divide into sections, in one line and without the box's title."""
-    sections: list[list[str]] = [[]]
-    for line in text.splitlines()[1:]:
-        inside = line.strip(" │|")
-        if inside.strip("─╭╮╰╯+-"):
-            sections[-1].append(inside)
-        else:
-            sections.append([])
-    return ". ".join(" ".join(section).rstrip(".") for section in sections if section)
-
-
-def long_out(args: list[str]) -> list[str]:
-    """-o FILE, -oFILE and -o=FILE as --out FILE."""
-    return [re.sub(r"^-o=?(?=[^=])", "--out=", "--out" if arg == "-o" else arg) for arg in args]
-
-
 def check_threads(threads: int) -> None:
     if not 1 <= threads <= 1024:
         raise InputError(f"--threads must be in [1, 1024], got {threads}")
@@ -107,6 +60,10 @@ def mean(returns: Any) -> str:
 
 
 def table(title: str, rows: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     shown = Table(title=Text(title), show_header=False)
     for name, value in rows.items():
         shown.add_row(name, Text(value, overflow="fold"))

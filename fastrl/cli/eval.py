@@ -10,16 +10,18 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
-
-from fastrl.agents.agent import Agent
-from fastrl.agents.checkpoint import load_config
 from fastrl.agents.config import InputError
-from fastrl.agents.envs import make_env
-from fastrl.cli.common import algorithm_of, closing, failures, mean, parse, table
+from fastrl.cli.algorithms import algorithm_class, algorithm_name
+from fastrl.cli.common import closing, failures, mean, table
 from fastrl.cli.errors import warn
+from fastrl.cli.options import parse
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from fastrl.agents import Agent
 
 
 @dataclasses.dataclass
@@ -44,7 +46,7 @@ class Eval:
 
 
 def command(args: list[str]) -> int:
-    options = parse(Eval, args, "fastrl eval", None)
+    options, _ = parse(Eval, args, "fastrl eval")
     if options.episodes < 1:
         raise InputError(f"--episodes must be >= 1, got {options.episodes}")
     if options.seed < 0:
@@ -53,7 +55,9 @@ def command(args: list[str]) -> int:
         raise InputError(f"--video-episodes must be >= 1, got {options.video_episodes}")
     if options.max_episode_steps < 0:
         raise InputError(f"--max-episode-steps must be >= 0, got {options.max_episode_steps}")
-    algorithm = algorithm_of(load_config(options.run).get("algorithm"), f"{options.run}: ")
+    from fastrl.agents.checkpoint import load_config  # with PyTorch
+
+    algorithm = algorithm_class(algorithm_name(load_config(options.run).get("algorithm"), f"{options.run}: "))
     agent = algorithm.load(options.run, env=options.env, device=options.device)
     videos: list[Path] = []
     with closing(agent), failures():
@@ -101,6 +105,10 @@ def evaluate(
 
 def _film(agent: Agent[Any], options: Eval) -> tuple[list[float], list[Path]]:
     """Returns of all episodes, and the videos (MP4) of the first of them."""
+    import gymnasium as gym
+
+    from fastrl.agents.envs import make_env
+
     spec = agent.envs.spec
     assert spec is not None and options.video is not None  # a checkpoint that loads without `env` names one
     name = str(agent.envs.env_id)

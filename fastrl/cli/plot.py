@@ -7,7 +7,8 @@ import importlib.util
 from pathlib import Path
 
 from fastrl.agents.config import InputError
-from fastrl.cli.common import long_out, parse, table
+from fastrl.cli.common import table
+from fastrl.cli.options import parse
 
 
 @dataclasses.dataclass
@@ -27,7 +28,7 @@ class Plot:
 
 
 def command(args: list[str]) -> int:
-    options = parse(Plot, long_out(args), "fastrl plot", None)
+    options, _ = parse(Plot, args, "fastrl plot")
     missing = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f'plots need {", ".join(missing)}; to install: pip install "fastrl-kernels[plot]"')

@@ -10,30 +10,24 @@ import signal
 import time
 from itertools import count
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from fastrl._files import locked
-from fastrl.agents.agent import Agent
-from fastrl.agents.checkpoint import load_checkpoint, load_config
 from fastrl.agents.config import InputError, make_config
-from fastrl.agents.training import LOCK
-from fastrl.cli.common import algorithm_of, algorithms, check_new, check_threads, closing, failures, mean, parse, table
+from fastrl.agents.hyperparameters import CONFIGS
+from fastrl.cli.algorithms import ALGORITHMS, algorithm_class, algorithm_name
+from fastrl.cli.common import check_new, check_threads, closing, failures, mean, table
 from fastrl.cli.errors import Failure, fail, no_memory, one_line
 from fastrl.cli.eval import evaluate
+from fastrl.cli.options import as_options, option, parse
 
-DEFAULT_STEPS = {"dqn": 50_000, "reinforce": 200_000, "a2c": 500_000, "actor_critic": 500_000}
-OTHERS_STEPS = 100_000
-
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from fastrl.agents import Agent
 
 
 @dataclasses.dataclass
-class Train(Generic[C]):
+class Train:
     """Train an agent.  Logs (CSV, TensorBoard) and the checkpoint go to a new run folder."""
 
-    hyperparameters: C
     env: str | None = None
     """Gymnasium environment id."""
     total_steps: int | None = None
@@ -56,8 +50,8 @@ def command(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print("usage: fastrl train ALGORITHM --env ENV ...\n       fastrl train --resume RUN ...\n")
         print("The algorithms, and how many steps they take by default:")
-        for name in algorithms():
-            print(f"  {name:<16}{DEFAULT_STEPS.get(name, OTHERS_STEPS):>9,}")
+        for name, algorithm in ALGORITHMS.items():
+            print(f"  {name:<13}{algorithm.total_steps:>8,}  {algorithm.line}")
         print("\n`fastrl train ALGORITHM --help` lists the hyperparameters.")
         return 0 if args else 2
     name, *flags = args
@@ -67,28 +61,22 @@ def command(args: list[str]) -> int:
             if any(arg.partition("=")[0] == "--resume" for arg in args):
                 raise InputError("--resume RUN: the run's folder is missing")
             raise InputError(f"the algorithm comes before {name}: fastrl train ALGORITHM ...")
-        name, flags = load_config(run).get("algorithm", ""), args  # a checkpoint names its algorithm
-        algorithm = algorithm_of(name, f"{run}: ")
+        name, flags = _algorithm_of(run), args
     else:
-        algorithm = algorithm_of(name)
-    config_class = algorithm.config_class
-    command: type[Train[Any]] = Train[config_class]  # type: ignore[valid-type]
-
-    options = parse(command, flags, f"fastrl train {name}", Train(config_class()))
-    if options.config is not None:
-        from_file = _hyperparameters(algorithm, _read_config(options.config), f"--config {options.config}")
-        options = parse(command, flags, f"fastrl train {name}", Train(from_file))
-    check_threads(options.threads)
-    torch.set_num_threads(options.threads)
+        name = algorithm_name(name)
+    options, given = parse(Train, flags, f"fastrl train {name}", CONFIGS[name], stray="--env")
+    _check(options)
     if options.resume is not None:
-        return _resume(algorithm, command, flags, options)
+        return _resume(name, options, given)
     if options.env is None:
         raise InputError("--env ENV is missing, for instance --env CartPole-v1")
+    config = _config(name, options.config, given)
     if options.out is not None:
         check_new(options.out)
-    make: Any = algorithm
-    agent: Agent[Any] = make(options.env, options.hyperparameters)
-    total = DEFAULT_STEPS.get(name, OTHERS_STEPS) if options.total_steps is None else options.total_steps
+    make: Any = algorithm_class(name)
+    _set_threads(options.threads)
+    agent: Agent[Any] = make(options.env, config)
+    total = ALGORITHMS[name].total_steps if options.total_steps is None else options.total_steps
     with closing(agent):
         if options.out is not None:
             return _run(agent, options.out, total, options)
@@ -98,6 +86,29 @@ def command(args: list[str]) -> int:
         finally:
             with contextlib.suppress(OSError):  # something came of the run
                 out.rmdir()
+
+
+def _check(options: Train) -> None:
+    check_threads(options.threads)
+    for name, least in (("total_steps", 1), ("save_every", 1), ("max_episode_steps", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise InputError(f"{option(name)} must be >= {least}, got {value}")
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _config(name: str, file: Path | None, given: dict[str, Any]) -> Any:
+    """The hyperparameters: the options that were given over the file's over the defaults."""
+    config = CONFIGS[name]() if file is None else _hyperparameters(name, _read_config(file), f"--config {file}")
+    try:
+        return dataclasses.replace(config, **given)
+    except InputError as error:
+        raise as_options(error, CONFIGS[name]) from None
 
 
 def _value_of(flag: str, args: list[str]) -> str | None:
@@ -122,13 +133,24 @@ def _new_folder(name: str) -> Path:
     raise AssertionError
 
 
-def _resume(algorithm: type[Agent[Any]], command: type[Train[Any]], flags: list[str], options: Train[Any]) -> int:
+def _algorithm_of(run: str | Path) -> str:
+    """The name of a checkpoint's algorithm."""
+    from fastrl.agents.checkpoint import load_config
+
+    return algorithm_name(load_config(run).get("algorithm"), f"{run}: ")
+
+
+def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
+    from fastrl._files import locked
+    from fastrl.agents.checkpoint import load_config
+    from fastrl.agents.training import LOCK
+
     assert options.resume is not None
-    saved = _hyperparameters(algorithm, load_config(options.resume), str(options.resume))
-    # The same flags over the saved hyperparameters: whatever then differs was asked for anew.
-    wanted = parse(command, flags, "fastrl train", Train(saved)).hyperparameters
-    changed = [f.name for f in dataclasses.fields(wanted) if getattr(wanted, f.name) != getattr(saved, f.name)]
-    if options.config is not None or set(changed) - {"device"}:
+    algorithm = algorithm_class(name)
+    _set_threads(options.threads)
+    saved = _hyperparameters(name, load_config(options.resume), str(options.resume))
+    changed = [option(key) for key, value in given.items() if value != getattr(saved, key)]
+    if options.config is not None or set(changed) - {"--device"}:
         what = "--config" if options.config is not None else ", ".join(changed)
         raise InputError(f"--resume takes the hyperparameters of the run; {what} cannot be changed")
     if options.out is not None:
@@ -136,7 +158,7 @@ def _resume(algorithm: type[Agent[Any]], command: type[Train[Any]], flags: list[
     out = options.out or (options.resume.parent if options.resume.name == "checkpoint" else options.resume)
     try:  # a run that is in use is not at its end: what is loaded now would be old by then
         with locked(out / LOCK, wait=False) if options.out is None else contextlib.nullcontext():
-            agent = algorithm.load(options.resume, env=options.env, device=wanted.device)
+            agent = algorithm.load(options.resume, env=options.env, device=given.get("device"))
     except BlockingIOError:
         raise InputError(f"{out} is in use: another process trains there") from None
     except OSError as error:
@@ -154,7 +176,7 @@ def _resume(algorithm: type[Agent[Any]], command: type[Train[Any]], flags: list[
         return _run(agent, out, total, options)
 
 
-def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train[Any]) -> int:
+def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
     began, first = time.perf_counter(), agent.steps
     go_on = f"fastrl train --resume {out}"
     if ":" in str(agent.envs.env_id):
@@ -168,15 +190,15 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train[Any]) ->
     except SystemExit as stop:
         if stop.code != 128 + signal.SIGTERM:
             raise
-        return fail(f"terminated at step {agent.steps}; {_what_is_saved(agent, out, go_on)}", 128 + signal.SIGTERM)
+        return fail(f"terminated at step {agent.steps}; {_what_is_saved(out, go_on)}", 128 + signal.SIGTERM)
     except InputError as error:
         if agent.steps == first:
             raise
-        raise InputError(f"{error}; {_what_is_saved(agent, out, go_on)}") from error
+        raise InputError(f"{error}; {_what_is_saved(out, go_on)}") from error
     except Exception as error:
         if isinstance(error, (BrokenPipeError, MemoryError)) or no_memory(error):
             raise
-        raise Failure(f"{one_line(error)} at step {agent.steps}; {_what_is_saved(agent, out, go_on)}") from error
+        raise Failure(f"{one_line(error)} at step {agent.steps}; {_what_is_saved(out, go_on)}") from error
     seconds = time.perf_counter() - began
     rows = {
         "agent": agent.describe(),
@@ -194,7 +216,9 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train[Any]) ->
     return 0 if len(returns) == 20 else 130
 
 
-def _what_is_saved(agent: Agent[Any], out: Path, go_on: str) -> str:
+def _what_is_saved(out: Path, go_on: str) -> str:
+    from fastrl.agents.checkpoint import load_checkpoint
+
     try:
         with load_checkpoint(out) as checkpoint:
             step = checkpoint.state.get("steps")
@@ -221,12 +245,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def _hyperparameters(algorithm: type[Agent[Any]], values: dict[str, Any], where: str) -> Any:
+def _hyperparameters(name: str, values: dict[str, Any], where: str) -> Any:
     """The config in `values`: the settings themselves, or a checkpoint's config.json, which wraps them."""
     if "algorithm" in values:
-        if values["algorithm"] != algorithm.algorithm:
-            raise InputError(f"{where} is of algorithm {values['algorithm']!r}, not {algorithm.algorithm!r}")
+        if values["algorithm"] != name:
+            raise InputError(f"{where} is of algorithm {values['algorithm']!r}, not {name!r}")
         values = values.get("config")  # type: ignore[assignment]
         if not isinstance(values, dict):
             raise InputError(f"{where}: config must be an object of hyperparameters, got {values!r}")
-    return make_config(algorithm.config_class, values, where)
+    return make_config(CONFIGS[name], values, where)

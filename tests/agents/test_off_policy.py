@@ -13,7 +13,7 @@ from torch import nn
 
 from fastrl.agents import DDPG, SAC, TD3, sac
 from fastrl.agents.config import InputError
-from fastrl.agents.continuous import ContinuousConfig
+from fastrl.agents.hyperparameters.off_policy import ContinuousConfig
 from fastrl.agents.parts import parts_state
 from fastrl.replay import Batch, PrioritizedReplay
 

@@ -1,0 +1,37 @@
+"""The hyperparameters of the algorithms: defaults, meanings and checks, without PyTorch."""
+
+from typing import Any
+
+from fastrl.agents.hyperparameters.off_policy import DDPGConfig, DQNConfig, SACConfig, TD3Config
+from fastrl.agents.hyperparameters.on_policy import (
+    A2CConfig,
+    ActorCriticConfig,
+    PPOConfig,
+    REINFORCEConfig,
+    TRPOConfig,
+)
+
+CONFIGS: dict[str, type[Any]] = {
+    "dqn": DQNConfig,
+    "reinforce": REINFORCEConfig,
+    "actor_critic": ActorCriticConfig,
+    "a2c": A2CConfig,
+    "ppo": PPOConfig,
+    "trpo": TRPOConfig,
+    "ddpg": DDPGConfig,
+    "td3": TD3Config,
+    "sac": SACConfig,
+}
+
+__all__ = [
+    "CONFIGS",
+    "A2CConfig",
+    "ActorCriticConfig",
+    "DDPGConfig",
+    "DQNConfig",
+    "PPOConfig",
+    "REINFORCEConfig",
+    "SACConfig",
+    "TD3Config",
+    "TRPOConfig",
+]

@@ -1,0 +1,242 @@
+"""Hyperparameters of the agents with a replay buffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastrl.agents.config import InputError, check_buffer, check_range
+
+INF = float("inf")
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [M] Mnih et al. 2015, [S] Schaul et al. 2016, [Z] rl-baselines3-zoo's tuned settings for CartPole-v1,
+    # [T] tuned here on CartPole-v1; `bench/learning.py` shows what they reach.
+    # The string under a setting is its help on the command line.
+    double: bool = False
+    """The online network chooses the next action, the target network values it."""
+    dueling: bool = False
+    """State value and advantages in separate streams."""
+    prioritized: bool = False
+    """Replay in proportion to |TD error|^alpha, corrected by importance weights."""
+    n_step: int = 1
+    """Rewards summed before the bootstrap; fewer at the end of an episode."""
+    num_envs: int = 1
+    """Environments stepped together."""
+    hidden: tuple[int, ...] = (128, 128)  # [T]
+    """Sizes of the hidden layers."""
+    learning_rate: float = 1e-3  # [T]
+    """Of Adam, at the start."""
+    learning_rate_end: float = 3e-4  # [T] a policy learned at a constant rate is lost again now and then
+    """Of Adam, from learning_rate_steps on."""
+    learning_rate_steps: int | None = None
+    """Environment steps over which the learning rate falls linearly; None: all of the run."""
+    gamma: float = 0.99  # [M] [Z]
+    """Discount."""
+    buffer_size: int = 100_000  # [Z]
+    """Transitions kept for replay."""
+    batch_size: int = 64  # [Z]
+    """Transitions in an update."""
+    learning_starts: int = 1000  # [Z]
+    """Environment steps before the first update."""
+    train_every: int = 2  # [T]
+    """Environment steps from one round of updates to the next."""
+    updates: int = 1
+    """Updates in a round."""
+    target_every: int = 1
+    """Updates from one update of the target network to the next."""
+    tau: float = 0.02  # [T]
+    """Target <- tau online + (1 - tau) target: 1 copies, less is Polyak averaging."""
+    averaging: bool = True  # [T]
+    """The greedy policy has the mean weights of about the last tenth of the updates, not those of the moment."""
+    loss: Literal["huber", "mse"] = "mse"  # [T] Huber's bounded gradient is slow to learn that an episode ends
+    """Of the TD error."""
+    max_grad_norm: float | None = 1.0  # [T]
+    """Gradients are scaled down to this norm; None leaves them alone."""
+    exploration: Literal["epsilon-greedy", "boltzmann"] = "epsilon-greedy"  # [M]
+    """How actions are chosen in training."""
+    epsilon_start: float = 1.0  # [M]
+    """Probability of a random action at the start."""
+    epsilon_end: float = 0.04  # [Z]
+    """Probability of a random action from epsilon_steps on."""
+    epsilon_steps: int = 8000  # [Z]
+    """Environment steps over which epsilon falls linearly."""
+    temperature: float = 1.0
+    """Of Boltzmann exploration: the probability of an action is proportional to exp(Q / temperature)."""
+    per_alpha: float = 0.6  # [S]
+    """Exponent of the priorities: 0 is uniform replay."""
+    per_beta: float = 0.4  # [S]
+    """Exponent of the importance weights at the start."""
+    per_beta_end: float = 1.0  # [S]
+    """Exponent of the importance weights from per_beta_steps on."""
+    per_beta_steps: int | None = None  # [S]
+    """Environment steps over which beta rises linearly; None: all of the run."""
+    per_eps: float = 1e-6
+    """Added to |TD error|, so that no priority is 0."""
+    seed: int = 0
+    """Of everything random: environments, initial weights, exploration, replay."""
+    device: str = "cpu"
+    """cpu, cuda or auto; small networks are faster on the CPU."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, 2**16, "num_envs", "hidden")
+        check_range(self, 1, 10**9, "buffer_size", "batch_size")
+        check_range(self, 1, INF, "n_step", "train_every", "updates")
+        check_range(self, 1, INF, "target_every", "learning_rate_steps", "epsilon_steps", "per_beta_steps")
+        check_range(self, 0, INF, "learning_starts", "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
+        check_range(self, 0, 2**63 - 1, "seed")
+        check_range(self, 0, 1, "gamma", "epsilon_start", "epsilon_end")
+        check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps")
+        check_range(self, 1e-12, 1, "tau")
+        check_buffer(self)
+
+
+@dataclass(frozen=True)
+class ContinuousConfig:
+    """Hyperparameters of all agents on `ContinuousAgent`.  Schedules count environment steps from the start."""
+
+    # Sources: [C] CleanRL's continuous-action scripts (ddpg, td3, sac), [S] Stable-Baselines3, [P] Schaul et al. 2016,
+    # [F] Fujimoto et al. 2018 (TD3), [H] Haarnoja et al. 2018 (SAC).
+    # The string under a setting is its help on the command line.
+    prioritized: bool = False
+    """Replay in proportion to |TD error|^alpha, corrected by importance weights."""
+    n_step: int = 1
+    """Rewards summed before the bootstrap; fewer at the end of an episode."""
+    num_envs: int = 1
+    """Environments stepped together."""
+    hidden: tuple[int, ...] = (256, 256)  # [C] [S] [H]
+    """Sizes of the hidden layers of actor and critics."""
+    learning_rate: float = 1e-3
+    """Of the critics' Adam, at the start."""
+    learning_rate_end: float | None = None
+    """Of the critics' Adam, from learning_rate_steps on; None: constant."""
+    learning_rate_steps: int | None = None
+    """Environment steps over which the learning rates fall linearly; None: all of the run."""
+    actor_learning_rate: float = 3e-4
+    """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
+    gamma: float = 0.99  # [C] [S] [F] [H]
+    """Discount."""
+    tau: float = 0.005  # [C] [S] [F] [H]
+    """Target <- tau online + (1 - tau) target; 1 copies."""
+    buffer_size: int = 1_000_000  # [C] [S] [F] [H]
+    """Transitions kept for replay."""
+    batch_size: int = 256  # [C] [S] [H]
+    """Transitions in an update."""
+    learning_starts: int = 1000
+    """Environment steps with uniformly random actions before the first update."""
+    train_every: int = 1  # [C] [S] [F] [H]
+    """Environment steps from one round of updates to the next."""
+    updates: int = 1  # [C] [S] [F] [H]
+    """Updates in a round."""
+    max_grad_norm: float | None = None  # [C] [S]
+    """Gradients are scaled down to this norm; None leaves them alone."""
+    per_alpha: float = 0.6  # [P]
+    """Exponent of the priorities: 0 is uniform replay."""
+    per_beta: float = 0.4  # [P]
+    """Exponent of the importance weights at the start."""
+    per_beta_end: float = 1.0  # [P]
+    """Exponent of the importance weights from per_beta_steps on."""
+    per_beta_steps: int | None = None  # [P]
+    """Environment steps over which beta rises linearly; None: all of the run."""
+    per_eps: float = 1e-6
+    """Added to |TD error|, so that no priority is 0."""
+    seed: int = 0
+    """Of everything random: environments, initial weights, exploration, replay."""
+    device: str = "cpu"
+    """cpu, cuda or auto; small networks are faster on the CPU."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, 2**16, "num_envs", "hidden")
+        check_range(self, 1, 10**9, "buffer_size", "batch_size")
+        check_range(self, 1, INF, "n_step", "train_every", "updates", "learning_rate_steps", "per_beta_steps")
+        check_range(self, 0, INF, "learning_starts", "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
+        check_range(self, 0, 2**63 - 1, "seed")
+        check_range(self, 0, 1, "gamma")
+        check_range(self, 1e-12, INF, "learning_rate", "actor_learning_rate", "max_grad_norm", "per_eps")
+        check_range(self, 1e-12, 1, "tau")
+        check_buffer(self)
+
+
+@dataclass(frozen=True)
+class DDPGConfig(ContinuousConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [L] Lillicrap et al. 2016, [C] CleanRL's ddpg_continuous_action, [S] Stable-Baselines3's DDPG.
+    # The string under a setting is its help on the command line.
+    learning_rate: float = 1e-3  # [L] [S]
+    """Of the critic's Adam, at the start."""
+    actor_learning_rate: float = 1e-3  # [S]
+    """Of the actor's Adam, at the start; falls in the same proportion as the critic's."""
+    noise: Literal["gaussian", "ou"] = "gaussian"  # [C]; [L] has ou
+    """Of the exploration: independent from step to step, or an Ornstein-Uhlenbeck process, begun anew each episode."""
+    noise_std: float = 0.1  # [C]
+    """Standard deviation of the noise, or of the process's increments, where the actions' range is [-1, 1]."""
+    ou_theta: float = 0.15  # [L]
+    """How much of its value the Ornstein-Uhlenbeck process loses in a step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 0, 1e12, "noise_std")  # the process is kept in float32
+        check_range(self, 1e-12, 1, "ou_theta")
+
+
+@dataclass(frozen=True)
+class TD3Config(ContinuousConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [F] Fujimoto et al. 2018, [C] CleanRL's td3_continuous_action, [S] Stable-Baselines3's TD3.
+    # The string under a setting is its help on the command line.
+    learning_rate: float = 1e-3  # [F] [S]
+    """Of the critics' Adam, at the start."""
+    actor_learning_rate: float = 1e-3  # [F] [S]
+    """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
+    policy_delay: int = 2  # [F] [C] [S]
+    """Updates of the critics from one of the actor and the targets to the next."""
+    exploration_noise: float = 0.1  # [F] [C]
+    """Standard deviation of the Gaussian noise on the actions, where their range is [-1, 1]."""
+    target_noise: float = 0.2  # [F] [C] [S]
+    """Standard deviation of the noise on the target actor's actions, in the same units."""
+    target_noise_clip: float = 0.5  # [F] [C] [S]
+    """That noise is clipped to at most this much either way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, INF, "policy_delay")
+        check_range(self, 0, INF, "exploration_noise", "target_noise", "target_noise_clip")
+
+
+@dataclass(frozen=True)
+class SACConfig(ContinuousConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [H] Haarnoja et al. 2018 (second paper), [C] CleanRL's sac_continuous_action, [S] Stable-Baselines3.
+    # The string under a setting is its help on the command line.
+    learning_rate: float = 1e-3  # [C]
+    """Of the critics' Adam, and of the temperature's, at the start."""
+    actor_learning_rate: float = 3e-4  # [H] [C] [S]
+    """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
+    temperature: float | None = None  # [H] [C] [S]
+    """Weight of the entropy; None: tuned so that the policy has the target entropy."""
+    initial_temperature: float = 1.0  # [C] [S]
+    """Where the tuning starts."""
+    target_entropy: float | None = None  # [H] [C] [S]
+    """Of the policy, where the actions' range is [-1, 1]; None: minus the number of action dimensions."""
+    log_std_min: float = -20.0  # [H] [S]
+    """The log standard deviation before the tanh is at least this."""
+    log_std_max: float = 2.0  # [H] [S]
+    """The log standard deviation before the tanh is at most this."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 0, 1e12, "temperature")  # the losses have its square, in float32
+        check_range(self, 1e-12, 1e12, "initial_temperature")
+        check_range(self, -INF, INF, "target_entropy")
+        check_range(self, -20, 5, "log_std_min", "log_std_max")
+        if self.log_std_min > self.log_std_max:
+            raise InputError(
+                f"SACConfig: log_std_min must be at most log_std_max, got {self.log_std_min!r} and {self.log_std_max!r}"
+            )

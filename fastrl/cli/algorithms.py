@@ -1,0 +1,55 @@
+"""The algorithms as the command line knows them, without PyTorch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastrl.agents.config import InputError
+from fastrl.cli.options import did_you_mean
+
+if TYPE_CHECKING:
+    from fastrl.agents import Agent
+
+
+class Algorithm(NamedTuple):
+    total_steps: int
+    """Environment steps of a run, unless a number is given."""
+    line: str
+    """What it is, and for which actions."""
+
+
+ALGORITHMS = {
+    "dqn": Algorithm(50_000, "deep Q-network: double, dueling, prioritized, n-step; discrete actions"),
+    "reinforce": Algorithm(
+        200_000, "policy gradient of whole episodes, with a baseline; discrete or continuous actions"
+    ),
+    "actor_critic": Algorithm(500_000, "one-step actor-critic; discrete or continuous actions"),
+    "a2c": Algorithm(500_000, "advantage actor-critic; discrete or continuous actions"),
+    "ppo": Algorithm(
+        100_000, "proximal policy optimization, clipped or with a KL penalty; discrete or continuous actions"
+    ),
+    "trpo": Algorithm(100_000, "trust region policy optimization; discrete or continuous actions"),
+    "ddpg": Algorithm(100_000, "deep deterministic policy gradient; continuous actions"),
+    "td3": Algorithm(100_000, "twin delayed DDPG; continuous actions"),
+    "sac": Algorithm(100_000, "soft actor-critic; continuous actions"),
+}
+ALSO = {"qdn": "dqn", "ac": "actor_critic", "vpg": "reinforce"}
+
+
+def algorithm_name(word: Any, where: str = "") -> str:
+    """The name, however it is written (PPO, actor-critic); raises InputError."""
+    name = str(word).lower().replace("-", "_")
+    if name not in ALGORITHMS:
+        meant = ALSO.get(name) or did_you_mean(name, ALGORITHMS)
+        raise InputError(
+            f"{where}unknown algorithm {word!r}; "
+            + (f"did you mean {meant}? " if meant else "")
+            + f"known are {', '.join(ALGORITHMS)}"
+        )
+    return name
+
+
+def algorithm_class(name: str) -> type[Agent[Any]]:
+    from fastrl.agents import ALGORITHMS as CLASSES  # PyTorch
+
+    return CLASSES[name]

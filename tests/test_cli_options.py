@@ -1,0 +1,139 @@
+"""Options: every form of value that is taken, errors of one sentence that name them, and help without PyTorch."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from typing import Literal
+
+import pytest
+from commands import fails
+
+from fastrl import cli
+from fastrl.agents import ALGORITHMS
+from fastrl.agents.hyperparameters import CONFIGS
+from fastrl.cli import algorithms
+from fastrl.cli.options import parse
+from fastrl.cli.train import Train
+
+TRAIN = ["train", "dqn", "--env", "CartPole-v1"]
+
+
+@dataclasses.dataclass
+class Options:
+    """A command's."""
+
+    steps: int | None = 7
+    """How many."""
+    rate: float = 1e-3
+    kind: Literal["a", "b"] = "a"
+    hidden: tuple[int, ...] = (64, 64)
+    names: tuple[str, ...] = ()
+    fast: bool = False
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--steps", "1e5"], {"steps": 100_000}),
+        (["--steps=1_000"], {"steps": 1000}),
+        (["--steps", str(2**62 + 1)], {"steps": 2**62 + 1}),
+        (["--steps", "none"], {"steps": None}),
+        (["--steps", "-3"], {"steps": -3}),
+        (["--rate", "-1e-3"], {"rate": -1e-3}),
+        (["--rate", "5"], {"rate": 5.0}),
+        (["--kind", "B"], {"kind": "b"}),
+        (["--hidden", "8", "16", "--fast"], {"hidden": (8, 16), "fast": True}),
+        (["--hidden", "8,16"], {"hidden": (8, 16)}),
+        (["--hidden=[8, 16]"], {"hidden": (8, 16)}),
+        (["--hidden", "(8,", "16)", "--steps", "2"], {"hidden": (8, 16), "steps": 2}),
+        (["--names", "x", "y", "--names", "z"], {"names": ("x", "y", "z")}),
+        (["--fast"], {"fast": True}),
+        (["--fast", "True"], {"fast": True}),
+        (["--fast=false"], {"fast": False}),
+        (["--no-fast"], {"fast": False}),
+        ([], {}),
+    ],
+    ids=" ".join,
+)
+def test_values(args, expected):
+    options, given = parse(Options, args, "fastrl x")
+    assert dataclasses.asdict(options) == {**dataclasses.asdict(Options()), **expected} and given == {}
+
+
+def test_underscores_are_hyphens():
+    options, given = parse(Train, ["--total_steps", "1e3", "--learning_rate=1e-3"], "fastrl train", CONFIGS["dqn"])
+    assert options.total_steps == 1000 and given == {"learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([*TRAIN, "--learing-rate", "0.1"], "unknown option --learing-rate; did you mean --learning-rate?"),
+        ([*TRAIN, "--lr", "0.1"], "unknown option --lr; did you mean --learning-rate?"),
+        ([*TRAIN, "--timesteps=5"], "unknown option --timesteps; did you mean --total-steps?"),
+        ([*TRAIN, "--priori"], "unknown option --priori; did you mean --prioritized?"),
+        ([*TRAIN, "--qqqq", "1"], "unknown option --qqqq; fastrl train dqn --help lists the options"),
+        (["train", "dqn", "CartPole-v1"], "unexpected argument 'CartPole-v1'; did you mean --env CartPole-v1?"),
+        ([*TRAIN, "--prioritized", "maybe"], "unexpected argument 'maybe'"),
+        (
+            [*TRAIN, "--prioritized=maybe"],
+            "--prioritized must be true or false, got 'maybe'; it is --prioritized or --no",
+        ),
+        ([*TRAIN, "--total-steps", "1.5"], "--total-steps must be an integer or none, got '1.5'"),
+        ([*TRAIN, "--total-steps", "inf"], "--total-steps must be an integer or none, got 'inf'"),
+        ([*TRAIN, "--gamma", "big"], "--gamma must be a number, got 'big'"),
+        ([*TRAIN, "--max-grad-norm", "big"], "--max-grad-norm must be a number or none, got 'big'"),
+        ([*TRAIN, "--hidden", "64", "x"], "--hidden must be an integer, got 'x'"),
+        ([*TRAIN, "--hidden"], "--hidden needs a value"),
+        ([*TRAIN, "--env"], "--env needs a value"),
+        ([*TRAIN, "--buffer-size", "10"], "--buffer-size must be >= --batch-size, got 10 and 64"),
+        ([*TRAIN, "--gamma", "2"], "--gamma must be in [0, 1], got 2.0"),
+        (["train", "qdn"], "unknown algorithm 'qdn'; did you mean dqn? known are dqn, "),
+        (["train", "pppo"], "unknown algorithm 'pppo'; did you mean ppo? "),
+        (["trian", "dqn"], "unknown command 'trian'; did you mean train? known are train, "),
+        (["bench", "--kernels", "gea"], "unknown kernel 'gea'; did you mean gae? known are "),
+        (["eval", "x", "--episode", "3"], "unknown option --episode; did you mean --episodes?"),
+        (["eval", "x", "y"], "unexpected argument 'y'; "),
+    ],
+    ids=lambda v: " ".join(v)[-40:] if isinstance(v, list) else "",
+)
+def test_errors(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fails(argv, f"^fastrl: {re.escape(message)}", capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_algorithms_in_any_spelling():
+    for word in ("PPO", "Actor-Critic", "actor_critic"):
+        assert algorithms.algorithm_name(word) == word.lower().replace("-", "_")
+
+
+def test_the_tables_of_the_algorithms_agree():
+    assert list(algorithms.ALGORITHMS) == list(CONFIGS) == list(ALGORITHMS)
+    assert all(CONFIGS[name] is cls.config_class and cls.algorithm == name for name, cls in ALGORITHMS.items())
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["train", "--help"], ["train", "dqn", "--help"], ["eval", "-h"]], ids=" ".join
+)
+def test_help_imports_neither_torch_nor_gymnasium(argv):
+    code = (
+        "import sys\nfrom fastrl.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "print('LOADED', *({'torch', 'gymnasium', 'tensorboard', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "LOADED" and "usage: " in done.stdout
+
+
+def test_help_of_every_algorithm(capsys):
+    for name, config in CONFIGS.items():
+        try:
+            cli.main(["train", name, "--help"])
+        except SystemExit as stop:
+            assert stop.code == 0
+        text = capsys.readouterr().out
+        assert all("--" + field.name.replace("_", "-") in text for field in dataclasses.fields(config))
+        assert "Discount. (default: 0.9" in " ".join(text.split())
