@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastrl.agents.agent import Agent
     from fastrl.agents.ddpg import DDPG
     from fastrl.agents.dqn import DQN
+    from fastrl.agents.env_config import EnvConfig
     from fastrl.agents.ppo import PPO
     from fastrl.agents.reinforce import REINFORCE
     from fastrl.agents.sac import SAC
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 
     ALGORITHMS: dict[str, type[Agent[Any]]]
 
-# In which module of the package each agent is, and by its name on the command line which is meant.
+# In which module each is that needs PyTorch or Gymnasium; and the agents by their names on the command line.
 _MODULES = {
     "A2C": "a2c",
     "Agent": "agent",
     "DDPG": "ddpg",
     "DQN": "dqn",
+    "EnvConfig": "env_config",
     "OneStepActorCritic": "a2c",
     "PPO": "ppo",
     "REINFORCE": "reinforce",
@@ -72,6 +74,7 @@ __all__ = [
     "Agent",
     "DDPGConfig",
     "DQNConfig",
+    "EnvConfig",
     "InputError",
     "OneStepActorCritic",
     "PPOConfig",

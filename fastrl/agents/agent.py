@@ -26,24 +26,25 @@ from numpy.typing import NDArray
 
 from fastrl.agents.checkpoint import load_checkpoint, save_checkpoint
 from fastrl.agents.config import InputError, check_int, describe_settings, make_config, resolve_device
+from fastrl.agents.env_config import EnvConfig
 from fastrl.agents.envs import Envs, make_env
 from fastrl.agents.networks import TorchNetwork, input_scale, threads_for
 from fastrl.agents.parts import NETWORKS, check_weights, load_parts, parts_state
 from fastrl.agents.policies import ActorCritic
-from fastrl.agents.saved import restored
+from fastrl.agents.saved import kept, restored
 from fastrl.agents.training import MAX_EPISODE_STEPS, Episode, Training, episodes_of
 from fastrl.replay import ReplayBuffer
 
 C = TypeVar("C")
 A = TypeVar("A", bound="Agent[Any]")
-Env = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
+Env = str | EnvConfig | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
 
 
 class Agent(ABC, Generic[C]):
     """Base of the agents: an environment, a checked config, counters, and what needs no algorithm.
 
-    `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
-    overrides set the hyperparameters.  Raises InputError for anything that cannot work.
+    `env`: an id, an `EnvConfig`, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and
+    keyword overrides set the hyperparameters.  Raises InputError for anything that cannot work.
 
     An id is made `num_envs` times.  An environment object is one environment and a vector environment as many as it
     holds, whatever the default of `num_envs`; another number that is asked for is an InputError.
@@ -83,7 +84,7 @@ class Agent(ABC, Generic[C]):
         c: Any = make_config(self.config_class, {**given, **overrides}, type(self).__name__)
         self.device = resolve_device(c.device)
         asked = "num_envs" in overrides or c.num_envs != self.config_class.num_envs
-        if asked and not isinstance(env, str):
+        if asked and not isinstance(env, (str, EnvConfig)):
             number = env.num_envs if isinstance(env, VectorEnv) else 1
             if c.num_envs != number:
                 raise InputError(
@@ -113,7 +114,7 @@ class Agent(ABC, Generic[C]):
         self._log: dict[str, float] = {}  # what `metrics` shows; every key is there from the start
 
     def _check_types(self, env: Any, config: Any) -> None:
-        this, wanted, envs = type(self).__name__, self.config_class.__name__, (str, gym.Env, VectorEnv)
+        this, wanted, envs = type(self).__name__, self.config_class.__name__, (str, EnvConfig, gym.Env, VectorEnv)
         if config is not None and not isinstance(config, self.config_class):
             help_ = f"the call is {this}(env, {wanted}(...)) or {this}(env, seed=0, ...)"
             if isinstance(config, envs):  # Stable-Baselines3's order
@@ -369,6 +370,7 @@ class Agent(ABC, Generic[C]):
             "algorithm": self.algorithm,
             "env": self.envs.env_id,
             "made_from_id": self.envs.made_from_id,
+            **kept(self.envs.spec),
             "network": self._network is not None,
             "config": asdict(self.config),  # type: ignore[call-overload]
         }

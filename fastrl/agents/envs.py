@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from fastrl.agents.config import InputError
+from fastrl.agents.env_config import EnvConfig, make_plain
 from fastrl.agents.env_loop import (
     BOOL,
     FLOAT64,
@@ -42,20 +43,16 @@ class Transition(NamedTuple):
     mask: NDArray[np.bool_] | None  # [N]; False: a reset, not a transition (NEXT_STEP autoreset); None: all True
 
 
-def make_env(spec: str | EnvSpec) -> gym.Env[Any, Any]:
+def make_env(spec: str | EnvSpec | EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
     """`gymnasium.make` with its errors (unknown name, missing package) as a one-line InputError."""
-    try:
-        return gym.make(spec)
-    except (gym.error.Error, ImportError, ValueError) as error:
-        name = spec if isinstance(spec, str) else spec.id
-        raise InputError(f"cannot make environment {name!r}: {' '.join(str(error).split())}") from error
+    return spec.make(**kwargs) if isinstance(spec, EnvConfig) else make_plain(spec, kwargs)
 
 
 class Envs:
     """N environments with Gymnasium's three autoreset modes made alike, the episodes counted and the state saved.
 
-    `env` is an id, an environment (N = 1) or a vector environment in any autoreset mode.  `obs` is always the
-    observation to act on now, in an array that is nobody else's.
+    `env` is an id, an `EnvConfig`, an environment (N = 1) or a vector environment in any autoreset mode.  `obs` is
+    always the observation to act on now, in an array that is nobody else's.
 
     Single environments, and those of a SyncVectorEnv without NEXT_STEP autoreset, are stepped and reset from here, and
     can be brought back: a saved state holds the random generator as of just before the episode's reset and the actions
@@ -67,9 +64,14 @@ class Envs:
     """
 
     def __init__(
-        self, env: str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any], num_envs: int, seed: int, *, seeded: bool = True
+        self,
+        env: str | EnvConfig | gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
+        num_envs: int,
+        seed: int,
+        *,
+        seeded: bool = True,
     ) -> None:
-        self.made_from_id = isinstance(env, str)
+        self.made_from_id = isinstance(env, (str, EnvConfig))
         self._open: list[Any] = []  # what `close` closes
         if self.made_from_id:
             weakref.finalize(self, _close, self._open)
@@ -78,13 +80,13 @@ class Envs:
         if isinstance(env, VectorEnv):
             self._open.append(env)
             self.mode = _mode(env)
-            self.spec: str | EnvSpec | None = _spec(env)
+            self.spec: str | EnvSpec | EnvConfig | None = _spec(env)
         else:
-            for _ in range(num_envs if isinstance(env, str) else 1):
-                self._open.append(make_env(env) if isinstance(env, str) else env)
+            for _ in range(num_envs if isinstance(env, (str, EnvConfig)) else 1):
+                self._open.append(make_env(env) if isinstance(env, (str, EnvConfig)) else env)
             # Of an environment object: with its wrappers, if they can be made again.
-            self.spec = env if isinstance(env, str) else _env_spec(env)
-        self.env_id = self.spec.id if isinstance(self.spec, EnvSpec) else self.spec
+            self.spec = env if isinstance(env, (str, EnvConfig)) else _env_spec(env)
+        self.env_id = self.spec.id if isinstance(self.spec, (EnvSpec, EnvConfig)) else self.spec
         self.name = self.env_id or _name(env)  # in errors
         self._check_spaces()
         space = self.observation_space

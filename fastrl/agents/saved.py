@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastrl.agents.checkpoint import Checkpoint
 from fastrl.agents.config import InputError, make_config
+from fastrl.agents.env_config import EnvConfig
 
 if TYPE_CHECKING:
     from fastrl.agents.agent import Agent
@@ -36,12 +38,8 @@ def restored(
         raise InputError(f"{where}: {wanted} was made with {'one' if saved['network'] else 'none'}")
     if env is None and not saved["made_from_id"]:
         raise InputError(f"{where}: give `env`, because the agent was not made from an id")
-    if env is None and ":" in saved["env"]:
-        module, _, _ = saved["env"].partition(":")
-        raise InputError(
-            f"{where} is of {saved['env']}, which imports the module {module!r}; "
-            f"if that is meant, repeat it: env={saved['env']!r}, or --env {saved['env']}"
-        )
+    if env is None or isinstance(env, (str, EnvConfig)):
+        env = env_of(saved, env, where)
     try:
         config = make_config(cls.config_class, saved["config"], where)
     except InputError as error:
@@ -49,9 +47,9 @@ def restored(
     missing = [f.name for f in fields(cls.config_class) if f.name not in saved["config"]]
     if missing:
         warnings.warn(f"{where} lacks {', '.join(missing)}; the defaults are used{versions}", stacklevel=4)
-    if env is not None and not isinstance(env, str):  # it need not hold as many as were saved
+    if not isinstance(env, (str, EnvConfig)):  # it need not hold as many as were saved
         config = replace(config, num_envs=env.num_envs if isinstance(env, VectorEnv) else 1)
-    agent = cls(env or saved["env"], config if device is None else replace(config, device=device), network=network)
+    agent = cls(env, config if device is None else replace(config, device=device), network=network)
     if agent.envs.env_id != saved["env"]:
         raise InputError(f"{where} is of {saved['env']}, not {agent.envs.env_id}")
     try:
@@ -71,6 +69,44 @@ def restored(
         raise InputError(f"{where} does not fit its config.json: {what}{versions}") from error
     agent.run_folder = checkpoint.folder.parent.resolve()
     return agent
+
+
+def kept(spec: Any) -> dict[str, Any]:
+    """What a checkpoint keeps of an `EnvConfig` besides its id."""
+    if not isinstance(spec, EnvConfig) or not (spec.kwargs or spec.wrappers):
+        return {}
+    return {"env_kwargs": dict(spec.kwargs or {}), "wrappers": list(spec.wrappers or ())}
+
+
+def env_of(saved: Mapping[str, Any], given: str | EnvConfig | None, where: str) -> str | EnvConfig:
+    """The environment of a config.json, where `given` does not say otherwise; raises InputError.
+
+    Whoever can write a checkpoint must not choose what code is run: what imports anything has to be `given` again.
+    """
+    try:
+        config = EnvConfig(saved["env"], saved.get("env_kwargs"), saved.get("wrappers"))
+    except (InputError, TypeError) as error:
+        raise InputError(f"{where}: config.json has no usable environment: {error}") from None
+    repeated: list[str] = []
+    if given is not None:
+        given = EnvConfig(given) if isinstance(given, str) else given
+        kwargs = config.kwargs if given.kwargs is None else given.kwargs
+        config = EnvConfig(given.id, kwargs, config.wrappers if given.wrappers is None else given.wrappers)
+        repeated = [given.id, *(given.wrappers or ())]
+    unsure = [part for part in config.imports() if part not in repeated]
+    if config.id in unsure:
+        module, _, _ = config.id.partition(":")
+        raise InputError(
+            f"{where} is of {config.id}, which imports the module {module!r}; "
+            f"if that is meant, repeat it: env={config.id!r}, or --env {config.id}"
+        )
+    if unsure:
+        wrappers = list(config.wrappers or ())
+        raise InputError(
+            f"{where} has the wrapper {unsure[0]}, which runs code that was not chosen here; if that is meant, repeat "
+            f"all of them: env=EnvConfig({config.id!r}, wrappers={wrappers}), or --wrapper {shlex.join(wrappers)}"
+        )
+    return config if config.kwargs or config.wrappers else config.id
 
 
 def check_config(saved: Mapping[str, Any], where: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastrl.agents.config import InputError
 from fastrl.cli.algorithms import algorithm_class, algorithm_name
 from fastrl.cli.common import closing, failures, mean, table
+from fastrl.cli.environment import of_run
 from fastrl.cli.errors import warn
 from fastrl.cli.options import parse
 
@@ -35,6 +36,10 @@ class Eval:
     """Episode i begins with reset(seed + i)."""
     env: str | None = None
     """The run's environment again; needed only where its id names a module to import (module:Id)."""
+    env_kwargs: tuple[str, ...] = ()
+    """Other keyword arguments of the environment than the run's: key=value ..., or a JSON object."""
+    wrapper: tuple[str, ...] = ()
+    """Other wrappers than the run's; those that import a module of yours have to be said again."""
     max_episode_steps: int = 30_000
     """Steps after which an episode is cut; 0: never."""
     device: str | None = None
@@ -58,7 +63,8 @@ def command(args: list[str]) -> int:
     from fastrl.agents.checkpoint import load_config  # with PyTorch
 
     algorithm = algorithm_class(algorithm_name(load_config(options.run).get("algorithm"), f"{options.run}: "))
-    agent = algorithm.load(options.run, env=options.env, device=options.device)
+    env = of_run(options.run, options.env, options.env_kwargs, options.wrapper)
+    agent = algorithm.load(options.run, env=env, device=options.device)
     videos: list[Path] = []
     with closing(agent), failures():
         if options.video is None:
@@ -137,7 +143,7 @@ def _film(agent: Agent[Any], options: Eval) -> tuple[list[float], list[Path]]:
         warnings.filterwarnings("ignore", ".*Ignored saving a video")  # an error follows that says why
         with contextlib.closing(
             gym.wrappers.RecordVideo(
-                gym.make(spec, render_mode="rgb_array"),
+                make_env(spec, render_mode="rgb_array"),
                 str(options.video),
                 episode_trigger=lambda episode: episode < len(videos),
                 name_prefix=prefix,

@@ -16,6 +16,7 @@ from fastrl.agents.config import InputError, make_config
 from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.cli.algorithms import ALGORITHMS, algorithm_class, algorithm_name
 from fastrl.cli.common import check_new, check_threads, closing, failures, mean, table
+from fastrl.cli.environment import described, flags, of_run
 from fastrl.cli.errors import Failure, fail, no_memory, one_line
 from fastrl.cli.eval import evaluate
 from fastrl.cli.options import as_options, option, parse
@@ -29,7 +30,11 @@ class Train:
     """Train an agent.  Logs (CSV, TensorBoard) and the checkpoint go to a new run folder."""
 
     env: str | None = None
-    """Gymnasium environment id."""
+    """Gymnasium environment id, or module:Id; modules are looked for in the current folder, too."""
+    env_kwargs: tuple[str, ...] = ()
+    """Keyword arguments of the environment: key=value ..., or a JSON object."""
+    wrapper: tuple[str, ...] = ()
+    """Wrappers, the innermost first: module:Name, or Name of gymnasium.wrappers; 'Name(key=value)' with arguments."""
     total_steps: int | None = None
     """Environment steps from the start of training (`fastrl train --help` has the defaults; resumed: the run's own)."""
     out: Path | None = None
@@ -75,7 +80,7 @@ def command(args: list[str]) -> int:
         check_new(options.out)
     make: Any = algorithm_class(name)
     _set_threads(options.threads)
-    agent: Agent[Any] = make(options.env, config)
+    agent: Agent[Any] = make(described(options.env, options.env_kwargs, options.wrapper), config)
     total = ALGORITHMS[name].total_steps if options.total_steps is None else options.total_steps
     with closing(agent):
         if options.out is not None:
@@ -148,17 +153,25 @@ def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
     assert options.resume is not None
     algorithm = algorithm_class(name)
     _set_threads(options.threads)
-    saved = _hyperparameters(name, load_config(options.resume), str(options.resume))
+    config = load_config(options.resume)
+    saved = _hyperparameters(name, config, str(options.resume))
     changed = [option(key) for key, value in given.items() if value != getattr(saved, key)]
     if options.config is not None or set(changed) - {"--device"}:
         what = "--config" if options.config is not None else ", ".join(changed)
         raise InputError(f"--resume takes the hyperparameters of the run; {what} cannot be changed")
+    env = of_run(options.resume, options.env, options.env_kwargs, options.wrapper)
+    for name, now, then in (
+        ("--env-kwargs", env and env.kwargs, config.get("env_kwargs", {})),
+        ("--wrapper", env and env.wrappers and list(env.wrappers), config.get("wrappers", [])),
+    ):
+        if now is not None and now != then:
+            raise InputError(f"--resume takes the environment of the run; {name} cannot be changed")
     if options.out is not None:
         check_new(options.out)
     out = options.out or (options.resume.parent if options.resume.name == "checkpoint" else options.resume)
     try:  # a run that is in use is not at its end: what is loaded now would be old by then
         with locked(out / LOCK, wait=False) if options.out is None else contextlib.nullcontext():
-            agent = algorithm.load(options.resume, env=options.env, device=given.get("device"))
+            agent = algorithm.load(options.resume, env=env, device=given.get("device"))
     except BlockingIOError:
         raise InputError(f"{out} is in use: another process trains there") from None
     except OSError as error:
@@ -178,9 +191,7 @@ def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
 
 def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
     began, first = time.perf_counter(), agent.steps
-    go_on = f"fastrl train --resume {out}"
-    if ":" in str(agent.envs.env_id):
-        go_on += f" --env {agent.envs.env_id}"
+    go_on = f"fastrl train --resume {out}{flags(agent.envs.spec)}"
     try:
         agent.learn(total_steps, folder=out, save_every=options.save_every)
     except KeyboardInterrupt as error:
