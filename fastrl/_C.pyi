@@ -314,3 +314,25 @@ class SumTreeCore(metaclass=_PybindType):
     def min(self) -> float: ...
     @property
     def max(self) -> float: ...
+
+class ClassicControl(metaclass=_PybindType):
+    def __init__(
+        self,
+        name: str,
+        state: Any,
+        elapsed: Any,
+        done: Any,
+        fresh: Any,
+        last_action: Any,
+        max_steps: int,
+        mode: str,
+        parameter: float,
+        low: Any,
+        high: Any,
+        sin: Any,
+        cos: Any,
+    ) -> None: ...
+    def set_generators(self, bit_generators: list[Any]) -> None: ...
+    def reset(self, which: Any, low: Any, high: Any) -> Any: ...
+    def observe(self) -> Any: ...
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]: ...

@@ -1,7 +1,7 @@
 """fastrl: compiled kernels for deep reinforcement learning, and thin agents on top of them.
 
-``import fastrl`` loads NumPy and nothing heavier; ``fastrl.agents``, imported when it is first used, needs the
-``agents`` extra (PyTorch, Gymnasium).
+``import fastrl`` loads NumPy and nothing heavier; ``fastrl.agents`` and ``fastrl.envs``, imported when they are first
+used, need the ``agents`` extra (PyTorch, Gymnasium).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -103,11 +103,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fastrl import agents as agents
+    from fastrl import envs as envs
 else:
 
     def __getattr__(name: str) -> Any:
-        if name == "agents":
+        if name in ("agents", "envs"):
             from importlib import import_module
 
-            return import_module("fastrl.agents")
+            return import_module(f"fastrl.{name}")
         raise AttributeError(f"module 'fastrl' has no attribute {name!r}")

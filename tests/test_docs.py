@@ -17,7 +17,7 @@ GIVEN = {
 }
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/kernels.md", "docs/replay.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/kernels.md", "docs/replay.md", "docs/environments.md"])
 def test_examples_run(name):
     pytest.importorskip("gymnasium")
     pytest.importorskip("torch")
