@@ -1,8 +1,10 @@
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "binding/bind.h"
@@ -27,7 +29,8 @@ class RingCore {
  public:
   RingCore(py::object obs, py::object next_obs, py::object action, py::object reward, py::object terminated,
            py::object truncated, py::object cut, py::object added, py::object start, py::object cursor,
-           py::object broken) {
+           py::object broken, py::object depth, int64_t frames, const std::vector<std::pair<int64_t, int64_t>>& leaves)
+      : leaves_(leaves), frames_(frames) {
     const int64_t envs = column(added, DType::i64, -1).shape0;
     const Loaded o = column(obs, DType::other, -1);
     const int64_t rows = o.shape0;
@@ -49,8 +52,17 @@ class RingCore {
     c.start = reinterpret_cast<int64_t*>(bytes(start, DType::i64, envs));
     c.cursor = reinterpret_cast<int64_t*>(bytes(cursor, DType::i64, envs));
     c.broken = bytes(broken, DType::boolean, envs);
+    c.depth = depth.is_none() ? nullptr : bytes(depth, DType::u8, rows);
     c.obs_bytes = obs_.item_bytes, c.action_bytes = action_.item_bytes;
-    c.envs = envs, c.slots = rows / envs - 1;
+    c.envs = envs, c.slots = rows / envs - 1, c.frames = frames;
+    const bool stacks = frames > 1;
+    if (frames < 1 || frames > 256 || c.slots <= frames || stacks != (c.depth != nullptr) || (stacks && c.next_obs))
+      raise_value("replay_ring: frames must fit the columns");
+    for (const auto& [offset, length] : leaves)
+      if (offset < 0 || length < 1 || offset + length > c.obs_bytes)
+        raise_value("replay_ring: a leaf is outside of obs");
+    stacked_ = obs_;
+    if (stacks) stacked_.item_bytes *= frames, stacked_.shape.insert(stacked_.shape.begin(), frames);
     envs_ = envs;
     ring_ = std::make_unique<ReplayRing>(c);
     reward_scratch_.resize(envs);
@@ -66,9 +78,9 @@ class RingCore {
     ReplaySteps s{};
     int64_t scalars[3];
     uint8_t flags[4];
-    s.obs = read(obs, obs_, &scalars[0]);
+    s.obs = read(obs, stacked_, &scalars[0]);
     s.action = s.obs ? read(action, action_, &scalars[1]) : nullptr;
-    s.next_obs = s.action ? read(next_obs, obs_, &scalars[2]) : nullptr;
+    s.next_obs = s.action ? read(next_obs, stacked_, &scalars[2]) : nullptr;
     s.reward = s.next_obs ? read_reward(reward) : nullptr;
     s.terminated = s.reward ? read_flag(terminated, &flags[0]) : nullptr;
     s.truncated = s.terminated ? read_flag(truncated, &flags[1]) : nullptr;
@@ -77,6 +89,7 @@ class RingCore {
     if (!episode_start.is_none() && !(s.episode_start = read_flag(episode_start, &flags[3]))) return py::none();
     for (int64_t e = 0; e < envs_; ++e)
       if (!std::isfinite(s.reward[e]) && !(s.mask && !s.mask[e])) return py::none();
+    if (frames_ > 1 && ring_->unshifted(s.obs, s.next_obs, s.mask, envs_) >= 0) return py::none();
     return py::int_(store(s, 1, priority, rows, priorities));
   }
 
@@ -86,10 +99,10 @@ class RingCore {
                 py::handle rows, py::handle priorities) {
     ReplaySteps s{};
     const int64_t n = steps * envs_;
-    s.obs = whole(obs, obs_, n);
+    s.obs = whole(obs, stacked_, n);
     s.action = whole(action, action_, n);
     s.reward = reinterpret_cast<const float*>(whole(reward, reward_, n));
-    s.next_obs = whole(next_obs, obs_, n);
+    s.next_obs = whole(next_obs, stacked_, n);
     s.terminated = reinterpret_cast<const uint8_t*>(whole(terminated, flag_, n));
     s.truncated = reinterpret_cast<const uint8_t*>(whole(truncated, flag_, n));
     if (!mask.is_none()) s.mask = reinterpret_cast<const uint8_t*>(whole(mask, flag_, n));
@@ -97,23 +110,44 @@ class RingCore {
     return store(s, steps, priority, rows, priorities);
   }
 
-  // The numbers of the transitions in `rows`, new; and next_obs [B, ...] put right where it is not beside its own.
-  py::object finish(py::handle rows, py::handle last, py::handle next_obs) const {
+  // The first of the items whose next_obs is not its obs shifted by one frame, or -1.
+  int64_t unshifted(int64_t steps, py::handle obs, py::handle next_obs, py::handle mask) const {
+    const int64_t n = steps * envs_;
+    const char *from = whole(obs, stacked_, n), *to = whole(next_obs, stacked_, n);
+    const auto* kept = mask.is_none() ? nullptr : reinterpret_cast<const uint8_t*>(whole(mask, flag_, n));
+    return ring_->unshifted(from, to, kept, n);
+  }
+
+  // [B * frames] rows of the frames of each observation, or of that reached.
+  py::object stack_rows(py::handle rows, bool next) const {
+    const Array r = index(rows, "replay_ring: rows");
+    const Contiguous<int64_t> row(r);
+    check_inside(row);
+    if (frames_ == 1) raise_value("replay_ring: it has no stacks");
+    const int64_t n = row.size() * frames_;
+    Result out = allocate_numpy(DType::i64, &n, 1);
+    ring_->stack_rows(row.data(), row.size(), next, reinterpret_cast<int64_t*>(out.data));
+    return std::move(out.object);
+  }
+
+  // The numbers of the transitions in `rows`, new; and what is in no row put right in the lists next_obs and obs of
+  // [B, ...] arrays. Without stacks obs is right already.
+  py::object finish(py::handle rows, py::handle last, const py::list& next_obs, const py::list& obs) const {
     const Array r = index(rows, "replay_ring: rows"), l = index(last, "replay_ring: last");
-    const Array x = load(next_obs.ptr(), "replay_ring: next_obs");
     const int64_t n = r.shape[0];
-    if (l.shape[0] != n || x.size() * x.itemsize != n * obs_.item_bytes || !x.is_contiguous())
-      raise_value("replay_ring: last and next_obs must be like rows");
+    if (l.shape[0] != n) raise_value("replay_ring: last must be like rows");
+    const std::vector<ReplayLeaf> reached = outputs(next_obs, n);
+    const std::vector<ReplayLeaf> from = frames_ > 1 ? outputs(obs, n) : std::vector<ReplayLeaf>();
     const Contiguous<int64_t> row(r), end(l);
-    for (int64_t b = 0; b < n; ++b)
-      if (!inside(row.data()[b]) || !inside(end.data()[b])) throw py::index_error("replay_ring: a row is outside");
+    check_inside(row);
+    if (end.data() != row.data()) check_inside(end);
     Result out = allocate_numpy(DType::i64, &n, 1);
     auto* numbers = reinterpret_cast<int64_t*>(out.data);
-    if (n * obs_.item_bytes < kLongCopy) {
-      ring_->finish(row.data(), end.data(), n, numbers, x.data);
+    if (n * stacked_.item_bytes < kLongCopy) {
+      ring_->finish(row.data(), end.data(), n, numbers, reached, from);
     } else {
       ReleaseGil release;
-      ring_->finish(row.data(), end.data(), n, numbers, x.data);
+      ring_->finish(row.data(), end.data(), n, numbers, reached, from);
     }
     return std::move(out.object);
   }
@@ -129,30 +163,12 @@ class RingCore {
   }
 
   // The rows whose next observation is kept apart, and those observations as bytes.
-  py::tuple extras() const {
-    std::vector<int64_t> rows;
-    for (int64_t row = 0; row < ring_->rows(); ++row)
-      if (ring_->extra(row)) rows.push_back(row);
-    const auto n = static_cast<int64_t>(rows.size());
-    const int64_t shape[] = {n, obs_.item_bytes};
-    Result where = allocate_numpy(DType::i64, &n, 1), data = allocate_numpy(DType::u8, shape, 2);
-    for (int64_t i = 0; i < n; ++i) {
-      reinterpret_cast<int64_t*>(where.data)[i] = rows[i];
-      std::memcpy(data.data + i * obs_.item_bytes, ring_->extra(rows[i]), static_cast<size_t>(obs_.item_bytes));
-    }
-    return py::make_tuple(std::move(where.object), std::move(data.object));
-  }
+  py::tuple extras() const { return kept(obs_.item_bytes, &ReplayRing::extra); }
+  // The rows with a head, and these as bytes.
+  py::tuple heads() const { return kept(head_bytes(), &ReplayRing::head); }
 
-  void set_extras(py::handle rows, py::handle data) {
-    const Array r = index(rows, "replay_ring: rows");
-    const Array x = load_cpu(data.ptr(), "replay_ring: data", {DType::u8});
-    if (x.size() != r.shape[0] * obs_.item_bytes || !x.is_contiguous())
-      raise_value("replay_ring: data must be like rows");
-    const Contiguous<int64_t> row(r);
-    for (int64_t i = 0; i < row.size(); ++i)
-      if (!inside(row.data()[i])) throw py::index_error("replay_ring: a row is outside");
-    for (int64_t i = 0; i < row.size(); ++i) ring_->set_extra(row.data()[i], x.data + i * obs_.item_bytes);
-  }
+  void set_extras(py::handle rows, py::handle data) { keep(rows, data, obs_.item_bytes, &ReplayRing::set_extra); }
+  void set_heads(py::handle rows, py::handle data) { keep(rows, data, head_bytes(), &ReplayRing::set_head); }
 
  private:
   struct Loaded {
@@ -166,7 +182,48 @@ class RingCore {
     return a;
   }
 
-  bool inside(int64_t row) const { return row >= 0 && row < ring_->rows(); }
+  void check_inside(const Contiguous<int64_t>& rows) const {
+    for (int64_t i = 0; i < rows.size(); ++i)
+      if (rows.data()[i] < 0 || rows.data()[i] >= ring_->rows()) throw py::index_error("replay_ring: a row is outside");
+  }
+
+  std::vector<ReplayLeaf> outputs(const py::list& arrays, int64_t n) const {
+    std::vector<ReplayLeaf> found;
+    if (arrays.size() != leaves_.size()) raise_value("replay_ring: one array of each leaf");
+    for (size_t i = 0; i < leaves_.size(); ++i) {
+      const Array x = load(py::object(arrays[i]).ptr(), "replay_ring: observations");
+      const auto [offset, length] = leaves_[i];
+      if (x.size() * x.itemsize != n * frames_ * length || !x.is_contiguous() || !x.writable)
+        raise_value("replay_ring: observations must be like rows");
+      found.push_back({x.data, offset, length});
+    }
+    return found;
+  }
+
+  int64_t head_bytes() const { return (frames_ - 1) * obs_.item_bytes; }
+
+  py::tuple kept(int64_t length, const char* (ReplayRing::*get)(int64_t) const) const {
+    std::vector<int64_t> rows;
+    for (int64_t row = 0; row < ring_->rows(); ++row)
+      if ((ring_.get()->*get)(row)) rows.push_back(row);
+    const auto n = static_cast<int64_t>(rows.size());
+    const int64_t shape[] = {n, length};
+    Result where = allocate_numpy(DType::i64, &n, 1), data = allocate_numpy(DType::u8, shape, 2);
+    for (int64_t i = 0; i < n; ++i) {
+      reinterpret_cast<int64_t*>(where.data)[i] = rows[i];
+      std::memcpy(data.data + i * length, (ring_.get()->*get)(rows[i]), static_cast<size_t>(length));
+    }
+    return py::make_tuple(std::move(where.object), std::move(data.object));
+  }
+
+  void keep(py::handle rows, py::handle data, int64_t length, void (ReplayRing::*set)(int64_t, const char*)) {
+    const Array r = index(rows, "replay_ring: rows");
+    const Array x = load_cpu(data.ptr(), "replay_ring: data", {DType::u8});
+    if (x.size() != r.shape[0] * length || !x.is_contiguous()) raise_value("replay_ring: data must be like rows");
+    const Contiguous<int64_t> row(r);
+    check_inside(row);
+    for (int64_t i = 0; i < row.size(); ++i) (ring_.get()->*set)(row.data()[i], x.data + i * length);
+  }
 
   // `other` takes any dtype.
   Loaded column(const py::object& array, DType dtype, int64_t rows) {
@@ -290,36 +347,43 @@ class RingCore {
       raise_value("replay_ring: rows and priorities must have room for 2 numbers a transition");
     auto* row = reinterpret_cast<int64_t*>(r.data);
     auto* value = reinterpret_cast<double*>(p.data);
-    if (steps * envs_ * obs_.item_bytes < kLongCopy) return ring_->write(s, steps, priority, row, value);
+    if (steps * envs_ * stacked_.item_bytes < kLongCopy) return ring_->write(s, steps, priority, row, value);
     ReleaseGil release;
     return ring_->write(s, steps, priority, row, value);
   }
 
   std::vector<Column> kept_;
-  Column obs_, action_, reward_, flag_;
+  Column obs_, stacked_, action_, reward_, flag_;  // stacked_: an observation as it is given
   std::vector<float> reward_scratch_;
   std::unique_ptr<ReplayRing> ring_;
   py::object bool_type_, int_type_, float_type_;
-  int64_t envs_ = 0;
+  std::vector<std::pair<int64_t, int64_t>> leaves_;  // offset and bytes of each array of a stored frame
+  int64_t envs_ = 0, frames_;
 };
 
 void bind(py::module_& m) {
   py::class_<RingCore>(m, "ReplayRing")
       .def(py::init<py::object, py::object, py::object, py::object, py::object, py::object, py::object, py::object,
-                    py::object, py::object, py::object>(),
+                    py::object, py::object, py::object, py::object, int64_t,
+                    const std::vector<std::pair<int64_t, int64_t>>&>(),
            py::arg("obs"), py::arg("next_obs"), py::arg("action"), py::arg("reward"), py::arg("terminated"),
            py::arg("truncated"), py::arg("cut"), py::arg("added"), py::arg("start"), py::arg("cursor"),
-           py::arg("broken"))
+           py::arg("broken"), py::arg("depth"), py::arg("frames"), py::arg("leaves"))
       .def("try_add", method(&RingCore::try_add), py::arg("obs"), py::arg("action"), py::arg("reward"),
            py::arg("next_obs"), py::arg("terminated"), py::arg("truncated"), py::arg("mask"), py::arg("episode_start"),
            py::arg("priority"), py::arg("rows"), py::arg("priorities"))
       .def("write", method(&RingCore::write), py::arg("steps"), py::arg("obs"), py::arg("action"), py::arg("reward"),
            py::arg("next_obs"), py::arg("terminated"), py::arg("truncated"), py::arg("mask"), py::arg("episode_start"),
            py::arg("priority"), py::arg("rows"), py::arg("priorities"))
-      .def("finish", method(&RingCore::finish), py::arg("rows"), py::arg("last"), py::arg("next_obs"))
+      .def("unshifted", method(&RingCore::unshifted), py::arg("steps"), py::arg("obs"), py::arg("next_obs"),
+           py::arg("mask"))
+      .def("stack_rows", method(&RingCore::stack_rows), py::arg("rows"), py::arg("next"))
+      .def("finish", method(&RingCore::finish), py::arg("rows"), py::arg("last"), py::arg("next_obs"), py::arg("obs"))
       .def("locate", method(&RingCore::locate), py::arg("numbers"))
       .def("extras", method(&RingCore::extras))
-      .def("set_extras", method(&RingCore::set_extras), py::arg("rows"), py::arg("data"));
+      .def("set_extras", method(&RingCore::set_extras), py::arg("rows"), py::arg("data"))
+      .def("heads", method(&RingCore::heads))
+      .def("set_heads", method(&RingCore::set_heads), py::arg("rows"), py::arg("data"));
 }
 
 const Binding binding(&bind);

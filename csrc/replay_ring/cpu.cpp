@@ -1,7 +1,9 @@
 #include "replay_ring/replay_ring.h"
 
+#include <algorithm>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace fastrl {
 namespace {
@@ -41,6 +43,61 @@ void ReplayRing::set_extra(int64_t row, const char* obs) {
   marks_[row / 64] |= uint64_t{1} << row % 64;
 }
 
+const char* ReplayRing::head(int64_t row) const {
+  const auto found = heads_.find(row);
+  return found == heads_.end() ? nullptr : found->second.get();
+}
+
+void ReplayRing::set_head(int64_t row, const char* frames) {
+  if (!frames) {
+    heads_.erase(row);
+    return;
+  }
+  const int64_t bytes = (c_.frames - 1) * c_.obs_bytes;
+  auto kept = std::make_unique<char[]>(static_cast<size_t>(bytes));
+  copy(kept.get(), frames, bytes);
+  heads_[row] = std::move(kept);
+}
+
+int64_t ReplayRing::back(int64_t row, int64_t steps) const {
+  const int64_t before = row - steps * c_.envs;
+  return before < 0 ? before + rows() : before;
+}
+
+// The frame `age` steps before that of the row.
+const char* ReplayRing::older_frame(int64_t row, int64_t age) const {
+  const int64_t depth = c_.depth[row], first = back(row, std::min(age, depth));
+  const char* frames = age > depth ? head(first) : nullptr;
+  return frames ? frames + (c_.frames - 1 - (age - depth)) * c_.obs_bytes : c_.obs + first * c_.obs_bytes;
+}
+
+// Which of the frames of `obs` before its newest, which is stored, are in the rows before.
+void ReplayRing::stack(int64_t row, const char* obs, bool follows) {
+  const int64_t older = c_.frames - 1;
+  const auto bytes = static_cast<size_t>(c_.obs_bytes);
+  const int64_t before = back(row, 1);
+  bool continues = follows;
+  for (int64_t age = 1; continues && age <= older; ++age)
+    continues = std::memcmp(obs + (older - age) * c_.obs_bytes, older_frame(before, age - 1), bytes) == 0;
+  if (continues) {
+    c_.depth[row] = static_cast<uint8_t>(std::min<int64_t>(c_.depth[before] + 1, older));
+    return;
+  }
+  bool padded = true;  // each byte equals that of the frame after
+  for (int64_t age = 1; padded && age <= older; ++age)
+    padded = std::memcmp(obs + (older - age) * c_.obs_bytes, obs + older * c_.obs_bytes, bytes) == 0;
+  c_.depth[row] = 0;
+  set_head(row, padded ? nullptr : obs);
+}
+
+int64_t ReplayRing::unshifted(const char* obs, const char* next_obs, const uint8_t* mask, int64_t n) const {
+  const int64_t item = c_.frames * c_.obs_bytes;
+  const auto bytes = static_cast<size_t>(item - c_.obs_bytes);
+  for (int64_t i = 0; i < n; ++i)
+    if (!(mask && !mask[i]) && std::memcmp(obs + i * item + c_.obs_bytes, next_obs + i * item, bytes) != 0) return i;
+  return -1;
+}
+
 int64_t ReplayRing::write(const ReplaySteps& items, int64_t steps, double priority, int64_t* rows, double* priorities) {
   const int64_t N = c_.envs;
   int64_t count = 0;
@@ -52,8 +109,11 @@ int64_t ReplayRing::write(const ReplaySteps& items, int64_t steps, double priori
     }
     const int64_t slot = c_.cursor[e], after = slot + 1 == c_.slots ? 0 : slot + 1;
     const int64_t row = slot * N + e, row_after = after * N + e;
+    const int64_t gone = after + c_.frames - 1, row_gone = (gone < c_.slots ? gone : gone - c_.slots) * N + e;
     const bool starts = items.episode_start ? items.episode_start[i] : c_.broken[e];
-    const char *obs = items.obs + i * c_.obs_bytes, *next_obs = items.next_obs + i * c_.obs_bytes;
+    const char* stacked = items.obs + i * c_.frames * c_.obs_bytes;
+    const char* obs = stacked + (c_.frames - 1) * c_.obs_bytes;
+    const char* next_obs = items.next_obs + ((i + 1) * c_.frames - 1) * c_.obs_bytes;
     char* own = c_.obs + row * c_.obs_bytes;
     if (c_.next_obs) {
       copy(own, obs, c_.obs_bytes);
@@ -68,7 +128,11 @@ int64_t ReplayRing::write(const ReplaySteps& items, int64_t steps, double priori
       }
       copy(own + N * c_.obs_bytes, next_obs, c_.obs_bytes);
       if (after == 0) copy(c_.obs + e * c_.obs_bytes, next_obs, c_.obs_bytes);
-      set_extra(row_after, nullptr);
+      set_extra(row_gone, nullptr);
+      if (c_.depth) {
+        if (!heads_.empty()) heads_.erase(row_after);
+        stack(row, stacked, follows);
+      }
       if (follows && !starts && !items.episode_start) ++continuing_, differing_ += !same;
     }
     copy(c_.action + row * c_.action_bytes, items.action + i * c_.action_bytes, c_.action_bytes);
@@ -80,7 +144,7 @@ int64_t ReplayRing::write(const ReplaySteps& items, int64_t steps, double priori
     c_.cursor[e] = after;
     ++c_.added[e];
     rows[2 * count] = row, priorities[2 * count] = priority;
-    rows[2 * count + 1] = row_after, priorities[2 * count + 1] = 0;
+    rows[2 * count + 1] = row_gone, priorities[2 * count + 1] = 0;
     ++count;
   }
   if (continuing_ < kWindow || reported_) return count;
@@ -89,14 +153,41 @@ int64_t ReplayRing::write(const ReplaySteps& items, int64_t steps, double priori
   return reported_ ? ~count : count;
 }
 
-void ReplayRing::finish(const int64_t* rows, const int64_t* last, int64_t n, int64_t* numbers, char* next_obs) const {
+void ReplayRing::stack_rows(const int64_t* rows, int64_t n, bool next, int64_t* out) const {
+  const int64_t k = c_.frames, shift = next ? 1 : 0;
+  for (int64_t b = 0; b < n; ++b, out += k) {
+    const int64_t row = rows[b], depth = c_.depth[row];
+    for (int64_t age = 0; age < k - shift; ++age) out[k - 1 - shift - age] = back(row, std::min(age, depth));
+    if (next) out[k - 1] = row + c_.envs;
+  }
+}
+
+// Writes the frames of the observation of `row` that a head has to item b, `shift` frames further on.
+void ReplayRing::finish_heads(int64_t row, int64_t b, int64_t shift, const std::vector<ReplayLeaf>& leaves) const {
+  const int64_t k = c_.frames, depth = c_.depth[row];
+  const char* frames = depth < k - 1 ? head(back(row, depth)) : nullptr;
+  if (!frames) return;
+  for (int64_t age = depth + 1; age < k - shift; ++age)
+    for (const ReplayLeaf& leaf : leaves)
+      copy(leaf.out + (b * k + k - 1 - shift - age) * leaf.bytes,
+           frames + (k - 1 - (age - depth)) * c_.obs_bytes + leaf.offset, leaf.bytes);
+}
+
+void ReplayRing::finish(const int64_t* rows, const int64_t* last, int64_t n, int64_t* numbers,
+                        const std::vector<ReplayLeaf>& next_obs, const std::vector<ReplayLeaf>& obs) const {
   const auto N = static_cast<uint32_t>(c_.envs);  // rows are fewer than 2^31, and 32 bits divide faster
+  const bool heads = !heads_.empty();
   for (int64_t b = 0; b < n; ++b) {
     const auto row = static_cast<uint32_t>(rows[b]);
     const uint32_t slot = N == 1 ? row : row / N, e = row - slot * N;
     const int64_t age = c_.cursor[e] - 1 - slot;  // from the newest, modulo slots
     numbers[b] = (c_.added[e] - 1 - (age < 0 ? age + c_.slots : age)) * N + e;
-    if (has_extra(last[b])) copy(next_obs + b * c_.obs_bytes, extras_[last[b]], c_.obs_bytes);
+    if (has_extra(last[b]))
+      for (const ReplayLeaf& leaf : next_obs)
+        copy(leaf.out + (b * c_.frames + c_.frames - 1) * leaf.bytes, extras_[last[b]] + leaf.offset, leaf.bytes);
+    if (!heads) continue;
+    finish_heads(rows[b], b, 0, obs);
+    finish_heads(last[b], b, 1, next_obs);
   }
 }
 
@@ -108,7 +199,7 @@ int64_t ReplayRing::locate(const int64_t* numbers, int64_t n, int64_t* rows) con
     const int64_t k = N == 1 ? numbers[b] : numbers[b] / N, e = numbers[b] - k * N;
     if (k >= c_.added[e]) return ~b;
     const int64_t age = c_.added[e] - k;  // 1 for the newest
-    const bool held = k >= c_.start[e] && age < c_.slots;
+    const bool held = k >= c_.start[e] && age <= c_.slots - c_.frames;
     const int64_t slot = c_.cursor[e] - age;
     rows[b] = (!held ? c_.slots : slot < 0 ? slot + c_.slots : slot) * N + e;
     stale += !held;

@@ -5,10 +5,16 @@
 // newest one's is in the slot of the cursor, which therefore holds no transition. Rows of one slot more at the end
 // repeat those of slot 0 for the last slot. Where a transition starts from another observation than the last reached,
 // the reached one moves out of its way into an `extra`.
+//
+// Where an observation is a stack of k frames, a row has its newest one alone and `depth` says how many of the k - 1
+// before it are in the rows before; those that are older repeat the oldest of these, as after a reset, or are the
+// `head` of its row. A transition is held only while all of its frames are.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
+#include <unordered_map>
 #include <vector>
 
 #include "core/common.h"
@@ -26,12 +32,20 @@ struct ReplayColumns {
   int64_t* start;                         // [envs] transitions forgotten by `clear`
   int64_t* cursor;                        // [envs] added mod slots
   uint8_t* broken;                        // [envs] the next transition is not a continuation, unless it says so
+  uint8_t* depth;                         // [slots + 1, envs], or null where frames is 1
   int64_t obs_bytes, action_bytes, envs, slots;
+  int64_t frames;  // of an observation, each of obs_bytes; 1 without stacks
+};
+
+// Observations of a batch that are put right: one array of each, at `offset` of a stored frame.
+struct ReplayLeaf {
+  char* out;  // [B, frames] of `bytes`
+  int64_t offset, bytes;
 };
 
 // [steps, envs], contiguous; mask and episode_start may be null.
 struct ReplaySteps {
-  const char *obs, *action;
+  const char *obs, *action;  // obs and next_obs: `frames` each, the newest last
   const float* reward;
   const char* next_obs;
   const uint8_t *terminated, *truncated, *mask, *episode_start;
@@ -49,8 +63,16 @@ class ReplayRing {
   // time to say that most observations differ from those reached before.
   int64_t write(const ReplaySteps& items, int64_t steps, double priority, int64_t* rows, double* priorities);
 
-  // The number k * envs + e of each transition; and the next observation of each of `last` whose own is an extra.
-  void finish(const int64_t* rows, const int64_t* last, int64_t n, int64_t* numbers, char* next_obs) const;
+  // The first item whose next_obs is not its obs shifted by one frame, or -1.
+  int64_t unshifted(const char* obs, const char* next_obs, const uint8_t* mask, int64_t n) const;
+
+  // The rows of the frames of each transition's observation [n, frames], or of the one that it reached.
+  void stack_rows(const int64_t* rows, int64_t n, bool next, int64_t* out) const;
+
+  // The number k * envs + e of each transition; and what no row has: the next observation of each of `last` whose own
+  // is an extra, and the frames that are in heads.
+  void finish(const int64_t* rows, const int64_t* last, int64_t n, int64_t* numbers,
+              const std::vector<ReplayLeaf>& next_obs, const std::vector<ReplayLeaf>& obs) const;
 
   // The row of each number; a row that never holds a transition where it has been overwritten. Returns how many were,
   // or ~b if number b has never been given.
@@ -58,14 +80,21 @@ class ReplayRing {
 
   int64_t rows() const { return c_.slots * c_.envs; }
   const char* extra(int64_t row) const { return has_extra(row) ? extras_[row] : nullptr; }
-  void set_extra(int64_t row, const char* obs);  // null: none
+  void set_extra(int64_t row, const char* obs);    // null: none
+  const char* head(int64_t row) const;             // the frames before that of the row, oldest first; or null
+  void set_head(int64_t row, const char* frames);  // null: none
 
  private:
   bool has_extra(int64_t row) const { return marks_[row / 64] >> row % 64 & 1; }
+  int64_t back(int64_t row, int64_t steps) const;  // the row so many slots before, less than `slots`
+  const char* older_frame(int64_t row, int64_t age) const;
+  void stack(int64_t row, const char* obs, bool follows);
+  void finish_heads(int64_t row, int64_t b, int64_t shift, const std::vector<ReplayLeaf>& leaves) const;
 
   ReplayColumns c_;
   std::vector<uint64_t> marks_;  // a bit a row: small enough to stay in the cache
   char** extras_;                // [rows]; from calloc, which touches no page
+  std::unordered_map<int64_t, std::unique_ptr<char[]>> heads_;
   int64_t continuing_ = 0, differing_ = 0;
   bool reported_ = false;
 };

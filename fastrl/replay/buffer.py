@@ -1,12 +1,11 @@
 """The uniform replay buffer: one-step and n-step, on vector environments, each observation stored once.
 
-`ring.py` says where a transition is.  A `SumTree` over the rows knows which of them can be drawn: the priority is 0
-where there is no transition.  A batch is one `gather_rows` of ``(obs, obs[num_envs:], action, ...)``.
+`store.py` has the transitions.  A `SumTree` over their rows knows which of them can be drawn: the priority is 0 where
+there is none.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from typing import Any, BinaryIO, Literal
@@ -15,18 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl import _fork
-from fastrl.kernels import SumTree, gather_rows, n_step_gather
+from fastrl.kernels import SumTree
 from fastrl.replay import checks, storage
 from fastrl.replay import state as states
 from fastrl.replay.batch import Batch
-from fastrl.replay.ring import ring_class
+from fastrl.replay.spaces import Space
+from fastrl.replay.store import Store
 
-_FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(np.bool_)
 _CHUNK = 1 << 14  # transitions of `extend` between two updates of the tree
-_DERIVED = {  # of an instance's attributes those that are made anew for a copy
-    "_lock", "_tree", "_ring", "_columns", "_sources", "_first", "_last", "_rings", "_torch", "_rows", "_priorities",
-    "_discounts", "_counts", "_start", "_cursor", "_broken",
-}  # fmt: skip
+# Of an instance's attributes those that are made anew for a copy.
+_DERIVED = {"_lock", "_tree", "_store", "_ring", "_torch", "_rows", "_priorities"}
 
 
 class ReplayBuffer:
@@ -38,12 +35,17 @@ class ReplayBuffer:
         capacity: int >= 1, rounded up to a multiple of num_envs.  Each environment has its share, and once it has added
             as many transitions exactly so many of its newest ones are held, however its episodes end.
         obs_space, action_space: of ONE environment: Gymnasium Box, Discrete, MultiDiscrete or MultiBinary, anything
-            else with a `shape` and a real `dtype`, or a pair ``(shape, dtype)``.
+            else with a `shape` and a real `dtype`, a pair ``(shape, dtype)``, or a Gymnasium Dict or Tuple or a dict of
+            these, to any depth.  Elements of a Dict or Tuple are dicts or tuples of arrays, here and in a batch.
         num_envs: int >= 1.
         n_step: int >= 1: a batch has the returns of m steps, where m <= n_step is as many as there are before the
             episode ends (the last step of it included), a new one starts or the newest transition is reached.
             So the last transitions of every episode are drawn too, with their shorter m.
         gamma: in [0, 1]: of these returns and of `Batch.discount`.
+        frame_stack: int >= 1: observations are stacks of so many frames along their first axis, the newest last, as
+            Gymnasium's FrameStackObservation gives them, and each frame is stored once.  `next_obs` must be `obs`
+            shifted by one frame; batches have the stacks that were given, whatever an episode's first ones are padded
+            with.  With a Dict or Tuple every array is such a stack.
         store_next_obs: keep `next_obs` apart.  False stores an observation once where the next transition starts from
             it, byte for byte, and twice where not; if that is most of the time (normalisation or noise between the
             two, transitions in random order) True is as small and faster.  The batches are the same.
@@ -52,8 +54,9 @@ class ReplayBuffer:
         seed: int in [0, 2^64); None draws from the default generator (see `fastrl.manual_seed`).
 
     Raises:
-        TypeError: a Dict, Tuple or other space that is not one array, or a `capacity` or `num_envs` that is no int.
-        ValueError: a number out of range, or an unknown device.
+        TypeError: a space that has other parts than arrays of numbers, or a `capacity` or `num_envs` that is no int.
+        ValueError: a number out of range, spaces that are no such stacks, `store_next_obs` with stacks, or an unknown
+            device.
         RuntimeError: `device` given, but torch or that device missing.
         MemoryError: with the sum; a buffer larger than the memory of this machine, which fills as it is used, is a
             warning.
@@ -81,6 +84,7 @@ class ReplayBuffer:
         *,
         n_step: int = 1,
         gamma: float = 0.99,
+        frame_stack: int = 1,
         store_next_obs: bool = False,
         device: Any = None,
         seed: int | None = None,
@@ -92,37 +96,40 @@ class ReplayBuffer:
         if self.gamma > 1:
             raise ValueError(f"replay: gamma must be in [0, 1], got {gamma}")
         self.store_next_obs = checks.check_bool("store_next_obs", store_next_obs)
-        self._obs_shape, self._obs_dtype = checks.check_space("obs_space", obs_space)
-        self._action_shape, self._action_dtype = checks.check_space("action_space", action_space)
-        if self._action_shape == () and self._action_dtype.kind in "iu":
-            self._action_dtype = np.dtype(np.int64)  # what indexing with it needs
-        self._slots = -(-self.capacity // self.num_envs) + 1  # see ring.py
+        self.frame_stack = checks.check_int("frame_stack", frame_stack)
+        if self.frame_stack > 256:
+            raise ValueError(f"replay: frame_stack must be at most 256, got {frame_stack}")
+        if self.frame_stack > 1 and self.store_next_obs:
+            raise ValueError("replay: store_next_obs must be False with frame_stack, which stores each frame once")
+        self._obs = Space("obs_space", obs_space, frames=self.frame_stack)
+        self._action = Space("action_space", action_space, index=True)
         self._seed = seed
         self._torch, self.device = checks.load_torch(device)
         self._added = 0  # transitions ever
         self._new_priority = 1.0  # of a new transition
-        obs = math.prod(self._obs_shape) * self._obs_dtype.itemsize * (2 if self.store_next_obs else 1)
-        action = math.prod(self._action_shape) * self._action_dtype.itemsize
-        self._memory = checks.check_memory(self.capacity, self.num_envs, self._slots + 1, (obs, action))
+        self._most = -(-self.capacity // self.num_envs)  # transitions of each environment
+        obs = self._obs.nbytes * (2 if self.store_next_obs else 1)
+        slots = self._most + self.frame_stack + 1
+        self._memory = checks.check_memory(self.capacity, self.num_envs, slots, (obs, self._action.nbytes))
         self._make_storage()
 
     def _make_storage(self) -> None:
+        pinned = self._torch if self._torch is not None and self.device.type == "cuda" else None
         try:
-            self._tree = SumTree(self.num_envs * (self._slots + 1), dtype=np.float32, seed=self._seed)
-            columns = self._new_columns()
+            self._store = Store(
+                self._obs, self._action, self.num_envs, self._most, store_next_obs=self.store_next_obs,
+                gamma=self.gamma, pinned=pinned,
+            )  # fmt: skip
+            self._tree = SumTree(self._store.rows, dtype=np.float32, seed=self._seed)
         except MemoryError:
             raise MemoryError(f"replay: {self._memory}, more than there is") from None
+        self._ring = self._store.ring
         self._lock = threading.RLock()
         if self._torch is not None:
-            for column in columns:
-                self._torch.from_numpy(column[:0])  # TypeError: torch has no such dtype
-        self._pinned = self._torch is not None and self.device.type == "cuda"
-        self._counts, self._start, self._cursor = (np.zeros(self.num_envs, np.int64) for _ in range(3))
-        self._broken = np.ones(self.num_envs, np.bool_)
+            for leaf in (*self._obs.leaves, *self._action.leaves):
+                self._torch.from_numpy(np.zeros(0, leaf.dtype))  # TypeError: torch has no such dtype
         # What an `add` tells the tree.
         self._rows, self._priorities = np.zeros(2 * self.num_envs, np.int64), np.zeros(2 * self.num_envs)
-        self._discounts = np.array((self.gamma, 0), np.float32)
-        self._set_columns(columns)
         _fork.outer.add(self._lock)
 
     def __len__(self) -> int:
@@ -132,8 +139,7 @@ class ReplayBuffer:
     def __repr__(self) -> str:
         return (
             f"fastrl.{type(self).__name__}({len(self)} transitions, capacity={self.capacity}, "
-            f"num_envs={self.num_envs}, obs={self._obs_dtype}{list(self._obs_shape)}, "
-            f"action={self._action_dtype}{list(self._action_shape)})"
+            f"num_envs={self.num_envs}, obs={self._obs}, action={self._action})"
         )
 
     @property
@@ -223,9 +229,17 @@ class ReplayBuffer:
             checks.warn_of_differing("extend")
 
     def _items(self, method: str, lead: tuple[int, ...], *arguments: Any) -> list[Any]:
-        shapes = (self._obs_shape, self._action_shape, (), self._obs_shape, (), (), (), ())
-        dtypes = (self._obs_dtype, self._action_dtype, _FLOAT32, self._obs_dtype, _BOOL, _BOOL, _BOOL, _BOOL)
-        return checks.check_items(f"replay.{method}", lead, self.num_envs, shapes, dtypes, arguments)
+        items = checks.check_items(f"replay.{method}", lead, self.num_envs, self._obs, self._action, arguments)
+        if self.frame_stack > 1:
+            i = self._ring.unshifted(len(items[0]), items[0], items[3], items[6])
+            if i >= 0:
+                at = checks.position(i, lead, self.num_envs)
+                raise ValueError(
+                    f"replay.{method}: next_obs{at} must be obs shifted by one frame (next_obs[:-1] == obs[1:], "
+                    f"frame_stack={self.frame_stack}); where an episode ended it is the final observation, not that of "
+                    "the reset"
+                )
+        return items
 
     def _write(self, steps: int, items: list[Any]) -> int:
         """Store what `_items` gave; negative when it is time to warn."""
@@ -251,21 +265,23 @@ class ReplayBuffer:
         return n
 
     def _settle(self) -> None:
-        states.settle(self._tree, self._counts, self._start, self._slots, self._new_priority)
+        store = self._store
+        states.settle(self._tree, store.counts, store.start, store.slots, store.most, self._new_priority)
 
     def new_episodes(self) -> None:
         """The next transition of every environment begins an episode: they were reset without an end being added."""
         with self._lock:
-            self._broken[:] = True
+            self._store.broken[:] = True
 
     def clear(self) -> None:
         """Forget all transitions; the generator and the schedule of beta go on, and old `indices` are stale."""
         with self._lock:
             self._tree.clear()
-            self._start[:] = self._counts
-            self._broken[:] = True
+            self._store.start[:] = self._store.counts
+            self._store.broken[:] = True
             self._new_priority = 1.0
-            self._set_columns(self._columns)  # a ring without extras
+            self._store.set_columns(self._store.columns)  # a ring without extras
+            self._ring = self._store.ring
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` transitions, with replacement.  The arrays are new and the caller's own.
@@ -284,7 +300,7 @@ class ReplayBuffer:
                 if len(tree):
                     raise
                 raise ValueError("replay.sample: the buffer is empty: add transitions before sampling") from None
-            batch = self._read(rows, weights, self.n_step)
+            batch = self._store.read(rows, self.n_step, weights)
         return self._to_device(batch)
 
     def __getitem__(self, indices: Any) -> Batch:
@@ -297,9 +313,9 @@ class ReplayBuffer:
         with self._lock:
             rows, stale = self._locate("replay", numbers)
             if stale:
-                b = int(np.argmax(rows >= self._slots * self.num_envs))
+                b = int(np.argmax(rows >= self._store.slots * self.num_envs))
                 raise IndexError(f"replay: indices[{b}] is {numbers[b]}, a transition that is not held any more")
-            batch = self._read(rows, np.ones(len(rows), np.float32), self.n_step)
+            batch = self._store.read(rows, self.n_step, np.ones(len(rows), np.float32))
         return self._to_device(batch)
 
     def transitions(self) -> Batch:
@@ -307,12 +323,8 @@ class ReplayBuffer:
         which is of each environment oldest first.
         """
         with self._lock:
-            first = np.maximum(self._start, self._counts - self._slots + 1)
-            numbers = [
-                np.arange(a, b) * self.num_envs + e for e, (a, b) in enumerate(zip(first, self._counts, strict=True))
-            ]
-            rows, _ = self._ring.locate(np.sort(np.concatenate(numbers)))
-            batch = self._read(rows, np.ones(len(rows), np.float32), 1)
+            rows = self._store.held()
+            batch = self._store.read(rows, 1, np.ones(len(rows), np.float32))
         return self._to_device(batch)
 
     def _locate(self, where: str, numbers: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
@@ -326,44 +338,22 @@ class ReplayBuffer:
             raise IndexError(f"{where}: indices[{~stale}] is {numbers[~stale]}, outside the transitions added so far")
         return rows, stale
 
-    def _read(self, rows: NDArray[np.int64], weights: Any, n_step: int) -> Batch:
-        if n_step == 1:
-            obs, action, next_obs, terminated, truncated, reward = self._gather(self._sources, rows)
-            discount = self._discounts.take(np.asarray(terminated).view(np.int8))
-            last = rows
-        else:
-            rewards, ends, limits, cut = self._rings
-            reward, discount, last = n_step_gather(
-                rewards, ends, limits, rows, self._cursor, self._slots, gamma=self.gamma, n=n_step, cut=cut
-            )
-            obs, action = self._gather(self._first, rows)
-            next_obs, terminated, truncated = self._gather(self._last, last)
-        indices = self._ring.finish(rows, last, next_obs)
-        return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount)
-
     def _to_device(self, batch: Batch) -> Batch:
         if self.device is None:
             return batch
-        # Wrapping NumPy's results costs less than having torch allocate them.
-        tensors = [x if isinstance(x, self._torch.Tensor) else self._torch.from_numpy(x) for x in batch]
-        if self.device.type != "cpu":
-            tensors = [
-                x if name == "indices" else x.to(self.device, non_blocking=True)
-                for name, x in zip(Batch._fields, tensors, strict=True)
-            ]
-        return Batch(*tensors)
+        if self.device.type == "cpu" and self._obs.is_single and self._action.is_single:  # in the fewest steps
+            # Wrapping NumPy's results costs less than having torch allocate them.
+            return Batch(*[self._torch.from_numpy(x) for x in batch])
+        fields = zip(Batch._fields, batch, strict=True)
+        return Batch(*[self._torch.from_numpy(x) if name == "indices" else self._to_tensor(x) for name, x in fields])
 
-    def _gather(self, sources: list[NDArray[Any]], rows: NDArray[np.int64]) -> list[Any]:
-        if not self._pinned:
-            return gather_rows(sources, rows)  # type: ignore[no-any-return]
-        # torch does not hand out a pinned block again before the copies from it are done.
-        out = [
-            self._torch.empty(
-                (len(rows), *source.shape[1:]), dtype=self._torch.from_numpy(source[:0]).dtype, pin_memory=True
-            )
-            for source in sources
-        ]
-        return gather_rows(sources, rows, out=out)  # type: ignore[no-any-return]
+    def _to_tensor(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._to_tensor(part) for key, part in value.items()}
+        if isinstance(value, tuple):
+            return tuple(map(self._to_tensor, value))
+        tensor = value if isinstance(value, self._torch.Tensor) else self._torch.from_numpy(value)
+        return tensor.to(self.device, non_blocking=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that decides what the buffer will do to one file, checksummed and without pickle.
@@ -386,7 +376,8 @@ class ReplayBuffer:
 
         Raises:
             ValueError: not a file of `save`; cut off or changed since; or of a buffer with another class, capacity,
-                num_envs, spaces, n_step, gamma, store_next_obs, alpha or eps (`device` and beta may differ).
+                num_envs, spaces, n_step, gamma, frame_stack, store_next_obs, alpha or eps (`device` and beta may
+                differ).
             OSError: the file cannot be read.
         """
         if isinstance(path, (str, os.PathLike)):
@@ -394,8 +385,10 @@ class ReplayBuffer:
                 return self.load(file)
         where = f"replay.load: {path.name}"
         try:
-            columns = [np.zeros(self._tree.capacity, np.float32), *self._new_columns()]
-            header, arrays = states.read(storage.Reader(path), self._config(), columns, self.num_envs)
+            columns = [np.zeros(self._tree.capacity, np.float32), *self._store.new_columns()]
+            header, arrays = states.read(
+                storage.Reader(path), self._config(), columns, self.num_envs, self._most, self.frame_stack
+            )
             self._set_state(header, arrays)
         except ValueError as error:
             raise ValueError(f"{where} is {error}") from None
@@ -404,54 +397,38 @@ class ReplayBuffer:
 
     def _config(self) -> dict[str, Any]:
         """What a saved state must agree in."""
-        return {
-            "class": type(self).__name__,
-            "capacity": self.capacity,
-            "num_envs": self.num_envs,
-            "n_step": self.n_step,
-            "gamma": self.gamma,
-            "store_next_obs": self.store_next_obs,
-            "obs_shape": list(self._obs_shape),
-            "obs_dtype": self._obs_dtype.name,
-            "action_shape": list(self._action_shape),
-            "action_dtype": self._action_dtype.name,
-        }
+        own = {"class": type(self).__name__, "capacity": self.capacity, "n_step": self.n_step, "gamma": self.gamma}
+        return {**own, **self._store.config()}
 
     def _state(self) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-        """The header, and views of: priorities, the columns, which rows have an extra, extras."""
-        tree = self._tree.state_dict()
-        rows = states.saved_rows(self._counts, self._slots)
-        where, extras = self._ring.extras()
-        has_extra = np.zeros(rows, np.bool_)
-        has_extra[where] = True
+        """The header, and views of the arrays."""
+        tree, store = self._tree.state_dict(), self._store
+        arrays = store.arrays(tree["priorities"])
         header = {
             "config": self._config(),
             "layout": states.LAYOUT,
-            "added": self._counts.tolist(),
-            "start": self._start.tolist(),
-            "broken": self._broken.tolist(),
+            "added": store.counts.tolist(),
+            "start": store.start.tolist(),
+            "broken": store.broken.tolist(),
             "steps": self._added,
-            "extras": len(where),
+            "extras": len(arrays[len(store.columns) + 2]),
             "new_priority": self._new_priority,
             "generator": tree["generator"],
         }
-        return header, [*(column[:rows] for column in (tree["priorities"], *self._columns)), has_extra, extras]
+        if self.frame_stack > 1:
+            header["heads"] = len(arrays[-1])
+        return header, arrays
 
     def _set_state(self, header: dict[str, Any], arrays: list[NDArray[Any]]) -> None:
         """Go on from what `states.read` gave."""
-        priorities, *columns, has_extra, extras = arrays
-        tree = {"capacity": self._tree.capacity, "dtype": "float32", "priorities": priorities}
-        where = np.flatnonzero(has_extra)
+        tree = {"capacity": self._tree.capacity, "dtype": "float32", "priorities": arrays[0]}
         with self._lock:
             try:
                 self._tree.load_state_dict({**tree, "generator": header["generator"]})
             except (TypeError, ValueError) as error:
                 raise ValueError(f"damaged: {error}") from None
-            self._counts[:], self._start[:] = header["added"], header["start"]
-            self._cursor[:] = self._counts % self._slots
-            self._broken[:] = header["broken"]
-            self._set_columns(columns)
-            self._ring.set_extras(where, extras)
+            self._store.set_arrays(header["added"], header["start"], header["broken"], arrays[1:])
+            self._ring = self._store.ring
             self._added = header["steps"]
             self._new_priority = header["new_priority"]
 
@@ -467,34 +444,8 @@ class ReplayBuffer:
         self.__dict__.update((name, value) for name, value in kept.items() if name != "_saved")
         self._torch, _ = checks.load_torch(self.device)
         self._make_storage()
-        rows = self._tree.capacity
-        whole = [np.zeros((rows, *array.shape[1:]), array.dtype) for array in arrays[:-1]]
-        for column, array in zip(whole, arrays, strict=False):
+        columns, sides = arrays[: len(self._store.columns) + 1], arrays[len(self._store.columns) + 1 :]
+        whole = [np.zeros((self._store.rows, *array.shape[1:]), array.dtype) for array in columns]
+        for column, array in zip(whole, columns, strict=True):
             column[: len(array)] = array
-        self._set_state(header, [*whole, arrays[-1]])
-
-    def _new_columns(self) -> list[NDArray[Any]]:
-        rows = self.num_envs * (self._slots + 1)
-        shapes: list[tuple[tuple[int, ...], Any]] = [
-            (self._obs_shape, self._obs_dtype),
-            (self._action_shape, self._action_dtype),
-            ((), np.float32),
-            ((), np.bool_),
-            ((), np.bool_),
-            ((), np.bool_),
-        ]
-        if self.store_next_obs:
-            shapes.append((self._obs_shape, self._obs_dtype))
-        return [np.zeros((rows, *shape), dtype) for shape, dtype in shapes]
-
-    def _set_columns(self, columns: list[NDArray[Any]]) -> None:
-        self._columns = columns
-        obs, action, reward, terminated, truncated = columns[:5]
-        apart = columns[6] if self.store_next_obs else None
-        next_obs = obs[self.num_envs :] if apart is None else apart
-        self._sources = [obs, action, next_obs, terminated, truncated, reward]
-        self._first, self._last = self._sources[:2], self._sources[2:5]
-        # [slots, num_envs], without the slot at the end.
-        self._rings = [c[: -self.num_envs].reshape(-1, self.num_envs) for c in columns[2:6]]
-        per_env = self._counts, self._start, self._cursor, self._broken
-        self._ring = ring_class()(obs, apart, *columns[1:6], *per_env)
+        self._set_state(header, [*whole, *sides])

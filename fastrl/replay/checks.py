@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import warnings
 from typing import Any
@@ -11,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.replay.spaces import Space, convert
+
 _MAX_ROWS = 2**31 - 1  # of a SumTree
-_MAX_AXES = 15  # of an item: a column of them has one more, and the kernels take 16
+_FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(np.bool_)
 
 _NAMES = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "mask", "episode_start")
 
@@ -37,26 +38,6 @@ def check_float(name: str, value: Any) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"replay: {name} must be finite and >= 0, got {value}")
     return float(value)
-
-
-def check_space(name: str, space: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of an element of the space."""
-    try:
-        shape, dtype = space if type(space) is tuple else (space.shape, space.dtype)
-        shape = tuple(operator.index(n) for n in shape)
-        dtype = None if dtype is None else np.dtype(dtype).newbyteorder("=")
-    except (AttributeError, TypeError, ValueError):
-        dtype = None
-    if dtype is None or dtype.kind not in "biuf":
-        raise TypeError(
-            f"replay: {name} must be a Box, Discrete, MultiDiscrete or MultiBinary space, or a pair (shape, dtype) "
-            f"with a real dtype, got {space!r}; flatten a Dict or Tuple space"
-        )
-    if any(n < 1 for n in shape):
-        raise ValueError(f"replay: {name} must have no empty axis, got shape {shape}")
-    if len(shape) > _MAX_AXES:
-        raise ValueError(f"replay: {name} must have at most {_MAX_AXES} axes, got {len(shape)}")
-    return shape, dtype
 
 
 def load_torch(device: Any) -> tuple[Any, Any]:
@@ -98,35 +79,37 @@ def check_memory(capacity: int, num_envs: int, slots: int, item_bytes: tuple[int
 
 
 def check_items(
-    where: str,
-    lead: tuple[int, ...],
-    num_envs: int,
-    shapes: tuple[tuple[int, ...], ...],
-    dtypes: tuple[np.dtype[Any], ...],
-    arguments: tuple[Any, ...],
+    where: str, lead: tuple[int, ...], num_envs: int, obs: Space, action: Space, arguments: tuple[Any, ...]
 ) -> list[Any]:
     """The arguments of `add` (lead = ()) or `extend` (lead = (steps,)) as contiguous arrays [steps, num_envs, ...]."""
     items: list[Any] = []
-    for name, value, shape, dtype in zip(_NAMES, arguments, shapes, dtypes, strict=True):
+    leads = ((*lead, num_envs), lead)[: 2 if num_envs == 1 else 1]
+    for name, value in zip(_NAMES, arguments, strict=True):
         if value is None and name in ("mask", "episode_start"):
             items.append(None)
             continue
-        allowed = ((*lead, num_envs, *shape), (*lead, *shape))[: 2 if num_envs == 1 else 1]
         try:
-            array = _convert(value, dtype, allowed, check=name != "reward")
-        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that requires grad
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"{where}: {name} {error}{_order_hint(num_envs, *arguments[:4])}") from None
-        items.append(array.reshape(*(lead or (1,)), num_envs, *shape))
+            if name in ("obs", "next_obs", "action"):
+                items.append((action if name == "action" else obs).convert(name, value, lead, num_envs))
+                continue
+            array = convert(name, value, _FLOAT32 if name == "reward" else _BOOL, leads, check=name != "reward")
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{where}: {error}{_order_hint(num_envs, *arguments[:4])}") from None
+        items.append(array.reshape(*(lead or (1,)), num_envs))
     bad = ~np.isfinite(items[2])
     if items[6] is not None:
         bad &= items[6]  # what is left out may be nonsense
     if bad.any():
-        t, e = np.argwhere(bad)[0]
-        at = ", ".join([str(t)] * len(lead) + [str(e)] * (num_envs > 1))
-        value = to_numpy(arguments[2]).reshape(-1)[t * num_envs + e]
-        raise ValueError(f"{where}: reward{f'[{at}]' if at else ''} must be finite in float32, got {value}")
+        i = int(bad.argmax())
+        value = to_numpy(arguments[2]).reshape(-1)[i]
+        raise ValueError(f"{where}: reward{position(i, lead, num_envs)} must be finite in float32, got {value}")
     return items
+
+
+def position(i: int, lead: tuple[int, ...], num_envs: int) -> str:
+    """Where item i of [steps, num_envs] is in the array that the caller gave."""
+    at = [str(i // num_envs)] * len(lead) + [str(i % num_envs)] * (num_envs > 1)
+    return f"[{', '.join(at)}]" if at else ""
 
 
 def warn_of_differing(method: str) -> None:
@@ -150,37 +133,6 @@ def _order_hint(num_envs: int, obs: Any, action: Any, reward: Any, next_obs: Any
         "; the order is obs, action, reward, next_obs, terminated, truncated (that of Stable-Baselines3 and CleanRL is "
         "obs, next_obs, action, reward, done): name the arguments"
     )
-
-
-def _convert(value: Any, dtype: np.dtype[Any], shapes: tuple[tuple[int, ...], ...], check: bool = True) -> NDArray[Any]:
-    """`value` as a C-contiguous array of this dtype, having one of the shapes; check=False lets a float overflow."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError("must not be a masked array, whose mask would be ignored: give filled(value)")
-    array = np.asarray(value)
-    if array.dtype != dtype:
-        array = _cast(array, dtype, check)
-    if array.shape not in shapes:
-        raise ValueError(f"must have shape {shapes[-1]}, got {array.shape}")
-    return np.ascontiguousarray(array)
-
-
-def _cast(array: NDArray[Any], dtype: np.dtype[Any], check: bool) -> NDArray[Any]:
-    """A float takes any number, rounded; an integer or a flag only those that it represents."""
-    kind = array.dtype.kind
-    if kind not in "biufc":
-        raise TypeError(f"must be numbers of dtype {dtype}, got dtype {array.dtype}")
-    if kind == "c" or (kind == "f" and dtype.kind != "f"):
-        raise ValueError(f"must have dtype {dtype}, got {array.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = array.astype(dtype)
-    if dtype.kind != "f":
-        if not (cast == array).all():
-            raise ValueError(f"must fit in dtype {dtype}, got {array.dtype} values from {array.min()} to {array.max()}")
-    elif check:
-        overflow = np.isinf(cast) & np.isfinite(array)
-        if overflow.any():
-            raise ValueError(f"must fit in dtype {dtype}, got {array[overflow][0]}")
-    return cast
 
 
 def to_numpy(array: Any) -> NDArray[Any]:

@@ -41,6 +41,7 @@ class PrioritizedReplay(ReplayBuffer):
         *,
         n_step: int = 1,
         gamma: float = 0.99,
+        frame_stack: int = 1,
         store_next_obs: bool = False,
         device: Any = None,
         seed: int | None = None,
@@ -61,8 +62,8 @@ class PrioritizedReplay(ReplayBuffer):
             raise ValueError(f'replay: normalize must be "batch" or "tree", got {normalize!r}')
         self._normalize = normalize
         super().__init__(
-            capacity, obs_space, action_space, num_envs, n_step=n_step, gamma=gamma, store_next_obs=store_next_obs,
-            device=device, seed=seed,
+            capacity, obs_space, action_space, num_envs, n_step=n_step, gamma=gamma, frame_stack=frame_stack,
+            store_next_obs=store_next_obs, device=device, seed=seed,
         )  # fmt: skip
 
     @property

@@ -10,24 +10,26 @@ from numpy.typing import NDArray
 
 from fastrl.kernels import SumTree
 from fastrl.replay.storage import Reader
+from fastrl.replay.store import saved_rows
 
 LAYOUT = 2
 Array = NDArray[Any]
 
 
 def read(
-    reader: Reader, config: dict[str, Any], columns: list[Array], num_envs: int
+    reader: Reader, config: dict[str, Any], columns: list[Array], num_envs: int, most: int, frames: int
 ) -> tuple[dict[str, Any], list[Array]]:
-    """The header, and: priorities, the columns, which rows have an extra, extras; ValueError for what no buffer has.
+    """The header, and what `Store.arrays` gives; ValueError for what no buffer has.
 
-    `columns`: empty ones of priorities, obs, action, reward, terminated, truncated, cut and maybe next_obs, to be
-    filled.  `config`: what the file must agree in.
+    `columns`: empty ones of priorities, obs, action, reward, terminated, truncated, cut and maybe next_obs or depth, to
+    be filled.  `config`: what the file must agree in.
     """
     header: Any = reader.header
     if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
         raise ValueError("damaged: its header is not that of a buffer")
     layout = header.get("layout", 1)
-    theirs = ({"store_next_obs": False} if layout == 1 else {}) | header["config"]
+    # What files of before these arguments do not say.
+    theirs = {"frame_stack": 1} | ({"store_next_obs": False} if layout == 1 else {}) | header["config"]
     differing = [
         f"{name} {theirs.get(name)!r} (here {config.get(name)!r})"
         for name in {**config, **theirs}
@@ -44,35 +46,33 @@ def read(
         return _from_layout_1(header, columns, num_envs, slots)
     if layout != LAYOUT:
         raise ValueError(f"of layout {layout!r}, this fastrl reads up to {LAYOUT}")
-    _check_header(header, num_envs, slots * num_envs)
+    sides = [("extras", columns[1][0].nbytes)] + ([("heads", (frames - 1) * columns[1][0].nbytes)] * (frames > 1))
+    _check_header(header, num_envs, slots * num_envs, [name for name, _ in sides])
     added, start = (np.array(header[name], np.int64) for name in ("added", "start"))
-    has_extra = np.zeros(len(columns[0]), np.bool_)
-    extras = np.zeros((header["extras"], columns[1][0].nbytes), np.uint8)
     rows = saved_rows(added, slots)
-    reader.read_into([*(column[:rows] for column in (*columns, has_extra)), extras])
-    _check_arrays(columns, _held_rows(added, start, slots), has_extra, len(extras))
-    return header, [*columns, has_extra, extras]
+    flags = [np.zeros(len(columns[0]), np.bool_) for _ in sides]
+    data = [np.zeros((header[name], length), np.uint8) for name, length in sides]
+    beside = [array for pair in zip(flags, data, strict=True) for array in pair]
+    reader.read_into([c[:rows] for c in columns] + [a[:rows] if a.dtype == np.bool_ else a for a in beside])
+    _check_arrays(columns, _held_rows(added, start, slots, most), flags, data)
+    if frames > 1 and columns[-1].max() >= frames:
+        raise ValueError("damaged: a depth is that of no frame")
+    return header, [*columns, *beside]
 
 
-def settle(tree: SumTree, added: Array, start: Array, slots: int, priority: float) -> None:
+def settle(tree: SumTree, added: Array, start: Array, slots: int, most: int, priority: float) -> None:
     """Make the tree fit the ring again, after something (Ctrl-C) came between the two."""
     now = tree.state_dict()["priorities"]
-    held = _held_rows(added, start, slots)
+    held = _held_rows(added, start, slots, most)
     wanted = np.where(held, np.where(now > 0, now, priority), 0).astype(now.dtype)
     rows = np.flatnonzero(now != wanted)
     tree.update(rows, wanted[rows])
 
 
-def saved_rows(added: Array, slots: int) -> int:
-    """The rows in use: up to the next observation of the newest transition in any ring, or all."""
-    return min(int(added.max()) + 1, slots + 1) * len(added)
-
-
-def _held_rows(added: Array, start: Array, slots: int) -> NDArray[np.bool_]:
-    """[(slots + 1) * num_envs]: which rows hold a transition that can be drawn."""
+def _held_rows(added: Array, start: Array, slots: int, most: int) -> NDArray[np.bool_]:
+    """[(slots + 1) * num_envs]: which rows hold a transition that can be drawn, `most` of each environment."""
     age = (added - 1 - np.arange(slots)[:, None]) % slots  # [slots, num_envs], from the newest
-    k = added - 1 - age
-    held = (k >= start) & (k > added - slots)
+    held = (added - 1 - age >= start) & (age < most)
     return np.concatenate((held, np.zeros((1, len(added)), np.bool_))).reshape(-1)
 
 
@@ -81,7 +81,7 @@ def _is(value: Any, kind: type, most: int) -> bool:
     return isinstance(value, int) and type(value) is kind and 0 <= value <= most
 
 
-def _check_header(header: dict[str, Any], num_envs: int, rows: int) -> None:
+def _check_header(header: dict[str, Any], num_envs: int, rows: int, sides: list[str]) -> None:
     """Raise ValueError for a header of the right layout whose numbers no buffer has."""
 
     def per_env(name: str, kind: type, most: list[int]) -> None:
@@ -95,7 +95,7 @@ def _check_header(header: dict[str, Any], num_envs: int, rows: int) -> None:
     per_env("added", int, [2**62 // num_envs] * num_envs)
     per_env("start", int, header["added"])
     per_env("broken", bool, [1] * num_envs)
-    for name, most in (("steps", 2**62), ("extras", rows)):
+    for name, most in (("steps", 2**62), *((side, rows) for side in sides)):
         number = header.get(name)
         if not _is(number, int, most):
             raise ValueError(f"damaged: {name} is {number!r}")
@@ -108,16 +108,16 @@ def _check_priority(header: dict[str, Any]) -> None:
         raise ValueError(f"damaged: new_priority is {priority!r}")
 
 
-def _check_arrays(columns: list[Array], held: Array, has_extra: Array, extras: int) -> None:
+def _check_arrays(columns: list[Array], held: Array, marks: list[Array], data: list[Array]) -> None:
     """Raise ValueError for arrays that do not fit the header."""
-    priorities, _, _, reward, *flags = columns[:7]
+    priorities, _, _, reward, *flags = columns[:7]  # flags: terminated, truncated, cut
     if not np.array_equal(priorities > 0, held) or not np.isfinite(priorities).all():
         raise ValueError("damaged: its priorities do not fit the transitions that it holds")
     if not np.isfinite(reward).all():
         raise ValueError("damaged: a reward is not finite")
-    if any(flag.view(np.uint8).max() > 1 for flag in (*flags, has_extra)):
+    if any(flag.view(np.uint8).max() > 1 for flag in (*flags, *marks)):
         raise ValueError("damaged: a flag is neither 0 nor 1")
-    if np.count_nonzero(has_extra) != extras or (has_extra & ~held).any():
+    if any(np.count_nonzero(a) != len(b) for a, b in zip(marks, data, strict=True)) or (marks[0] & ~held).any():
         raise ValueError("damaged: its extra observations do not fit the transitions that it holds")
 
 
@@ -170,6 +170,6 @@ def _from_layout_1(
         "extras": len(rows), "new_priority": header.get("new_priority"), "generator": header.get("generator"),
     }  # fmt: skip
     _check_priority(converted)
-    held = _held_rows(np.array(added), np.zeros(num_envs, np.int64), slots)
-    _check_arrays(new, held, has_extra, len(rows))
+    held = _held_rows(np.array(added), np.zeros(num_envs, np.int64), slots, slots - 1)
+    _check_arrays(new, held, [has_extra], [data])
     return converted, [*new, has_extra, data]

@@ -45,7 +45,7 @@ def everything(agent):
     state, tensors = agent._state()
     arrays = {name: tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items()}
     if agent.buffer is not None:
-        arrays |= {f"buffer {i}": column.tobytes() for i, column in enumerate(agent.buffer._columns)}
+        arrays |= {f"buffer {i}": column.tobytes() for i, column in enumerate(agent.buffer._store.columns)}
         arrays["priorities"] = agent.buffer._tree.state_dict()["priorities"].tobytes()
         state = {**state, "beta": agent.buffer.beta}
     return copy.deepcopy(state), arrays, agent.metrics(), agent.config

@@ -277,7 +277,7 @@ def test_discrete_actions_are_int64_whatever_the_space_says():
 
 
 @BOTH
-def test_spaces_that_are_not_one_array(cls):
+def test_spaces_that_cannot_be_stored(cls):
     for space in (None, 3, "Box", (3, np.float32), ((3,), object), ((3,), None), ((3,), "U5"), ((2.5,), np.float32)):
         with pytest.raises(TypeError, match="obs_space must be a Box"):
             cls(10, space, ACTION)
@@ -286,10 +286,14 @@ def test_spaces_that_are_not_one_array(cls):
     with pytest.raises(ValueError, match="obs_space must have no empty axis"):
         cls(10, ((3, 0), np.float32), ACTION)
     gym = pytest.importorskip("gymnasium")
-    discrete = gym.spaces.Discrete(2)
-    for space in (gym.spaces.Dict(a=discrete), gym.spaces.Tuple([discrete, discrete]), gym.spaces.Text(4)):
-        with pytest.raises(TypeError, match="flatten a Dict or Tuple space"):
+    s, discrete = gym.spaces, gym.spaces.Discrete(2)
+    graph = s.Graph(discrete, discrete)
+    for space in (s.Text(4), graph, s.Sequence(discrete), s.OneOf([discrete, discrete]), s.Dict(), s.Tuple([]), {}):
+        with pytest.raises(TypeError, match="obs_space must be a Box, .*a Dict or Tuple of these"):
             cls(10, space, ACTION)
+    for space, where in ((s.Dict(a=discrete, b=s.Tuple([discrete, graph])), r"\['b'\]\[1\]"), ({"x": 3}, r"\['x'\]")):
+        with pytest.raises(TypeError, match=f"action_space{where} must be a Box"):
+            cls(10, OBS, space)
 
 
 @BOTH

@@ -23,7 +23,7 @@ EACH_RING = pytest.mark.parametrize("ring", RINGS)
 
 
 def make(ring, cls, *args, **kwargs):
-    with mock.patch("fastrl.replay.buffer.ring_class", lambda: RINGS[ring]):
+    with mock.patch("fastrl.replay.store.ring_class", lambda: RINGS[ring]):
         return cls(*args, **kwargs)
 
 

@@ -163,7 +163,7 @@ def test_environments_with_cursors_of_their_own(tolerance):
         buffer.add(*(np.array(column) for column in zip(*items, strict=True)), mask=mask)
         for env in range(4):
             episodes.add(env, items[env]) if mask[env] else episodes.cut(env)
-    assert len(set(buffer._cursor.tolist())) > 1
+    assert len(set(buffer._store.cursor.tolist())) > 1
     batch = buffer.sample(2 * len(buffer))
     episodes.check(batch, 5, 0.99, tolerance)
     buffer.update_priorities(batch.indices, rng.random(len(batch.indices)))

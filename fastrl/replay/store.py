@@ -1,0 +1,179 @@
+"""The transitions of a replay buffer: columns, the ring that fills them, and batches gathered from them.
+
+`ring.py` says where a transition is.  Nothing here knows of priorities, random draws or locks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.kernels.gather_rows import gather_rows
+from fastrl.kernels.n_step_gather import n_step_gather
+from fastrl.replay.batch import Batch
+from fastrl.replay.ring import ring_class
+from fastrl.replay.spaces import Space
+
+Array = NDArray[Any]
+Rows = NDArray[np.int64]
+
+
+class Store:
+    """Rings of the newest transitions of `num_envs` environments.
+
+    Args:
+        obs, action: spaces; `obs.frames` > 1 for stacks of frames.
+        most: transitions held of each environment.
+        store_next_obs: in a column of its own.
+        gamma: of n-step returns and discounts.
+        pinned: None, or torch: batches are tensors in pinned memory.
+    """
+
+    def __init__(
+        self, obs: Space, action: Space, num_envs: int, most: int, *, store_next_obs: bool, gamma: float, pinned: Any
+    ) -> None:
+        self.obs, self.action = obs, action
+        self.num_envs, self.most = num_envs, most
+        self.slots = most + obs.frames  # see ring.py
+        self.rows = num_envs * (self.slots + 1)
+        self._apart, self._pinned = store_next_obs, pinned
+        self._gamma, self._discounts = gamma, np.array((gamma, 0), np.float32)
+        self._is_plain = obs.is_single and action.is_single and obs.frames == 1
+        self._split = len(obs.leaves), len(obs.leaves) + len(action.leaves)
+        self.counts, self.start, self.cursor = (np.zeros(num_envs, np.int64) for _ in range(3))
+        self.broken = np.ones(num_envs, np.bool_)
+        self.set_columns(self.new_columns())
+
+    def new_columns(self) -> list[Array]:
+        """Of obs, action, reward, terminated, truncated, cut, and maybe next_obs or depth: see ring.py."""
+        obs = (self.obs.shape, self.obs.dtype)
+        flag: tuple[tuple[int, ...], Any] = ((), np.bool_)
+        wanted = [obs, (self.action.shape, self.action.dtype), ((), np.float32), flag, flag, flag]
+        if self._apart:
+            wanted.append(obs)
+        if self.obs.frames > 1:
+            wanted.append(((), np.uint8))
+        return [np.zeros((self.rows, *shape), dtype) for shape, dtype in wanted]
+
+    def set_columns(self, columns: list[Array]) -> None:
+        """Use these, with a ring that has no extras."""
+        self.columns = columns
+        obs, action, reward, terminated, truncated, cut = columns[:6]
+        apart = columns[6] if self._apart else None
+        depth = columns[6] if self.obs.frames > 1 else None
+        next_obs = obs[self.num_envs :] if apart is None else apart
+        self._obs, self._next_obs, self._action = map(
+            Space.views, (self.obs, self.obs, self.action), (obs, next_obs, action)
+        )
+        # What one call gathers by the first rows of a batch, and by the last.
+        self._whole = [*self._obs, *self._action, *self._next_obs, terminated, truncated, reward]
+        self._first, self._last = [*self._obs, *self._action], [*self._next_obs, terminated, truncated]
+        # [slots, num_envs], without the slot at the end.
+        self._rings = [c[: -self.num_envs].reshape(-1, self.num_envs) for c in (reward, terminated, truncated, cut)]
+        per_env = self.counts, self.start, self.cursor, self.broken
+        leaves = [(leaf.offset, leaf.nbytes) for leaf in self.obs.leaves]
+        self.ring = ring_class()(obs, apart, *columns[1:6], *per_env, depth, self.obs.frames, leaves)
+
+    def held(self) -> Rows:
+        """The rows of all transitions held, in the order of their numbers."""
+        first = np.maximum(self.start, self.counts - self.most)
+        numbers = [np.arange(a, b) * self.num_envs + e for e, (a, b) in enumerate(zip(first, self.counts, strict=True))]
+        rows, _ = self.ring.locate(np.sort(np.concatenate(numbers)))
+        return rows  # type: ignore[no-any-return]
+
+    def returns(self, rows: Rows, n_step: int) -> tuple[Array, Array, Rows]:
+        """n-step returns and discounts, and the rows of the last of these steps."""
+        reward, terminated, truncated, cut = self._rings
+        return n_step_gather(
+            reward, terminated, truncated, rows, self.cursor, self.slots, gamma=self._gamma, n=n_step, cut=cut
+        )
+
+    def read(self, rows: Rows, n_step: int, weights: Any) -> Batch:
+        """The batch of these rows, in host memory."""
+        reward: Any = None
+        discount: Any = None
+        last = rows
+        if n_step == 1 and self._is_plain:  # the usual call, in the fewest steps
+            obs, action, next_obs, terminated, truncated, reward = self._gather(self._whole, rows)
+            discount = self._discounts.take(np.asarray(terminated).view(np.int8))
+            indices = self.ring.finish(rows, rows, [next_obs], [])
+            return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount)
+        if n_step > 1:
+            reward, discount, last = self.returns(rows, n_step)
+        if self.obs.frames > 1:
+            obs = self._gather_stacks(self.ring.stack_rows(rows, False))
+            next_obs = self._gather_stacks(self.ring.stack_rows(last, True))
+            *action, one_step = self._gather([*self._action, self.columns[2]], rows)
+            terminated, truncated = self._gather(self._last[-2:], last)
+        else:
+            if reward is None:
+                *found, terminated, truncated, one_step = self._gather(self._whole, rows)
+            else:
+                found = self._gather(self._first, rows)
+                *reached, terminated, truncated = self._gather(self._last, last)
+                found += reached
+            i, j = self._split
+            obs, action, next_obs = found[:i], found[i:j], found[j:]
+        if reward is None:
+            reward, discount = one_step, self._discounts.take(np.asarray(terminated).view(np.int8))
+        indices = self.ring.finish(rows, last, next_obs, obs)
+        joined = self.obs.join(obs), self.action.join(action), reward, self.obs.join(next_obs)
+        return Batch(*joined, terminated, truncated, indices, weights, discount)
+
+    def _gather_stacks(self, rows: Rows) -> list[Any]:
+        """Frames [B * k] as stacks [B, k, ...]."""
+        found = self._gather(self._obs, rows)
+        return [x.reshape(-1, self.obs.frames, *leaf.shape) for x, leaf in zip(found, self.obs.leaves, strict=True)]
+
+    def _gather(self, sources: list[Array], rows: Rows) -> list[Any]:
+        if self._pinned is None:
+            return gather_rows(sources, rows)  # type: ignore[no-any-return]
+        # torch does not hand out a pinned block again before the copies from it are done.
+        torch = self._pinned
+        out = [
+            torch.empty((len(rows), *source.shape[1:]), dtype=torch.from_numpy(source[:0]).dtype, pin_memory=True)
+            for source in sources
+        ]
+        return gather_rows(sources, rows, out=out)  # type: ignore[no-any-return]
+
+    def config(self) -> dict[str, Any]:
+        """What a saved state must agree in."""
+        obs_shape, obs_dtype = self.obs.config()
+        action_shape, action_dtype = self.action.config()
+        return {
+            "num_envs": self.num_envs,
+            "store_next_obs": self._apart,
+            "frame_stack": self.obs.frames,
+            "obs_shape": obs_shape,
+            "obs_dtype": obs_dtype,
+            "action_shape": action_shape,
+            "action_dtype": action_dtype,
+        }
+
+    def arrays(self, priorities: Array) -> list[Array]:
+        """What is saved: priorities, the columns, which rows have an extra, extras; with stacks the same of heads."""
+        rows = saved_rows(self.counts, self.slots)
+        sides = [self.ring.extras()] + ([self.ring.heads()] if self.obs.frames > 1 else [])
+        found = [column[:rows] for column in (priorities, *self.columns)]
+        for where, data in sides:
+            flags = np.zeros(rows, np.bool_)
+            flags[where] = True
+            found += [flags, data]
+        return found
+
+    def set_arrays(self, added: list[int], start: list[int], broken: list[bool], arrays: list[Array]) -> None:
+        """Go on from what `arrays` gave, without the priorities; the columns have all rows and become the store's."""
+        columns, sides = arrays[: len(self.columns)], arrays[len(self.columns) :]
+        self.counts[:], self.start[:], self.broken[:] = added, start, broken
+        self.cursor[:] = self.counts % self.slots
+        self.set_columns(columns)
+        self.ring.set_extras(np.flatnonzero(sides[0]), sides[1])
+        if self.obs.frames > 1:
+            self.ring.set_heads(np.flatnonzero(sides[2]), sides[3])
+
+
+def saved_rows(added: Array, slots: int) -> int:
+    """The rows in use: up to the next observation of the newest transition in any ring, or all."""
+    return min(int(added.max()) + 1, slots + 1) * len(added)

@@ -1,0 +1,169 @@
+"""All features of the replay buffers in combination, against plain lists of episodes."""
+
+import pickle
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from replay_oracle import EVENTS, LEAVES, Envs, Lists, batched
+
+from fastrl import _backend
+from fastrl.replay import PrioritizedReplay, ReplayBuffer
+from fastrl.replay.ring import ReplayRing, ring_class
+
+RINGS = {"plain": ReplayRing}
+if _backend.CPU_BACKEND == "cpp":
+    RINGS["compiled"] = ring_class()
+
+
+def space_of(kind, frames):
+    """What a buffer is told of these observations."""
+    lead = (frames,) if frames > 1 else ()
+    spaces = [((*lead, *shape), dtype) for shape, dtype in LEAVES[kind]]
+    if kind == "dict":
+        return {"a": spaces[0], "b": {"c": spaces[1], "d": spaces[2]}}
+    if kind == "tuple":
+        gym = pytest.importorskip("gymnasium")
+        low = {np.bool_: 0, np.float32: -np.inf}
+        return gym.spaces.Tuple([gym.spaces.Box(low[d], 1 if d is np.bool_ else np.inf, s, d) for s, d in spaces])
+    return spaces[0]
+
+
+@st.composite
+def cases(draw):
+    num_envs = draw(st.integers(1, 3))
+    frames = draw(st.sampled_from([1, 2, 3, 4]))
+    return {
+        "num_envs": num_envs,
+        "frames": frames,
+        "kind": draw(st.sampled_from(sorted(LEAVES))),
+        "capacity": draw(st.integers(1, 14)),
+        "n": draw(st.integers(1, 4)),
+        "gamma": draw(st.sampled_from([0.0, 0.5, 1.0])),
+        "apart": frames == 1 and draw(st.booleans()),
+        "prioritized": draw(st.booleans()),
+        "ring": draw(st.sampled_from(sorted(RINGS))),
+        "padding": draw(st.sampled_from(["reset", "zero", "noop"])),
+        "values": draw(st.sampled_from([1, 2, 9])),
+        "seed": draw(st.integers(0, 2**16)),
+        "steps": draw(
+            st.lists(
+                st.tuples(
+                    st.lists(st.sampled_from(EVENTS), min_size=num_envs, max_size=num_envs),
+                    st.sampled_from([*["add"] * 6, "extend", "extend", "clear", "save", "pickle"]),
+                ),
+                min_size=1,
+                max_size=40,
+            )
+        ),
+    }
+
+
+def new_buffer(case):
+    cls = PrioritizedReplay if case["prioritized"] else ReplayBuffer
+    with mock.patch("fastrl.replay.store.ring_class", lambda: RINGS[case["ring"]]):
+        return cls(
+            case["capacity"], space_of(case["kind"], case["frames"]), ((), np.int64), case["num_envs"],
+            n_step=case["n"], gamma=case["gamma"], frame_stack=case["frames"], store_next_obs=case["apart"], seed=0,
+        )  # fmt: skip
+
+
+def replaced(case, buffer, how):
+    """A copy of the buffer that must go on as it would."""
+    with mock.patch("fastrl.replay.store.ring_class", lambda: RINGS[case["ring"]]):
+        if how == "pickle":
+            return pickle.loads(pickle.dumps(buffer))
+        other = new_buffer(case)
+        with tempfile.TemporaryDirectory() as folder:
+            buffer.save(Path(folder) / "file")
+            other.load(Path(folder) / "file")
+        return other
+
+
+def write(buffer, lists, kind, waiting):
+    """Give the steps that wait to the buffer, one by one or in one call, and to the lists."""
+    if not waiting:
+        return
+    whole = [batched(kind, rows) for rows in waiting]
+    starts = []
+    for (_, kept, start), rows in zip(whole, waiting, strict=True):
+        said = [s is not None for s in start]
+        # `episode_start` is said of all environments of a call or of none: of the others what would hold without.
+        starts.append(
+            [bool(s) if s is not None else c for s, c in zip(start, lists.cut, strict=True)] if any(said) else None
+        )
+        for env, (row, keep) in enumerate(zip(rows, kept, strict=True)):
+            if keep:
+                lists.add(env, *row[:6], start=None if starts[-1] is None else starts[-1][env])
+            else:
+                lists.cut[env] = True
+    if len(waiting) == 1:
+        arguments, kept, _ = whole[0]
+        buffer.add(*arguments, mask=None if kept.all() else kept, episode_start=starts[0])
+        return
+    stack = lambda values: (  # noqa: E731
+        {k: stack([v[k] for v in values]) for k in values[0]}
+        if isinstance(values[0], dict)
+        else tuple(map(stack, zip(*values, strict=True)))
+        if isinstance(values[0], tuple)
+        else np.stack(values)
+    )
+    columns = [stack(values) for values in zip(*(arguments for arguments, _, _ in whole), strict=True)]
+    buffer.extend(*columns, mask=np.stack([kept for _, kept, _ in whole]))
+
+
+def check(buffer, lists, case, tolerance):
+    held = lists.held()
+    assert len(buffer) == len(held)
+    everything = buffer.transitions()
+    assert everything.indices.tolist() == sorted(held)
+    lists.check(everything, case["kind"], 1, tolerance)
+    lists.check(buffer[everything.indices], case["kind"], case["n"], tolerance)
+    if not held:
+        return
+    batch = buffer.sample(5)
+    lists.check(batch, case["kind"], case["n"], tolerance)
+    if case["prioritized"]:
+        old = np.concatenate((batch.indices, np.arange(case["num_envs"])[np.array(lists.count) > 0]))
+        stale = buffer.update_priorities(old, np.linspace(0.1, 2, len(old)))
+        assert stale == sum(number not in held for number in old.tolist())
+
+
+def run(case, tolerance):
+    envs = Envs(case["kind"], case["num_envs"], case["frames"], case["padding"], case["seed"], case["values"])
+    share = -(-case["capacity"] // case["num_envs"])
+    lists = Lists(case["num_envs"], share, case["n"], case["gamma"])
+    buffer, waiting = new_buffer(case), []
+    for events, how in case["steps"]:
+        rows = envs.step(events)
+        if how == "extend" and all(row[7] is None for row in rows):
+            waiting.append(rows)
+            continue
+        write(buffer, lists, case["kind"], waiting)
+        write(buffer, lists, case["kind"], [rows])
+        waiting = []
+        if how == "clear":
+            buffer.clear()
+            lists.clear()
+        elif how in ("save", "pickle"):
+            buffer = replaced(case, buffer, how)
+        check(buffer, lists, case, tolerance)
+    write(buffer, lists, case["kind"], waiting)
+    check(buffer, lists, case, tolerance)
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases())
+def test_everything_in_combination(tolerance, case):
+    run(case, tolerance)
+
+
+@pytest.mark.long
+@settings(max_examples=20_000, deadline=None)
+@given(case=cases())
+def test_everything_in_20_000_combinations(tolerance, case):
+    run(case, tolerance)
