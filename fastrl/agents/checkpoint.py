@@ -119,12 +119,7 @@ def _replace(
         for path in sorted(new.iterdir()):
             with path.open("rb") as file:
                 files[path.name] = _sha256(file)
-        made_by = {
-            **_versions(),
-            "command": shlex.join(sys.argv),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
-        _write_json(new / "manifest.json", {"format": FORMAT, "files": files, "made_by": made_by})
+        _write_json(new / "manifest.json", {"format": FORMAT, "files": files, "made_by": made_by()})
         # safetensors makes its files 0600; who may read one may read all, and those who could before.
         earlier = folder / "manifest.json"
         mode = stat.S_IMODE((earlier if earlier.is_file() else new / "manifest.json").stat().st_mode)
@@ -199,10 +194,10 @@ def _checkpoint(opened: _Folder) -> Checkpoint:
         what = " ".join(str(error).split())
         raise InputError(f"checkpoint {opened.path} is damaged: model.safetensors: {what}") from error
     config, state = (_object(opened.path, name, data[name]) for name in ("config.json", "state.json"))
-    made_by = manifest.get("made_by")
-    made_by = {str(k): str(v) for k, v in made_by.items()} if isinstance(made_by, dict) else {}
+    author = manifest.get("made_by")
+    author = {str(k): str(v) for k, v in author.items()} if isinstance(author, dict) else {}
     replay = opened.checked_file(REPLAY, manifest) if REPLAY in manifest["files"] else None
-    return Checkpoint(opened.path, config, state, tensors, replay, made_by)
+    return Checkpoint(opened.path, config, state, tensors, replay, author)
 
 
 class _Folder:
@@ -234,8 +229,8 @@ class _Folder:
         manifest = _object(self.path, "manifest.json", self._manifest)
         files = manifest.get("files")
         if manifest.get("format") != FORMAT or not isinstance(files, dict):
-            found, made_by = repr(manifest.get("format"))[:20], manifest.get("made_by")
-            version = made_by.get("fastrl") if isinstance(made_by, dict) else None
+            found, author = repr(manifest.get("format"))[:20], manifest.get("made_by")
+            version = author.get("fastrl") if isinstance(author, dict) else None
             by = f", written by fastrl {str(version)[:20]}" if version else ""
             here = f"this version, {fastrl.__version__}, reads {FORMAT}"
             raise InputError(f"checkpoint {self.path}: unknown format {found}{by}; {here}")
@@ -319,6 +314,12 @@ def _path(folder: str | os.PathLike[str]) -> Path:
 def beside(folder: Path, suffix: str) -> Path:
     """A hidden name of ours, which no user has for something of his own."""
     return folder.parent / f".{folder.name}.fastrl-{suffix}"
+
+
+def made_by() -> dict[str, str]:
+    """Which versions and command are at work, and when."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {**_versions(), "command": shlex.join(sys.argv), "date": now}
 
 
 def _versions() -> dict[str, str]:

@@ -16,16 +16,18 @@ from fastrl.cli.errors import Failure, fail, no_memory, warn
 
 USAGE = """\
 usage: fastrl train ALGORITHM --env ENV [--total-steps N] [--seed S] [--out DIR] ...   train an agent
+       fastrl train ALGORITHM --env ENV --seeds 5                                      several, side by side
        fastrl train --resume RUN                                                       go on with a run
        fastrl eval RUN [--episodes 20] [--video DIR]                                   greedy returns of a saved agent
        fastrl plot RUN [RUN ...] -o curves.png                                         learning curves over seeds
+       fastrl list [RUNS]                                                              the algorithms, or the runs
        fastrl bench [-o FOLDER] [--kernels gae sum_tree ...] [--quick]                 the kernels' speed here
        fastrl info                                                                     versions and backends
        fastrl --version
 
 `fastrl train --help` lists the algorithms, and `fastrl train dqn --help` the hyperparameters of one."""
 AGENT_PACKAGES = ("gymnasium", "rich", "safetensors", "tensorboard", "torch")
-COMMANDS = ("train", "eval", "plot", "bench", "info")
+COMMANDS = {name: name for name in ("train", "eval", "plot", "list", "bench", "info")} | {"list": "listing"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +74,7 @@ def _main(args: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = warn
-            code: int = importlib.import_module(f"fastrl.cli.{args[0]}").command(args[1:])
+            code: int = importlib.import_module(f"fastrl.cli.{COMMANDS[args[0]]}").command(args[1:])
             return code
     except InputError as error:
         return fail(str(error))

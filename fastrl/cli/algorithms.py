@@ -53,3 +53,10 @@ def algorithm_class(name: str) -> type[Agent[Any]]:
     from fastrl.agents import ALGORITHMS as CLASSES  # PyTorch
 
     return CLASSES[name]
+
+
+def print_algorithms() -> None:
+    print("The algorithms, and how many steps they take by default:")
+    for name, algorithm in ALGORITHMS.items():
+        print(f"  {name:<13}{algorithm.total_steps:>8,}  {algorithm.line}")
+    print("\n`fastrl train ALGORITHM --help` lists the hyperparameters.")

@@ -68,3 +68,20 @@ def table(title: str, rows: dict[str, str]) -> None:
     for name, value in rows.items():
         shown.add_row(name, Text(value, overflow="fold"))
     Console().print(shown)
+
+
+def columns(title: str, names: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=Text(title))
+    for number, name in enumerate(names):
+        numbers = all(row[number][:1] in "-0123456789" for row in rows)  # and what is empty
+        shown.add_column(name, justify="right" if numbers else "left", overflow="fold", no_wrap=number > 0)
+    for row in rows:
+        shown.add_row(*map(Text, row))
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width
+        console.width = 10_000
+    console.print(shown)

@@ -92,6 +92,20 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def without(args: list[str], names: tuple[str, ...]) -> list[str]:
+    """The arguments without these options, each of which has one value."""
+    left, rest = [], list(args)
+    while rest:
+        name, equals, _ = (arg := rest.pop(0)).partition("=")
+        if arg.startswith("-o") and "-o" in names:  # -oFILE, too
+            del rest[: arg == "-o"]
+        elif name in names:
+            del rest[: not equals]
+        else:
+            left.append(arg)
+    return left
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like this one, if any is."""
     return next(iter(difflib.get_close_matches(word, list(known), 1)), None)

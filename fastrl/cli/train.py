@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastrl.agents.config import InputError, make_config
 from fastrl.agents.hyperparameters import CONFIGS
-from fastrl.cli.algorithms import ALGORITHMS, algorithm_class, algorithm_name
+from fastrl.cli import runs
+from fastrl.cli.algorithms import ALGORITHMS, algorithm_class, algorithm_name, print_algorithms
 from fastrl.cli.common import check_new, check_threads, closing, failures, mean, table
 from fastrl.cli.environment import described, flags, of_run
 from fastrl.cli.errors import Failure, fail, no_memory, one_line
 from fastrl.cli.eval import evaluate
-from fastrl.cli.options import as_options, option, parse
+from fastrl.cli.options import as_options, option, parse, without
 
 if TYPE_CHECKING:
     from fastrl.agents import Agent
@@ -43,6 +44,10 @@ class Train:
     """Run folder to go on with, exactly where it stopped."""
     config: Path | None = None
     """JSON file of hyperparameters, or a checkpoint's config.json; flags override it."""
+    seeds: int | None = None
+    """Train with so many seeds, from --seed on, side by side: a run folder each, one table, one plot."""
+    jobs: int | None = None
+    """How many of the --seeds run at a time (as many as there are cores)."""
     save_every: int = 10_000
     """Environment steps from one checkpoint to the next."""
     threads: int = 1
@@ -54,10 +59,7 @@ class Train:
 def command(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print("usage: fastrl train ALGORITHM --env ENV ...\n       fastrl train --resume RUN ...\n")
-        print("The algorithms, and how many steps they take by default:")
-        for name, algorithm in ALGORITHMS.items():
-            print(f"  {name:<13}{algorithm.total_steps:>8,}  {algorithm.line}")
-        print("\n`fastrl train ALGORITHM --help` lists the hyperparameters.")
+        print_algorithms()
         return 0 if args else 2
     name, *flags = args
     if name.startswith("-"):
@@ -78,14 +80,16 @@ def command(args: list[str]) -> int:
     config = _config(name, options.config, given)
     if options.out is not None:
         check_new(options.out)
+    total = ALGORITHMS[name].total_steps if options.total_steps is None else options.total_steps
+    if options.seeds is not None:
+        return _run_seeds(name, flags, options, config.seed, total)
     make: Any = algorithm_class(name)
     _set_threads(options.threads)
     agent: Agent[Any] = make(described(options.env, options.env_kwargs, options.wrapper), config)
-    total = ALGORITHMS[name].total_steps if options.total_steps is None else options.total_steps
     with closing(agent):
         if options.out is not None:
             return _run(agent, options.out, total, options)
-        out = _new_folder(f"{re.sub('[/:]', '_', options.env)}-{name}-seed{agent.config.seed}")
+        out = _new_folder(f"{_stem(options.env)}-{name}-seed{agent.config.seed}")
         try:
             return _run(agent, out, total, options)
         finally:
@@ -95,10 +99,33 @@ def command(args: list[str]) -> int:
 
 def _check(options: Train) -> None:
     check_threads(options.threads)
-    for name, least in (("total_steps", 1), ("save_every", 1), ("max_episode_steps", 0)):
+    for name, least in (("total_steps", 1), ("seeds", 1), ("jobs", 1), ("save_every", 1), ("max_episode_steps", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise InputError(f"{option(name)} must be >= {least}, got {value}")
+    if options.jobs is not None and options.seeds is None:
+        raise InputError("--jobs is of --seeds, which is missing")
+    if options.resume is not None and options.seeds is not None:
+        raise InputError("--resume goes on with one run; --seeds begins several")
+
+
+def _run_seeds(name: str, flags: list[str], options: Train, first: int, total_steps: int) -> int:
+    from fastrl.cli import seeds
+
+    assert options.env is not None and options.seeds is not None
+    numbers = range(first, first + options.seeds)
+    out = options.out or _new_folder(f"{_stem(options.env)}-{name}-seeds{numbers[0]}-{numbers[-1]}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
+    alike = without(flags, ("--seeds", "--jobs", "--seed", "--out", "-o"))
+    return seeds.train(out, ["train", name, *alike], numbers, options.jobs, total_steps)
+
+
+def _stem(env: str) -> str:
+    """The id as the beginning of a folder's name."""
+    return re.sub("[/:]", "_", env)
 
 
 def _set_threads(threads: int) -> None:
@@ -210,6 +237,9 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
         if isinstance(error, (BrokenPipeError, MemoryError)) or no_memory(error):
             raise
         raise Failure(f"{one_line(error)} at step {agent.steps}; {_what_is_saved(out, go_on)}") from error
+    finally:
+        if (out / "checkpoint").exists():
+            runs.begin(out, agent, total_steps)
     seconds = time.perf_counter() - began
     rows = {
         "agent": agent.describe(),
@@ -224,6 +254,7 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
     finally:
         rows[f"return, greedy, {len(returns)} episodes"] = mean(returns)
         table("result", {**rows, "saved in": str(out)})
+        runs.end(out, agent.steps, returns)
     return 0 if len(returns) == 20 else 130
 
 

@@ -1,0 +1,111 @@
+"""What a run folder says of itself: run.json, for people and for `fastrl list`; nothing is loaded from it.
+
+algorithm, env, env_kwargs, wrappers, seed, config (all hyperparameters), total_steps; history: of the command that
+began the run, and of each that resumed it, versions, command line and date; result: of the last that came to its end
+the environment steps and the greedy policy's returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastrl._files import atomic_write
+from fastrl.agents.config import InputError
+from fastrl.agents.logs import TABLE, complete_rows
+
+if TYPE_CHECKING:
+    from fastrl.agents import Agent
+
+RUN = "run.json"
+
+
+def begin(folder: Path, agent: Agent[Any], total_steps: int) -> None:
+    """Write run.json, or add to its history."""
+    from fastrl.agents.checkpoint import made_by
+    from fastrl.agents.saved import kept
+
+    history = read(folder).get("history")
+    write(
+        folder,
+        {
+            "algorithm": agent.algorithm,
+            "env": agent.envs.env_id,
+            "env_kwargs": {},
+            "wrappers": [],
+            **kept(agent.envs.spec),
+            "seed": agent.config.seed,
+            "config": asdict(agent.config),
+            "total_steps": total_steps,
+            "history": [*(history if isinstance(history, list) else []), made_by()],
+        },
+    )
+
+
+def end(folder: Path, steps: int, greedy_returns: Sequence[float]) -> None:
+    """Add the result to run.json."""
+    write(folder, read(folder) | {"result": {"steps": steps, "greedy_returns": list(greedy_returns)}})
+
+
+def write(folder: Path, values: dict[str, Any]) -> None:
+    """Raises InputError."""
+    try:
+        with atomic_write(folder / RUN) as file:
+            file.write((json.dumps(values, indent=1) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What is known of a run without loading it: its run.json, else its checkpoint's config.json, else nothing."""
+    for path in (folder / RUN, folder / "checkpoint" / "config.json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            values = json.loads(path.read_text())
+            if isinstance(values, dict):
+                return values
+    return {}
+
+
+def find(paths: Sequence[Path]) -> list[Path]:
+    """The run folders among and below `paths`, each once; raises InputError for a path that is not there."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise InputError(f"{path}: no such folder" if not path.exists() else f"{path} is no folder")
+        logs = [log for log in sorted(path.rglob(TABLE)) if log.is_file()]
+        found |= dict.fromkeys(log.parent for log in logs)
+    return list(found)
+
+
+def returns(folder: Path) -> list[tuple[int, float]]:
+    """The rows of progress.csv in which there is a return: (step, mean of the last 100 episodes)."""
+    try:
+        rows = complete_rows((folder / TABLE).read_text(errors="replace"))
+    except OSError:
+        return []
+    points = []
+    for row in rows:
+        with contextlib.suppress(KeyError, ValueError):
+            points.append((int(row["step"]), float(row["episode_return"])))
+    return [(step, value) for step, value in points if math.isfinite(value)]
+
+
+def last_step(folder: Path) -> int:
+    """The step of the last row of progress.csv; 0: there is none."""
+    try:
+        rows = complete_rows((folder / TABLE).read_text(errors="replace"))
+    except OSError:
+        return 0
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def greedy_returns(values: dict[str, Any]) -> list[float]:
+    """Those of the result in a run.json; none where there is no result."""
+    result = values.get("result")
+    found = result.get("greedy_returns") if isinstance(result, dict) else None
+    return [float(x) for x in found if isinstance(x, (int, float))] if isinstance(found, list) else []

@@ -1,0 +1,226 @@
+"""`fastrl train --seeds N`: a run for each seed, side by side in processes; then a table over the seeds, and a plot."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastrl.agents.config import InputError
+from fastrl.cli import runs
+from fastrl.cli.common import columns
+from fastrl.cli.errors import fail, warn
+
+START = "import sys; sys.path[:] = {path!r}; sys.argv[0] = 'fastrl'; from fastrl.cli import main; sys.exit(main())"
+PICTURE = "curves.png"
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class One:
+    """The run of one seed: its process, whose output goes to a file beside its folder."""
+
+    def __init__(self, seed: int, folder: Path, args: list[str], threads: int) -> None:
+        self.seed, self.folder, self.log = seed, folder / f"seed{seed}", folder / f"seed{seed}.log"
+        self.args = [*args, "--seed", str(seed), "--out", str(self.folder)]
+        self.env = {"FASTRL_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), **os.environ}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        code = START.format(path=sys.path)
+        # In a session of its own: a Ctrl-C reaches us alone, and we end it in a way that saves.
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, *self.args],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; None: it was never started."""
+        return None if self.process is None else self.process.wait()
+
+    def returns(self) -> list[float]:
+        return runs.greedy_returns(runs.read(self.folder))
+
+    def outcome(self) -> str:
+        if self.code is None:
+            return "not begun"
+        if self.code == 0:
+            return "done"
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        said = [line[len("fastrl: ") :] for line in lines if line.startswith("fastrl: ")]
+        return said[-1] if said else f"exit code {self.code}, see {self.log}"
+
+
+def train(folder: Path, args: list[str], seeds: Sequence[int], jobs: int | None, total_steps: int) -> int:
+    """Run ``fastrl *args`` with each of the seeds, as many at once as there are cores; returns the exit code."""
+    jobs = min(jobs or cores(), len(seeds))
+    every = [One(seed, folder, args, max(1, cores() // jobs)) for seed in seeds]
+    print(f"{len(seeds)} seeds, {jobs} at a time: {folder}", file=sys.stderr)
+    stopped = 0
+    with _sigterm_raises():
+        try:
+            _run(every, jobs, total_steps)
+        except KeyboardInterrupt:
+            stopped = 130
+        except SystemExit as stop:
+            stopped = int(stop.code or 0)
+        finally:
+            with contextlib.suppress(KeyboardInterrupt):
+                _stop(every)
+            _kill(every)
+    if not any(one.folder.exists() for one in every):
+        return _nothing(folder, every, stopped)
+    _report(folder, every)
+    failed = [one.code for one in every if one.code]
+    return stopped or (max(1, failed[0]) if failed else 0)
+
+
+def _run(every: list[One], jobs: int, total_steps: int) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    shown = (TextColumn("seed {task.fields[seed]}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"))
+    running: dict[One, Any] = {}
+    waiting, done = list(every), 0
+    with Progress(
+        *shown, TimeRemainingColumn(), TextColumn("{task.fields[status]}"), console=console,
+        disable=not console.is_terminal, refresh_per_second=2,
+    ) as progress:  # fmt: skip
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                one = waiting.pop(0)
+                one.start()
+                running[one] = progress.add_task("", total=total_steps, seed=one.seed, status="")
+            time.sleep(0.2)
+            for one, task in list(running.items()):
+                if console.is_terminal or not one.running:
+                    points = runs.returns(one.folder)
+                    status = f"return {points[-1][1]:.1f}" if points else ""
+                    progress.update(task, completed=runs.last_step(one.folder), status=status)
+                if not one.running:
+                    del running[one]
+                    done += 1
+                    greedy = one.returns()
+                    what = f"return {np.mean(greedy):.1f}" if greedy else one.outcome()
+                    if one.folder.exists():
+                        line = f"seed {one.seed}: {what} ({done} of {len(every)})"
+                        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """A SIGTERM is SystemExit(143), so that the runs are saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(every: list[One]) -> None:
+    """Let those that still run save and end."""
+    running = [one.process for one in every if one.running and one.process is not None]
+    if running:
+        print(f"fastrl: {len(running)} runs are saved and ended; Ctrl-C again does not wait", file=sys.stderr)
+    for process in running:
+        process.terminate()
+    for process in running:
+        process.wait()
+
+
+def _kill(every: list[One]) -> None:
+    for one in every:
+        if one.running and one.process is not None:
+            one.process.kill()
+            one.process.wait()
+
+
+def _nothing(folder: Path, every: list[One], stopped: int) -> int:
+    """Nothing came of any seed: say why, and leave no folder."""
+    why = list(dict.fromkeys(one.outcome() for one in every if one.code is not None))
+    codes = [one.code for one in every if one.code]
+    for one in every:
+        with contextlib.suppress(OSError):
+            one.log.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return fail("; ".join(why) or "interrupted", stopped or (max(1, codes[0]) if codes else 1))
+
+
+def _report(folder: Path, every: list[One]) -> None:
+    rows, means = [], []
+    for one in every:
+        greedy = one.returns()
+        means += [float(np.mean(greedy))] if greedy else []
+        steps = f"{runs.last_step(one.folder):,}"
+        rows.append([str(one.seed), steps, f"{means[-1]:.1f}" if greedy else "", one.outcome()])
+    if means:
+        mean, low, high = interquartile_mean(means)
+        interval = f"IQM {mean:.1f}" + ("" if low is None else f", 95 % interval [{low:.1f}, {high:.1f}]")
+        rows.append(["mean", "", f"{np.mean(means):.1f}", interval])
+    title = f"{folder}: returns of the greedy policies"
+    columns(title, ["seed", "steps", "return", "outcome"], rows)
+    picture = _draw(folder)
+    print(f"saved in {folder}" + (f", curves in {picture}" if picture else ""))
+    for one in every:
+        if one.code and (one.folder / "checkpoint").exists():
+            print(f"to go on: fastrl train --resume {one.folder}", file=sys.stderr)
+
+
+def interquartile_mean(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """The mean without the lowest and the highest quarter, and from three values on its 95 % bootstrap interval."""
+    x = np.asarray(values, np.float64)
+    cut = len(x) // 4
+
+    def middle(rows: Any) -> Any:
+        return np.sort(rows, -1)[..., cut : len(x) - cut].mean(-1)
+
+    if len(x) < 3:
+        return float(middle(x)), None, None
+    draws = middle(np.random.default_rng(0).choice(x, (10_000, len(x))))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(middle(x)), float(low), float(high)
+
+
+def _draw(folder: Path) -> Path | None:
+    """The learning curve over the seeds, where the packages for it are and there is anything to draw."""
+    if any(importlib.util.find_spec(name) is None for name in ("matplotlib", "scipy")):
+        return None
+    from fastrl import plot
+
+    picture = folder / PICTURE
+    try:
+        plot.draw(plot.group_runs(plot.read_runs([folder])), picture)
+    except InputError as error:
+        warn(f"no plot: {error}")
+        return None
+    return picture

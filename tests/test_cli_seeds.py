@@ -1,0 +1,193 @@
+"""Several seeds in one command, the list of runs, and what a run folder says of itself."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import fails
+
+import fastrl
+from fastrl import cli
+from fastrl.agents import DQN
+from fastrl.agents.hyperparameters import CONFIGS
+from fastrl.cli.options import without
+from fastrl.cli.seeds import interquartile_mean
+
+SMALL = [
+    "--hidden",
+    "8",
+    "--learning-starts",
+    "50",
+    "--train-every",
+    "10",
+    "--batch-size",
+    "8",
+    "--max-episode-steps",
+    "50",
+]
+TRAIN = ["train", "dqn", "--env", "CartPole-v1", *SMALL]
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+
+def test_seeds_side_by_side(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--seed", "7", "--seeds", "2", "--jobs", "2", "--total-steps", "1000"]
+    assert cli.main([*TRAIN, *argv]) == 0
+    out, err = capsys.readouterr()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"CartPole-v1-dqn-seeds7-8-\d{8}-\d{6}", folder.name)
+    assert sum(err.count(f"seed {seed}: return ") for seed in (7, 8)) == 2 and "(2 of 2)" in err
+    means = []
+    for seed in (7, 8):
+        told = json.loads((folder / f"seed{seed}" / "run.json").read_text())
+        assert (told["seed"], told["config"]["seed"], told["result"]["steps"]) == (seed, seed, 1000)
+        assert told["history"][0]["command"].endswith(
+            f"--total-steps 1000 --seed {seed} --out runs/{folder.name}/seed{seed}"
+        )
+        means.append(np.mean(told["result"]["greedy_returns"]))
+        assert re.search(rf"│ {seed} +│ 1,000 │ +{means[-1]:.1f} │ done", out)
+    assert re.search(rf"│ mean +│ +│ +{np.mean(means):.1f} │ IQM {np.mean(means):.1f} │", out)
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    # A seed by itself gives the same.
+    assert cli.main([*TRAIN, "--seed", "8", "--total-steps", "1000", "--out", "alone"]) == 0
+    assert np.array_equal(DQN.load("alone").online.vector, DQN.load(folder / "seed8").online.vector)
+    capsys.readouterr()
+    assert cli.main(["list", "runs", "alone"]) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"│ dqn +│ CartPole-v1 │ +[78] │ 1,000 │ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │", out)) == 3
+
+
+@pytest.mark.slow
+def test_a_seed_that_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("odd_pole.py").write_text(
+        "import gymnasium as gym\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Odd(CartPoleEnv):\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        self.odd = getattr(self, 'odd', False) or seed == 1\n"
+        "        self.steps = getattr(self, 'steps', 0)\n"
+        "        return super().reset(seed=seed, options=options)\n"
+        "    def step(self, action):\n"
+        "        self.steps += 1\n"
+        "        if self.odd and self.steps > 300: raise KeyError('broken')\n"
+        "        return super().step(action)\n"
+        "gym.register('Odd-v0', Odd, max_episode_steps=100)\n"
+    )
+    argv = ["train", "dqn", "--env", "odd_pole:Odd-v0", *SMALL, "--seeds", "2", "--total-steps", "600", "-oout"]
+    assert cli.main(argv) == 1
+    out, err = capsys.readouterr()
+    assert re.search(r"│ 0 +│ +600 │ +[\d.]+ │ done", out)
+    assert "KeyError: 'broken'" in " ".join(out.split()) and "to go on: fastrl train --resume out/seed1" in err
+    assert DQN.load("out/seed1", "odd_pole:Odd-v0").steps == 300
+
+
+def test_input_that_no_seed_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "dqn", "--env", "CartPol-v1", "--seeds", "2", "--jobs", "2"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[1].startswith("fastrl: cannot make environment 'CartPol-v1'")
+    assert os.listdir("runs") == []
+    for flags, pattern in (
+        (["--seeds", "0"], "--seeds must be >= 1, got 0"),
+        (["--seeds", "2", "--jobs", "0"], "--jobs must be >= 1, got 0"),
+        (["--jobs", "2"], "--jobs is of --seeds, which is missing"),
+        (["--seeds", "2", "--resume", "x"], "--resume goes on with one run; --seeds begins several"),
+        (["--seeds", "2", "--gamma", "2"], "--gamma must be in"),
+    ):
+        fails([*TRAIN, *flags], pattern, capsys)
+    assert os.listdir("runs") == []
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(number, code, tmp_path):
+    argv = [*TRAIN, "--seeds", "3", "--jobs", "2", "--total-steps", "10000000", "--out", str(tmp_path / "runs")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastrl", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    tables = [tmp_path / "runs" / f"seed{seed}" / "progress.csv" for seed in (0, 1)]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not all(t.exists() and t.read_text().count("\n") > 1 for t in tables):
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code and "Traceback" not in err
+    assert out.count("terminated at step") == 2 and out.count("not begun") == 1
+    for seed in (0, 1):
+        assert f"to go on: fastrl train --resume {tmp_path / 'runs' / f'seed{seed}'}\n" in err
+        assert DQN.load(tmp_path / "runs" / f"seed{seed}").steps >= 1000
+
+
+def test_interquartile_mean():
+    assert interquartile_mean([1.0]) == (1.0, None, None) and interquartile_mean([1.0, 3.0]) == (2.0, None, None)
+    mean, low, high = interquartile_mean([0.0, 10.0, 11.0, 12.0, 1000.0])
+    assert mean == 11.0 and 0 <= low < 11 < high <= 1000
+    assert interquartile_mean([5.0] * 8) == (5.0, 5.0, 5.0)
+    # Against scipy's, which `fastrl plot` has.
+    stats = pytest.importorskip("scipy.stats")
+    x = np.random.default_rng(0).normal(size=20)
+    mean, low, high = interquartile_mean(x)
+    ours = stats.bootstrap((x,), lambda v, axis: stats.trim_mean(v, 0.25, axis), method="percentile", rng=1)
+    assert mean == pytest.approx(stats.trim_mean(x, 0.25))
+    assert np.allclose((low, high), ours.confidence_interval, atol=0.03)
+
+
+def test_without():
+    args = ["--seeds", "3", "--gamma=0.5", "--out=x", "-oy", "-o", "z", "--seed=2", "--env", "E"]
+    assert without(args, ("--seeds", "--seed", "--out", "-o")) == ["--gamma=0.5", "--env", "E"]
+
+
+def test_list(run_folder, tmp_path, monkeypatch, capsys):
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert all(re.search(rf"^  {name} +[\d,]+  \w", out, re.MULTILINE) for name in CONFIGS)
+    monkeypatch.chdir(tmp_path)
+    fails(["list", "nowhere"], "nowhere: no such folder", capsys)
+    Path("empty").mkdir()
+    assert cli.main(["list", "empty"]) == 0
+    assert capsys.readouterr().out == "no runs in empty\n"
+    # A run that is no more than its table, one whose files are damaged, and one without an episode's end.
+    for name, text in {
+        "bare": "step,episode_return\n1000,2.5\n2000,nan\n3000,1.5\n40",
+        "damaged": "\0\0not a table",
+        "young": "step,episode_return\n1000,nan\n",
+    }.items():
+        Path(name).mkdir()
+        Path(name, "progress.csv").write_text(text)
+        Path(name, "run.json").write_text('{"config": 3, "result": [], "total_steps": "x", "algorithm": null}')
+    Path("damaged/run.json").write_text("[" * 10_000)
+    assert cli.main(["list", ".", str(run_folder)]) == 0
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line
+    ]
+    assert rows[0] == ["bare", "", "", "", "3,000", "1.5", "2.5", ""]
+    assert rows[1][:5] == ["damaged", "", "", "", "0"] and rows[2] == ["young", "", "", "", "1,000", "", "", ""]
+    assert rows[3][1:5] == ["dqn", "CartPole-v1", "3", "1,500"] and float(rows[3][6]) >= float(rows[3][5]) > 0
+
+
+def test_a_run_folder_explains_itself(run_folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(run_folder, tmp_path / "run")
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), "--total-steps", "1600"]) == 0
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    saved = json.loads((tmp_path / "run" / "checkpoint" / "config.json").read_text())
+    assert told["config"] == saved["config"] and (told["algorithm"], told["env"], told["seed"]) == (
+        "dqn",
+        "CartPole-v1",
+        3,
+    )
+    assert told["env_kwargs"] == {} and told["wrappers"] == [] and told["total_steps"] == 1600
+    assert len(told["history"]) == 2 and all(h["fastrl"] == fastrl.__version__ and h["date"] for h in told["history"])
+    assert told["result"]["steps"] == 1600 and len(told["result"]["greedy_returns"]) == 20
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
