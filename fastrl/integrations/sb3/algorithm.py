@@ -1,0 +1,97 @@
+"""What the compiled algorithms share: when they are compiled, when the host's own code runs, and how batches come."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import stable_baselines3
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from fastrl.integrations.sb3.networks import CannotCompile, HostOnly, Learner, flat
+from fastrl.kernels import gather_rows
+
+TESTED = "2.9"  # where train() of the host is what ours are checked against
+
+
+class Compiled:
+    """Mixin before a host's algorithm: `_learner` is what was compiled of its policy, or None."""
+
+    _fastrl: Learner | None = None
+
+    def _compile(self) -> Learner:
+        """Compile the policy, or raise `CannotCompile`."""
+        raise NotImplementedError
+
+    def _learner(self) -> Any:
+        """The compiled networks, bound to the policy as it is now; None: the host's own code runs, which is said once.
+
+        Whatever was changed since the last call (parameters loaded or replaced, a layer exchanged, a copy of the model)
+        is seen and taken over.
+        """
+        found = self._fastrl
+        if found is None or not found.whole(self):
+            found = self._fastrl = self._compiled_or_not()
+        return found if found.compiled else None
+
+    def _compiled_or_not(self) -> Learner:
+        model: Any = self
+        version = stable_baselines3.__version__
+        try:
+            if not version.startswith(f"{TESTED}."):
+                raise CannotCompile(f"Stable-Baselines3 is {version}, and {TESTED} is what was tested")
+            return self._compile()
+        except CannotCompile as reason:
+            warnings.warn(
+                f"fastrl.integrations.sb3.{type(self).__name__} is not compiled, Stable-Baselines3's own code runs "
+                f"instead: {reason}",
+                stacklevel=4,
+            )
+            return HostOnly(model.policy)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_fastrl"]  # type: ignore[misc]
+
+
+class Batch(NamedTuple):
+    """NumPy arrays of B transitions, as losses take them; discount = gamma^m (1 - terminated)."""
+
+    obs: Any
+    action: Any  # [B, A]
+    reward: Any
+    discount: Any
+    next_obs: Any
+    weights: Any = None
+    indices: Any = None
+
+
+def sample(model: Any, size: int) -> Batch:
+    """The batch that the host would draw, of the same random numbers."""
+    buffer, normalize = model.replay_buffer, model._vec_normalize_env
+    if type(buffer) is ReplayBuffer and normalize is None and not buffer.optimize_memory_usage:
+        return _gather(buffer, size, model.gamma)
+    b = buffer.sample(size, env=normalize)
+    discount = (1 - b.dones) * (model.gamma if b.discounts is None else b.discounts)
+    weights, indices = getattr(b, "weights", None), getattr(b, "indices", None)
+    return Batch(
+        flat(b.observations.numpy()), b.actions.numpy(), b.rewards.numpy()[:, 0], discount.numpy()[:, 0],
+        flat(b.next_observations.numpy()), None if weights is None else weights.numpy(), indices,
+    )  # fmt: skip
+
+
+def _gather(buffer: Any, size: int, gamma: float) -> Batch:
+    rows = np.random.randint(0, buffer.buffer_size if buffer.full else buffer.pos, size=size)
+    if (n := buffer.n_envs) > 1:  # one draws nothing
+        rows = rows * n + np.random.randint(0, high=n, size=size)
+    names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+    columns = [(x := getattr(buffer, name)).reshape(-1, *x.shape[2:]) for name in names]
+    obs, next_obs, action, reward, done, timeout = gather_rows(columns, rows)
+    discount = (1 - done * (1 - timeout)) * np.float32(gamma)
+    return Batch(flat(obs), action, reward, discount, flat(next_obs))
+
+
+def learned(model: Any, batch: Batch, td_errors: Any) -> None:
+    """Tell a prioritized buffer the TD errors of its batch."""
+    if batch.indices is not None:
+        model.replay_buffer.update_priorities(batch.indices, td_errors)

@@ -1,0 +1,89 @@
+"""Stable-Baselines3's DQN, compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import stable_baselines3
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
+
+from fastrl.integrations.sb3.algorithm import Compiled, learned, sample
+from fastrl.integrations.sb3.networks import Layers, Learner, check_observations, check_type, hidden_layers
+from fastrl.integrations.sb3.optimizers import FlatOptimizer, move
+from fastrl.kernels import q_learning_loss
+
+
+class _Networks(Learner):
+    def __init__(self, model: Any) -> None:
+        policy = model.policy
+        check_type(policy, DQNPolicy)
+        nets = policy.q_net, policy.q_net_target
+        for net in nets:
+            check_type(net, QNetwork)
+        check_observations(policy, *nets)
+        super().__init__(policy)
+        parts = [(hidden_layers(net.q_net)) for net in nets]
+        online, target = (self.share(Layers([layers], activation)) for layers, activation in parts)
+        (self.online,), (self.target,) = online.networks, target.networks
+        self.optimizer = FlatOptimizer(policy.optimizer, online)
+
+
+class DQN(Compiled, stable_baselines3.DQN):  # type: ignore[misc]
+    """``stable_baselines3.DQN`` whose `predict` and `train` are compiled for ``MlpPolicy`` on the CPU.
+
+    Constructor, callbacks, logs, random numbers, ``save`` and ``load`` are the host's, and so are the results, but for
+    the rounding of float32.  For any other policy the host's own code runs, after one warning that says why.
+    """
+
+    def _compile(self) -> Learner:
+        return _Networks(self)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        nets = self._learner()
+        found = None if nets is None else nets.inputs(observation)
+        if found is None:
+            result: tuple[Any, Any] = super().predict(observation, state, episode_start, deterministic)
+            return result
+        x, batch = found
+        if not deterministic and np.random.rand() < self.exploration_rate:
+            sampled = [self.action_space.sample() for _ in range(len(x))]
+            return np.array(sampled if batch else sampled[0]), state
+        action = nets.online.forward(x).argmax(1)
+        return (action if batch else action.reshape(())), state
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """L = mean l(Q(s, a) - y), y = r + gamma (1 - done) max_a Q_target(s', a), with Huber's l."""
+        nets = self._learner()
+        if nets is None:
+            super().train(gradient_steps, batch_size)
+            return
+        self._update_learning_rate(self.policy.optimizer)
+        optimizer, losses = nets.optimizer.begin(), []
+        for _ in range(gradient_steps):
+            b = sample(self, batch_size)
+            next_q = nets.target.forward(b.next_obs)
+            q = q_learning_loss(
+                nets.online.forward_cached(b.obs), b.action[:, 0], b.reward, b.discount, next_q,
+                weights=b.weights, loss="huber",
+            )  # fmt: skip
+            nets.online.backward(q.d_q)
+            optimizer.step(max_grad_norm=self.max_grad_norm)
+            losses.append(q.loss)
+            learned(self, b, q.td_errors)
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/loss", np.mean(losses))
+
+    def _on_step(self) -> None:
+        nets = self._learner()
+        if nets is None:
+            super()._on_step()
+            return
+        self._n_calls += 1
+        if self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0:
+            move(nets.target.vector, nets.online.vector, self.tau)
+        self.exploration_rate = self.exploration_schedule(self._current_progress_remaining)
+        self.logger.record("rollout/exploration_rate", self.exploration_rate)
