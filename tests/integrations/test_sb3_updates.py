@@ -139,7 +139,7 @@ def test_on_policy_rollouts_and_updates(case):
     callbacks = {model: model._setup_learn(1000)[1] for model in models}
     for update in range(10):
         for model in models:
-            model._current_progress_remaining = 1 - update / 9  # down to a clip range of 0
+            model._current_progress_remaining = 1 - update / 10
             np.random.seed(update)
             torch.manual_seed(update)
             model.collect_rollouts(model.env, callbacks[model], model.rollout_buffer, n_rollout_steps=16)
@@ -153,6 +153,13 @@ def test_on_policy_rollouts_and_updates(case):
         assert_same_logs(*models)
     assert models[1]._learner() is not None
     assert models[0]._n_updates == models[1]._n_updates
+
+
+@pytest.mark.parametrize("clip", [0.0, -0.01])  # where a schedule ends
+def test_a_clip_range_of_nothing(clip):
+    model = ours.PPO("MlpPolicy", cartpole()(), n_steps=16, batch_size=16, clip_range=lambda _: clip, device="cpu")
+    model.learn(64)
+    assert all(torch.isfinite(p).all() for p in model.policy.parameters())
 
 
 def test_the_update_goes_on_where_the_hosts_own_left_off():

@@ -54,6 +54,28 @@ class Compiled:
         return [*super()._excluded_save_params(), "_fastrl"]  # type: ignore[misc]
 
 
+class OffPolicy(Compiled):
+    """Of the classes with a replay buffer."""
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> Any:
+        nets, collect = self._learner(), super().collect_rollouts  # type: ignore[misc]
+        if nets is None:
+            return collect(*args, **kwargs)
+        with nets.methods(set_training_mode=nets.set_training_mode):
+            return collect(*args, **kwargs)
+
+    def _store_transition(
+        self: Any, replay_buffer: Any, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
+    ) -> None:
+        """The host's, without its copy of the observations where they go into the buffer, which copies, as they are."""
+        if self._vec_normalize_env is None and isinstance(new_obs, np.ndarray) and not np.count_nonzero(dones):
+            self._last_original_obs = self._last_obs
+            replay_buffer.add(self._last_obs, new_obs, buffer_action, reward, dones, infos)
+            self._last_obs = new_obs
+        else:
+            super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)  # type: ignore[misc]
+
+
 class Batch(NamedTuple):
     """NumPy arrays of B transitions, as losses take them; discount = gamma^m (1 - terminated)."""
 

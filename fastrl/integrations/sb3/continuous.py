@@ -13,7 +13,7 @@ from stable_baselines3.sac import policies as sac
 from stable_baselines3.td3 import policies as td3
 from torch import nn
 
-from fastrl.integrations.sb3.algorithm import Compiled, learned, sample
+from fastrl.integrations.sb3.algorithm import OffPolicy, learned, sample
 from fastrl.integrations.sb3.networks import (
     CannotCompile,
     Layers,
@@ -125,7 +125,7 @@ class Squashed:
         return found
 
 
-class SAC(Compiled, stable_baselines3.SAC):  # type: ignore[misc]
+class SAC(OffPolicy, stable_baselines3.SAC):  # type: ignore[misc]
     """``stable_baselines3.SAC`` whose `predict` and `train` are compiled for ``MlpPolicy`` on the CPU.
 
     Constructor, callbacks, logs, random numbers, ``save`` and ``load`` are the host's, and so are the results, but for
@@ -222,7 +222,7 @@ class _TD3Networks(_ActorCritic):
         return Layers([layers], activation)
 
 
-class _TD3(Compiled):
+class _TD3(OffPolicy):
     def _compile(self) -> Learner:
         return _TD3Networks(self)
 

@@ -8,7 +8,7 @@ import numpy as np
 import stable_baselines3
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
-from fastrl.integrations.sb3.algorithm import Compiled, learned, sample
+from fastrl.integrations.sb3.algorithm import OffPolicy, learned, sample
 from fastrl.integrations.sb3.networks import Layers, Learner, check_observations, check_type, hidden_layers
 from fastrl.integrations.sb3.optimizers import FlatOptimizer, move
 from fastrl.kernels import q_learning_loss
@@ -29,7 +29,7 @@ class _Networks(Learner):
         self.optimizer = FlatOptimizer(policy.optimizer, online)
 
 
-class DQN(Compiled, stable_baselines3.DQN):  # type: ignore[misc]
+class DQN(OffPolicy, stable_baselines3.DQN):  # type: ignore[misc]
     """``stable_baselines3.DQN`` whose `predict` and `train` are compiled for ``MlpPolicy`` on the CPU.
 
     Constructor, callbacks, logs, random numbers, ``save`` and ``load`` are the host's, and so are the results, but for
@@ -78,12 +78,13 @@ class DQN(Compiled, stable_baselines3.DQN):  # type: ignore[misc]
         self.logger.record("train/loss", np.mean(losses))
 
     def _on_step(self) -> None:
-        nets = self._learner()
-        if nets is None:
+        due = (self._n_calls + 1) % max(self.target_update_interval // self.n_envs, 1) == 0
+        nets: Any = self._learner() if due else None
+        if due and nets is None:
             super()._on_step()
             return
         self._n_calls += 1
-        if self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0:
+        if due:
             move(nets.target.vector, nets.online.vector, self.tau)
         self.exploration_rate = self.exploration_schedule(self._current_progress_remaining)
         self.logger.record("rollout/exploration_rate", self.exploration_rate)

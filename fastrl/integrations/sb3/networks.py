@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ class Shared:
         self.vector, self.grad = values.numpy(), gradients.numpy()
         self.places: list[tuple[Tensor, Tensor]] = []  # a parameter and the view that is its gradient
         self.networks: list[Any] = []
-        self._addresses: list[tuple[Tensor, int]] = []
+        self._addresses: list[int] = []
         start = 0
         for part, size in zip(parts, sizes, strict=True):
             here = slice(start, start + size)
@@ -113,12 +114,13 @@ class Shared:
         value.copy_(parameter.detach())
         parameter.data = value
         self.places.append((parameter, gradient))
-        self._addresses.append((parameter, value.data_ptr()))
+        self._addresses.append(value.data_ptr())
 
     @property
     def whole(self) -> bool:
         """Are the parameters still views of the vector, all of them to be trained?"""
-        return all(p.data_ptr() == address and p.requires_grad for p, address in self._addresses)
+        now = [p.data_ptr() if p.requires_grad else None for p, _ in self.places]
+        return now == self._addresses
 
 
 class Modules:
@@ -169,6 +171,22 @@ class Learner:
         if not batch and observation.shape != self._shape:
             return None
         return flat(observation.reshape(-1, *self._shape)), batch
+
+    @contextmanager
+    def methods(self, **methods: Any) -> Iterator[None]:
+        """Inside, these are what calls of the policy's methods reach."""
+        own = self.policy.__dict__
+        own.update(methods)
+        try:
+            yield
+        finally:
+            for name in methods:
+                own.pop(name, None)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """The policy's, which walks through all modules, where it changes anything."""
+        if self.policy.training != mode:
+            type(self.policy).set_training_mode(self.policy, mode)
 
     def __reduce__(self) -> Any:
         return type(None), ()

@@ -118,15 +118,12 @@ class _Networks(Learner):
                 return host.predict_values(policy, obs)
             return torch.from_numpy(self.critic.forward(flat(obs.numpy())))
 
-        patched = {"forward": forward, "predict_values": values}
-        policy.__dict__.update(patched)
         if type(buffer) is HostRolloutBuffer:
             buffer.compute_returns_and_advantage = lambda last_values, dones: rollout_gae(buffer, last_values, dones)
         try:
-            yield
+            with self.methods(forward=forward, predict_values=values):
+                yield
         finally:
-            for name in patched:
-                policy.__dict__.pop(name, None)
             buffer.__dict__.pop("compute_returns_and_advantage", None)
 
 

@@ -32,11 +32,12 @@ class FlatOptimizer:
         moments = [torch.from_numpy(self._flat.exp_avg), torch.from_numpy(self._flat.exp_avg_sq)]
         self._steps = np.zeros(len(shared.places), np.float32)
         steps = torch.from_numpy(self._steps)
-        self._states = []
+        self._states = []  # what the host's optimizer holds of each parameter, as views
         for k, (p, gradient) in enumerate(shared.places):
             start = gradient.storage_offset()
             m, v = (x[start : start + p.numel()].view_as(p) for x in moments)
-            self._states.append((p, {"step": steps[k], "exp_avg": m, "exp_avg_sq": v}))
+            self._states.append({"step": steps[k], "exp_avg": m, "exp_avg_sq": v})
+        self._held = [value for state in self._states for value in state.values()]
         self._adam: FlatAdam | None = None
 
     def begin(self) -> FlatOptimizer:
@@ -44,37 +45,42 @@ class FlatOptimizer:
         for p, gradient in self._shared.places:
             if p.grad is not gradient:
                 p.grad = gradient
-        self._adam = self._flat if self._adopt() else None
+        self._adam = self._flat if self._usual() and self._adopt() else None
         return self
 
-    def _adopt(self) -> bool:
+    def _usual(self) -> bool:
+        """Is this an Adam as `FlatAdam` has it?"""
         host, group = self._host, self._host.param_groups[0]
         if type(host) is not torch.optim.Adam or len(host.param_groups) > 1:
             return False
-        if any(group.get(name) for name in _UNUSUAL) or not (
-            isinstance(group["lr"], (int, float)) and group["lr"] >= 0
-        ):
+        if any(map(group.get, _UNUSUAL)) or isinstance(group["lr"], torch.Tensor) or not group["lr"] >= 0:
             return False
         if host._optimizer_step_pre_hooks or host._optimizer_step_post_hooks:
             return False
-        if len(group["params"]) != len(self._params) or not all(map(is_, group["params"], self._params)):
-            return False
-        for p, ours in self._states:
-            theirs = host.state.get(p)
-            if not theirs:  # no step yet
-                for value in ours.values():
-                    value.zero_()
-            elif not all(theirs.get(name) is value for name, value in ours.items()):
+        return len(group["params"]) == len(self._params) and all(map(is_, group["params"], self._params))
+
+    def _replaced(self) -> bool:
+        """Does the host's optimizer hold other tensors than ours?"""
+        held = [value for state in self._host.state.values() for value in state.values()]
+        return len(held) != len(self._held) or not all(map(is_, held, self._held))
+
+    def _adopt(self) -> bool:
+        """Take over settings and moments; False if the parameters have not all made as many steps."""
+        if self._replaced():
+            for (p, _), ours in zip(self._shared.places, self._states, strict=True):
+                theirs = self._host.state.get(p)
                 for name, value in ours.items():
-                    value.copy_(torch.as_tensor(theirs[name]))
-                host.state[p] = dict(ours)
-        steps = self._steps
-        if np.count_nonzero(steps != steps[0]):
-            return False
-        adam = self._flat
+                    value.copy_(torch.as_tensor(theirs[name])) if theirs else value.zero_()
+            if self._host.state:
+                self._publish()
+        adam, group = self._flat, self._host.param_groups[0]
         adam.lr, adam.eps, adam.weight_decay = float(group["lr"]), group["eps"], group["weight_decay"]
-        (adam.beta1, adam.beta2), adam.steps = group["betas"], int(steps[0])
-        return True
+        (adam.beta1, adam.beta2), adam.steps = group["betas"], int(self._steps[0])
+        return len(set(self._steps.tolist())) == 1
+
+    def _publish(self) -> None:
+        self._host.state.clear()
+        self._host.state.update((p, dict(ours)) for (p, _), ours in zip(self._shared.places, self._states, strict=True))
 
     def step(self, *, max_grad_norm: float | None = None, target: Any = None, tau: float = 1.0) -> None:
         """Clip the gradient to the norm, step, and move `target`, a vector: target <- target + tau (p - target)."""
@@ -83,7 +89,7 @@ class FlatOptimizer:
             self._adam.step(max_grad_norm=max_grad_norm, target=target, tau=tau)
             self._steps += 1
             if self._adam.steps == 1:
-                self._host.state.update((p, dict(ours)) for p, ours in self._states)
+                self._publish()
             return
         if max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._params, max_grad_norm)
