@@ -28,6 +28,7 @@ FILES = (
     "adam",
     "conjugate_gradient",
     "mlp",
+    "cem",
 )
 
 

@@ -114,6 +114,12 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         },
         "penalty": {"CartPole-v1": Task(100_000, 475, {"objective": "penalty"})},
     },
+    "naf": {
+        "gaussian": {"Pendulum-v1": Task(30_000, -200, {**OFF_POLICY_PENDULUM, "reward_scale": 0.03})},
+    },
+    "qt_opt": {
+        "gaussian": {"Pendulum-v1": Task(30_000, -200, {**OFF_POLICY_PENDULUM, "cem_samples": 16, "cem_elites": 4})},
+    },
     "ddpg": {
         "gaussian": {"Pendulum-v1": Task(20_000, -180, OFF_POLICY_PENDULUM)},
         "ou": {"Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "noise": "ou"})},

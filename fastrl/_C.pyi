@@ -21,6 +21,19 @@ def normal_log_prob_entropy_backward(
     want_log_std: bool,
     want_action: bool,
 ) -> tuple[Any, Any, Any]: ...
+def cem_argmax(
+    sizes: list[int],
+    activation: int,
+    layer_norm: bool,
+    dueling: bool,
+    vector: Any,
+    obs: Any,
+    noise: Any,
+    elites: int,
+    std: float,
+) -> tuple[Any, Any]: ...
+def quadratic_advantage(mean: Any, cholesky: Any, action: Any) -> Any: ...
+def quadratic_advantage_backward(mean: Any, cholesky: Any, action: Any, grad: Any) -> tuple[Any, Any]: ...
 def draw(state: Any, n: int, normal: bool) -> Any: ...
 def tanh_normal_sample(
     mean: Any,

@@ -284,6 +284,16 @@ void Mlp::forward_cached(const float* vector, const std::vector<MlpPart>& x, int
   rows_ = rows, networks_ = networks;
 }
 
+static_assert(Mlp::kBlockRows == kBlock);
+void Mlp::prepare(const float* vector) { pack(vector, 1, false, cached_weights_, cached_packed_); }
+int64_t Mlp::input_stride() const { return stride(inputs()); }
+int64_t Mlp::block_scratch() const { return 2 * widest_ * kBlock; }
+void Mlp::run_block(const float* input, int64_t rows, float* out, float* scratch) const {
+  MlpPass pass{};
+  pass.owner = this, pass.packed = &cached_packed_, pass.input = input, pass.rows = rows, pass.out = out;
+  level_here().forward(pass, 0, 0, rows, scratch);
+}
+
 // The gradients of a dueling head from those of its matrix, `step` apart: of Q = V + A - mean A what V gets is the sum,
 // and what A gets has mean 0.
 static void split_streams(const float* of_value, const float* of_advantage, int64_t step, int64_t n, float* value,

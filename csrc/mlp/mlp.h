@@ -74,6 +74,14 @@ class Mlp {
   // sum over the networks, of columns [first, last) of the inputs if `d_inputs`.
   void backward(const float* d_out, float* grad, float* d_inputs, int64_t first, int64_t last, int threads);
 
+  // For a kernel that makes the inputs itself: `prepare`, and then blocks of up to kBlockRows rows of the first network
+  // from any number of threads. input [rows, input_stride()], zeros after the inputs; out [rows, outputs].
+  static constexpr int64_t kBlockRows = 64;
+  void prepare(const float* vector);
+  int64_t input_stride() const;
+  int64_t block_scratch() const;
+  void run_block(const float* input, int64_t rows, float* out, float* scratch) const;
+
  private:
   friend struct MlpPass;
   struct Packed {  // of a layer of a network, rows padded

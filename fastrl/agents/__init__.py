@@ -12,7 +12,9 @@ from fastrl.agents.hyperparameters import (
     ActorCriticConfig,
     DDPGConfig,
     DQNConfig,
+    NAFConfig,
     PPOConfig,
+    QTOptConfig,
     REINFORCEConfig,
     SACConfig,
     TD3Config,
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from fastrl.agents.ddpg import DDPG
     from fastrl.agents.dqn import DQN
     from fastrl.agents.env_config import EnvConfig
+    from fastrl.agents.naf import NAF
     from fastrl.agents.ppo import PPO
+    from fastrl.agents.qt_opt import QTOpt
     from fastrl.agents.reinforce import REINFORCE
     from fastrl.agents.sac import SAC
     from fastrl.agents.td3 import TD3
@@ -40,8 +44,10 @@ _MODULES = {
     "DDPG": "ddpg",
     "DQN": "dqn",
     "EnvConfig": "env_config",
+    "NAF": "naf",
     "OneStepActorCritic": "a2c",
     "PPO": "ppo",
+    "QTOpt": "qt_opt",
     "REINFORCE": "reinforce",
     "SAC": "sac",
     "TD3": "td3",
@@ -54,6 +60,8 @@ _ALGORITHMS = {
     "a2c": "A2C",
     "ppo": "PPO",
     "trpo": "TRPO",
+    "naf": "NAF",
+    "qt_opt": "QTOpt",
     "ddpg": "DDPG",
     "td3": "TD3",
     "sac": "SAC",
@@ -64,6 +72,7 @@ __all__ = [
     "ALGORITHMS",
     "DDPG",
     "DQN",
+    "NAF",
     "PPO",
     "REINFORCE",
     "SAC",
@@ -76,8 +85,11 @@ __all__ = [
     "DQNConfig",
     "EnvConfig",
     "InputError",
+    "NAFConfig",
     "OneStepActorCritic",
     "PPOConfig",
+    "QTOpt",
+    "QTOptConfig",
     "REINFORCEConfig",
     "SACConfig",
     "TD3Config",

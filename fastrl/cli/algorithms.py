@@ -29,6 +29,8 @@ ALGORITHMS = {
         100_000, "proximal policy optimization, clipped or with a KL penalty; discrete or continuous actions"
     ),
     "trpo": Algorithm(100_000, "trust region policy optimization; discrete or continuous actions"),
+    "naf": Algorithm(100_000, "normalized advantage functions; continuous actions"),
+    "qt_opt": Algorithm(100_000, "Q-learning with a search for the best action; continuous actions"),
     "ddpg": Algorithm(100_000, "deep deterministic policy gradient; continuous actions"),
     "td3": Algorithm(100_000, "twin delayed DDPG; continuous actions"),
     "sac": Algorithm(100_000, "soft actor-critic; continuous actions"),

@@ -10,6 +10,7 @@ from fastrl.kernels.categorical import (
     categorical_sample,
     categorical_sample_reference,
 )
+from fastrl.kernels.cem import cem_argmax, cem_argmax_reference
 from fastrl.kernels.conjugate_gradient import CGInfo, conjugate_gradient, conjugate_gradient_reference
 from fastrl.kernels.curvature import (
     FisherVectorProduct,
@@ -39,6 +40,11 @@ from fastrl.kernels.normal import (
     normal_log_prob_entropy_reference,
     normal_sample,
     normal_sample_reference,
+)
+from fastrl.kernels.quadratic_advantage import (
+    quadratic_advantage,
+    quadratic_advantage_pullback,
+    quadratic_advantage_reference,
 )
 from fastrl.kernels.random import Generator, manual_seed
 from fastrl.kernels.scans import (
@@ -79,6 +85,8 @@ __all__ = [
     "categorical_log_prob_entropy_reference",
     "categorical_sample",
     "categorical_sample_reference",
+    "cem_argmax",
+    "cem_argmax_reference",
     "conjugate_gradient",
     "conjugate_gradient_reference",
     "discounted_returns",
@@ -104,6 +112,9 @@ __all__ = [
     "ppo_normal_loss",
     "q_learning_loss",
     "q_regression_loss",
+    "quadratic_advantage",
+    "quadratic_advantage_pullback",
+    "quadratic_advantage_reference",
     "reverse_affine_scan",
     "tanh_normal_log_prob",
     "tanh_normal_log_prob_reference",

@@ -22,10 +22,11 @@ from fastrl.agents import (
     SACConfig,
 )
 from fastrl.agents.networks import clip_norm
+from fastrl.agents.off_policy import OffPolicyAgent
 from fastrl.agents.parts import NETWORKS
 
 ALL = pytest.mark.parametrize("cls", ALGORITHMS.values(), ids=ALGORITHMS)
-OFF_POLICY = ("dqn", "ddpg", "td3", "sac")
+OFF_POLICY = [name for name, cls in ALGORITHMS.items() if issubclass(cls, OffPolicyAgent)]
 
 
 def env_id(cls):
@@ -172,7 +173,17 @@ def weights_of(part):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_not_saved(cls, value, tmp_path):
     agent = make(cls).learn(40, folder=tmp_path, progress=False)
-    steps, name = agent.steps, {"dqn": "target", "ddpg": "target_actor", "td3": "target_actor", "sac": "target_critics"}
+    steps, name = (
+        agent.steps,
+        {
+            "dqn": "target",
+            "naf": "target",
+            "qt_opt": "target",
+            "ddpg": "target_actor",
+            "td3": "target_actor",
+            "sac": "target_critics",
+        },
+    )
     weights_of(agent._parts()[name.get(cls.algorithm, "actor")])[-1] = value
     for folder in ("new", "checkpoint"):
         with pytest.raises(
@@ -228,6 +239,7 @@ LONG = {
     "td3": {},
     "ddpg": {"noise": "ou"},
     "sac": {},
+    "naf": {"noise": "ou"},
     "dqn": {"prioritized": True, "n_step": 3},
     "ppo": {"normalize_obs": True, "normalize_rewards": True},
 }
@@ -238,7 +250,7 @@ def test_a_long_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
     def train(name, steps):
         # The ring of the replay buffer comes round before the save.
         replay = {"batch_size": 16, "buffer_size": 4000, "train_every": 8} if name in OFF_POLICY else {}
-        env = "Pendulum-v1" if name in ("td3", "ddpg", "sac") else "CartPole-v1"
+        env = "CartPole-v1" if ALGORITHMS[name].discrete else "Pendulum-v1"
         agent = ALGORITHMS[name](env, hidden=(16,), **replay, **LONG[name]).learn(steps, progress=False)
         assert agent.buffer is None or agent.buffer._added > 2 * agent.buffer.capacity
         return agent

@@ -28,6 +28,8 @@ CASES = {
     "a2c": {**ON, **NORMALIZED, "shared_network": True, "optimizer": "rmsprop"},
     "ppo": {**ON, **NORMALIZED, "n_steps": 8, "objective": "penalty"},
     "trpo": {**ON, **NORMALIZED, "n_steps": 16, "value_epochs": 2},
+    "naf": {**OFF, "noise": "ou", "n_step": 2},
+    "qt_opt": {**OFF, "lag": 3, "cem_samples": 8},
     "ddpg": {**OFF, "noise": "ou"},
     "td3": {**OFF, "n_step": 2},
     "sac": {**OFF, "learning_rate_end": 0.0},
@@ -171,7 +173,7 @@ def test_the_parameters_of_a_copied_policy_are_views_of_its_own_vector(actions, 
     assert (other.critic.grad == 2).all() and (other.actor.grad == 2).all() and other.whole
 
 
-@pytest.mark.parametrize("name", ["dqn", "ddpg", "td3", "sac"])
+@pytest.mark.parametrize("name", ["dqn", "naf", "qt_opt", "ddpg", "td3", "sac"])
 def test_copied_networks_are_independent(name):
     agent = make(name)
     for part in agent._parts().values():

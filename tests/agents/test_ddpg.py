@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastrl.agents import DDPG, ddpg
 from fastrl.agents.config import InputError
-from fastrl.agents.ddpg import OrnsteinUhlenbeck
+from fastrl.agents.noise import OrnsteinUhlenbeck
 
 SMALL = {"hidden": (16, 12), "learning_starts": 40, "batch_size": 16, "buffer_size": 400, "seed": 1}
 

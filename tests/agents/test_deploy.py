@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrl.agents import DDPG, DQN, SAC, TD3
+from fastrl.agents import DDPG, DQN, NAF, SAC, TD3, QTOpt
 
 SMALL = {"hidden": (16, 8), "learning_starts": 30, "batch_size": 16, "buffer_size": 200}
 
@@ -68,15 +68,16 @@ def test_dqn(observations, dueling):
 @pytest.mark.filterwarnings("ignore:.*look like images")
 @pytest.mark.parametrize("observations", ["image", "float64", "float32"])
 @pytest.mark.parametrize("actions", BOXES)
-@pytest.mark.parametrize("cls", [DDPG, TD3, SAC])
+@pytest.mark.parametrize("cls", [NAF, QTOpt, DDPG, TD3, SAC])
 def test_bounded_actions(cls, observations, actions):
     space, box = OBSERVATIONS[observations], BOXES[actions]
     agent = cls(Odd(space, box), **SMALL).learn(60, progress=False)
-    agent.actor.vector *= 3
+    acting = {NAF: lambda: agent.online, QTOpt: lambda: agent.target}.get(cls, lambda: agent.actor)()
+    acting.vector *= 3
     policy, obs, before = assert_same(agent, space)
     assert all(box.contains(action) for action in policy(torch.from_numpy(obs)).numpy())
     agent.learn(80, progress=False)  # what is trained on is another network
-    agent.actor.vector += 1
+    acting.vector += 1
     assert torch.equal(policy(torch.from_numpy(obs)), before)
     copied = copy.deepcopy(policy)
     copied.load_state_dict(policy.state_dict())

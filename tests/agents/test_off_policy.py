@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
-from fastrl.agents import DDPG, SAC, TD3, sac
+from fastrl.agents import DDPG, NAF, SAC, TD3, QTOpt, sac
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.off_policy import ContinuousConfig
 from fastrl.agents.parts import parts_state
@@ -20,6 +20,10 @@ from fastrl.replay import Batch, PrioritizedReplay
 AGENTS = [DDPG, TD3, SAC]
 SMALL = {"hidden": (16, 16), "learning_starts": 40, "batch_size": 16, "buffer_size": 150, "per_beta_steps": 400}
 CASES = {
+    "naf": (NAF, {}),
+    "naf_all": (NAF, {"noise": "ou", "prioritized": True, "n_step": 3, "num_envs": 2, "max_grad_norm": 1.0}),
+    "qt_opt": (QTOpt, {"cem_samples": 16, "lag": 50}),
+    "qt_opt_all": (QTOpt, {"cem_samples": 8, "lag": 7, "noise": "ou", "prioritized": True, "n_step": 3, "num_envs": 2}),
     "ddpg": (DDPG, {}),
     "ddpg_ou": (DDPG, {"noise": "ou", "noise_std": 0.3, "num_envs": 2, "prioritized": True}),
     "td3": (TD3, {}),
@@ -70,11 +74,12 @@ def test_resume_in_a_new_process_is_exact(tmp_path):
         agent.save(tmp_path / case)
     code = (
         "import sys, fastrl.agents as f\n"
-        "for case in sys.argv[2:]:\n"
-        "    agent = f.ALGORITHMS[case.split('_')[0]].load(f'{sys.argv[1]}/{case}')\n"
+        "for case, name in zip(sys.argv[2::2], sys.argv[3::2]):\n"
+        "    agent = f.ALGORITHMS[name].load(f'{sys.argv[1]}/{case}')\n"
         "    agent.learn(330, progress=False).save(f'{sys.argv[1]}/{case}_on')"
     )
-    subprocess.run([sys.executable, "-c", code, tmp_path, *CASES], check=True)
+    cases = [word for case, (cls, _) in CASES.items() for word in (case, cls.algorithm)]
+    subprocess.run([sys.executable, "-c", code, tmp_path, *cases], check=True)
     for case, (cls, _) in CASES.items():
         assert_same(make(case).learn(330, progress=False), cls.load(tmp_path / f"{case}_on"))
 

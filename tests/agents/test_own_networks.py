@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrl.agents import DDPG, DQN, SAC, TD3, InputError
+from fastrl.agents import DDPG, DQN, NAF, SAC, TD3, InputError
 from fastrl.agents.networks import TorchNetwork
 from fastrl.kernels import MLP
 
@@ -120,6 +120,7 @@ def test_a_module_is_copied_and_functions_draw_from_the_seed():
         (DQN, nn.ReLU(), r"network must be a torch.nn.Module with parameters, got ReLU"),
         (DQN, nn.Linear(4, 3), r"network must map \[B, 4\] to \[B, 2\], got \[2, 3\] for B = 2"),
         (DQN, nn.Linear(5, 2), r"network must take \[B, 4\]: RuntimeError: mat1 and mat2 shapes"),
+        (NAF, nn.Linear(3, 2), r"network must map \[B, 3\] to \[B, 3\], got \[2, 2\] for B = 2"),
         (TD3, nn.Linear(3, 1), r"network must be a dict with the keys actor, critic or one of them, got Linear"),
         (TD3, {"acter": actor}, r"network must be a dict with the keys actor, critic or one of them, got acter"),
         (SAC, {"actor": actor}, r"actor must map \[B, 3\] to \[B, 2\], got \[2, 1\] for B = 2"),

@@ -22,10 +22,11 @@ from fastrl.agents import (
     SACConfig,
     networks,
 )
+from fastrl.agents.off_policy import OffPolicyAgent
 from fastrl.agents.policies import box_units
 
 ALL = pytest.mark.parametrize("cls", ALGORITHMS.values(), ids=ALGORITHMS)
-OFF_POLICY = ("dqn", "ddpg", "td3", "sac")
+OFF_POLICY = [name for name, cls in ALGORITHMS.items() if issubclass(cls, OffPolicyAgent)]
 LENGTHS = {"dqn": 50_000, "reinforce": 200_000, "a2c": 500_000, "actor_critic": 500_000}  # the others 100_000
 
 
@@ -203,13 +204,11 @@ def test_bytes_become_fractions_and_images_are_said(cls):
         raw = make(cls, Pixel(cls.continuous, high=254))  # not bytes 0..255: as they are
 
     def output(agent, obs):
-        if cls.algorithm == "dqn":
-            return agent._forward(agent.online, obs)
-        return (
-            agent.policy.output(agent.policy.prepare(obs))
-            if hasattr(agent, "policy")
-            else agent._forward(agent.actor, obs)
-        )
+        if hasattr(agent, "policy"):
+            return agent.policy.output(agent.policy.prepare(obs))
+        if cls.algorithm == "qt_opt":  # whose network takes actions, too
+            return agent._mode(obs)
+        return agent._forward(agent.actor if hasattr(agent, "actor") else agent.online, obs)
 
     scaled = output(agent, image[None])
     np.testing.assert_array_equal(scaled, output(same, image.reshape(1, 192)))

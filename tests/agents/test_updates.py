@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastrl.agents import DDPG, DQN, SAC, TD3, sac
+from fastrl.agents import DDPG, DQN, NAF, SAC, TD3, QTOpt, sac
+from fastrl.kernels import normal_sample
 from fastrl.replay import Batch
 
 B, N_OBS, UPDATES = 32, {"CartPole-v1": 4, "Pendulum-v1": 3}, 200
@@ -182,6 +183,70 @@ def test_td3_and_ddpg(cls, switches, own, monkeypatch):
             step(actor_adam, -values(critics, b.obs, actor(b.obs).tanh())[0].mean(), c.max_grad_norm)
             follow(target_actor, actor, c.tau)
             follow(target_critics, critics, c.tau)
+
+    run(agent, "Pendulum-v1", monkeypatch, update)
+    assert_same(pairs, starts)
+
+
+@OWN
+@pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
+def test_naf(switches, own, monkeypatch):
+    network = functools.partial(mlp, 3, 16, 12, 3) if own else None
+    settings = {"hidden": (16, 12), "batch_size": B, "reward_scale": 2.0, **switches}
+    agent = NAF("Pendulum-v1", **settings, seed=5, network=network)
+    agent.target.vector += np.float32(0.05)
+    online, target, c = twin(agent.online), twin(agent.target), agent.config
+    pairs = [(agent.online, online), (agent.target, target)]
+    starts, optimizer = [of(network) for network, _ in pairs], adam(online, c.learning_rate)
+
+    def update(b):
+        with torch.no_grad():
+            y = 2.0 * b.reward + b.discount * target(b.next_obs)[:, 1]
+        mean, value, log_factor = online(b.obs).T
+        q = value - 0.5 * (log_factor.exp() * (b.action[:, 0] - mean.tanh())) ** 2
+        step(optimizer, ((b.weights if c.prioritized else 1) * (q - y) ** 2).mean(), c.max_grad_norm)
+        follow(target, online, c.tau)
+
+    run(agent, "Pendulum-v1", monkeypatch, update)
+    assert_same(pairs, starts)
+
+
+@OWN
+@pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
+def test_qt_opt(switches, own, monkeypatch):
+    settings = {"hidden": (16, 12), "batch_size": B, "lag": 60, "cem_samples": 16, "cem_elites": 4, **switches}
+    agent = QTOpt("Pendulum-v1", **settings, seed=5, network=Critic if own else None)
+    agent.target.vector += np.float32(0.05)
+    online, target, lagged, c = twin(agent.online), twin(agent.target), twin(agent.lagged_target), agent.config
+    pairs = [(agent.online, online), (agent.target, target), (agent.lagged_target, lagged)]
+    starts, optimizer, n = [of(network) for network, _ in pairs], adam(online, c.learning_rate), 0
+    generator = copy.deepcopy(agent.generator)
+
+    def search(obs):
+        """argmax_a Q_1(s, a), state by state."""
+        zero = np.zeros((2 * 16, 1), np.float32)
+        noise = torch.from_numpy(normal_sample(zero, zero[0], generator=generator)[0]).double().reshape(2, 16)
+        found = []
+        for s in obs:
+            first = noise[0].clamp(-1, 1)
+            q = values([target], s.expand(16, -1), first[:, None])[0]
+            elites = first[q.argsort(descending=True)[:4]]
+            second = (elites.mean() + elites.std(correction=0) * noise[1]).clamp(-1, 1)
+            tried = torch.cat((first, second))
+            found.append(tried[values([target], s.expand(32, -1), tried[:, None])[0].argmax()])
+        return torch.stack(found)[:, None]
+
+    def update(b):
+        nonlocal n
+        n += 1
+        with torch.no_grad():
+            next_action = search(b.next_obs)
+            y = b.reward + b.discount * values([target, lagged], b.next_obs, next_action).amin(0)
+        q = values([online], b.obs, b.action)[0]
+        step(optimizer, ((b.weights if c.prioritized else 1) * (q - y) ** 2).mean(), c.max_grad_norm)
+        follow(target, online, c.tau)
+        if n % 60 == 0:
+            follow(lagged, target, 1.0)
 
     run(agent, "Pendulum-v1", monkeypatch, update)
     assert_same(pairs, starts)

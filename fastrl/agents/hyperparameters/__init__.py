@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from fastrl.agents.hyperparameters.off_policy import DDPGConfig, DQNConfig, SACConfig, TD3Config
+from fastrl.agents.hyperparameters.off_policy import (
+    DDPGConfig,
+    DQNConfig,
+    NAFConfig,
+    QTOptConfig,
+    SACConfig,
+    TD3Config,
+)
 from fastrl.agents.hyperparameters.on_policy import (
     A2CConfig,
     ActorCriticConfig,
@@ -18,6 +25,8 @@ CONFIGS: dict[str, type[Any]] = {
     "a2c": A2CConfig,
     "ppo": PPOConfig,
     "trpo": TRPOConfig,
+    "naf": NAFConfig,
+    "qt_opt": QTOptConfig,
     "ddpg": DDPGConfig,
     "td3": TD3Config,
     "sac": SACConfig,
@@ -29,7 +38,9 @@ __all__ = [
     "ActorCriticConfig",
     "DDPGConfig",
     "DQNConfig",
+    "NAFConfig",
     "PPOConfig",
+    "QTOptConfig",
     "REINFORCEConfig",
     "SACConfig",
     "TD3Config",

@@ -96,8 +96,8 @@ class DQNConfig:
 
 
 @dataclass(frozen=True)
-class ContinuousConfig:
-    """Hyperparameters of all agents on `ContinuousAgent`.  Schedules count environment steps from the start."""
+class BoxConfig:
+    """Hyperparameters of all agents on `BoxAgent`.  Schedules count environment steps from the start."""
 
     # Sources: [C] CleanRL's continuous-action scripts (ddpg, td3, sac), [S] Stable-Baselines3, [P] Schaul et al. 2016,
     # [F] Fujimoto et al. 2018 (TD3), [H] Haarnoja et al. 2018 (SAC).
@@ -109,15 +109,13 @@ class ContinuousConfig:
     num_envs: int = 1
     """Environments stepped together."""
     hidden: tuple[int, ...] = (256, 256)  # [C] [S] [H]
-    """Sizes of the hidden layers of actor and critics."""
+    """Sizes of the hidden layers of each network."""
     learning_rate: float = 1e-3
-    """Of the critics' Adam, at the start."""
+    """Of Adam, at the start."""
     learning_rate_end: float | None = None
-    """Of the critics' Adam, from learning_rate_steps on; None: constant."""
+    """Of Adam, from learning_rate_steps on; None: constant."""
     learning_rate_steps: int | None = None
     """Environment steps over which the learning rates fall linearly; None: all of the run."""
-    actor_learning_rate: float = 3e-4
-    """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
     gamma: float = 0.99  # [C] [S] [F] [H]
     """Discount."""
     tau: float = 0.005  # [C] [S] [F] [H]
@@ -156,21 +154,28 @@ class ContinuousConfig:
         check_range(self, 0, INF, "learning_starts", "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
         check_range(self, 0, 2**63 - 1, "seed")
         check_range(self, 0, 1, "gamma")
-        check_range(self, 1e-12, INF, "learning_rate", "actor_learning_rate", "max_grad_norm", "per_eps")
+        check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "per_eps")
         check_range(self, 1e-12, 1, "tau")
         check_buffer(self)
 
 
 @dataclass(frozen=True)
-class DDPGConfig(ContinuousConfig):
-    """Hyperparameters.  All schedules count environment steps from the start of training."""
+class ContinuousConfig(BoxConfig):
+    """Hyperparameters of all agents on `ContinuousAgent`."""
 
-    # Sources: [L] Lillicrap et al. 2016, [C] CleanRL's ddpg_continuous_action, [S] Stable-Baselines3's DDPG.
-    # The string under a setting is its help on the command line.
-    learning_rate: float = 1e-3  # [L] [S]
-    """Of the critic's Adam, at the start."""
-    actor_learning_rate: float = 1e-3  # [S]
-    """Of the actor's Adam, at the start; falls in the same proportion as the critic's."""
+    actor_learning_rate: float = 3e-4
+    """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1e-12, INF, "actor_learning_rate")
+
+
+@dataclass(frozen=True)
+class NoiseConfig(BoxConfig):
+    """Hyperparameters of all agents on `NoisyAgent`."""
+
+    # Sources: [L] Lillicrap et al. 2016 (DDPG), [C] CleanRL's ddpg_continuous_action.
     noise: Literal["gaussian", "ou"] = "gaussian"  # [C]; [L] has ou
     """Of the exploration: independent from step to step, or an Ornstein-Uhlenbeck process, begun anew each episode."""
     noise_std: float = 0.1  # [C]
@@ -182,6 +187,69 @@ class DDPGConfig(ContinuousConfig):
         super().__post_init__()
         check_range(self, 0, 1e12, "noise_std")  # the process is kept in float32
         check_range(self, 1e-12, 1, "ou_theta")
+
+
+@dataclass(frozen=True)
+class NAFConfig(NoiseConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [G] Gu et al. 2016; without a mark, ours.
+    # The string under a setting is its help on the command line.
+    hidden: tuple[int, ...] = (200, 200)  # [G]
+    """Sizes of the hidden layers, which V, mu and L share."""
+    learning_rate: float = 1e-3  # [G] chose of 1e-2, 1e-3 and 1e-4
+    """Of Adam, at the start."""
+    batch_size: int = 128
+    """Transitions in an update."""
+    reward_scale: float = 1.0
+    """Rewards are learned from as so many times what they are: values of 1 to 10 are learned best."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1e-12, 1e12, "reward_scale")
+
+
+@dataclass(frozen=True)
+class QTOptConfig(NoiseConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [K] Kalashnikov et al. 2018; without a mark, ours.
+    # The string under a setting is its help on the command line.
+    batch_size: int = 128
+    """Transitions in an update."""
+    lag: int = 500  # [K] has 6000, and a tau of 1e-4
+    """Updates from one copy of the target network to the second target network to the next."""
+    cem_iterations: int = 2  # [K]
+    """Of the search for the best action."""
+    cem_samples: int = 64  # [K]
+    """Actions tried in an iteration."""
+    cem_elites: int = 6  # [K]
+    """The best of them, to whose mean and standard deviation the next iteration goes on."""
+    cem_std: float = 1.0
+    """Standard deviation of the first iteration, where the actions' range is [-1, 1]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, INF, "lag")
+        check_range(self, 1, 1000, "cem_iterations")
+        check_range(self, 1, 2**16, "cem_samples", "cem_elites")
+        check_range(self, 1e-6, 1e6, "cem_std")
+        if self.cem_elites > self.cem_samples:
+            raise InputError(
+                f"QTOptConfig: cem_elites must be at most cem_samples, got {self.cem_elites} and {self.cem_samples}"
+            )
+
+
+@dataclass(frozen=True)
+class DDPGConfig(NoiseConfig, ContinuousConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [L] Lillicrap et al. 2016, [S] Stable-Baselines3's DDPG.
+    # The string under a setting is its help on the command line.
+    learning_rate: float = 1e-3  # [L] [S]
+    """Of the critic's Adam, at the start."""
+    actor_learning_rate: float = 1e-3  # [S]
+    """Of the actor's Adam, at the start; falls in the same proportion as the critic's."""
 
 
 @dataclass(frozen=True)
