@@ -94,13 +94,14 @@ CODE = {
 }
 
 
-def run(contender: str, python: str, name: str, seed: int, threads: int) -> float | None:
-    """Steps a second; None: it has no such agent, or failed, which is said."""
+def run(contender: str, python: str, name: str, seed: int, threads: int) -> tuple[float, float] | None:
+    """Steps a second and peak memory in MB; None: it has no such agent, or failed, which is said."""
     values = {"NAME": name, "SEED": seed, "THREADS": threads}
     values |= dict(zip(("ENV", "H", "B", "WARM", "STEPS"), TASKS[name], strict=True))
     head = "import time, warnings; warnings.filterwarnings('ignore')\n"
     head += "".join(f"{key} = {value!r}\n" for key, value in values.items())
-    head += "report = lambda x: print('RESULT', x, flush=True)\n"
+    head += "import resource; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+    head += "report = lambda x: print('RESULT', x, peak(), flush=True)\n"
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "FASTRL_NUM_THREADS")
     flags = f"--xla_cpu_multi_thread_eigen={'false' if threads == 1 else 'true'}"
@@ -109,26 +110,28 @@ def run(contender: str, python: str, name: str, seed: int, threads: int) -> floa
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
     for line in done.stdout.splitlines():
         if line.startswith("RESULT"):
-            return float(line.split()[1])
+            speed, peak = map(float, line.split()[1:])
+            return speed, peak
     if done.returncode != 3:
         print(f"{contender} {name}: {done.stderr.strip().splitlines()[-1:] or done.returncode}", file=sys.stderr)
     return None
 
 
 def measure(name: str, pythons: dict[str, str], rounds: int, threads: int) -> dict[str, object]:
-    speeds: dict[str, list[float | None]] = {contender: [] for contender in pythons}
+    runs: dict[str, list[tuple[float, float] | None]] = {contender: [] for contender in pythons}
     for seed in range(rounds):
         for contender, python in pythons.items():
-            speeds[contender].append(run(contender, python, name, seed, threads))
+            runs[contender].append(run(contender, python, name, seed, threads))
     results = {}
-    for contender, found in speeds.items():
-        known = [speed for speed in found if speed]
-        ratios = [ours / x for ours, x in zip(speeds["fastrl"], found, strict=True) if ours and x]
+    for contender, found in runs.items():
+        known = [x[0] for x in found if x]
+        ratios = [ours[0] / x[0] for ours, x in zip(runs["fastrl"], found, strict=True) if ours and x]
         if known and ratios:
             results[contender] = {
                 "steps_per_s": [round(x, 1) for x in known],
                 "ratio": round(statistics.median(ratios), 2),
                 "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+                "peak_mb": round(statistics.median(x[1] for x in found if x)),
             }
     return {"task": name, **TASKS[name]._asdict(), "results": results}
 
@@ -141,7 +144,7 @@ def markdown(report: dict) -> str:
         f"`python bench/whole_agents.py --rounds {report['rounds']} --threads {report['threads']} ...` on {m['cpu']} "
         f"({m['cores']} cores, {m['system']}).",
         "Environment steps a second with an update a step: medians of interleaved rounds; in brackets the median (and "
-        "range) of the ratios fastrl / other.",
+        "range) of the ratios fastrl / other; then the peak memory of the process.",
         "Versions: " + ", ".join(report["versions"]) + f". {report['note']}".rstrip(),
         "",
         "| task | " + " | ".join(contenders) + " |",
@@ -155,6 +158,8 @@ def markdown(report: dict) -> str:
             if found and contender != "fastrl":
                 low, high = found["ratio_range"]
                 speed += f" ({found['ratio']:.1f}x, {low:.1f} to {high:.1f})"
+            if found:
+                speed += f", {found['peak_mb']} MB"
             cells.append(speed)
         what = f"{r['task']}: {r['env']}, {r['hidden']}-{r['hidden']}, batch {r['batch']}"
         lines.append(f"| {what} | " + " | ".join(cells) + " |")

@@ -35,11 +35,11 @@ class Backend:
         return self.cpu or self._find_cpu() if device == "cpu" else self.cuda or self._find_cuda()
 
     def _find_cpu(self) -> Any:
-        self.cpu = self.named(self.names()[0])
+        self.cpu = self.named(self._cpu_name())  # without a look for what serves CUDA tensors, which imports torch
         return self.cpu
 
     def _find_cuda(self) -> Any:
-        if self.names()[1] == "reference":
+        if self._cuda_name() == "reference":
             torch = self._module("_torch")
             self.cuda = getattr(torch, "fallback", torch)
         else:
@@ -52,12 +52,16 @@ class Backend:
 
     def names(self) -> tuple[str, str]:
         """The names of what serves CPU arrays and CUDA tensors."""
-        cpu = _backend.CPU_BACKEND
-        if cpu == "numba" and not self._has("_numba"):
-            cpu = "reference"
+        return self._cpu_name(), self._cuda_name()
+
+    def _cpu_name(self) -> str:
+        missing = _backend.CPU_BACKEND == "numba" and not self._has("_numba")
+        return "reference" if missing else _backend.CPU_BACKEND
+
+    def _cuda_name(self) -> str:
         kernels = self._module("reference").__all__
         compiled = all(hasattr(_backend._C_cuda, kernel) for kernel in kernels)
-        return cpu, _backend.cuda_backend()[0] if compiled else "reference"
+        return _backend.cuda_backend()[0] if compiled else "reference"
 
     def _has(self, name: str) -> bool:
         return importlib.util.find_spec(f"{self.package}.{name}") is not None

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastrl import _backend
+from fastrl.kernels._core import backends
+
 from .helpers import INDICES, ROWS, CapsuleOnly, OldProducer, Producer
 
 
@@ -178,3 +181,10 @@ def test_kernels_work_during_the_import_of_torch(torch):
         assert hasattr(sys.modules["torch"], "compiler")
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=300)
+
+
+def test_arrays_on_the_cpu_do_not_ask_what_serves_cuda(monkeypatch):
+    """Where fastrl._C_cuda is built, to ask is to import torch."""
+    monkeypatch.setattr(_backend, "cuda_backend", lambda: pytest.fail("asked"))
+    backend = backends.Backend("fastrl.kernels.scans")
+    assert backend.of(ROWS) is backend.named(_backend.CPU_BACKEND)
