@@ -101,8 +101,10 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         """
         c, policy, theta, max_kl = self.config, self.policy, self.theta, self.max_kl
         old_theta = theta.clone()
-        out = policy.output(obs, cached=True)
-        # What follows is relative to these.
+        # What follows is relative to these, made as `evaluate` makes its own: of one or two states, the pass that keeps
+        # what backward needs may differ from them in the last bit.
+        out = policy.output(obs)
+        policy.output(obs, cached=True)
         old_log_prob, entropy, d_out, d_log_std = policy.policy_gradient(out, action, advantage)
         old = out, None if policy.log_std is None else policy.log_std + 0
         exp = torch.exp if isinstance(out, Tensor) else np.exp
