@@ -22,6 +22,7 @@ FILES = (
     "n_step_gather",
     "scans",
     "replay",
+    "replay_stacks",
     "loader",
     "heads",
     "tanh_normal",

@@ -52,7 +52,7 @@ from fastrl.kernels import (
     value_loss,
     vtrace,
 )
-from fastrl.replay import PrioritizedReplay, ReplayBuffer
+from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay
 
 __version__ = "0.1.0"
 
@@ -68,6 +68,7 @@ __all__ = [
     "PrioritizedReplay",
     "QLoss",
     "ReplayBuffer",
+    "SequenceReplay",
     "SumTree",
     "__version__",
     "adam_step",

@@ -3,5 +3,6 @@
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
 from fastrl.replay.prioritized import PrioritizedReplay
+from fastrl.replay.sequences import SequenceBatch, SequenceReplay
 
-__all__ = ["Batch", "PrioritizedReplay", "ReplayBuffer"]
+__all__ = ["Batch", "PrioritizedReplay", "ReplayBuffer", "SequenceBatch", "SequenceReplay"]

@@ -21,7 +21,6 @@ from fastrl.replay.batch import Batch
 from fastrl.replay.spaces import Space
 from fastrl.replay.store import Store
 
-_CHUNK = 1 << 14  # transitions of `extend` between two updates of the tree
 # Of an instance's attributes those that are made anew for a copy.
 _DERIVED = {"_lock", "_tree", "_store", "_ring", "_torch", "_rows", "_priorities"}
 
@@ -71,6 +70,9 @@ class ReplayBuffer:
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
 
+    _draws_rows = True  # each transition by itself
+    _chunk = 1 << 14  # transitions of `extend` between two updates of the tree
+    _unread = 0  # see Store
     _stratified = False
     _normalize: Literal["batch", "tree"] = "batch"
     __iter__ = None  # else Python would iterate by __getitem__
@@ -118,7 +120,7 @@ class ReplayBuffer:
         try:
             self._store = Store(
                 self._obs, self._action, self.num_envs, self._most, store_next_obs=self.store_next_obs,
-                gamma=self.gamma, pinned=pinned,
+                gamma=self.gamma, unread=self._unread, pinned=pinned,
             )  # fmt: skip
             self._tree = SumTree(self._store.rows, dtype=np.float32, seed=self._seed)
         except MemoryError:
@@ -188,7 +190,7 @@ class ReplayBuffer:
                     obs, action, reward, next_obs, terminated, truncated, mask, episode_start, self._new_priority,
                     self._rows, self._priorities,
                 )  # fmt: skip
-                if n == self.num_envs:  # the usual call, in the fewest steps
+                if n == self.num_envs and self._draws_rows:  # the usual call, in the fewest steps
                     self._added += n
                     self._tree.update(self._rows, self._priorities)
                     return
@@ -243,7 +245,7 @@ class ReplayBuffer:
 
     def _write(self, steps: int, items: list[Any]) -> int:
         """Store what `_items` gave; negative when it is time to warn."""
-        per = max(1, min(steps, _CHUNK // self.num_envs))
+        per = max(1, min(steps, self._chunk // self.num_envs))
         rows, priorities = np.empty(2 * per * self.num_envs, np.int64), np.empty(2 * per * self.num_envs)
         least = 0
         with self._lock:
@@ -300,8 +302,8 @@ class ReplayBuffer:
                 if len(tree):
                     raise
                 raise ValueError("replay.sample: the buffer is empty: add transitions before sampling") from None
-            batch = self._store.read(rows, self.n_step, weights)
-        return self._to_device(batch)
+            batch = self._batch(rows, weights)
+        return self._to_device(batch)  # type: ignore[no-any-return]
 
     def __getitem__(self, indices: Any) -> Batch:
         """The transitions of these numbers [B], as `sample` would give them, with weights of 1.
@@ -315,8 +317,8 @@ class ReplayBuffer:
             if stale:
                 b = int(np.argmax(rows >= self._store.slots * self.num_envs))
                 raise IndexError(f"replay: indices[{b}] is {numbers[b]}, a transition that is not held any more")
-            batch = self._store.read(rows, self.n_step, np.ones(len(rows), np.float32))
-        return self._to_device(batch)
+            batch = self._batch(rows, np.ones(len(rows), np.float32))
+        return self._to_device(batch)  # type: ignore[no-any-return]
 
     def transitions(self) -> Batch:
         """All transitions held, each once and of one step whatever `n_step`, in the order of their `indices`,
@@ -325,7 +327,7 @@ class ReplayBuffer:
         with self._lock:
             rows = self._store.held()
             batch = self._store.read(rows, 1, np.ones(len(rows), np.float32))
-        return self._to_device(batch)
+        return self._to_device(batch)  # type: ignore[no-any-return]
 
     def _locate(self, where: str, numbers: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
         """The rows of numbers, and how many are stale: their rows are ones that never hold a transition."""
@@ -338,16 +340,25 @@ class ReplayBuffer:
             raise IndexError(f"{where}: indices[{~stale}] is {numbers[~stale]}, outside the transitions added so far")
         return rows, stale
 
-    def _to_device(self, batch: Batch) -> Batch:
+    def _batch(self, rows: NDArray[np.int64], weights: Any) -> Any:
+        return self._store.read(rows, self.n_step, weights)
+
+    def _to_device(self, batch: Any) -> Any:
         if self.device is None:
             return batch
-        if self.device.type == "cpu" and self._obs.is_single and self._action.is_single:  # in the fewest steps
+        if (
+            self._draws_rows and self.device.type == "cpu" and self._obs.is_single and self._action.is_single
+        ):  # in the fewest steps
             # Wrapping NumPy's results costs less than having torch allocate them.
             return Batch(*[self._torch.from_numpy(x) for x in batch])
-        fields = zip(Batch._fields, batch, strict=True)
-        return Batch(*[self._torch.from_numpy(x) if name == "indices" else self._to_tensor(x) for name, x in fields])
+        fields = zip(batch._fields, batch, strict=True)
+        return type(batch)(
+            *[self._torch.from_numpy(x) if name == "indices" else self._to_tensor(x) for name, x in fields]
+        )
 
     def _to_tensor(self, value: Any) -> Any:
+        if value is None:
+            return None
         if isinstance(value, dict):
             return {key: self._to_tensor(part) for key, part in value.items()}
         if isinstance(value, tuple):
@@ -387,7 +398,13 @@ class ReplayBuffer:
         try:
             columns = [np.zeros(self._tree.capacity, np.float32), *self._store.new_columns()]
             header, arrays = states.read(
-                storage.Reader(path), self._config(), columns, self.num_envs, self._most, self.frame_stack
+                storage.Reader(path),
+                self._config(),
+                columns,
+                self.num_envs,
+                self._most,
+                self.frame_stack,
+                self._draws_rows,
             )
             self._set_state(header, arrays)
         except ValueError as error:

@@ -18,11 +18,11 @@ _FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(np.bool_)
 _NAMES = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "mask", "episode_start")
 
 
-def check_int(name: str, value: Any) -> int:
+def check_int(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"replay: {name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"replay: {name} must be >= 1, got {value}")
+    if value < least:
+        raise ValueError(f"replay: {name} must be >= {least}, got {value}")
     return int(value)
 
 

@@ -17,12 +17,18 @@ Array = NDArray[Any]
 
 
 def read(
-    reader: Reader, config: dict[str, Any], columns: list[Array], num_envs: int, most: int, frames: int
+    reader: Reader,
+    config: dict[str, Any],
+    columns: list[Array],
+    num_envs: int,
+    most: int,
+    frames: int,
+    every: bool,
 ) -> tuple[dict[str, Any], list[Array]]:
     """The header, and what `Store.arrays` gives; ValueError for what no buffer has.
 
     `columns`: empty ones of priorities, obs, action, reward, terminated, truncated, cut and maybe next_obs or depth, to
-    be filled.  `config`: what the file must agree in.
+    be filled.  `config`: what the file must agree in.  `every`: each transition held has a priority.
     """
     header: Any = reader.header
     if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
@@ -54,8 +60,8 @@ def read(
     data = [np.zeros((header[name], length), np.uint8) for name, length in sides]
     beside = [array for pair in zip(flags, data, strict=True) for array in pair]
     reader.read_into([c[:rows] for c in columns] + [a[:rows] if a.dtype == np.bool_ else a for a in beside])
-    _check_arrays(columns, _held_rows(added, start, slots, most), flags, data)
-    if frames > 1 and columns[-1].max() >= frames:
+    _check_arrays(columns, _held_rows(added, start, slots, most), flags, data, every)
+    if frames > 1 and columns[7].max() >= frames:
         raise ValueError("damaged: a depth is that of no frame")
     return header, [*columns, *beside]
 
@@ -81,20 +87,20 @@ def _is(value: Any, kind: type, most: int) -> bool:
     return isinstance(value, int) and type(value) is kind and 0 <= value <= most
 
 
+def check_list(name: str, values: Any, kind: type, most: list[int]) -> None:
+    """Raise ValueError for what is no list of a number of each environment, from 0 to `most`."""
+    if type(values) is not list or len(values) != len(most):
+        raise ValueError(f"damaged: {name} is not a list of {len(most)}")
+    for value, high in zip(values, most, strict=True):
+        if not _is(value, kind, max(high, 1) if kind is bool else high):
+            raise ValueError(f"damaged: {name} has {value!r}")
+
+
 def _check_header(header: dict[str, Any], num_envs: int, rows: int, sides: list[str]) -> None:
     """Raise ValueError for a header of the right layout whose numbers no buffer has."""
-
-    def per_env(name: str, kind: type, most: list[int]) -> None:
-        values: Any = header.get(name)
-        if type(values) is not list or len(values) != num_envs:
-            raise ValueError(f"damaged: {name} is not a list of {num_envs}")
-        for value, high in zip(values, most, strict=True):
-            if not _is(value, kind, high):
-                raise ValueError(f"damaged: {name} has {value!r}")
-
-    per_env("added", int, [2**62 // num_envs] * num_envs)
-    per_env("start", int, header["added"])
-    per_env("broken", bool, [1] * num_envs)
+    check_list("added", header.get("added"), int, [2**62 // num_envs] * num_envs)
+    check_list("start", header.get("start"), int, header["added"])
+    check_list("broken", header.get("broken"), bool, [1] * num_envs)
     for name, most in (("steps", 2**62), *((side, rows) for side in sides)):
         number = header.get(name)
         if not _is(number, int, most):
@@ -108,10 +114,11 @@ def _check_priority(header: dict[str, Any]) -> None:
         raise ValueError(f"damaged: new_priority is {priority!r}")
 
 
-def _check_arrays(columns: list[Array], held: Array, marks: list[Array], data: list[Array]) -> None:
+def _check_arrays(columns: list[Array], held: Array, marks: list[Array], data: list[Array], every: bool) -> None:
     """Raise ValueError for arrays that do not fit the header."""
     priorities, _, _, reward, *flags = columns[:7]  # flags: terminated, truncated, cut
-    if not np.array_equal(priorities > 0, held) or not np.isfinite(priorities).all():
+    fits = np.array_equal(priorities > 0, held) if every else not (priorities > 0)[~held].any()
+    if not fits or not np.isfinite(priorities).all():
         raise ValueError("damaged: its priorities do not fit the transitions that it holds")
     if not np.isfinite(reward).all():
         raise ValueError("damaged: a reward is not finite")
@@ -171,5 +178,5 @@ def _from_layout_1(
     }  # fmt: skip
     _check_priority(converted)
     held = _held_rows(np.array(added), np.zeros(num_envs, np.int64), slots, slots - 1)
-    _check_arrays(new, held, [has_extra], [data])
+    _check_arrays(new, held, [has_extra], [data], True)
     return converted, [*new, has_extra, data]

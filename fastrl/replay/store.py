@@ -28,12 +28,14 @@ class Store:
         most: transitions held of each environment.
         store_next_obs: in a column of its own.
         gamma: of n-step returns and discounts.
+        unread: how many of the last arrays of an action are only kept, in `unread`, and None in a batch.
         pinned: None, or torch: batches are tensors in pinned memory.
     """
 
     def __init__(
-        self, obs: Space, action: Space, num_envs: int, most: int, *, store_next_obs: bool, gamma: float, pinned: Any
-    ) -> None:
+        self, obs: Space, action: Space, num_envs: int, most: int, *, store_next_obs: bool, gamma: float,
+        unread: int, pinned: Any,
+    ) -> None:  # fmt: skip
         self.obs, self.action = obs, action
         self.num_envs, self.most = num_envs, most
         self.slots = most + obs.frames  # see ring.py
@@ -41,7 +43,8 @@ class Store:
         self._apart, self._pinned = store_next_obs, pinned
         self._gamma, self._discounts = gamma, np.array((gamma, 0), np.float32)
         self._is_plain = obs.is_single and action.is_single and obs.frames == 1
-        self._split = len(obs.leaves), len(obs.leaves) + len(action.leaves)
+        self._unread: list[Any] = [None] * unread
+        self._split = len(obs.leaves), len(obs.leaves) + len(action.leaves) - unread
         self.counts, self.start, self.cursor = (np.zeros(num_envs, np.int64) for _ in range(3))
         self.broken = np.ones(num_envs, np.bool_)
         self.set_columns(self.new_columns())
@@ -67,6 +70,8 @@ class Store:
         self._obs, self._next_obs, self._action = map(
             Space.views, (self.obs, self.obs, self.action), (obs, next_obs, action)
         )
+        n = len(self._action) - len(self._unread)
+        self._action, self.unread = self._action[:n], self._action[n:]
         # What one call gathers by the first rows of a batch, and by the last.
         self._whole = [*self._obs, *self._action, *self._next_obs, terminated, truncated, reward]
         self._first, self._last = [*self._obs, *self._action], [*self._next_obs, terminated, truncated]
@@ -119,7 +124,7 @@ class Store:
         if reward is None:
             reward, discount = one_step, self._discounts.take(np.asarray(terminated).view(np.int8))
         indices = self.ring.finish(rows, last, next_obs, obs)
-        joined = self.obs.join(obs), self.action.join(action), reward, self.obs.join(next_obs)
+        joined = self.obs.join(obs), self.action.join([*action, *self._unread]), reward, self.obs.join(next_obs)
         return Batch(*joined, terminated, truncated, indices, weights, discount)
 
     def _gather_stacks(self, rows: Rows) -> list[Any]:

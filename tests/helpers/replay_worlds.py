@@ -1,11 +1,15 @@
 """What the tests of the replay buffers share: unique transitions, and what must be held of them, in plain lists."""
 
 from collections import namedtuple
+from unittest import mock
 
 import numpy as np
 import pytest
+from replay_oracle import LEAVES
 
+from fastrl import _backend
 from fastrl.replay import PrioritizedReplay, ReplayBuffer
+from fastrl.replay.ring import ReplayRing, ring_class
 
 Item = namedtuple("Item", "obs action reward next_obs terminated truncated")
 
@@ -59,6 +63,29 @@ def fill(buffer, n, rng=0, end_every=7):
         buffer.add(obs, rng.integers(4, size=envs), rng.standard_normal(envs), next_obs, terminated, end & ~terminated)
         obs = rng.standard_normal((envs, 3), np.float32) if end[0] else next_obs
     return buffer
+
+
+RINGS = {"plain": ReplayRing}
+if _backend.CPU_BACKEND == "cpp":
+    RINGS["compiled"] = ring_class()
+
+
+def space_of(kind, frames):
+    """What a buffer is told of these observations."""
+    lead = (frames,) if frames > 1 else ()
+    spaces = [((*lead, *shape), dtype) for shape, dtype in LEAVES[kind]]
+    if kind == "dict":
+        return {"a": spaces[0], "b": {"c": spaces[1], "d": spaces[2]}}
+    if kind == "tuple":
+        gym = pytest.importorskip("gymnasium")
+        low = {np.bool_: 0, np.float32: -np.inf}
+        return gym.spaces.Tuple([gym.spaces.Box(low[d], 1 if d is np.bool_ else np.inf, s, d) for s, d in spaces])
+    return spaces[0]
+
+
+def with_ring(name):
+    """Buffers made in this context keep their transitions in that ring."""
+    return mock.patch("fastrl.replay.store.ring_class", lambda: RINGS[name])
 
 
 BOTH = pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedReplay])

@@ -2,28 +2,23 @@
 
 import math
 import warnings
-from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replay_worlds import RINGS, with_ring
 
-from fastrl import _backend
 from fastrl.replay import PrioritizedReplay, ReplayBuffer
-from fastrl.replay.ring import ReplayRing, ring_class
 
 OBS = ((2,), np.float32)
 ACTION = ((), np.int64)
 BOTH = pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedReplay])
-RINGS = {"plain": ReplayRing}
-if _backend.CPU_BACKEND == "cpp":
-    RINGS["compiled"] = ring_class()
 EACH_RING = pytest.mark.parametrize("ring", RINGS)
 
 
 def make(ring, cls, *args, **kwargs):
-    with mock.patch("fastrl.replay.store.ring_class", lambda: RINGS[ring]):
+    with with_ring(ring):
         return cls(*args, **kwargs)
 
 

@@ -3,34 +3,15 @@
 import pickle
 import tempfile
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_oracle import EVENTS, LEAVES, Envs, Lists, batched
+from replay_worlds import RINGS, space_of, with_ring
 
-from fastrl import _backend
 from fastrl.replay import PrioritizedReplay, ReplayBuffer
-from fastrl.replay.ring import ReplayRing, ring_class
-
-RINGS = {"plain": ReplayRing}
-if _backend.CPU_BACKEND == "cpp":
-    RINGS["compiled"] = ring_class()
-
-
-def space_of(kind, frames):
-    """What a buffer is told of these observations."""
-    lead = (frames,) if frames > 1 else ()
-    spaces = [((*lead, *shape), dtype) for shape, dtype in LEAVES[kind]]
-    if kind == "dict":
-        return {"a": spaces[0], "b": {"c": spaces[1], "d": spaces[2]}}
-    if kind == "tuple":
-        gym = pytest.importorskip("gymnasium")
-        low = {np.bool_: 0, np.float32: -np.inf}
-        return gym.spaces.Tuple([gym.spaces.Box(low[d], 1 if d is np.bool_ else np.inf, s, d) for s, d in spaces])
-    return spaces[0]
 
 
 @st.composite
@@ -65,7 +46,7 @@ def cases(draw):
 
 def new_buffer(case):
     cls = PrioritizedReplay if case["prioritized"] else ReplayBuffer
-    with mock.patch("fastrl.replay.store.ring_class", lambda: RINGS[case["ring"]]):
+    with with_ring(case["ring"]):
         return cls(
             case["capacity"], space_of(case["kind"], case["frames"]), ((), np.int64), case["num_envs"],
             n_step=case["n"], gamma=case["gamma"], frame_stack=case["frames"], store_next_obs=case["apart"], seed=0,
@@ -74,7 +55,7 @@ def new_buffer(case):
 
 def replaced(case, buffer, how):
     """A copy of the buffer that must go on as it would."""
-    with mock.patch("fastrl.replay.store.ring_class", lambda: RINGS[case["ring"]]):
+    with with_ring(case["ring"]):
         if how == "pickle":
             return pickle.loads(pickle.dumps(buffer))
         other = new_buffer(case)
