@@ -278,3 +278,16 @@ def test_the_manifest_has_the_command(tmp_path, monkeypatch, capsys):
     assert cli.main() == 0
     manifest = json.loads((tmp_path / "a run" / "checkpoint" / "manifest.json").read_text())
     assert manifest["made_by"]["command"] == f"fastrl {' '.join(argv[:-1])} '{argv[-1]}'"
+
+
+def test_a_result_that_is_read_by_a_program_has_whole_paths(tmp_path, capsys):
+    run = tmp_path / ("a long name " * 8).strip()
+    assert cli.main([*TRAIN, "--total-steps", "20", "--out", str(run)]) == 0
+    assert f"saved in                          │ {run} " in capsys.readouterr().out
+
+
+def test_warnings_have_no_colours(capsys):
+    from fastrl.cli.errors import warn
+
+    warn(UserWarning("\x1b[33mWARN: the  environment\nis old\x1b[0m"))
+    assert capsys.readouterr().err == "fastrl: warning: the environment is old\n"

@@ -19,7 +19,7 @@ from fastrl import cli
 from fastrl.agents import DQN
 from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.cli.options import without
-from fastrl.cli.seeds import interquartile_mean
+from fastrl.cli.seeds import at_once, interquartile_mean
 
 SMALL = [
     "--hidden",
@@ -126,6 +126,11 @@ def test_interrupted(number, code, tmp_path):
     for seed in (0, 1):
         assert f"to go on: fastrl train --resume {tmp_path / 'runs' / f'seed{seed}'}\n" in err
         assert DQN.load(tmp_path / "runs" / f"seed{seed}").steps >= 1000
+
+
+def test_how_many_at_once():
+    cases = {(1, 8): 1, (2, 2): 2, (3, 2): 3, (4, 2): 2, (5, 2): 3, (7, 4): 7, (8, 4): 4, (9, 1): 1, (100, 8): 9}
+    assert {case: at_once(*case) for case in cases} == cases
 
 
 def test_interquartile_mean():

@@ -77,6 +77,8 @@ class EnvConfig:
 def make_plain(spec: str | EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     """`gymnasium.make` with its errors (unknown name, missing package, wrong arguments) as a one-line InputError."""
     name = spec if isinstance(spec, str) else spec.id
+    if name.count(":") > 1:
+        raise InputError(f"cannot make environment {name!r}: its form is [module:][namespace/]Name-v0")
     namespace = name.rpartition(":")[2].rpartition("/")[0]
     module, package = PACKAGES.get(namespace, ("", ""))
     if module and not any(other.startswith(f"{namespace}/") for other in gym.registry):

@@ -60,18 +60,16 @@ def mean(returns: Any) -> str:
 
 
 def table(title: str, rows: dict[str, str]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(title=Text(title), show_header=False)
     for name, value in rows.items():
         shown.add_row(name, Text(value, overflow="fold"))
-    Console().print(shown)
+    _print(shown)
 
 
 def columns(title: str, names: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -81,6 +79,12 @@ def columns(title: str, names: list[str], rows: list[list[str]]) -> None:
         shown.add_column(name, justify="right" if numbers else "left", overflow="fold", no_wrap=number > 0)
     for row in rows:
         shown.add_row(*map(Text, row))
+    _print(shown)
+
+
+def _print(shown: Any) -> None:
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width
         console.width = 10_000

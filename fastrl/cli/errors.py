@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -25,7 +26,8 @@ def one_line(error: BaseException) -> str:
 
 
 def warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"fastrl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    text = re.sub(r"\x1b\[\d*m", "", str(message)).removeprefix("WARN: ")  # Gymnasium's are yellow
+    print(f"fastrl: warning: {' '.join(text.split())}", file=sys.stderr)
 
 
 def fail(message: str, code: int = 2) -> int:

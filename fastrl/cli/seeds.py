@@ -29,6 +29,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def at_once(seeds: int, cores: int) -> int:
+    """As many as there are cores, and so many more that none runs alone in the end: 5 seeds on 2 cores are 3 and 2."""
+    rounds = max(1, seeds // cores)
+    return -(-seeds // rounds)
+
+
 class One:
     """The run of one seed: its process, whose output goes to a file beside its folder."""
 
@@ -73,8 +79,8 @@ class One:
 
 
 def train(folder: Path, args: list[str], seeds: Sequence[int], jobs: int | None, total_steps: int) -> int:
-    """Run ``fastrl *args`` with each of the seeds, as many at once as there are cores; returns the exit code."""
-    jobs = min(jobs or cores(), len(seeds))
+    """Run ``fastrl *args`` with each of the seeds, `jobs` at a time; returns the exit code."""
+    jobs = min(jobs or at_once(len(seeds), cores()), len(seeds))
     every = [One(seed, folder, args, max(1, cores() // jobs)) for seed in seeds]
     print(f"{len(seeds)} seeds, {jobs} at a time: {folder}", file=sys.stderr)
     stopped = 0
@@ -98,10 +104,11 @@ def train(folder: Path, args: list[str], seeds: Sequence[int], jobs: int | None,
 
 def _run(every: list[One], jobs: int, total_steps: int) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    shown = (TextColumn("seed {task.fields[seed]}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"))
+    steps = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
+    shown = (TextColumn("seed {task.fields[seed]}"), BarColumn(), TaskProgressColumn(), steps)
     running: dict[One, Any] = {}
     waiting, done = list(every), 0
     with Progress(

@@ -47,7 +47,7 @@ class Train:
     seeds: int | None = None
     """Train with so many seeds, from --seed on, side by side: a run folder each, one table, one plot."""
     jobs: int | None = None
-    """How many of the --seeds run at a time (as many as there are cores)."""
+    """How many of the --seeds run at a time (about as many as there are cores)."""
     save_every: int = 10_000
     """Environment steps from one checkpoint to the next."""
     threads: int = 1

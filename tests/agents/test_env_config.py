@@ -136,6 +136,7 @@ def test_a_crafted_config(wrappers, tmp_path):
             lambda: EnvConfig("CartPole-v1", None, ["mine_wrappers:nothing"]).make(),
             "must give a gymnasium.Env, got None",
         ),
+        (lambda: EnvConfig("a:b:C-v0").make(), r"its form is \[module:\]"),
         (lambda: EnvConfig("ALE/Pong-v5").make(), "it is of ale-py; to install: pip install ale-py"),
     ],
 )
