@@ -157,3 +157,8 @@ def _is(path: Path, fd: int) -> bool:
         return os.path.samestat(os.lstat(path), os.fstat(fd))
     except OSError:
         return False
+
+
+def beside(folder: Path, suffix: str) -> Path:
+    """A hidden name of ours, which no user has for something of his own."""
+    return folder.parent / f".{folder.name}.fastrl-{suffix}"

@@ -26,10 +26,10 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from scipy.stats import bootstrap, trim_mean
 
-from fastrl._files import atomic_write
-from fastrl.agents import ALGORITHMS
-from fastrl.agents.checkpoint import beside
+from fastrl._files import atomic_write, beside
+from fastrl.agents import CLASS_NAMES
 from fastrl.agents.config import InputError
+from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.agents.logs import complete_rows
 
 Floats = NDArray[np.float64]
@@ -165,10 +165,9 @@ def _read_config(run: Path) -> dict[str, Any] | None:
 
 def _defaults(algorithm: str) -> dict[str, Any]:
     """As JSON has them.  A run saved before a hyperparameter existed is one with its default."""
-    known: dict[str, Any] = dict(ALGORITHMS)
-    if algorithm not in known:
+    if algorithm not in CONFIGS:
         return {}
-    defaults: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(known[algorithm].config_class())))
+    defaults: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(CONFIGS[algorithm]())))
     return defaults
 
 
@@ -219,7 +218,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
                     parts.append(name if value else f"no {name}")
             elif differs:
                 parts.append(f"{name}={_short(value)}")
-        title = ALGORITHMS[run.algorithm].__name__ if run.algorithm in ALGORITHMS else run.algorithm
+        title = CLASS_NAMES.get(run.algorithm, run.algorithm)
         labels.append(f"{title} ({', '.join(parts)})" if parts else title)
     return labels
 

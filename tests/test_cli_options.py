@@ -128,6 +128,13 @@ def test_help_imports_neither_torch_nor_gymnasium(argv):
     assert done.stdout.splitlines()[-1] == "LOADED" and "usage: " in done.stdout
 
 
+def test_plots_need_no_torch():
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("scipy")
+    code = "import sys, fastrl.plot; print({'torch', 'gymnasium'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
 def test_help_of_every_algorithm(capsys):
     for name, config in CONFIGS.items():
         try:

@@ -53,7 +53,7 @@ _MODULES = {
     "TD3": "td3",
     "TRPO": "trpo",
 }
-_ALGORITHMS = {
+CLASS_NAMES = {
     "dqn": "DQN",
     "reinforce": "REINFORCE",
     "actor_critic": "OneStepActorCritic",
@@ -100,7 +100,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     value: Any
     if name == "ALGORITHMS":
-        value = {algorithm: getattr(import_module(__name__), agent) for algorithm, agent in _ALGORITHMS.items()}
+        value = {algorithm: getattr(import_module(__name__), agent) for algorithm, agent in CLASS_NAMES.items()}
     elif name in _MODULES:
         value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     else:

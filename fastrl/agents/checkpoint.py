@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import fastrl
-from fastrl._files import fsync, locked
+from fastrl._files import beside, fsync, locked
 from fastrl.agents.config import InputError
 
 FORMAT = 3
@@ -309,11 +309,6 @@ def _path(folder: str | os.PathLike[str]) -> Path:
     if "\0" in text:
         raise InputError(f"a folder's name must have no null character, got {os.fspath(folder)!r}")
     return Path(text)
-
-
-def beside(folder: Path, suffix: str) -> Path:
-    """A hidden name of ours, which no user has for something of his own."""
-    return folder.parent / f".{folder.name}.fastrl-{suffix}"
 
 
 def made_by() -> dict[str, str]:
