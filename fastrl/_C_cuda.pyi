@@ -1,7 +1,7 @@
 """The compiled CUDA kernels; call them through fastrl.kernels, which documents them."""
 
 from collections.abc import Sequence
-from typing import Any, type_check_only
+from typing import Any, final
 
 def devices() -> list[str]: ...
 def categorical_log_prob_entropy(logits: Any, action: Any) -> tuple[Any, Any]: ...
@@ -165,10 +165,8 @@ def off_policy_returns(
     out: Any,
 ) -> Any: ...
 
-@type_check_only
-class _PybindType(type): ...
-
-class SumTreeCore(metaclass=_PybindType):
+@final
+class SumTreeCore:
     def __init__(
         self,
         capacity: int,

@@ -247,10 +247,9 @@ void adam_step_binding(py::handle params, py::handle grads, py::handle exp_avgs,
   step_all(lists, each);
 }
 
-void bind(py::module_& m) {
-  m.def("adam_step", &adam_step_binding, py::arg("params"), py::arg("grads"), py::arg("exp_avgs"),
-        py::arg("exp_avg_sqs"), py::arg("steps"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
-        py::arg("weight_decay"));
+void bind(py::handle m) {
+  def<&adam_step_binding>(
+      m, "adam_step(params, grads, exp_avgs, exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay)");
 }
 
 const Binding binding(&bind);

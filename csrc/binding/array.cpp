@@ -8,6 +8,12 @@ void raise_value(const std::string& text) { throw py::value_error(text); }
 
 std::string type_name(PyObject* object) { return py::cast<std::string>(py::type::handle_of(object).attr("__name__")); }
 
+py::object import_module(const char* name) {
+  PyObject* module = PyImport_ImportModule(name);
+  if (!module) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(module);
+}
+
 std::string repr(double x) { return py::cast<std::string>(py::repr(py::float_(x))); }
 
 std::string dtype_text(const Array& a) {

@@ -1,7 +1,7 @@
 // An argument as the kernels see it, {pointer, dtype, shape, strides, device}; the words of errors; the GIL let go.
 #pragma once
 
-#include <pybind11/pybind11.h>
+#include <pybind11/cast.h>
 
 #include <algorithm>
 #include <array>
@@ -141,6 +141,8 @@ auto without_gil(F f) {
 [[noreturn]] void raise_value(const std::string& text);
 
 std::string type_name(PyObject* object);
+
+py::object import_module(const char* name);
 
 // Shortest text that reads back as the same double, as Python writes it.
 std::string repr(double x);

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "binding/checks.h"
+#include "binding/class.h"
 #include "binding/contiguous.h"
-#include "binding/method.h"
 #include "binding/registry.h"
 #include "binding/results.h"
 #include "binding/scalars.h"

@@ -6,7 +6,16 @@
 #include <string>
 #include <utility>
 
+#include "binding/numpy.h"
+#include "binding/registry.h"
+
 namespace fastrl {
+
+PyTypeObject* numpy_array_type = nullptr;
+
+static const Binding numpy_binding([](py::handle) {
+  numpy_array_type = reinterpret_cast<PyTypeObject*>(py::detail::npy_api::get().PyArray_Type_);
+});
 
 const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
   struct Entry {
@@ -70,7 +79,7 @@ void fill_from_dltensor(Array& a, const DLTensor& t, const char* where) {
 }
 
 void load_numpy(Array& a, PyObject* object, const char* where) {
-  const auto* array = reinterpret_cast<const py::detail::PyArray_Proxy*>(object);
+  const NumpyArray* array = numpy_array(object);
   a.kind = Kind::numpy;
   a.data = array->data;
   a.ndim = array->nd;
@@ -81,9 +90,8 @@ void load_numpy(Array& a, PyObject* object, const char* where) {
     a.shape[d] = array->dimensions[d];
     a.strides[d] = array->strides[d];
   }
-  const auto* descr = py::detail::array_descriptor1_proxy(array->descr);
-  a.dtype = dtype_of_numpy(descr->type_num);
-  a.writable = array->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  a.dtype = dtype_of_numpy(array->descr->type_num);
+  a.writable = array->is_writable();
   switch (a.dtype) {
     case DType::f64:
     case DType::i64:
@@ -107,14 +115,14 @@ void load_numpy(Array& a, PyObject* object, const char* where) {
       a.itemsize = 1;
       break;
     case DType::other: {
-      const py::dtype dt = py::reinterpret_borrow<py::dtype>(array->descr);
+      const py::dtype dt = py::reinterpret_borrow<py::dtype>(reinterpret_cast<PyObject*>(array->descr));
       a.itemsize = dt.itemsize();
       a.has_objects = py::cast<bool>(dt.attr("hasobject"));
     }
   }
-  a.aligned = array->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  a.aligned = array->is_aligned();
   // Numbers of a foreign byte order cannot be read; rows of them can still be copied.
-  if (descr->byteorder != '=' && descr->byteorder != '|') a.dtype = DType::other;
+  if (!array->descr->is_native()) a.dtype = DType::other;
 }
 
 // NumPy's masked arrays are arrays too, but nothing here looks at their masks.
@@ -185,10 +193,8 @@ void load_capsule(Array& a, PyObject* object, const char* where) {
 Array load(PyObject* object, const char* where) {
   Array a;
   a.object = object;
-  const auto& numpy = py::detail::npy_api::get();
-  const bool is_plain = Py_TYPE(object) == numpy.PyArray_Type_;
-  if (is_plain || numpy.PyArray_Check_(object)) {
-    if (!is_plain) check_not_masked(object, where);
+  if (is_numpy(object)) {
+    if (!is_plain_numpy(object)) check_not_masked(object, where);
     load_numpy(a, object, where);
     return a;
   }

@@ -1,11 +1,10 @@
 // The Python module fastrl._C_cuda: its bindings check tensors, let go of the GIL and launch kernels on the caller's
 // stream.
-#include "binding/bind_cuda.h"
-
-#include <pybind11/stl.h>
+#include <pybind11/pybind11.h>
 
 #include <mutex>
-#include <vector>
+
+#include "binding/bind_cuda.h"
 
 namespace fastrl {
 
@@ -28,15 +27,15 @@ class DeviceGuard {
 };
 
 // "name, compute capability x.y, n GiB" of each GPU; empty without a GPU or a driver.
-std::vector<std::string> devices() {
-  std::vector<std::string> found;
+py::list devices() {
+  py::list found;
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
   for (int d = 0; d < count; ++d) {
     cudaDeviceProp p;
     if (cudaGetDeviceProperties(&p, d) != cudaSuccess) continue;
-    found.push_back(std::string(p.name) + ", compute capability " + std::to_string(p.major) + "." +
-                    std::to_string(p.minor) + ", " + std::to_string(p.totalGlobalMem >> 30) + " GiB");
+    found.append(std::string(p.name) + ", compute capability " + std::to_string(p.major) + "." +
+                 std::to_string(p.minor) + ", " + std::to_string(p.totalGlobalMem >> 30) + " GiB");
   }
   cudaGetLastError();  // forgotten: no later launch shall report it
   return found;
@@ -82,6 +81,6 @@ Array load_cuda(py::handle x, const char* where, const Array* first, const char*
 PYBIND11_MODULE(_C_cuda, m) {
   using namespace fastrl;
   m.doc() = "Compiled CUDA kernels of fastrl; call them through fastrl.kernels.";
-  m.def("devices", &devices);
+  def<&devices>(m, "devices()");
   Binding::run_all(m);
 }

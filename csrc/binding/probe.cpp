@@ -23,8 +23,6 @@ static py::tuple probe(py::handle a, py::handle b, py::handle c, py::handle d) {
   return py::make_tuple(hand_back(std::move(first), x), hand_back(std::move(second), x));
 }
 
-static const Binding probe_binding([](py::module_& m) {
-  m.def("_probe", &probe, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("d"));
-});
+static const Binding probe_binding([](py::handle m) { def<&probe>(m, "_probe(a, b, c, d)"); });
 
 }  // namespace fastrl

@@ -1,7 +1,7 @@
 // How the module finds the ops: each bind.cpp adds itself, and no list names it.
 #pragma once
 
-#include <pybind11/pybind11.h>
+#include <pybind11/cast.h>
 
 namespace fastrl {
 
@@ -11,15 +11,15 @@ namespace py = pybind11;
 // imported.
 class Binding {
  public:
-  explicit Binding(void (*bind)(py::module_&)) : bind_(bind), next_(first_) { first_ = this; }
+  explicit Binding(void (*bind)(py::handle)) : bind_(bind), next_(first_) { first_ = this; }
   Binding(const Binding&) = delete;
   Binding& operator=(const Binding&) = delete;
-  static void run_all(py::module_& m) {
+  static void run_all(py::handle m) {
     for (const Binding* b = first_; b; b = b->next_) b->bind_(m);
   }
 
  private:
-  void (*bind_)(py::module_&);
+  void (*bind_)(py::handle);
   const Binding* next_;
   static inline const Binding* first_ = nullptr;  // set before any constructor runs
 };

@@ -1,11 +1,13 @@
 #include "binding/results.h"
 
-#include <pybind11/numpy.h>
+#include <pybind11/numpy.h>  // npy_api
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "binding/numpy.h"
 
 namespace fastrl {
 
@@ -15,7 +17,7 @@ Result allocate_numpy(PyObject* descr, const int64_t* shape, int ndim) {
   std::copy(shape, shape + ndim, dims);
   PyObject* array = api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, ndim, dims, nullptr, nullptr, 0, nullptr);
   if (!array) throw py::error_already_set();
-  return {py::reinterpret_steal<py::object>(array), reinterpret_cast<py::detail::PyArray_Proxy*>(array)->data};
+  return {py::reinterpret_steal<py::object>(array), numpy_array(array)->data};
 }
 
 Result allocate_numpy(DType dtype, const int64_t* shape, int ndim) {
@@ -55,7 +57,7 @@ py::object hand_back(Result&& result, const Array& like) {
   if (py::hasattr(object, "__array_namespace__"))
     return object.attr("__array_namespace__")().attr("from_dlpack")(result.object);
   if (py::cast<std::string>(py::type::handle_of(object).attr("__module__")).compare(0, 5, "torch") == 0)
-    return py::module_::import("torch").attr("from_numpy")(result.object);  // torch before 2.9
+    return import_module("torch").attr("from_numpy")(result.object);  // torch before 2.9
   return std::move(result.object);
 }
 

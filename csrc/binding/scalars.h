@@ -1,7 +1,7 @@
 // Python's and NumPy's scalars.
 #pragma once
 
-#include <pybind11/pybind11.h>
+#include <pybind11/cast.h>
 
 #include <cstdint>
 

@@ -1,8 +1,5 @@
-// Ctrl-C in the middle of a long call, and what else a kernel throws.
-#include <pybind11/pybind11.h>
-
-#include <new>
-
+// Ctrl-C in the middle of a long call.
+#include "binding/array.h"
 #include "binding/registry.h"
 #include "core/parallel.h"
 
@@ -24,25 +21,13 @@ static bool signal_raised() {
 }
 
 static void watch_signals() {
-  main_thread = py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
+  main_thread = py::cast<unsigned long>(import_module("threading").attr("main_thread")().attr("ident"));
 #if defined(__unix__) || defined(__APPLE__)
   pthread_atfork(nullptr, nullptr, [] { main_thread = PyThread_get_thread_ident(); });
 #endif
   set_interrupt_check(&signal_raised);
 }
 
-static void translate(std::exception_ptr thrown) {
-  try {
-    if (thrown) std::rethrow_exception(thrown);
-  } catch (const Interrupted&) {  // the handler's exception is set already
-  } catch (const std::bad_alloc&) {
-    PyErr_SetString(PyExc_MemoryError, "fastrl: no memory for the work space of a call");
-  }
-}
-
-static const Binding signals_binding([](py::module_&) {
-  py::register_local_exception_translator(&translate);
-  watch_signals();
-});
+static const Binding signals_binding([](py::handle) { watch_signals(); });
 
 }  // namespace fastrl

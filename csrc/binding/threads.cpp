@@ -2,6 +2,7 @@
 
 #include <thread>
 
+#include "binding/function.h"
 #include "binding/registry.h"
 
 #if defined(__linux__)
@@ -24,11 +25,13 @@ static int default_threads() {
   return n > 0 ? static_cast<int>(n) : 1;
 }
 
+static void set_num_threads(int n) { chosen_threads = n; }
+
 int num_threads() { return chosen_threads > 0 ? chosen_threads : default_threads(); }
 
-static const Binding threads_binding([](py::module_& m) {
-  m.def("get_num_threads", &num_threads);
-  m.def("set_num_threads", [](int n) { chosen_threads = n; });
+static const Binding threads_binding([](py::handle m) {
+  def<&num_threads>(m, "get_num_threads()");
+  def<&set_num_threads>(m, "set_num_threads(n)");
 });
 
 }  // namespace fastrl

@@ -64,11 +64,11 @@ py::object categorical_log_prob_entropy_backward(py::handle logits, py::handle a
   return std::move(grad.object);
 }
 
-void bind(py::module_& m) {
-  m.def("categorical_sample", &categorical_sample, py::arg("logits"), py::arg("state"), py::arg("uniform"));
-  m.def("categorical_log_prob_entropy", &categorical_log_prob_entropy, py::arg("logits"), py::arg("action"));
-  m.def("categorical_log_prob_entropy_backward", &categorical_log_prob_entropy_backward, py::arg("logits"),
-        py::arg("action"), py::arg("grad_log_prob"), py::arg("grad_entropy"));
+void bind(py::handle m) {
+  def<&categorical_sample>(m, "categorical_sample(logits, state, uniform)");
+  def<&categorical_log_prob_entropy>(m, "categorical_log_prob_entropy(logits, action)");
+  def<&categorical_log_prob_entropy_backward>(
+      m, "categorical_log_prob_entropy_backward(logits, action, grad_log_prob, grad_entropy)");
 }
 
 const Binding binding(&bind);

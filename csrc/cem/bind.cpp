@@ -1,8 +1,6 @@
 #include "binding/bind.h"
 #include "cem/cem.h"
 
-#include <pybind11/stl.h>
-
 namespace fastrl {
 namespace {
 
@@ -56,9 +54,8 @@ py::tuple cem_argmax(const std::vector<int64_t>& sizes, int activation, bool lay
   return py::make_tuple(hand_back(std::move(action), s), hand_back(std::move(value), s));
 }
 
-void bind(py::module_& m) {
-  m.def("cem_argmax", &cem_argmax, py::arg("sizes"), py::arg("activation"), py::arg("layer_norm"), py::arg("dueling"),
-        py::arg("vector"), py::arg("obs"), py::arg("noise"), py::arg("elites"), py::arg("std"));
+void bind(py::handle m) {
+  def<&cem_argmax>(m, "cem_argmax(sizes, activation, layer_norm, dueling, vector, obs, noise, elites, std)");
 }
 
 const Binding binding(&bind);

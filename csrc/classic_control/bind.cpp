@@ -23,7 +23,7 @@ struct UFunc {
 constexpr char kFloat = 11, kDouble = 12;  // NPY_FLOAT, NPY_DOUBLE
 
 NumPyLoop loop_of(const py::object& function, char type) {
-  if (!py::isinstance(function, py::module_::import("numpy").attr("ufunc")))
+  if (!py::isinstance(function, import_module("numpy").attr("ufunc")))
     raise_type("ClassicControl: sin and cos must be NumPy's, got " + type_name(function.ptr()));
   const auto* u = reinterpret_cast<const UFunc*>(function.ptr());
   if (u->nin == 1 && u->nout == 1)
@@ -195,18 +195,16 @@ class ClassicControlCore {
   std::unique_ptr<ClassicControl> environments_;
 };
 
-void bind(py::module_& m) {
+void bind(py::handle m) {
   using C = ClassicControlCore;
-  py::class_<C>(m, "ClassicControl")
-      .def(py::init<std::string, py::object, py::object, py::object, py::object, py::object, int64_t,
-                    const std::string&, double, py::object, py::object, py::object, py::object>(),
-           py::arg("name"), py::arg("state"), py::arg("elapsed"), py::arg("done"), py::arg("fresh"),
-           py::arg("last_action"), py::arg("max_steps"), py::arg("mode"), py::arg("parameter"), py::arg("low"),
-           py::arg("high"), py::arg("sin"), py::arg("cos"))
-      .def("set_generators", method(&C::set_generators), py::arg("bit_generators"))
-      .def("reset", method(&C::reset), py::arg("which"), py::arg("low"), py::arg("high"))
-      .def("observe", method(&C::observe))
-      .def("step", method(&C::step), py::arg("actions"));
+  using O = py::object;
+  Class<C, std::string, O, O, O, O, O, int64_t, std::string, double, O, O, O, O>(
+      m,
+      "ClassicControl(name, state, elapsed, done, fresh, last_action, max_steps, mode, parameter, low, high, sin, cos)")
+      .method<&C::set_generators>("set_generators(bit_generators)")
+      .method<&C::reset>("reset(which, low, high)")
+      .method<&C::observe>("observe()")
+      .method<&C::step>("step(actions)");
 }
 
 const Binding binding(&bind);

@@ -173,12 +173,10 @@ double cg_direction(py::handle y, py::handle r, py::handle p, double rz) {
                                       : direction_of<double>(y, residual, direction, rz);
 }
 
-void bind(py::module_& m) {
-  m.def("cg_start", &cg_start, py::arg("b"), py::arg("x"), py::arg("z"), py::arg("inverse"), py::arg("damping"),
-        py::arg("r"), py::arg("p"));
-  m.def("cg_step", &cg_step, py::arg("x"), py::arg("x_next"), py::arg("r"), py::arg("r_next"), py::arg("p"),
-        py::arg("z"), py::arg("inverse"), py::arg("damping"), py::arg("rz"), py::arg("target"), py::arg("fused"));
-  m.def("cg_direction", &cg_direction, py::arg("y"), py::arg("r"), py::arg("p"), py::arg("rz"));
+void bind(py::handle m) {
+  def<&cg_start>(m, "cg_start(b, x, z, inverse, damping, r, p)");
+  def<&cg_step>(m, "cg_step(x, x_next, r, r_next, p, z, inverse, damping, rz, target, fused)");
+  def<&cg_direction>(m, "cg_direction(y, r, p, rz)");
 }
 
 const Binding binding(&bind);

@@ -83,13 +83,10 @@ void cg_direction(py::handle y, py::handle r, py::handle p, py::handle state, py
             [&](cudaStream_t s) { return cuda_cg_direction(c, s); });
 }
 
-void bind(py::module_& m) {
-  m.def("cg_start", &cg_start, py::arg("b"), py::arg("x"), py::arg("z"), py::arg("inverse"), py::arg("damping"),
-        py::arg("rtol"), py::arg("atol"), py::arg("r"), py::arg("p"), py::arg("state"), py::arg("scratch"));
-  m.def("cg_step", &cg_step, py::arg("x"), py::arg("r"), py::arg("p"), py::arg("z"), py::arg("inverse"),
-        py::arg("damping"), py::arg("state"), py::arg("scratch"), py::arg("fused"));
-  m.def("cg_direction", &cg_direction, py::arg("y"), py::arg("r"), py::arg("p"), py::arg("state"), py::arg("scratch"),
-        py::arg("first"));
+void bind(py::handle m) {
+  def<&cg_start>(m, "cg_start(b, x, z, inverse, damping, rtol, atol, r, p, state, scratch)");
+  def<&cg_step>(m, "cg_step(x, r, p, z, inverse, damping, state, scratch, fused)");
+  def<&cg_direction>(m, "cg_direction(y, r, p, state, scratch, first)");
 }
 
 const Binding binding(&bind);

@@ -37,12 +37,20 @@ void copy_padded(const Array& a, Floats& to) {
 
 // What products read is made anew by refresh, never changed: a product that runs meanwhile keeps what it began with.
 // The GIL guards the pointer.
-struct SharedFisher {
-  std::shared_ptr<const MlpFisher> now;
+class SharedFisher {
+ public:
+  // layers: (in, out, activation, weight_at, bias_at) each.
+  SharedFisher(int64_t n, const py::list& layers, int64_t log_std_at, bool categorical);
+  // weights [out, in] of each layer; values: the inputs of the first layer and the outputs of each [rows, ...]; slopes:
+  // of activation `other`; scale: MlpFisher's.
+  void refresh(const py::list& weights, const py::list& values, const py::list& slopes, py::handle scale);
+  py::object product(py::handle v, double damping) const;
+
+ private:
+  std::shared_ptr<const MlpFisher> now_;
 };
 
-// layers: (in, out, activation, weight_at, bias_at) each.
-SharedFisher make(int64_t n, const py::list& layers, int64_t log_std_at, bool categorical) {
+SharedFisher::SharedFisher(int64_t n, const py::list& layers, int64_t log_std_at, bool categorical) {
   auto made = std::make_shared<MlpFisher>();
   MlpFisher& f = *made;
   f.n = n, f.log_std_at = log_std_at, f.categorical = categorical;
@@ -59,19 +67,15 @@ SharedFisher make(int64_t n, const py::list& layers, int64_t log_std_at, bool ca
   f.log_std_size = f.layers.back().out;
   if (log_std_at >= 0 && log_std_at + f.log_std_size > n)
     raise_value(std::string(kOp) + "the layers do not fit together");
-  return {std::move(made)};
+  now_ = std::move(made);
 }
 
-// weights [out, in] of each layer; values: the inputs of the first layer and the outputs of each [rows, ...]; slopes:
-// of activation `other`; scale: MlpFisher's.
-void refresh(py::handle self, const py::list& weights, const py::list& values, const py::list& slopes,
-             py::handle scale) {
-  SharedFisher& shared = self_of<SharedFisher>(self);
+void SharedFisher::refresh(const py::list& weights, const py::list& values, const py::list& slopes, py::handle scale) {
   const auto next = std::make_shared<MlpFisher>();
   MlpFisher& f = *next;
-  f.n = shared.now->n, f.log_std_at = shared.now->log_std_at, f.log_std_size = shared.now->log_std_size;
-  f.categorical = shared.now->categorical;
-  for (const MlpLayer& l : shared.now->layers)
+  f.n = now_->n, f.log_std_at = now_->log_std_at, f.log_std_size = now_->log_std_size;
+  f.categorical = now_->categorical;
+  for (const MlpLayer& l : now_->layers)
     f.layers.push_back({l.in, l.out, l.activation, l.weight_at, l.bias_at, {}, {}, {}, {}, {}});
   const size_t count = f.layers.size();
   if (weights.size() != count || values.size() != count + 1 || slopes.size() != count)
@@ -103,11 +107,11 @@ void refresh(py::handle self, const py::list& weights, const py::list& values, c
   if (last.activation != MlpActivation::none) copy_padded(x[count], last.output);
   copy_padded(spread, f.scale);
   f.rows = rows;
-  shared.now = next;
+  now_ = next;
 }
 
-py::object product(py::handle self, py::handle v, double damping) {
-  const std::shared_ptr<const MlpFisher> now = self_of<SharedFisher>(self).now;
+py::object SharedFisher::product(py::handle v, double damping) const {
+  const std::shared_ptr<const MlpFisher> now = now_;
   const MlpFisher& f = *now;
   const Array vector = load_cpu(v.ptr(), "FisherVectorProduct: v", {DType::f32});
   if (vector.ndim != 1 || vector.shape[0] != f.n)
@@ -124,11 +128,10 @@ py::object product(py::handle self, py::handle v, double damping) {
   return hand_back(std::move(out), vector);
 }
 
-void bind(py::module_& m) {
-  py::class_<SharedFisher>(m, "MlpFisher")
-      .def(py::init(&make), py::arg("n"), py::arg("layers"), py::arg("log_std_at"), py::arg("categorical"))
-      .def("refresh", &refresh, py::arg("weights"), py::arg("values"), py::arg("slopes"), py::arg("scale"))
-      .def("product", &product, py::arg("v"), py::arg("damping"));
+void bind(py::handle m) {
+  Class<SharedFisher, int64_t, py::list, int64_t, bool>(m, "MlpFisher(n, layers, log_std_at, categorical)")
+      .method<&SharedFisher::refresh>("refresh(weights, values, slopes, scale)")
+      .method<&SharedFisher::product>("product(v, damping)");
 }
 
 const Binding binding(&bind);

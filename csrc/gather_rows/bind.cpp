@@ -1,5 +1,3 @@
-#include <pybind11/numpy.h>
-
 #include <algorithm>
 #include <array>
 #include <limits>
@@ -7,6 +5,7 @@
 #include <vector>
 
 #include "binding/bind.h"
+#include "binding/numpy.h"
 #include "core/parallel.h"
 #include "gather_rows/gather_rows.h"
 
@@ -100,7 +99,7 @@ Array load_target(const Call& call, size_t a, const std::vector<Array>& sources,
 Result allocate_target(const Call& call, size_t a, const Array& s, int64_t n) {
   const std::array<int64_t, kMaxDims> shape = shape_of(s, n);
   if (s.kind == Kind::numpy) {
-    auto* descr = reinterpret_cast<py::detail::PyArray_Proxy*>(s.object)->descr;
+    auto* descr = reinterpret_cast<PyObject*>(numpy_array(s.object)->descr);
     Py_INCREF(descr);
     return allocate_numpy(descr, shape.data(), s.ndim);
   }
@@ -160,9 +159,7 @@ py::object gather_rows_binding(py::handle arrays, py::handle indices, py::handle
   return std::move(list);
 }
 
-void bind(py::module_& m) {
-  m.def("gather_rows", &gather_rows_binding, py::arg("arrays"), py::arg("indices"), py::arg("out"));
-}
+void bind(py::handle m) { def<&gather_rows_binding>(m, "gather_rows(arrays, indices, out)"); }
 
 const Binding binding(&bind);
 

@@ -3,8 +3,6 @@
 #include "mlp/flat_adam.h"
 #include "mlp/mlp.h"
 
-#include <pybind11/stl.h>
-
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -192,16 +190,16 @@ double flat_adam(py::handle param, py::handle grad, py::handle exp_avg, py::hand
   return without_gil([&] { return flat_adam_step(f, step); });
 }
 
-void bind(py::module_& m) {
-  py::class_<MlpCore>(m, "MlpCore")
-      .def(py::init<const std::vector<int64_t>&, const std::string&, int64_t, bool, bool, bool>(), py::arg("sizes"),
-           py::arg("activation"), py::arg("n"), py::arg("stacked"), py::arg("layer_norm"), py::arg("dueling"))
-      .def_property_readonly("size", &MlpCore::size)
-      .def("forward", &MlpCore::forward, py::arg("vector"), py::arg("x"), py::arg("first"), py::arg("cached"))
-      .def("backward", &MlpCore::backward, py::arg("d_out"), py::arg("grad"), py::arg("begin"), py::arg("end"));
-  m.def("flat_adam", &flat_adam, py::arg("param"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"),
-        py::arg("target"), py::arg("average"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
-        py::arg("weight_decay"), py::arg("steps"), py::arg("max_norm"), py::arg("tau"), py::arg("average_weight"));
+void bind(py::handle m) {
+  Class<MlpCore, std::vector<int64_t>, std::string, int64_t, bool, bool, bool>(
+      m, "MlpCore(sizes, activation, n, stacked, layer_norm, dueling)")
+      .property<&MlpCore::size>("size")
+      .method<&MlpCore::forward>("forward(vector, x, first, cached)")
+      .method<&MlpCore::backward>("backward(d_out, grad, begin, end)");
+  def<&flat_adam>(
+      m,
+      "flat_adam(param, grad, exp_avg, exp_avg_sq, target, average, lr, beta1, beta2, eps, weight_decay, steps, "
+      "max_norm, tau, average_weight)");
 }
 
 const Binding binding(&bind);

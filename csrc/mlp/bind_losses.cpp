@@ -208,22 +208,21 @@ py::tuple ppo_normal_loss_binding(py::handle mean, py::handle log_std, py::handl
   return py::make_tuple(means.loss, means.policy_loss, means.entropy, means.kl, d.take(m.array), d_std.take(std.array));
 }
 
-void bind(py::module_& m) {
-  m.def("q_learning_loss", &q_learning_loss_binding, py::arg("q"), py::arg("actions"), py::arg("rewards"),
-        py::arg("discounts"), py::arg("next_q"), py::arg("next_q_online"), py::arg("weights"), py::arg("huber"));
-  m.def("min_q_targets", &min_q_targets_binding, py::arg("next_q"), py::arg("rewards"), py::arg("discounts"),
-        py::arg("next_log_prob"), py::arg("temperature"));
-  m.def("q_regression_loss", &q_regression_loss_binding, py::arg("q"), py::arg("targets"), py::arg("weights"),
-        py::arg("huber"));
-  m.def("min_q_loss", &min_q_loss_binding, py::arg("q"));
-  m.def("value_loss", &value_loss_binding, py::arg("values"), py::arg("returns"), py::arg("old_values"),
-        py::arg("clip_range"), py::arg("coef"));
-  m.def("ppo_categorical_loss", &ppo_categorical_loss_binding, py::arg("logits"), py::arg("actions"),
-        py::arg("old_log_probs"), py::arg("advantages"), py::arg("old_logits"), py::arg("clip_range"),
-        py::arg("kl_coef"), py::arg("entropy_coef"), py::arg("normalize"));
-  m.def("ppo_normal_loss", &ppo_normal_loss_binding, py::arg("mean"), py::arg("log_std"), py::arg("actions"),
-        py::arg("old_log_probs"), py::arg("advantages"), py::arg("old_mean"), py::arg("old_log_std"),
-        py::arg("clip_range"), py::arg("kl_coef"), py::arg("entropy_coef"), py::arg("normalize"));
+void bind(py::handle m) {
+  def<&q_learning_loss_binding>(
+      m, "q_learning_loss(q, actions, rewards, discounts, next_q, next_q_online, weights, huber)");
+  def<&min_q_targets_binding>(m, "min_q_targets(next_q, rewards, discounts, next_log_prob, temperature)");
+  def<&q_regression_loss_binding>(m, "q_regression_loss(q, targets, weights, huber)");
+  def<&min_q_loss_binding>(m, "min_q_loss(q)");
+  def<&value_loss_binding>(m, "value_loss(values, returns, old_values, clip_range, coef)");
+  def<&ppo_categorical_loss_binding>(
+      m,
+      "ppo_categorical_loss(logits, actions, old_log_probs, advantages, old_logits, clip_range, kl_coef, "
+      "entropy_coef, normalize)");
+  def<&ppo_normal_loss_binding>(
+      m,
+      "ppo_normal_loss(mean, log_std, actions, old_log_probs, advantages, old_mean, old_log_std, clip_range, "
+      "kl_coef, entropy_coef, normalize)");
 }
 
 const Binding binding(&bind);

@@ -207,10 +207,9 @@ py::object n_step_gather_binding(py::handle rewards_object, py::handle terminate
                         hand_back(std::move(results[2]), rewards));
 }
 
-void bind(py::module_& m) {
-  m.def("n_step_gather", &n_step_gather_binding, py::arg("rewards"), py::arg("terminated"), py::arg("truncated"),
-        py::arg("indices"), py::arg("cursor"), py::arg("size"), py::arg("gamma"), py::arg("n"), py::arg("next_values"),
-        py::arg("cut"), py::arg("out"));
+void bind(py::handle m) {
+  def<&n_step_gather_binding>(
+      m, "n_step_gather(rewards, terminated, truncated, indices, cursor, size, gamma, n, next_values, cut, out)");
 }
 
 const Binding binding(&bind);

@@ -122,15 +122,14 @@ py::tuple normal_log_prob_entropy_backward(py::handle mean, py::handle log_std, 
              : normal_backward_of<double>(m, s, x, grad_log_prob, grad_entropy, want_mean, want_log_std, want_action);
 }
 
-void bind(py::module_& m) {
-  m.def("normal_sample", &normal_sample, py::arg("mean"), py::arg("log_std"), py::arg("noise"), py::arg("state"),
-        py::arg("with_noise"));
-  m.def("normal_sample_backward", &normal_sample_backward, py::arg("log_std"), py::arg("noise"), py::arg("grad_action"),
-        py::arg("grad_log_prob"));
-  m.def("normal_log_prob_entropy", &normal_log_prob_entropy, py::arg("mean"), py::arg("log_std"), py::arg("action"));
-  m.def("normal_log_prob_entropy_backward", &normal_log_prob_entropy_backward, py::arg("mean"), py::arg("log_std"),
-        py::arg("action"), py::arg("grad_log_prob"), py::arg("grad_entropy"), py::arg("want_mean"),
-        py::arg("want_log_std"), py::arg("want_action"));
+void bind(py::handle m) {
+  def<&normal_sample>(m, "normal_sample(mean, log_std, noise, state, with_noise)");
+  def<&normal_sample_backward>(m, "normal_sample_backward(log_std, noise, grad_action, grad_log_prob)");
+  def<&normal_log_prob_entropy>(m, "normal_log_prob_entropy(mean, log_std, action)");
+  def<&normal_log_prob_entropy_backward>(
+      m,
+      "normal_log_prob_entropy_backward(mean, log_std, action, grad_log_prob, grad_entropy, want_mean, "
+      "want_log_std, want_action)");
 }
 
 const Binding binding(&bind);

@@ -59,10 +59,9 @@ py::tuple quadratic_advantage_backward(py::handle mean, py::handle cholesky, py:
   return a.mean.dtype == DType::f32 ? backward_of<float>(a, g) : backward_of<double>(a, g);
 }
 
-void bind(py::module_& m) {
-  m.def("quadratic_advantage", &quadratic_advantage, py::arg("mean"), py::arg("cholesky"), py::arg("action"));
-  m.def("quadratic_advantage_backward", &quadratic_advantage_backward, py::arg("mean"), py::arg("cholesky"),
-        py::arg("action"), py::arg("grad"));
+void bind(py::handle m) {
+  def<&quadratic_advantage>(m, "quadratic_advantage(mean, cholesky, action)");
+  def<&quadratic_advantage_backward>(m, "quadratic_advantage_backward(mean, cholesky, action, grad)");
 }
 
 const Binding binding(&bind);

@@ -14,7 +14,7 @@ py::object draw(py::handle state_object, int64_t n, bool normal) {
   return std::move(out.object);
 }
 
-void bind(py::module_& m) { m.def("draw", &draw, py::arg("state"), py::arg("n"), py::arg("normal")); }
+void bind(py::handle m) { def<&draw>(m, "draw(state, n, normal)"); }
 
 const Binding binding(&bind);
 

@@ -1,6 +1,3 @@
-#include <pybind11/numpy.h>
-#include <pybind11/stl.h>
-
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -8,6 +5,7 @@
 #include <vector>
 
 #include "binding/bind.h"
+#include "binding/numpy.h"
 #include "replay_ring/replay_ring.h"
 
 namespace fastrl {
@@ -29,8 +27,9 @@ class RingCore {
  public:
   RingCore(py::object obs, py::object next_obs, py::object action, py::object reward, py::object terminated,
            py::object truncated, py::object cut, py::object added, py::object start, py::object cursor,
-           py::object broken, py::object depth, int64_t frames, const std::vector<std::pair<int64_t, int64_t>>& leaves)
-      : leaves_(leaves), frames_(frames) {
+           py::object broken, py::object depth, int64_t frames, const py::list& leaves)
+      : frames_(frames) {
+    for (py::handle leaf : leaves) leaves_.push_back(py::cast<std::pair<int64_t, int64_t>>(leaf));
     const int64_t envs = column(added, DType::i64, -1).shape0;
     const Loaded o = column(obs, DType::other, -1);
     const int64_t rows = o.shape0;
@@ -58,7 +57,7 @@ class RingCore {
     const bool stacks = frames > 1;
     if (frames < 1 || frames > 256 || c.slots <= frames || stacks != (c.depth != nullptr) || (stacks && c.next_obs))
       raise_value("replay_ring: frames must fit the columns");
-    for (const auto& [offset, length] : leaves)
+    for (const auto& [offset, length] : leaves_)
       if (offset < 0 || length < 1 || offset + length > c.obs_bytes)
         raise_value("replay_ring: a leaf is outside of obs");
     stacked_ = obs_;
@@ -66,7 +65,7 @@ class RingCore {
     envs_ = envs;
     ring_ = std::make_unique<ReplayRing>(c);
     reward_scratch_.resize(envs);
-    const py::module_ np = py::module_::import("numpy");
+    const py::object np = import_module("numpy");
     bool_type_ = np.attr("bool_"), int_type_ = np.attr("int64"), float_type_ = np.attr("float32");
   }
 
@@ -227,15 +226,14 @@ class RingCore {
 
   // `other` takes any dtype.
   Loaded column(const py::object& array, DType dtype, int64_t rows) {
-    if (!py::detail::npy_api::get().PyArray_Check_(array.ptr()))
-      raise_type("replay_ring: columns must be NumPy arrays");
+    if (!is_numpy(array.ptr())) raise_type("replay_ring: columns must be NumPy arrays");
     const Array a = load(array.ptr(), "replay_ring: column");
     if (a.ndim < 1 || !a.is_contiguous() || !a.writable || (rows >= 0 && a.shape[0] != rows) ||
         (dtype != DType::other && a.dtype != dtype))
       raise_value("replay_ring: a column has a wrong shape or dtype");
     Column c;
     c.owner = array, c.data = a.data, c.dtype = a.dtype, c.item_bytes = a.itemsize;
-    c.type_num = type_num_of(array.ptr());
+    c.type_num = numpy_array(array.ptr())->descr->type_num;
     for (int d = 1; d < a.ndim; ++d) c.shape.push_back(a.shape[d]), c.item_bytes *= a.shape[d];
     kept_.push_back(c);
     return {c, a.shape[0]};
@@ -245,36 +243,21 @@ class RingCore {
     return reinterpret_cast<uint8_t*>(column(array, dtype, rows).column.data);
   }
 
-  static const py::detail::PyArray_Proxy* array_of(PyObject* o) {
-    return reinterpret_cast<const py::detail::PyArray_Proxy*>(o);
-  }
-
-  static int type_num_of(PyObject* array) {
-    return py::detail::array_descriptor1_proxy(array_of(array)->descr)->type_num;
-  }
-
   // The data of a C-contiguous NumPy array of [N, *shape], or for one environment of `shape`, in native byte order; or
   // null.
   const char* data_of(PyObject* o, const std::vector<int64_t>& shape) const {
-    const auto* a = array_of(o);
+    const NumpyArray* a = numpy_array(o);
     const int lead = a->nd - static_cast<int>(shape.size());
     if (lead < 0 || lead > 1 || (lead == 0 ? envs_ != 1 : a->dimensions[0] != envs_)) return nullptr;
     for (size_t d = 0; d < shape.size(); ++d)
       if (a->dimensions[lead + d] != shape[d]) return nullptr;
-    const char order = py::detail::array_descriptor1_proxy(a->descr)->byteorder;
-    const bool plain = (a->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) && (order == '=' || order == '|');
-    return plain ? a->data : nullptr;
-  }
-
-  // Not of a subclass, which may mean more than its memory (a masked array).
-  static bool is_array(PyObject* o) {
-    return Py_TYPE(o) == reinterpret_cast<PyTypeObject*>(py::detail::npy_api::get().PyArray_Type_);
+    return a->is_contiguous() && a->descr->is_native() ? a->data : nullptr;
   }
 
   const char* read(py::handle value, const Column& c, int64_t* scalar) const {
     PyObject* o = value.ptr();
-    if (is_array(o)) {
-      const int type = type_num_of(o);
+    if (is_plain_numpy(o)) {
+      const int type = numpy_array(o)->descr->type_num;
       const bool same = type == c.type_num || (c.dtype != DType::other && dtype_of_numpy(type) == c.dtype);
       return same ? data_of(o, c.shape) : nullptr;
     }
@@ -290,8 +273,8 @@ class RingCore {
 
   const float* read_reward(py::handle value) {
     PyObject* o = value.ptr();
-    if (is_array(o)) {
-      const DType t = dtype_of_numpy(type_num_of(o));
+    if (is_plain_numpy(o)) {
+      const DType t = dtype_of_numpy(numpy_array(o)->descr->type_num);
       const char* data = t == DType::f32 || t == DType::f64 ? data_of(o, {}) : nullptr;
       if (!data) return nullptr;
       for (int64_t e = 0; e < envs_; ++e) {
@@ -315,9 +298,10 @@ class RingCore {
 
   const uint8_t* read_flag(py::handle value, uint8_t* scalar) const {
     PyObject* o = value.ptr();
-    if (is_array(o))
-      return type_num_of(o) == py::detail::npy_api::NPY_BOOL_ ? reinterpret_cast<const uint8_t*>(data_of(o, {}))
-                                                              : nullptr;
+    if (is_plain_numpy(o))
+      return numpy_array(o)->descr->type_num == numpy_type(DType::boolean)
+                 ? reinterpret_cast<const uint8_t*>(data_of(o, {}))
+                 : nullptr;
     if (envs_ != 1 || !(PyBool_Check(o) || Py_TYPE(o) == type(bool_type_))) return nullptr;
     *scalar = PyObject_IsTrue(o) == 1;
     return scalar;
@@ -327,15 +311,12 @@ class RingCore {
 
   // The caller holds the array. Not by `load`, since an item of 15 axes has 17 here.
   const char* whole(py::handle value, const Column& c, int64_t n) const {
-    if (!is_array(value.ptr())) raise_type("replay_ring: items must be NumPy arrays");
-    const auto* a = array_of(value.ptr());
-    const auto* descr = py::detail::array_descriptor1_proxy(a->descr);
+    if (!is_plain_numpy(value.ptr())) raise_type("replay_ring: items must be NumPy arrays");
+    const NumpyArray* a = numpy_array(value.ptr());
     int64_t size = 1, item = 1;
     for (int d = 0; d < a->nd; ++d) size *= a->dimensions[d];
     for (const int64_t length : c.shape) item *= length;
-    const bool plain =
-        a->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ && (descr->byteorder == '=' || descr->byteorder == '|');
-    if (descr->type_num != c.type_num || size != n * item || !plain)
+    if (a->descr->type_num != c.type_num || size != n * item || !a->is_contiguous() || !a->descr->is_native())
       raise_value("replay_ring: an item has a wrong shape or dtype");
     return a->data;
   }
@@ -361,29 +342,26 @@ class RingCore {
   int64_t envs_ = 0, frames_;
 };
 
-void bind(py::module_& m) {
-  py::class_<RingCore>(m, "ReplayRing")
-      .def(py::init<py::object, py::object, py::object, py::object, py::object, py::object, py::object, py::object,
-                    py::object, py::object, py::object, py::object, int64_t,
-                    const std::vector<std::pair<int64_t, int64_t>>&>(),
-           py::arg("obs"), py::arg("next_obs"), py::arg("action"), py::arg("reward"), py::arg("terminated"),
-           py::arg("truncated"), py::arg("cut"), py::arg("added"), py::arg("start"), py::arg("cursor"),
-           py::arg("broken"), py::arg("depth"), py::arg("frames"), py::arg("leaves"))
-      .def("try_add", method(&RingCore::try_add), py::arg("obs"), py::arg("action"), py::arg("reward"),
-           py::arg("next_obs"), py::arg("terminated"), py::arg("truncated"), py::arg("mask"), py::arg("episode_start"),
-           py::arg("priority"), py::arg("rows"), py::arg("priorities"))
-      .def("write", method(&RingCore::write), py::arg("steps"), py::arg("obs"), py::arg("action"), py::arg("reward"),
-           py::arg("next_obs"), py::arg("terminated"), py::arg("truncated"), py::arg("mask"), py::arg("episode_start"),
-           py::arg("priority"), py::arg("rows"), py::arg("priorities"))
-      .def("unshifted", method(&RingCore::unshifted), py::arg("steps"), py::arg("obs"), py::arg("next_obs"),
-           py::arg("mask"))
-      .def("stack_rows", method(&RingCore::stack_rows), py::arg("rows"), py::arg("next"))
-      .def("finish", method(&RingCore::finish), py::arg("rows"), py::arg("last"), py::arg("next_obs"), py::arg("obs"))
-      .def("locate", method(&RingCore::locate), py::arg("numbers"))
-      .def("extras", method(&RingCore::extras))
-      .def("set_extras", method(&RingCore::set_extras), py::arg("rows"), py::arg("data"))
-      .def("heads", method(&RingCore::heads))
-      .def("set_heads", method(&RingCore::set_heads), py::arg("rows"), py::arg("data"));
+void bind(py::handle m) {
+  using O = py::object;
+  Class<RingCore, O, O, O, O, O, O, O, O, O, O, O, O, int64_t, py::list>(
+      m,
+      "ReplayRing(obs, next_obs, action, reward, terminated, truncated, cut, added, start, cursor, broken, depth, "
+      "frames, leaves)")
+      .method<&RingCore::try_add>(
+          "try_add(obs, action, reward, next_obs, terminated, truncated, mask, episode_start, priority, rows, "
+          "priorities)")
+      .method<&RingCore::write>(
+          "write(steps, obs, action, reward, next_obs, terminated, truncated, mask, episode_start, priority, rows, "
+          "priorities)")
+      .method<&RingCore::unshifted>("unshifted(steps, obs, next_obs, mask)")
+      .method<&RingCore::stack_rows>("stack_rows(rows, next)")
+      .method<&RingCore::finish>("finish(rows, last, next_obs, obs)")
+      .method<&RingCore::locate>("locate(numbers)")
+      .method<&RingCore::extras>("extras()")
+      .method<&RingCore::set_extras>("set_extras(rows, data)")
+      .method<&RingCore::heads>("heads()")
+      .method<&RingCore::set_heads>("set_heads(rows, data)");
 }
 
 const Binding binding(&bind);

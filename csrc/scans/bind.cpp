@@ -51,7 +51,7 @@ struct Cpu {
   }
 };
 
-void bind(py::module_& m) { bind_scan_ops<Cpu>(m); }
+void bind(py::handle m) { bind_scan_ops<Cpu>(m); }
 
 const Binding binding(&bind);
 

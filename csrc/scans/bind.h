@@ -407,24 +407,21 @@ py::object off_policy_returns(py::handle rewards, py::handle q_values, py::handl
 }  // namespace scan_ops
 
 template <class Device>
-void bind_scan_ops(py::module_& m) {
-  m.def("reverse_affine_scan", &scan_ops::reverse_affine_scan<Device>, py::arg("a"), py::arg("b"), py::arg("y_T"),
-        py::arg("out"));
-  m.def("gae", &scan_ops::gae<Device>, py::arg("rewards"), py::arg("values"), py::arg("next_values"),
-        py::arg("terminated"), py::arg("truncated"), py::arg("gamma"), py::arg("lam"), py::arg("mask"), py::arg("out"));
-  m.def("discounted_returns", &scan_ops::discounted_returns<Device>, py::arg("rewards"), py::arg("terminated"),
-        py::arg("truncated"), py::arg("gamma"), py::arg("next_values"), py::arg("mask"), py::arg("out"));
-  m.def("lambda_returns", &scan_ops::lambda_returns<Device>, py::arg("rewards"), py::arg("next_values"),
-        py::arg("terminated"), py::arg("truncated"), py::arg("gamma"), py::arg("lam"), py::arg("mask"), py::arg("out"));
-  m.def("n_step_returns", &scan_ops::n_step_returns<Device>, py::arg("rewards"), py::arg("next_values"),
-        py::arg("terminated"), py::arg("truncated"), py::arg("gamma"), py::arg("n"), py::arg("cut"), py::arg("mask"),
-        py::arg("out"));
-  m.def("vtrace", &scan_ops::vtrace<Device>, py::arg("rewards"), py::arg("values"), py::arg("next_values"),
-        py::arg("terminated"), py::arg("truncated"), py::arg("log_rhos"), py::arg("gamma"), py::arg("lam"),
-        py::arg("rho_clip"), py::arg("c_clip"), py::arg("pg_rho_clip"), py::arg("mask"), py::arg("out"));
-  m.def("off_policy_returns", &scan_ops::off_policy_returns<Device>, py::arg("rewards"), py::arg("q_values"),
-        py::arg("next_state_values"), py::arg("traces"), py::arg("terminated"), py::arg("truncated"), py::arg("gamma"),
-        py::arg("mask"), py::arg("out"));
+void bind_scan_ops(py::handle m) {
+  def<&scan_ops::reverse_affine_scan<Device>>(m, "reverse_affine_scan(a, b, y_T, out)");
+  def<&scan_ops::gae<Device>>(m, "gae(rewards, values, next_values, terminated, truncated, gamma, lam, mask, out)");
+  def<&scan_ops::discounted_returns<Device>>(
+      m, "discounted_returns(rewards, terminated, truncated, gamma, next_values, mask, out)");
+  def<&scan_ops::lambda_returns<Device>>(
+      m, "lambda_returns(rewards, next_values, terminated, truncated, gamma, lam, mask, out)");
+  def<&scan_ops::n_step_returns<Device>>(
+      m, "n_step_returns(rewards, next_values, terminated, truncated, gamma, n, cut, mask, out)");
+  def<&scan_ops::vtrace<Device>>(
+      m,
+      "vtrace(rewards, values, next_values, terminated, truncated, log_rhos, gamma, lam, rho_clip, c_clip, "
+      "pg_rho_clip, mask, out)");
+  def<&scan_ops::off_policy_returns<Device>>(
+      m, "off_policy_returns(rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, out)");
 }
 
 }  // namespace fastrl

@@ -43,7 +43,7 @@ struct Cuda {
   }
 };
 
-void bind(py::module_& m) { bind_scan_ops<Cuda>(m); }
+void bind(py::handle m) { bind_scan_ops<Cuda>(m); }
 
 const Binding binding(&bind);
 

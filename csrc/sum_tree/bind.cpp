@@ -24,7 +24,7 @@ class SumTreeCore {
       like_.kind = Kind::exchange;
       like_.api = exchange_api(reinterpret_cast<PyTypeObject*>(tensor_type.ptr()));
       if (!like_.api) {  // torch before 2.9: hand_back wraps NumPy
-        prototype_ = py::module_::import("torch").attr("empty")(0);
+        prototype_ = import_module("torch").attr("empty")(0);
         like_.kind = Kind::capsule;
         like_.object = prototype_.ptr();
       }
@@ -289,27 +289,24 @@ class SumTreeCore {
   Array like_;  // the kind of array that sample returns
 };
 
-void bind(py::module_& m) {
-  py::class_<SumTreeCore>(m, "SumTreeCore")
-      .def(py::init<int64_t, const std::string&, py::object, py::object>(), py::arg("capacity"), py::arg("dtype"),
-           py::arg("state"), py::arg("tensor_type") = py::none())
-      .def("update", method(&SumTreeCore::update), py::arg("indices"), py::arg("priorities"))
-      .def("update_from_td_errors", method(&SumTreeCore::update_from_td_errors), py::arg("indices"),
-           py::arg("td_errors"), py::arg("alpha"), py::arg("eps"), py::arg("keep_zeros"))
-      .def("get", method(&SumTreeCore::get), py::arg("indices"))
-      .def("find", method(&SumTreeCore::find), py::arg("prefix_sums"))
-      .def("sample", method(&SumTreeCore::sample), py::arg("batch_size"), py::arg("stratified"), py::arg("replacement"))
-      .def("sample_weighted", method(&SumTreeCore::sample_weighted), py::arg("batch_size"), py::arg("beta"),
-           py::arg("normalize"), py::arg("stratified"))
-      .def("load", method(&SumTreeCore::load), py::arg("priorities"))
-      .def("priorities", method(&SumTreeCore::priorities))
-      .def("clear", method(&SumTreeCore::clear))
-      .def("acquire", method(&SumTreeCore::acquire))
-      .def("release", method(&SumTreeCore::release))
-      .def("__len__", method(&SumTreeCore::len))
-      .def_property_readonly("total", method(&SumTreeCore::total))
-      .def_property_readonly("min", method(&SumTreeCore::min))
-      .def_property_readonly("max", method(&SumTreeCore::max));
+void bind(py::handle m) {
+  Class<SumTreeCore, int64_t, std::string, py::object, py::object>(
+      m, "SumTreeCore(capacity, dtype, state, tensor_type=None)")
+      .method<&SumTreeCore::update>("update(indices, priorities)")
+      .method<&SumTreeCore::update_from_td_errors>("update_from_td_errors(indices, td_errors, alpha, eps, keep_zeros)")
+      .method<&SumTreeCore::get>("get(indices)")
+      .method<&SumTreeCore::find>("find(prefix_sums)")
+      .method<&SumTreeCore::sample>("sample(batch_size, stratified, replacement)")
+      .method<&SumTreeCore::sample_weighted>("sample_weighted(batch_size, beta, normalize, stratified)")
+      .method<&SumTreeCore::load>("load(priorities)")
+      .method<&SumTreeCore::priorities>("priorities()")
+      .method<&SumTreeCore::clear>("clear()")
+      .method<&SumTreeCore::acquire>("acquire()")
+      .method<&SumTreeCore::release>("release()")
+      .method<&SumTreeCore::len>("__len__()")
+      .property<&SumTreeCore::total>("total")
+      .property<&SumTreeCore::min>("min")
+      .property<&SumTreeCore::max>("max");
 }
 
 const Binding binding(&bind);

@@ -1,5 +1,3 @@
-#include <pybind11/stl.h>
-
 #include <limits>
 #include <vector>
 
@@ -173,20 +171,16 @@ class SumTreeCore {
   std::vector<py::object> owners_;
 };
 
-void bind(py::module_& m) {
-  py::class_<SumTreeCore>(m, "SumTreeCore")
-      .def(py::init<int64_t, const std::vector<int64_t>&, py::object, py::object, py::object, py::object, py::object,
-                    py::object, py::object, py::object>(),
-           py::arg("capacity"), py::arg("widths"), py::arg("leaves"), py::arg("sums"), py::arg("mins"), py::arg("maxs"),
-           py::arg("winner"), py::arg("flag"), py::arg("smallest"), py::arg("state"))
-      .def("update", method(&SumTreeCore::update), py::arg("indices"), py::arg("priorities"))
-      .def("update_from_td_errors", method(&SumTreeCore::update_from_td_errors), py::arg("indices"),
-           py::arg("td_errors"), py::arg("alpha"), py::arg("eps"), py::arg("keep_zeros"))
-      .def("get", method(&SumTreeCore::get), py::arg("indices"))
-      .def("find", method(&SumTreeCore::find), py::arg("prefix_sums"))
-      .def("sample", method(&SumTreeCore::sample), py::arg("batch_size"), py::arg("stratified"), py::arg("replacement"))
-      .def("sample_weighted", method(&SumTreeCore::sample_weighted), py::arg("batch_size"), py::arg("beta"),
-           py::arg("whole_tree"), py::arg("stratified"));
+void bind(py::handle m) {
+  using O = py::object;
+  Class<SumTreeCore, int64_t, std::vector<int64_t>, O, O, O, O, O, O, O, O>(
+      m, "SumTreeCore(capacity, widths, leaves, sums, mins, maxs, winner, flag, smallest, state)")
+      .method<&SumTreeCore::update>("update(indices, priorities)")
+      .method<&SumTreeCore::update_from_td_errors>("update_from_td_errors(indices, td_errors, alpha, eps, keep_zeros)")
+      .method<&SumTreeCore::get>("get(indices)")
+      .method<&SumTreeCore::find>("find(prefix_sums)")
+      .method<&SumTreeCore::sample>("sample(batch_size, stratified, replacement)")
+      .method<&SumTreeCore::sample_weighted>("sample_weighted(batch_size, beta, whole_tree, stratified)");
 }
 
 const Binding binding(&bind);

@@ -1,8 +1,7 @@
 // The tanh-Gaussian policy head: tanh_normal.h. The limits (log_std_min, log_std_max, epsilon) were checked in Python.
-#include <pybind11/numpy.h>
-
 #include <cmath>
 
+#include "binding/numpy.h"
 #include "heads/bind.h"
 #include "random/bind.h"
 #include "tanh_normal/tanh_normal.h"
@@ -11,7 +10,7 @@ namespace fastrl {
 namespace {
 
 bool is_array(PyObject* o) {
-  return py::detail::npy_api::get().PyArray_Check_(o) || exchange_api(Py_TYPE(o)) ||
+  return is_numpy(o) || exchange_api(Py_TYPE(o)) ||
          PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(o)), "__dlpack__");
 }
 
@@ -233,22 +232,21 @@ py::object tanh_normal_mode_backward(py::handle mean, py::handle grad_action, py
   return (m.dtype == DType::f32 ? mode_of<float> : mode_of<double>)(op, m, g, low, high);
 }
 
-void bind(py::module_& m) {
-  m.def("tanh_normal_sample", &tanh_normal_sample, py::arg("mean"), py::arg("log_std"), py::arg("noise"),
-        py::arg("state"), py::arg("low"), py::arg("high"), py::arg("log_std_min"), py::arg("log_std_max"),
-        py::arg("epsilon"), py::arg("with_saved"));
-  m.def("tanh_normal_sample_backward", &tanh_normal_sample_backward, py::arg("saved"), py::arg("log_std"),
-        py::arg("grad_action"), py::arg("grad_log_prob"), py::arg("low"), py::arg("high"), py::arg("log_std_min"),
-        py::arg("log_std_max"), py::arg("epsilon"), py::arg("want_mean"), py::arg("want_log_std"));
-  m.def("tanh_normal_log_prob", &tanh_normal_log_prob, py::arg("mean"), py::arg("log_std"), py::arg("action"),
-        py::arg("low"), py::arg("high"), py::arg("log_std_min"), py::arg("log_std_max"), py::arg("epsilon"));
-  m.def("tanh_normal_log_prob_backward", &tanh_normal_log_prob_backward, py::arg("mean"), py::arg("log_std"),
-        py::arg("action"), py::arg("grad_log_prob"), py::arg("low"), py::arg("high"), py::arg("log_std_min"),
-        py::arg("log_std_max"), py::arg("epsilon"), py::arg("want_mean"), py::arg("want_log_std"),
-        py::arg("want_action"));
-  m.def("tanh_normal_mode", &tanh_normal_mode, py::arg("mean"), py::arg("low"), py::arg("high"));
-  m.def("tanh_normal_mode_backward", &tanh_normal_mode_backward, py::arg("mean"), py::arg("grad_action"),
-        py::arg("low"), py::arg("high"));
+void bind(py::handle m) {
+  def<&tanh_normal_sample>(
+      m, "tanh_normal_sample(mean, log_std, noise, state, low, high, log_std_min, log_std_max, epsilon, with_saved)");
+  def<&tanh_normal_sample_backward>(
+      m,
+      "tanh_normal_sample_backward(saved, log_std, grad_action, grad_log_prob, low, high, log_std_min, "
+      "log_std_max, epsilon, want_mean, want_log_std)");
+  def<&tanh_normal_log_prob>(
+      m, "tanh_normal_log_prob(mean, log_std, action, low, high, log_std_min, log_std_max, epsilon)");
+  def<&tanh_normal_log_prob_backward>(
+      m,
+      "tanh_normal_log_prob_backward(mean, log_std, action, grad_log_prob, low, high, log_std_min, log_std_max, "
+      "epsilon, want_mean, want_log_std, want_action)");
+  def<&tanh_normal_mode>(m, "tanh_normal_mode(mean, low, high)");
+  def<&tanh_normal_mode_backward>(m, "tanh_normal_mode_backward(mean, grad_action, low, high)");
 }
 
 const Binding binding(&bind);

@@ -1,9 +1,8 @@
 // The tanh-Gaussian head on a GPU; `state` is that of a Generator on the same device. The twin of bind.cpp.
-#include <pybind11/numpy.h>
-
 #include <algorithm>
 #include <cmath>
 
+#include "binding/numpy.h"
 #include "heads/bind_cuda.h"
 #include "tanh_normal/cuda.h"
 
@@ -18,8 +17,7 @@ CudaBound load_bound(py::handle x, const std::string& where, const Array& first,
     b.number = to_double(x.ptr());
     return b;
   }
-  if (!py::detail::npy_api::get().PyArray_Check_(x.ptr()) && !exchange_api(Py_TYPE(x.ptr())) &&
-      !py::hasattr(py::type::handle_of(x), "__dlpack__"))
+  if (!is_numpy(x.ptr()) && !exchange_api(Py_TYPE(x.ptr())) && !py::hasattr(py::type::handle_of(x), "__dlpack__"))
     raise_type(where + " must be a number or an array, got " + type_name(x.ptr()));
   const Array a = Head::like(x, where, first, "mean");
   if (a.ndim != 1 || a.shape[0] != columns)
@@ -185,22 +183,21 @@ py::object tanh_normal_mode_backward(py::handle mean, py::handle grad_action, py
   return grad;
 }
 
-void bind(py::module_& m) {
-  m.def("tanh_normal_sample", &tanh_normal_sample, py::arg("mean"), py::arg("log_std"), py::arg("noise"),
-        py::arg("state"), py::arg("low"), py::arg("high"), py::arg("log_std_min"), py::arg("log_std_max"),
-        py::arg("epsilon"), py::arg("with_saved"));
-  m.def("tanh_normal_sample_backward", &tanh_normal_sample_backward, py::arg("saved"), py::arg("log_std"),
-        py::arg("grad_action"), py::arg("grad_log_prob"), py::arg("low"), py::arg("high"), py::arg("log_std_min"),
-        py::arg("log_std_max"), py::arg("epsilon"), py::arg("want_mean"), py::arg("want_log_std"));
-  m.def("tanh_normal_log_prob", &tanh_normal_log_prob, py::arg("mean"), py::arg("log_std"), py::arg("action"),
-        py::arg("low"), py::arg("high"), py::arg("log_std_min"), py::arg("log_std_max"), py::arg("epsilon"));
-  m.def("tanh_normal_log_prob_backward", &tanh_normal_log_prob_backward, py::arg("mean"), py::arg("log_std"),
-        py::arg("action"), py::arg("grad_log_prob"), py::arg("low"), py::arg("high"), py::arg("log_std_min"),
-        py::arg("log_std_max"), py::arg("epsilon"), py::arg("want_mean"), py::arg("want_log_std"),
-        py::arg("want_action"));
-  m.def("tanh_normal_mode", &tanh_normal_mode, py::arg("mean"), py::arg("low"), py::arg("high"));
-  m.def("tanh_normal_mode_backward", &tanh_normal_mode_backward, py::arg("mean"), py::arg("grad_action"),
-        py::arg("low"), py::arg("high"));
+void bind(py::handle m) {
+  def<&tanh_normal_sample>(
+      m, "tanh_normal_sample(mean, log_std, noise, state, low, high, log_std_min, log_std_max, epsilon, with_saved)");
+  def<&tanh_normal_sample_backward>(
+      m,
+      "tanh_normal_sample_backward(saved, log_std, grad_action, grad_log_prob, low, high, log_std_min, "
+      "log_std_max, epsilon, want_mean, want_log_std)");
+  def<&tanh_normal_log_prob>(
+      m, "tanh_normal_log_prob(mean, log_std, action, low, high, log_std_min, log_std_max, epsilon)");
+  def<&tanh_normal_log_prob_backward>(
+      m,
+      "tanh_normal_log_prob_backward(mean, log_std, action, grad_log_prob, low, high, log_std_min, log_std_max, "
+      "epsilon, want_mean, want_log_std, want_action)");
+  def<&tanh_normal_mode>(m, "tanh_normal_mode(mean, low, high)");
+  def<&tanh_normal_mode_backward>(m, "tanh_normal_mode_backward(mean, grad_action, low, high)");
 }
 
 const Binding binding(&bind);

@@ -30,14 +30,7 @@ def test_one_signature_everywhere(other, reference):
 
 
 def core_parameters(core, name):
-    """The argument names of a core's method; pybind11 writes them on the first line of the docstring."""
-    method = getattr(core, name)
-    try:
-        names = list(inspect.signature(method).parameters)
-    except ValueError:
-        line = method.__doc__.splitlines()[0]
-        names = [part.split(":")[0].strip() for part in line[line.index("(") + 1 : line.rindex(")")].split(", ")]
-    return [name for name in names if name != "self"]
+    return [parameter for parameter in inspect.signature(getattr(core, name)).parameters if parameter != "self"]
 
 
 @pytest.mark.parametrize(
