@@ -185,7 +185,7 @@ class StableBaselines3:
     def evaluate(self, episodes: int) -> Any:
         import gymnasium as gym
 
-        from fastrl.agents.training import evaluate
+        from fastrl.agents.evaluation import evaluate
 
         with contextlib.closing(gym.make(self.env)) as env:
             return evaluate(lambda obs: self.model.predict(obs, deterministic=True)[0], env, episodes, seed=10**6)

@@ -1,5 +1,6 @@
 """The files under examples/ run as they stand, each in a process of its own, as a user runs them."""
 
+import json
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ CASES = {
     ),
     "cg_scipy.py": (("scipy",), ["--rows", "300", "--columns", "60"], r"plain: converged after (\d+)[\s\S]*converged"),
     "export_onnx.py": (("torch", "gymnasium"), [], ""),
+    "track_experiment.py": (("torch", "gymnasium"), [], ""),
     "gae_jax.py": (("jax",), ["--steps", "129", "--envs", "3"], r"advantages \(129, 3\) float32, a JAX array"),
 }
 
@@ -88,3 +90,14 @@ def test_a_policy_is_exported(tmp_path):
         pytest.skip("export_onnx.py needs torch and gymnasium")
     out = run("export_onnx.py", [str(tmp_path)]).stdout  # the script itself compares with predict
     assert "torch.export: " in out and "ONNX: " in out and (tmp_path / "policy.pt2").stat().st_size > 1000
+
+
+def test_a_run_is_tracked(tmp_path):
+    if find_spec("torch") is None or find_spec("gymnasium") is None:
+        pytest.skip("track_experiment.py needs torch and gymnasium")
+    assert run("track_experiment.py", [str(tmp_path)]).stdout.startswith("6000 steps logged in ")
+    if find_spec("wandb") is None:
+        rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        assert rows[0]["config"]["algorithm"] == "dqn" and rows[0]["config"]["hidden"] == [32, 32]
+        assert [row["step"] for row in rows if "loss" in row] == [1000, 2000, 3000, 4000, 5000, 6000]
+        assert [row["step"] for row in rows if "eval_return" in row] == [2000, 4000, 6000]

@@ -24,9 +24,11 @@ from fastrl.agents.hyperparameters import (
 if TYPE_CHECKING:
     from fastrl.agents.a2c import A2C, OneStepActorCritic
     from fastrl.agents.agent import Agent
+    from fastrl.agents.callbacks import Callback
     from fastrl.agents.ddpg import DDPG
     from fastrl.agents.dqn import DQN
     from fastrl.agents.env_config import EnvConfig
+    from fastrl.agents.evaluation import Evaluation
     from fastrl.agents.naf import NAF
     from fastrl.agents.ppo import PPO
     from fastrl.agents.qt_opt import QTOpt
@@ -41,9 +43,11 @@ if TYPE_CHECKING:
 _MODULES = {
     "A2C": "a2c",
     "Agent": "agent",
+    "Callback": "callbacks",
     "DDPG": "ddpg",
     "DQN": "dqn",
     "EnvConfig": "env_config",
+    "Evaluation": "evaluation",
     "NAF": "naf",
     "OneStepActorCritic": "a2c",
     "PPO": "ppo",
@@ -81,9 +85,11 @@ __all__ = [
     "A2CConfig",
     "ActorCriticConfig",
     "Agent",
+    "Callback",
     "DDPGConfig",
     "DQNConfig",
     "EnvConfig",
+    "Evaluation",
     "InputError",
     "NAFConfig",
     "OneStepActorCritic",

@@ -51,9 +51,7 @@ class A2C(OnPolicyAgent[A2CConfig]):
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy"), 0.0)
 
     def _iterate(self) -> None:
-        c = self.config
-        self.rollout.collect(self.generator)
-        self.steps += c.n_steps * c.num_envs
+        self._collect()
         self._update()
 
     def _update(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-import pickle
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -17,22 +16,23 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-import cloudpickle  # type: ignore[import-untyped]  # Gymnasium needs it, so it is there
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from fastrl.agents.callbacks import Callbacks
 from fastrl.agents.checkpoint import load_checkpoint, save_checkpoint
 from fastrl.agents.config import InputError, check_int, describe_settings, make_config, resolve_device
 from fastrl.agents.env_config import EnvConfig
 from fastrl.agents.envs import Envs, make_env
-from fastrl.agents.networks import TorchNetwork, input_scale, threads_for
+from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, episodes_of
+from fastrl.agents.networks import TorchNetwork, evaluating, input_scale, threads_for
 from fastrl.agents.parts import NETWORKS, check_weights, load_parts, parts_state
 from fastrl.agents.policies import ActorCritic
-from fastrl.agents.saved import kept, restored
-from fastrl.agents.training import MAX_EPISODE_STEPS, Episode, Training, episodes_of
+from fastrl.agents.saved import copied, kept, pickled, restored
+from fastrl.agents.training import Training
 from fastrl.replay import ReplayBuffer
 
 C = TypeVar("C")
@@ -111,6 +111,7 @@ class Agent(ABC, Generic[C]):
         self.total_steps = 0  # that the last `learn` was asked for
         self.schedule_steps = 0  # over which its schedules run that have no number of their own
         self.run_folder: Path | None = None  # of the run that this agent goes on with
+        self.on_step: Callable[[], None] | None = None  # called after every step of the environments
         self._log: dict[str, float] = {}  # what `metrics` shows; every key is there from the start
 
     def _check_types(self, env: Any, config: Any) -> None:
@@ -168,6 +169,11 @@ class Agent(ABC, Generic[C]):
         folder: str | os.PathLike[str] | None = None,
         save_every: int | None = None,
         progress: bool = True,
+        callback: Any = None,
+        eval_every: int | None = None,
+        eval_episodes: int = 5,
+        eval_env: str | EnvConfig | gym.Env[Any, Any] | None = None,
+        stop_at: float | None = None,
     ) -> A:
         """Train until at least `total_steps` environment steps have been taken since the agent was made.
 
@@ -180,12 +186,26 @@ class Agent(ABC, Generic[C]):
         ``learn(10_000, schedule_steps=15_000)`` and ``learn(15_000)``.  A larger total without it stretches them: from
         there on the learning rate is what it would be in a run of that length.
 
+        `callback`: a `Callback`, a function of the agent that is called after every step of the environments, or a list
+        of them; what returns False ends the training.
+
+        With `eval_every` the greedy policy plays `eval_episodes` episodes every so many steps, in an environment of its
+        own: `eval_env`, or one more of the agent's.  Nothing of the training changes by it.  The results are in the
+        folder's evaluations.csv, and the best agent so far in its `best`, without the replay buffer.  `stop_at` ends
+        the training at that mean return (`eval_every` is 5,000 then, if not given).
+
         Torch has one thread meanwhile if the networks are small, on the CPU, and no number of threads was chosen.
 
         Raises InputError for arguments that cannot work, and then leaves the agent as it was.
         """
         span = None if schedule_steps is None else check_int("schedule_steps", schedule_steps)
-        run = Training(self, total_steps, folder, progress=progress, save_every=save_every)
+        callbacks, evaluator = Callbacks(callback), None
+        if eval_every is not None or stop_at is not None:
+            evaluator = Evaluator(self.envs, eval_every, eval_episodes, eval_env, stop_at)
+        elif eval_env is not None:
+            raise InputError("eval_env is given, but neither eval_every nor stop_at")
+        how: dict[str, Any] = {"progress": progress, "callbacks": callbacks, "evaluator": evaluator}
+        run = Training(self, total_steps, folder, save_every=save_every, **how)
         span = run.total_steps if span is None else span
         if span < run.total_steps:
             raise InputError(f"schedule_steps must be >= total_steps, got {span} and {run.total_steps}")
@@ -197,6 +217,7 @@ class Agent(ABC, Generic[C]):
         with run, threads_for(self._modules()):
             self.total_steps = run.total_steps
             self._begin(span)
+            run.begin()
             while not run.done():
                 self._iterate()
             self._check_weights()
@@ -259,12 +280,19 @@ class Agent(ABC, Generic[C]):
         if obs.dtype.kind not in "fiub":
             raise InputError(f"predict: obs must be an array of numbers, got {_kind(obs.dtype.type)}")
         shape = self.envs.observation_space.shape
-        if obs.shape != shape and obs.shape[1:] != shape:
+        one = obs.shape == shape
+        if not one and obs.shape[1:] != shape:
             raise InputError(f"predict: obs must have shape {shape} or (B, *{shape}), got {obs.shape}")
-        if not (finite := np.isfinite(obs)).all():
+        # The first says much faster than the second that all are.
+        if obs.dtype.kind == "f" and not np.vdot(obs, obs) < np.inf and not (finite := np.isfinite(obs)).all():
             raise InputError(f"predict: obs must be finite, got {obs[~finite][0]}")
-        actions = self._predict(obs[None] if obs.shape == shape else obs, deterministic)
-        if obs.shape != shape:
+        batch = obs[None] if one else obs
+        if self._network is None:
+            actions = self._predict(batch, deterministic)
+        else:
+            with evaluating(self._modules()):
+                actions = self._predict(batch, deterministic)
+        if not one:
             return actions
         return int(actions[0]) if isinstance(self.envs.action_space, gym.spaces.Discrete) else actions[0]
 
@@ -318,6 +346,7 @@ class Agent(ABC, Generic[C]):
         if self.envs.spec is None:
             raise InputError("evaluate: give it `env`, because the agent was made from an environment without a spec")
         own = make_env(self.envs.spec)
+        self.envs.share_statistics(own)
         try:
             yield from episodes_of(self.predict, own, episodes, seed, max_steps, tick)
         finally:
@@ -359,10 +388,11 @@ class Agent(ABC, Generic[C]):
         """The variants that are switched on, for `describe`."""
         return []
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], *, replay: bool = True) -> None:
         """Write a checkpoint folder from which `load` goes on exactly; see `fastrl.agents.checkpoint`.
 
-        Raises InputError, and writes nothing, if training has diverged to weights that are not finite.
+        ``replay=False`` leaves the replay buffer out, which is most of it: what is loaded then learns on with an empty
+        one.  Raises InputError, and writes nothing, if training has diverged to weights that are not finite.
         """
         self._check_weights()
         state, tensors = self._state()
@@ -372,9 +402,11 @@ class Agent(ABC, Generic[C]):
             "made_from_id": self.envs.made_from_id,
             **kept(self.envs.spec),
             "network": self._network is not None,
+            "replay": self.buffer is not None and replay,
             "config": asdict(self.config),  # type: ignore[call-overload]
         }
-        save_checkpoint(folder, config, state, tensors, None if self.buffer is None else self.buffer.save)
+        save_replay = None if self.buffer is None or not replay else self.buffer.save
+        save_checkpoint(folder, config, state, tensors, save_replay)
 
     def _state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """All that changes in training but the buffer: JSON types, and tensors, which are not copied."""
@@ -415,13 +447,13 @@ class Agent(ABC, Generic[C]):
         env: Any
         env, network = self._made_from, self._network
         if not isinstance(env, str):
-            env = _pickled(
+            env = pickled(
                 env,
                 f"{type(self).__name__} cannot be copied, because its environment cannot; agents made from an id can",
             )
         if network is not None:
-            network = _pickled(network, f"{type(self).__name__} cannot be copied, because its network cannot")
-        return _copy, (type(self), env, self.config, network, state, tensors, self.buffer)
+            network = pickled(network, f"{type(self).__name__} cannot be copied, because its network cannot")
+        return copied, (type(self), env, self.config, network, state, tensors, self.buffer)
 
     def __copy__(self: A) -> A:  # two agents cannot share networks and environments
         return copy.deepcopy(self)
@@ -447,33 +479,6 @@ class Agent(ABC, Generic[C]):
         """
         with load_checkpoint(folder) as checkpoint:
             return restored(cls, checkpoint, env, device, network)
-
-
-def _pickled(value: Any, error: str) -> bytes:
-    """Bytes, so that what cannot be copied is found here; raises InputError."""
-    try:
-        pickled: bytes = cloudpickle.dumps(value)
-    except Exception as reason:  # whatever the object's own methods raise
-        raise InputError(f"{error}: {' '.join(str(reason).split())}") from reason
-    return pickled
-
-
-def _copy(
-    cls: type[A],
-    env: str | bytes,
-    config: Any,
-    network: bytes | None,
-    state: dict[str, Any],
-    tensors: dict[str, torch.Tensor],
-    buffer: ReplayBuffer | None,
-) -> A:
-    """The agent that `Agent.__reduce__` took apart."""
-    made_from = pickle.loads(env) if isinstance(env, bytes) else env
-    agent = cls(made_from, config, network=None if network is None else pickle.loads(network))
-    if buffer is not None:
-        agent.buffer = buffer
-    agent._load_state(state, tensors)
-    return agent
 
 
 def _kind(value: Any) -> str:

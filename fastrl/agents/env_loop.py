@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -253,6 +254,14 @@ def _statistics(env: gym.Env[Any, Any]) -> Iterator[gym.Wrapper[Any, Any, Any, A
         if any(isinstance(vars(env).get(name), RunningMeanStd) for name in STATISTICS):
             yield env
         env = env.env
+
+
+def share_statistics(source: gym.Env[Any, Any], env: gym.Env[Any, Any]) -> None:
+    """Give `env` the running statistics of `source`, wrapper by wrapper, and let them stand still there."""
+    for old, new in zip(_statistics(source), _statistics(env), strict=False):
+        if type(old) is type(new):
+            _set_statistics(new, copy.deepcopy(_get_statistics(old)))
+            new.update_running_mean = False  # type: ignore[attr-defined]
 
 
 def _get_statistics(wrapper: Any) -> dict[str, Any]:

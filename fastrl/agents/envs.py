@@ -27,6 +27,7 @@ from fastrl.agents.env_loop import (
     explain,
     generator_of,
     own_array,
+    share_statistics,
     to_numpy,
 )
 
@@ -102,6 +103,8 @@ class Envs:
         self.vec: Any = self._open[0] if self._loop is None else self._loop
         self.episodes = 0  # that have ended
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the last of them
+        self.ended: Sequence[tuple[float, int]] = ()  # of those that the last step ended
+        self.last: Transition | None = None  # the last step
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._done = np.zeros(self.num_envs, np.bool_)
@@ -152,9 +155,11 @@ class Envs:
             self._lengths[self._done] = 0
         next_obs = self.obs = obs
         done = self._done = terminated | truncated
-        if ended := np.count_nonzero(done):
-            self.episodes += int(ended)
-            self.recent.extend(zip(self._returns[done].tolist(), self._lengths[done].tolist(), strict=True))
+        self.ended = ()
+        if np.count_nonzero(done):
+            self.ended = list(zip(self._returns[done].tolist(), self._lengths[done].tolist(), strict=True))
+            self.episodes += len(self.ended)
+            self.recent.extend(self.ended)
             if self.mode is None:
                 self.mode = self._find_mode(info)
             if self.mode == AutoresetMode.SAME_STEP:
@@ -166,7 +171,8 @@ class Envs:
             if self.mode != AutoresetMode.NEXT_STEP:
                 self._returns[done] = 0.0
                 self._lengths[done] = 0
-        return Transition(next_obs, reward, terminated, truncated, mask)
+        self.last = Transition(next_obs, reward, terminated, truncated, mask)
+        return self.last
 
     def close(self) -> None:
         """Close the environments, the user's own too.
@@ -175,14 +181,30 @@ class Envs:
         """
         _close(self._open)
 
+    def same(self, env: gym.Env[Any, Any]) -> list[gym.Env[Any, Any]]:
+        """Those of these environments that are `env`, whatever it is wrapped in."""
+        return [own for own in self._singles() if own.unwrapped is env.unwrapped]
+
+    def share_statistics(self, env: gym.Env[Any, Any]) -> None:
+        """Give the normalising wrappers of `env`, an environment for evaluations, what the first of these have learned.
+
+        There it stands still.
+        """
+        for own in self._singles()[:1]:
+            share_statistics(own, env)
+
+    def _singles(self) -> list[gym.Env[Any, Any]]:
+        """The single environments, where they are in this process."""
+        inner: Any = self._loop or getattr(self.vec, "unwrapped", None)
+        return list(getattr(inner, "envs", []))
+
     @contextlib.contextmanager
     def lend(self, env: gym.Env[Any, Any]) -> Iterator[bool]:
         """While `env` is played elsewhere; yields whether it is one of these.
 
         If it is, new episodes begin everywhere afterwards, from the random generators as they were.
         """
-        inner: Any = self._loop or getattr(self.vec, "unwrapped", None)
-        own = [e for e in getattr(inner, "envs", []) if e.unwrapped is env.unwrapped]
+        own = self.same(env)
         generators = [generator_of(e) for e in own]
         try:
             yield bool(own)

@@ -59,6 +59,19 @@ def threads_for(networks: Iterable[nn.Module]) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, modules of the user's own are in evaluation mode: no dropout, and batch statistics that stand still."""
+    changed = [m for module in modules for m in module.modules() if m.training]
+    for m in changed:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in changed:
+            m.training = True
+
+
 def input_scale(space: gym.Space[Any]) -> float | None:
     """What networks multiply observations of `space` by: 1 / 255 where they are bytes 0..255, else None."""
     whole = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8

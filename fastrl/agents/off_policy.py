@@ -122,6 +122,8 @@ class OffPolicyAgent(Agent[C]):
         self.buffer.add(obs, action, t.reward, t.next_obs, t.terminated, t.truncated, t.mask)
         self._after_step(t)
         before, self.steps = self.steps, self.steps + c.num_envs
+        if self.on_step is not None:
+            self.on_step()
         rounds = self.steps // c.train_every - before // c.train_every  # several environments may need several
         if self.steps > c.learning_starts:
             for _ in range(rounds * c.updates):

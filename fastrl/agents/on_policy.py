@@ -48,6 +48,21 @@ class OnPolicyAgent(Agent[C]):
     def _replaced(self) -> list[str]:
         return [] if self.policy.whole else ["policy"]
 
+    def _collect(self) -> None:
+        """Fill the rollout with the policy's next steps."""
+        before = self.steps
+        try:
+            self.rollout.collect(self.generator, self._stepped)
+        except BaseException:
+            self.steps = before  # nothing will be learned from these
+            raise
+
+    def _stepped(self) -> None:
+        """Count a step of the environments."""
+        self.steps += self.envs.num_envs
+        if self.on_step is not None:
+            self.on_step()
+
     def _update_moments(self) -> None:
         """Count the rollout's observations in; after the update, which sees them as they were when acted on."""
         if self.policy.moments is not None:

@@ -74,9 +74,7 @@ class PPO(OnPolicyAgent[PPOConfig]):
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy", "kl"), 0.0)
 
     def _iterate(self) -> None:
-        c = self.config
-        self.rollout.collect(self.generator)
-        self.steps += c.n_steps * c.num_envs
+        self._collect()
         self.optimizer.lr = self.learning_rate
         self._update()
 

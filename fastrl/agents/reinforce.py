@@ -56,7 +56,7 @@ class REINFORCE(OnPolicyAgent[REINFORCEConfig]):
         to_play, t = np.full(self.envs.num_envs, self.config.episodes), 0
         while (active := to_play > 0).any():
             to_play -= self.rollout.step(t, self.generator, None if active.all() else active)
-            self.steps += self.envs.num_envs
+            self._stepped()
             t += 1
         self.rollout.end(t)
 

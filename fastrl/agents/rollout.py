@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -40,11 +40,13 @@ class Rollout:
         self._capacity = 0
         self._grow(n_steps)
 
-    def collect(self, generator: Generator) -> None:
-        """Fill the arrays with the policy's next T steps."""
+    def collect(self, generator: Generator, stepped: Callable[[], None] | None = None) -> None:
+        """Fill the arrays with the policy's next T steps; `stepped` is called after each."""
         self.begin()
         for t in range(self._capacity):
             self.step(t, generator)
+            if stepped is not None:
+                stepped()
 
     def begin(self) -> None:
         """Forget the last rollout."""

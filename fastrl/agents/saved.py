@@ -1,14 +1,17 @@
-"""Agents from checkpoints; what the JSON has to hold is checked before an agent is made of it."""
+"""Agents from checkpoints, and copies of agents; what the JSON has to hold is checked before an agent is made of it."""
 
 from __future__ import annotations
 
 import json
+import pickle
 import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import cloudpickle  # type: ignore[import-untyped]  # Gymnasium needs it, so it is there
+import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
@@ -55,7 +58,7 @@ def restored(
     try:
         check_state(checkpoint.state, as_json(agent._state()[0]))
         check_obs(checkpoint, agent.envs.obs)
-        if agent.buffer is not None:
+        if agent.buffer is not None and saved.get("replay", True):
             if checkpoint.replay is None:
                 raise InputError("replay is missing")
             agent.buffer.load(checkpoint.replay)
@@ -107,6 +110,33 @@ def env_of(saved: Mapping[str, Any], given: str | EnvConfig | None, where: str) 
             f"all of them: env=EnvConfig({config.id!r}, wrappers={wrappers}), or --wrapper {shlex.join(wrappers)}"
         )
     return config if config.kwargs or config.wrappers else config.id
+
+
+def pickled(value: Any, error: str) -> bytes:
+    """Bytes, so that what cannot be copied is found here; raises InputError."""
+    try:
+        pickled: bytes = cloudpickle.dumps(value)
+    except Exception as reason:  # whatever the object's own methods raise
+        raise InputError(f"{error}: {' '.join(str(reason).split())}") from reason
+    return pickled
+
+
+def copied(
+    cls: type[A],
+    env: str | bytes,
+    config: Any,
+    network: bytes | None,
+    state: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    buffer: Any,
+) -> A:
+    """The agent that `Agent.__reduce__` took apart."""
+    made_from = pickle.loads(env) if isinstance(env, bytes) else env
+    agent = cls(made_from, config, network=None if network is None else pickle.loads(network))
+    if buffer is not None:
+        agent.buffer = buffer
+    agent._load_state(state, tensors)
+    return agent
 
 
 def check_config(saved: Mapping[str, Any], where: str) -> None:

@@ -1,4 +1,4 @@
-"""What every training loop needs besides its algorithm: progress, logs, checkpoints, a tidy Ctrl-C, evaluation."""
+"""What every training loop needs besides its algorithm: progress, logs, checkpoints, callbacks, a tidy Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-import gymnasium as gym
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from fastrl._files import locked
+from fastrl.agents.callbacks import Callbacks
 from fastrl.agents.config import InputError, check_int
 from fastrl.agents.envs import Envs
+from fastrl.agents.evaluation import Evaluation, Evaluator
 from fastrl.agents.logs import Logs
 
-MAX_EPISODE_STEPS = 30_000  # of an evaluation's episode; those of Atari have 27,000
+BEST = "best"  # in a run folder, the checkpoint of the best evaluation
 LOCK = ".fastrl-lock"  # in a run folder, of the process that trains there
 
 
@@ -34,17 +35,26 @@ class Diverged(InputError):
     """Training has diverged: what there is now is not worth saving."""
 
 
+class _Abandoned(Exception):
+    """An evaluation, because of a signal."""
+
+
 class Agent(Protocol):
     """The part of an agent that the training loop's surroundings use."""
 
     envs: Envs
+    config: Any  # a dataclass of hyperparameters
     steps: int  # environment steps taken since the agent was made, over all environments
+    n_updates: int
+    on_step: Callable[[], None] | None  # called after every step of the environments
     run_folder: Path | None  # of the run that the agent goes on with, if it has one
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log now, always under the same names."""
 
-    def save(self, folder: str | os.PathLike[str]) -> None: ...
+    def predict(self, obs: Any) -> Any: ...
+
+    def save(self, folder: str | os.PathLike[str], *, replay: bool = True) -> None: ...
 
 
 class Training:
@@ -57,6 +67,8 @@ class Training:
     is left alone where the program has a handler of its own, and without a folder.  If nothing was learned, a folder
     that was new is gone again.
     `progress`: a bar on a terminal, a line now and then elsewhere.
+    With an `evaluator`, the agent is evaluated when it is due, the results go to `evaluations.csv` and TensorBoard, and
+    the best agent so far, without its replay buffer, to the folder's `best`.
     """
 
     def __init__(
@@ -68,6 +80,8 @@ class Training:
         progress: bool = True,
         save_every: int | None = None,
         log_every: int = 1000,
+        callbacks: Callbacks | None = None,
+        evaluator: Evaluator | None = None,
     ) -> None:
         total_steps = check_int("total_steps", total_steps)
         save_every = None if save_every is None else check_int("save_every", save_every)
@@ -80,8 +94,12 @@ class Training:
         self.folder = Path(folder) if folder is not None else None
         self.interrupted: int | None = None  # by this signal
         self._start_steps = agent.steps
+        self._callbacks, self._evaluator = callbacks or Callbacks(None), evaluator
+        self._hears_updates, self._updates = self._callbacks.has("on_update"), agent.n_updates
         self._log_every, self._save_every = log_every, save_every or total_steps
-        self._next = min(self._after(log_every), self._after(self._save_every), total_steps)
+        self._next_row = min(self._after(log_every), self._after(self._save_every), total_steps)
+        self._next_save = self._after(self._save_every)
+        self._next_evaluation: float = math.inf if evaluator is None else self._after(evaluator.every)
         self._progress = progress
         self._console = _Console(stderr=True)
         self._bar = _bar(self._console) if progress and self._console.is_terminal else None
@@ -90,6 +108,7 @@ class Training:
     def __enter__(self) -> Training:
         self._logs: Logs | None = None
         self._lock = contextlib.ExitStack()
+        self._started = False
         self._handlers: dict[int, Any] = {}
         self._new = self._made = False  # was the run folder empty, and is it ours?
         if self.folder is not None:
@@ -101,6 +120,8 @@ class Training:
             except BaseException:
                 self._leave()
                 raise
+        if self._evaluator is not None:
+            self._open(self._evaluator)
         if threading.current_thread() is threading.main_thread():
             self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
             if self.folder is not None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
@@ -109,17 +130,34 @@ class Training:
             self._bar.start()
             self._task = self._bar.add_task("", total=self.total_steps, completed=self._start_steps, status="")
         if self.folder is not None and self._progress:
-            self._console.print(f"logs and checkpoint: {self.folder}", highlight=False, markup=False, soft_wrap=True)
+            self._print(f"logs and checkpoint: {self.folder}")
+        if self._callbacks.has("on_step") or self._callbacks.has("on_episode"):
+            self.agent.on_step = self._stepped
         self._start_time = self._last_time = time.perf_counter()
         self._last_steps = self._start_steps
         return self
 
+    def _open(self, evaluator: Evaluator) -> None:
+        try:
+            evaluator.open()
+        except BaseException:
+            self._leave()
+            raise
+        if self._logs is not None and self._logs.evaluations:  # of the run that goes on
+            evaluator.best = max(row["return_mean"] for row in self._logs.evaluations)
+            # One that a Ctrl-C kept from happening is made up for.
+            last = int(self._logs.evaluations[-1]["step"])
+            self._next_evaluation = (last // evaluator.every + 1) * evaluator.every
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.agent.on_step = None
         if self._bar is not None:
             self._bar.stop()
         try:
             if self.folder is not None and (kind is None or issubclass(kind, Exception)) and kind is not Diverged:
                 self._save_at_the_end(error)
+            if self._started:
+                self._callbacks.call("on_end", self.agent)
         finally:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
@@ -149,13 +187,15 @@ class Training:
         if not self._new and self.agent.run_folder != folder.resolve():
             raise InputError(f"{folder} is not empty and not of this agent's run; nothing is overwritten")
         names = ["step", "time_s", "steps_per_s", "episodes", "episode_return", "episode_length", *self.agent.metrics()]
-        self._logs = Logs(folder, names, self._start_steps)
+        self._logs = Logs(folder, names, self._start_steps, asdict(self.agent.config))
         self.agent.run_folder = folder.resolve()
 
     def _leave(self) -> None:
         """Close the logs and let go of the folder; if nothing came of a new run, nothing of it stays."""
         if self._logs is not None:
             self._logs.close()
+        if self._evaluator is not None:
+            self._evaluator.close()
         empty = self._new and self.folder is not None and not (self.folder / "checkpoint").exists()
         if self._logs is not None and empty and not self._logs.rows:
             self._logs.remove()
@@ -164,21 +204,57 @@ class Training:
             with contextlib.suppress(OSError):  # there is something in it
                 self.folder.rmdir()
 
+    def begin(self) -> None:
+        """Call when the loop begins."""
+        self._started = True
+        self._callbacks.call("on_start", self.agent)
+        self._next = 0 if self._next_evaluation <= self.agent.steps else self._soonest()
+
     def done(self) -> bool:
-        """Call once a step: True when the loop must end.  Cheap unless something is due."""
+        """Call once a turn: True when the loop must end.  Cheap unless something is due."""
+        if self._hears_updates and self.agent.n_updates != self._updates:
+            self._updates = self.agent.n_updates
+            self._callbacks.call("on_update", self.agent)
         if self.agent.steps >= self._next:
-            self._report()
-        return self.interrupted is not None or self.agent.steps >= self.total_steps
+            self._what_is_due()
+        ended = self.interrupted is not None or self._callbacks.stopped
+        return ended or self.agent.steps >= self.total_steps
 
     def _after(self, every: int) -> int:
         return (self.agent.steps // every + 1) * every
+
+    def _soonest(self) -> float:
+        return min(self._next_row, self._next_evaluation)
+
+    def _what_is_due(self) -> None:
+        steps = self.agent.steps
+        if steps >= self._next_row:
+            self._report()
+        if self._evaluator is not None and steps >= self._next_evaluation:
+            self._evaluate(self._evaluator)
+        if steps >= self._next_save:
+            if self.folder is not None and steps < self.total_steps:
+                self.agent.save(self.folder / "checkpoint")
+            self._next_save = self._after(self._save_every)
+        self._next_row = min(self._after(self._log_every), self._next_save, self.total_steps)
+        self._next = self._soonest()
+
+    def _stepped(self) -> None:
+        agent = self.agent
+        self._callbacks.call("on_step", agent, agent.envs.last)
+        for episode_return, length in agent.envs.ended:
+            self._callbacks.call("on_episode", agent, episode_return, length)
+
+    def _seconds(self, now: float) -> float:
+        """How long the run has taken, with what it had taken before it was resumed."""
+        return round(now - self._start_time + (self._logs.seconds if self._logs is not None else 0.0), 3)
 
     def _report(self) -> None:
         agent, now = self.agent, time.perf_counter()
         mean_return, mean_length = np.mean(agent.envs.recent or [(np.nan, np.nan)], axis=0).tolist()
         row = {
             "step": agent.steps,
-            "time_s": round(now - self._start_time + (self._logs.seconds if self._logs is not None else 0.0), 3),
+            "time_s": self._seconds(now),
             "steps_per_s": round((agent.steps - self._last_steps) / (now - self._last_time), 1),
             "episodes": agent.envs.episodes,
             "episode_return": mean_return,
@@ -187,17 +263,47 @@ class Training:
         }
         if self._logs is not None:
             self._logs.write(row)
+        self._callbacks.call("on_log", agent, row)
         check_loss(row["loss"], agent.steps)
         status = f"{row['steps_per_s']:,.0f} steps/s  return {row['episode_return']:.1f}  loss {row['loss']:.3g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=agent.steps, status=status)
         elif self._line_every and agent.steps // self._line_every > self._last_steps // self._line_every:
-            self._console.print(f"step {agent.steps}/{self.total_steps}  {status}", highlight=False, soft_wrap=True)
-        crossed = agent.steps // self._save_every > self._last_steps // self._save_every
-        if self.folder is not None and crossed and agent.steps < self.total_steps:
-            self.agent.save(self.folder / "checkpoint")
+            self._print(f"step {agent.steps}/{self.total_steps}  {status}")
         self._last_steps, self._last_time = agent.steps, now
-        self._next = min(self._after(self._log_every), self._after(self._save_every), self.total_steps)
+
+    def _evaluate(self, evaluator: Evaluator) -> None:
+        began = time.perf_counter()
+        try:
+            evaluation = evaluator(self.agent.predict, self.agent.steps, self._abandon_if_interrupted)
+        except _Abandoned:
+            return
+        self._next_evaluation = self._after(evaluator.every)
+        now = time.perf_counter()
+        self._last_time += now - began  # which is not the training's
+        if self._logs is not None:
+            self._logs.write_evaluation({"time_s": self._seconds(now), **evaluation.row()})
+        self._say(evaluation)
+        if evaluation.best and self.folder is not None:
+            self.agent.save(self.folder / BEST, replay=False)
+        self._callbacks.call("on_evaluation", self.agent, evaluation)
+        if evaluator.stop_at is not None and evaluation.mean >= evaluator.stop_at:
+            self._callbacks.stopped = True
+            if self._progress:
+                self._print(f"the return has reached {evaluator.stop_at:g} (stop_at): training ends")
+
+    def _abandon_if_interrupted(self, episode: int, step: int) -> None:
+        if self.interrupted is not None:
+            raise _Abandoned
+
+    def _say(self, evaluation: Evaluation) -> None:
+        cut = f", {evaluation.cut} episodes cut" if evaluation.cut else ""
+        if self._progress:
+            of = f"return {evaluation.mean:.1f} +- {evaluation.returns.std():.1f}"
+            self._print(f"evaluated at step {evaluation.step}: {of}{cut}{' (best)' if evaluation.best else ''}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted is None:
@@ -231,49 +337,3 @@ def check_loss(loss: float, step: int, weights: torch.Tensor | None = None) -> N
         loss = math.nan  # the next one would be
     if not math.isfinite(loss):
         raise Diverged(f"loss is not finite at step {step}, but {loss}: training diverged; try a lower learning_rate")
-
-
-class Episode(NamedTuple):
-    """One of an evaluation."""
-
-    reward: float
-    """The undiscounted sum of its rewards."""
-    cut: bool
-    """Did it end because of `max_steps`, not by itself?"""
-
-
-def episodes_of(
-    policy: Callable[[NDArray[Any]], Any],
-    env: gym.Env[Any, Any],
-    episodes: int,
-    seed: int,
-    max_steps: int | None = None,
-    tick: Callable[[int, int], None] | None = None,
-) -> Iterator[Episode]:
-    """Episodes of `policy` (observation -> action) as they end; episode i begins with ``env.reset(seed + i)``.
-
-    Each is cut after `max_steps` steps (None or 0: never).  `tick` gets the numbers of the episode (from 1) and of the
-    step in it, every 100 steps.
-    """
-    for i in range(episodes):
-        obs, _ = env.reset(seed=seed + i)
-        total, steps, done = 0.0, 0, False
-        while not done and (not max_steps or steps < max_steps):
-            obs, reward, terminated, truncated, _ = env.step(policy(obs))
-            total += float(reward)
-            steps += 1
-            done = bool(terminated or truncated)
-            if tick is not None and steps % 100 == 0:
-                tick(i + 1, steps)
-        yield Episode(total, not done)
-
-
-def evaluate(
-    policy: Callable[[NDArray[Any]], Any],
-    env: gym.Env[Any, Any],
-    episodes: int,
-    seed: int,
-    max_steps: int | None = MAX_EPISODE_STEPS,
-) -> NDArray[np.float64]:
-    """Returns ``[episodes]`` of `policy`, as in `episodes_of`."""
-    return np.array([episode.reward for episode in episodes_of(policy, env, episodes, seed, max_steps)])

@@ -66,9 +66,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         return self._linear(c.max_kl, min(c.max_kl, c.max_kl_end), c.learning_rate_steps)
 
     def _iterate(self) -> None:
-        c = self.config
-        self.rollout.collect(self.generator)
-        self.steps += c.n_steps * c.num_envs
+        self._collect()
         self.optimizer.lr = self.learning_rate
         self._update()
 

@@ -50,6 +50,12 @@ class Train:
     """How many of the --seeds run at a time (about as many as there are cores)."""
     save_every: int = 10_000
     """Environment steps from one checkpoint to the next."""
+    eval_every: int | None = None
+    """Environment steps from one greedy evaluation to the next; evaluations.csv, and the best agent in RUN/best."""
+    eval_episodes: int = 5
+    """Episodes in an evaluation."""
+    stop_at: float | None = None
+    """Mean return of an evaluation with which the training ends; --eval-every is 5000 then, if not given."""
     threads: int = 1
     """PyTorch's threads on the CPU; more than one pays only for large networks, and slows small ones down."""
     max_episode_steps: int = 30_000
@@ -99,7 +105,8 @@ def command(args: list[str]) -> int:
 
 def _check(options: Train) -> None:
     check_threads(options.threads)
-    for name, least in (("total_steps", 1), ("seeds", 1), ("jobs", 1), ("save_every", 1), ("max_episode_steps", 0)):
+    at_least_1 = ("total_steps", "seeds", "jobs", "save_every", "eval_every", "eval_episodes")
+    for name, least in (*((name, 1) for name in at_least_1), ("max_episode_steps", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise InputError(f"{option(name)} must be >= {least}, got {value}")
@@ -217,10 +224,19 @@ def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
 
 
 def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
+    from fastrl.agents.training import BEST
+
     began, first = time.perf_counter(), agent.steps
     go_on = f"fastrl train --resume {out}{flags(agent.envs.spec)}"
     try:
-        agent.learn(total_steps, folder=out, save_every=options.save_every)
+        agent.learn(
+            total_steps,
+            folder=out,
+            save_every=options.save_every,
+            eval_every=options.eval_every,
+            eval_episodes=options.eval_episodes,
+            stop_at=options.stop_at,
+        )
     except KeyboardInterrupt as error:
         if not error.args:  # a second Ctrl-C did not wait for the save
             raise KeyboardInterrupt(f" at step {agent.steps}; nothing saved since the last checkpoint") from None
@@ -253,7 +269,8 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
             returns = evaluate(agent, 20, 1_000_000, options.max_episode_steps)
     finally:
         rows[f"return, greedy, {len(returns)} episodes"] = mean(returns)
-        table("result", {**rows, "saved in": str(out)})
+        best = {"best agent": str(out / BEST)} if (out / BEST).is_dir() else {}
+        table("result", {**rows, "saved in": str(out), **best})
         runs.end(out, agent.steps, returns)
     return 0 if len(returns) == 20 else 130
 

@@ -5,15 +5,17 @@ import errno
 import os
 import signal
 import threading
+from dataclasses import fields
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 
-from fastrl.agents import DQN, PPO, logs
+from fastrl.agents import DQN, PPO, DQNConfig, logs
 from fastrl.agents.config import InputError
-from fastrl.agents.training import LOCK, evaluate
+from fastrl.agents.evaluation import evaluate
+from fastrl.agents.training import LOCK
 
 SMALL = {"hidden": (16,), "learning_starts": 100, "train_every": 10, "updates": 1, "batch_size": 16}
 
@@ -172,11 +174,28 @@ def test_tensorboard_reads_the_events(tmp_path):
     agent.learn(2200, folder=tmp_path, progress=False)
     found = EventAccumulator(str(tmp_path)).Reload()
     rows = read(tmp_path / "progress.csv")
-    assert set(found.Tags()["scalars"]) == set(rows[0]) - {"step"}
-    assert [event.step for event in found.Scalars("episode_return")] == [1000, 2000, 2200]
+    tags = found.Tags()["scalars"]
+    assert {tag.partition("/")[2] for tag in tags} == set(rows[0]) - {"step"}
+    assert {tag.partition("/")[0] for tag in tags} == {"rollout", "time", "train"}
+    assert [event.step for event in found.Scalars("rollout/episode_return")] == [1000, 2000, 2200]
     np.testing.assert_allclose(
-        [event.value for event in found.Scalars("loss")], [float(row["loss"]) for row in rows], rtol=1e-6
+        [event.value for event in found.Scalars("train/loss")], [float(row["loss"]) for row in rows], rtol=1e-6
     )
+
+
+def test_tensorboard_has_the_hyperparameters(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    DQN("CartPole-v1", **SMALL).learn(200, folder=tmp_path / "run", progress=False)
+    content = EventAccumulator(str(tmp_path / "run")).Reload().PluginTagToContent("hparams")
+    data = {tag: HParamsPluginData.FromString(value) for tag, value in content.items()}
+    columns = data["_hparams_/experiment"].experiment
+    values = data["_hparams_/session_start_info"].session_start_info.hparams
+    assert {info.name for info in columns.hparam_infos} == set(values) == {f.name for f in fields(DQNConfig)}
+    assert [info.name.tag for info in columns.metric_infos] == ["rollout/episode_return", "eval/return_mean"]
+    assert values["learning_starts"].number_value == 100 and values["double"].bool_value is False
+    assert values["hidden"].string_value == "(16,)" and values["loss"].string_value == "mse"
 
 
 @posix

@@ -1,0 +1,229 @@
+"""Evaluations during training: what they see, what they leave alone, the best agent, and the end at a return."""
+
+import csv
+import os
+import signal
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from fastrl.agents import DQN, PPO, SAC, Callback, InputError
+from fastrl.agents.evaluation import SEED
+
+SMALL = {"hidden": (16,), "learning_starts": 100, "train_every": 10, "updates": 1, "batch_size": 16}
+SMALL |= {"learning_rate_steps": 5000, "seed": 4}
+
+
+def table(folder):
+    with (folder / "evaluations.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+class Keep(Callback):
+    """The evaluations, and the greedy weights at each."""
+
+    def __init__(self):
+        self.all, self.weights = [], []
+
+    def on_evaluation(self, agent, evaluation):
+        self.all.append(evaluation)
+        self.weights.append(agent.greedy.vector.copy())
+
+
+def test_they_are_what_evaluate_gives_and_the_best_is_kept(tmp_path):
+    keep, agent = Keep(), DQN("CartPole-v1", **SMALL)
+    agent.learn(3000, folder=tmp_path, progress=False, eval_every=500, eval_episodes=3, callback=keep)
+    rows = table(tmp_path)
+    assert [row["step"] for row in rows] == [e.step for e in keep.all] == [500, 1000, 1500, 2000, 2500, 3000]
+    for row, e in zip(rows, keep.all, strict=True):
+        assert (row["episodes"], row["cut"]) == (3, 0) and (e.returns == e.lengths).all()  # CartPole's rewards are 1
+        expected = [e.mean, e.returns.std(), e.returns.min(), e.returns.max(), e.lengths.mean()]
+        assert [row[f"return_{x}"] for x in ("mean", "std", "min", "max")] + [row["length_mean"]] == expected
+    best = int(np.argmax([e.mean for e in keep.all]))
+    assert [i for i, e in enumerate(keep.all) if e.best][-1] == best
+    kept = DQN.load(tmp_path / "best")
+    assert kept.steps == keep.all[best].step and kept.greedy.vector.tobytes() == keep.weights[best].tobytes()
+    assert kept.evaluate(3, SEED).tolist() == keep.all[best].returns.tolist()
+    assert not (tmp_path / "best" / "replay").exists() and len(kept.buffer) == 0
+    kept.learn(kept.steps + 200, progress=False)  # from an empty buffer
+
+
+@pytest.mark.parametrize("make", [DQN, PPO, SAC])
+def test_training_is_the_same_with_them_and_so_is_a_resumed_one(make, tmp_path):
+    env = "Pendulum-v1" if make is SAC else "CartPole-v1"
+    settings = {"hidden": (8,), "n_steps": 64, "num_envs": 2, "minibatches": 2, "epochs": 1} if make is PPO else SMALL
+    if make is SAC:
+        settings = {"hidden": (8,), "learning_starts": 50, "train_every": 10, "batch_size": 16}
+    judged = {"eval_every": 128, "eval_episodes": 1, "progress": False}
+    plain = make(env, **settings).learn(768, progress=False)
+    whole = make(env, **settings).learn(768, folder=tmp_path / "whole", **judged)
+    make(env, **settings).learn(384, schedule_steps=768, folder=tmp_path / "parts", **judged)
+    parts = make.load(tmp_path / "parts").learn(768, folder=tmp_path / "parts", **judged)
+    states = [agent._state() for agent in (plain, whole, parts)]
+    for state, tensors in states[1:]:
+        assert state["envs"] == states[0][0]["envs"] and state["rng"] == states[0][0]["rng"]
+        assert all(torch.equal(tensors[name], x) for name, x in states[0][1].items())
+    same = [[(r["step"], r["return_mean"]) for r in table(tmp_path / name)] for name in ("whole", "parts")]
+    assert same[0] == same[1] and [step for step, _ in same[0]] == [128, 256, 384, 512, 640, 768]
+
+
+def test_a_resumed_run_knows_its_best(tmp_path):
+    agent = DQN("CartPole-v1", **SMALL).learn(500, folder=tmp_path, progress=False, eval_every=500)
+    text = (tmp_path / "evaluations.csv").read_text().splitlines()
+    values = text[1].split(",")
+    values[3] = "1000.0"  # more than there can be
+    late = ",".join(["9000", *values[1:]])  # behind the checkpoint: will be made again
+    (tmp_path / "evaluations.csv").write_text("\r\n".join([text[0], ",".join(values), late, ""]))
+    keep = Keep()
+    agent.learn(1000, folder=tmp_path, progress=False, eval_every=500, callback=keep)
+    assert [row["step"] for row in table(tmp_path)] == [500, 1000]
+    assert [e.best for e in keep.all] == [False] and DQN.load(tmp_path / "best").steps == 500
+
+
+def test_it_ends_at_a_return(tmp_path, capsys):
+    agent = DQN("CartPole-v1", **SMALL).learn(30_000, folder=tmp_path, eval_every=200, stop_at=9)
+    assert agent.steps < 30_000 and table(tmp_path)[-1]["return_mean"] >= 9
+    assert agent.steps == table(tmp_path)[-1]["step"] == DQN.load(tmp_path).steps
+    err = capsys.readouterr().err
+    assert "evaluated at step 200: return" in err and "the return has reached 9 (stop_at): training ends" in err
+
+
+def test_without_a_number_they_are_every_5000_steps():
+    keep = Keep()
+    DQN("CartPole-v1", **SMALL).learn(5100, progress=False, stop_at=1e9, callback=keep)
+    assert [e.step for e in keep.all] == [5000]
+
+
+def test_an_environment_of_their_own(tmp_path):
+    made = []
+
+    class Cut(gym.Wrapper):
+        def __init__(self, env):
+            super().__init__(gym.wrappers.TimeLimit(env, 7))
+            made.append(self)
+            self.resets = []
+
+        def reset(self, **kwargs):
+            self.resets.append(kwargs)
+            return super().reset(**kwargs)
+
+    env, keep = Cut(gym.make("CartPole-v1").unwrapped), Keep()
+    agent = DQN("CartPole-v1", **SMALL)
+    agent.learn(1000, progress=False, eval_every=500, eval_episodes=2, eval_env=env, callback=keep)
+    assert len(made) == 1 and all((e.lengths <= 7).all() for e in keep.all)
+    assert [k["seed"] for k in env.resets] == [SEED, SEED + 1] * 2
+    env.reset()  # it was given, so it is not closed
+    env.step(0)
+    keep = Keep()
+    agent.learn(1500, progress=False, eval_every=500, eval_env="CartPole-v0", callback=keep)
+    assert keep.all[0].lengths.max() <= 200
+
+
+class Stands(gym.Env):
+    """Observations around 100; the reward is what the policy sees of them, and no episode ends by itself."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.normal(100, 1, 1), {}
+
+    def step(self, action):
+        return self.np_random.normal(100, 1, 1), 1.0, False, False, {}
+
+
+def test_normalising_wrappers_have_what_training_knows():
+    seen = []
+
+    class Policy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 3)
+
+        def forward(self, x):
+            if not self.training:
+                seen.append(float(x[0, 0]))
+            return self.layer(x)
+
+    wrap = lambda: gym.wrappers.NormalizeObservation(gym.wrappers.TimeLimit(Stands(), 50))  # noqa: E731
+    training, other = wrap(), wrap()
+    agent = PPO(training, network=Policy, n_steps=100, minibatches=1, epochs=1)
+    agent.learn(1000, progress=False, eval_every=500, eval_episodes=1, eval_env=other)
+    count = other.obs_rms.count
+    assert count == training.obs_rms.count > 1000  # of the second evaluation, at step 1000
+    assert abs(np.mean(seen)) < 1  # 100 before it is normalised; with statistics of its own the first would be 0
+    assert len(seen) == 100 and np.std(seen) > 0.5
+
+
+def test_networks_of_ones_own_stand_still_in_predictions():
+    def network():
+        return torch.nn.Sequential(
+            torch.nn.Linear(4, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.5), torch.nn.Linear(16, 2)
+        )
+
+    agent = DQN("CartPole-v1", network=network, averaging=False, num_envs=2, **SMALL)
+    agent.learn(300, progress=False)
+    obs, module = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32), agent.online.module
+    before = {name: x.clone() for name, x in module.state_dict().items()}
+    expected = agent.policy_to_torch()(torch.from_numpy(obs)).numpy()
+    assert all((agent.predict(obs) == expected).all() for _ in range(3))
+    assert all(torch.equal(x, before[name]) for name, x in module.state_dict().items())
+    assert all(m.training for m in module.modules())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_leaves_one_and_it_is_made_up_for(tmp_path):
+    class Interrupting(gym.Wrapper):
+        steps, at = 0, 150
+
+        def step(self, action):
+            self.steps += 1
+            if self.steps == self.at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return self.observation_space.sample(), 1.0, False, self.steps % 400 == 0, {}
+
+    env = Interrupting(gym.make("CartPole-v1").unwrapped)
+    judged = {"eval_every": 300, "eval_env": env, "eval_episodes": 1, "folder": tmp_path, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        DQN("CartPole-v1", **SMALL).learn(900, **judged)
+    assert env.steps == 200 and not (tmp_path / "evaluations.csv").exists() and DQN.load(tmp_path).steps == 300
+    agent = DQN.load(tmp_path).learn(600, schedule_steps=900, folder=tmp_path, progress=False, eval_every=300)
+    # There was no table yet, which would tell of the one that is missing.
+    assert [row["step"] for row in table(tmp_path)] == [600.0] and agent.steps == 600
+    env.steps = 0
+    with pytest.raises(KeyboardInterrupt):
+        DQN.load(tmp_path).learn(1200, **judged)
+    assert DQN.load(tmp_path).steps == 900 and len(table(tmp_path)) == 1
+    DQN.load(tmp_path).learn(1200, folder=tmp_path, progress=False, eval_every=300)
+    assert [row["step"] for row in table(tmp_path)] == [600, 900, 1200]
+
+
+def test_what_cannot_work_starts_nothing(tmp_path):
+    env = gym.make("CartPole-v1")
+    agent = DQN(env, **SMALL)
+    for settings, text in (
+        ({"eval_every": 0}, "eval_every must be >= 1, got 0"),
+        ({"eval_every": 1.5}, "eval_every must be an int, got 1.5"),
+        ({"eval_every": 10, "eval_episodes": 0}, "eval_episodes must be >= 1, got 0"),
+        ({"eval_every": 10, "stop_at": float("nan")}, "stop_at must be a finite number, got nan"),
+        ({"stop_at": "475"}, "stop_at must be a finite number, got '475'"),
+        ({"eval_every": 10, "eval_env": env}, "eval_env must be another environment than the agent trains in"),
+        ({"eval_every": 10, "eval_env": gym.Wrapper(env.unwrapped)}, "eval_env must be another environment"),
+        (
+            {"eval_every": 10, "eval_env": 3},
+            "eval_env must be an environment id, an EnvConfig or a gymnasium.Env, got int",
+        ),
+        ({"eval_every": 10, "eval_env": "Nothing-v0"}, "cannot make environment 'Nothing-v0'"),
+        ({"eval_every": 10, "eval_env": "Acrobot-v1"}, "eval_env: observation_space must be .* like the agent's, got"),
+        ({"eval_env": "CartPole-v1"}, "eval_env is given, but neither eval_every nor stop_at"),
+    ):
+        with pytest.raises(InputError, match=f"^{text}"):
+            agent.learn(100, folder=tmp_path / "run", progress=False, **settings)
+        assert agent.steps == agent.total_steps == 0 and not (tmp_path / "run").exists()
+    without = DQN(env.unwrapped.__class__(), **SMALL)
+    assert without.envs.spec is None
+    with pytest.raises(InputError, match="^eval_env is missing: the agent was made from an environment without a spec"):
+        without.learn(100, progress=False, eval_every=10)
