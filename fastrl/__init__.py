@@ -52,7 +52,7 @@ from fastrl.kernels import (
     value_loss,
     vtrace,
 )
-from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay
+from fastrl.replay import HindsightReplay, PrioritizedReplay, ReplayBuffer, SequenceReplay
 
 __version__ = "0.1.0"
 
@@ -62,6 +62,7 @@ __all__ = [
     "FisherVectorProduct",
     "FlatAdam",
     "Generator",
+    "HindsightReplay",
     "LineSearchResult",
     "NaturalGradientInfo",
     "PPOLoss",

@@ -2,7 +2,19 @@
 
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
+from fastrl.replay.hindsight import HindsightReplay
+from fastrl.replay.limiter import SampleToInsertRatio
+from fastrl.replay.offline import from_minari
 from fastrl.replay.prioritized import PrioritizedReplay
 from fastrl.replay.sequences import SequenceBatch, SequenceReplay
 
-__all__ = ["Batch", "PrioritizedReplay", "ReplayBuffer", "SequenceBatch", "SequenceReplay"]
+__all__ = [
+    "Batch",
+    "HindsightReplay",
+    "PrioritizedReplay",
+    "ReplayBuffer",
+    "SampleToInsertRatio",
+    "SequenceBatch",
+    "SequenceReplay",
+    "from_minari",
+]

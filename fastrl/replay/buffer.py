@@ -302,7 +302,7 @@ class ReplayBuffer:
                 if len(tree):
                     raise
                 raise ValueError("replay.sample: the buffer is empty: add transitions before sampling") from None
-            batch = self._batch(rows, weights)
+            batch = self._draw(rows, weights)
         return self._to_device(batch)  # type: ignore[no-any-return]
 
     def __getitem__(self, indices: Any) -> Batch:
@@ -339,6 +339,10 @@ class ReplayBuffer:
         if stale < 0:
             raise IndexError(f"{where}: indices[{~stale}] is {numbers[~stale]}, outside the transitions added so far")
         return rows, stale
+
+    def _draw(self, rows: NDArray[np.int64], weights: Any) -> Any:
+        """The batch that `sample` gives of these rows."""
+        return self._batch(rows, weights)
 
     def _batch(self, rows: NDArray[np.int64], weights: Any) -> Any:
         return self._store.read(rows, self.n_step, weights)

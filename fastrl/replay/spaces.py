@@ -79,6 +79,11 @@ class Space:
         self._size = start + self.leaves[-1].nbytes
         return len(self.leaves) - 1
 
+    @property
+    def keys(self) -> set[Any]:
+        """Of a Dict."""
+        return set(self._tree) if isinstance(self._tree, dict) else set()
+
     def config(self) -> tuple[Any, Any]:
         """Shape and dtype as JSON has them, of each array."""
         if self.is_single:
