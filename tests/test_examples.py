@@ -21,7 +21,7 @@ CASES = {
         r"first (-?\d+\.\d+), last (-?\d+\.\d+); actions in \[(-?\d\.\d+), (-?\d\.\d+)\]",
     ),
     "cg_scipy.py": (("scipy",), ["--rows", "300", "--columns", "60"], r"plain: converged after (\d+)[\s\S]*converged"),
-    "export_onnx.py": (("torch", "gymnasium"), [], ""),
+    "export_policy.py": (("torch", "gymnasium"), [], ""),
     "track_experiment.py": (("torch", "gymnasium"), [], ""),
     "gae_jax.py": (("jax",), ["--steps", "129", "--envs", "3"], r"advantages \(129, 3\) float32, a JAX array"),
 }
@@ -87,8 +87,8 @@ def test_gae_on_jax_arrays():
 
 def test_a_policy_is_exported(tmp_path):
     if find_spec("torch") is None or find_spec("gymnasium") is None:
-        pytest.skip("export_onnx.py needs torch and gymnasium")
-    out = run("export_onnx.py", [str(tmp_path)]).stdout  # the script itself compares with predict
+        pytest.skip("export_policy.py needs torch and gymnasium")
+    out = run("export_policy.py", [str(tmp_path)]).stdout  # the script itself compares with predict
     assert "torch.export: " in out and "ONNX: " in out and (tmp_path / "policy.pt2").stat().st_size > 1000
 
 

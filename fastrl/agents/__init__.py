@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastrl.agents.dqn import DQN
     from fastrl.agents.env_config import EnvConfig
     from fastrl.agents.evaluation import Evaluation
+    from fastrl.agents.loading import load
     from fastrl.agents.naf import NAF
     from fastrl.agents.ppo import PPO
     from fastrl.agents.qt_opt import QTOpt
@@ -56,6 +57,7 @@ _MODULES = {
     "SAC": "sac",
     "TD3": "td3",
     "TRPO": "trpo",
+    "load": "loading",
 }
 CLASS_NAMES = {
     "dqn": "DQN",
@@ -100,6 +102,7 @@ __all__ = [
     "SACConfig",
     "TD3Config",
     "TRPOConfig",
+    "load",
 ]
 
 

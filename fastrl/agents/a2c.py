@@ -22,7 +22,8 @@ class A2C(OnPolicyAgent[A2CConfig]):
 
     L = -mean A log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s))
 
-    For discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+    For discrete, MultiDiscrete, MultiBinary and continuous (Box) actions.  An MLP sees observations flattened, and
+    discrete ones one-hot.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `A2CConfig`.  Raises InputError for anything that cannot work.
@@ -35,6 +36,7 @@ class A2C(OnPolicyAgent[A2CConfig]):
 
     algorithm = "a2c"
     config_class = A2CConfig
+    multi = True
 
     def __init__(self, env: Env, config: A2CConfig | None = None, *, network: Any = None, **overrides: Any) -> None:
         super().__init__(env, config, network=network, **overrides)

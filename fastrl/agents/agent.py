@@ -28,10 +28,11 @@ from fastrl.agents.config import InputError, check_int, describe_settings, make_
 from fastrl.agents.env_config import EnvConfig
 from fastrl.agents.envs import Envs, make_env
 from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, episodes_of
-from fastrl.agents.networks import TorchNetwork, evaluating, input_scale, threads_for
+from fastrl.agents.networks import TorchNetwork, evaluating, threads_for
 from fastrl.agents.parts import NETWORKS, check_weights, load_parts, parts_state
 from fastrl.agents.policies import ActorCritic
 from fastrl.agents.saved import copied, kept, pickled, restored
+from fastrl.agents.spaces import actions_fit, input_scale, space_json
 from fastrl.agents.training import Training
 from fastrl.replay import ReplayBuffer
 
@@ -60,6 +61,7 @@ class Agent(ABC, Generic[C]):
     config_class: ClassVar[type[Any]]  # a frozen dataclass with num_envs, seed, device, learning_rate and its schedule
     discrete: ClassVar[bool] = True  # does it take Discrete action spaces?
     continuous: ClassVar[bool] = True  # and Box ones?
+    multi: ClassVar[bool] = False  # and MultiDiscrete and MultiBinary ones?
     _trained: ClassVar[dict[str, str]] = {}  # names of the networks, and of the optimizers of their vectors
     buffer: ReplayBuffer | None = None  # of those that have one; saved beside the rest
 
@@ -128,14 +130,13 @@ class Agent(ABC, Generic[C]):
     def _check_spaces(self) -> None:
         observations, actions = self.envs.observation_space, self.envs.action_space
         this, env = type(self).__name__, self.envs.env_id or "this environment"
-        fits = (self.discrete and isinstance(actions, gym.spaces.Discrete) and actions.start == 0) or (
-            self.continuous and isinstance(actions, gym.spaces.Box) and np.issubdtype(actions.dtype, np.floating)
-        )
-        if not fits:
-            kinds = ["discrete actions 0, 1, ..."] * self.discrete + ["Box actions of floats"] * self.continuous
+        if not actions_fit(actions, discrete=self.discrete, continuous=self.continuous, multi=self.multi):
+            kinds = ["discrete actions"] * self.discrete + ["MultiDiscrete or MultiBinary ones"] * self.multi
+            kinds += ["Box actions of floats"] * self.continuous
             raise InputError(f"{this} needs {' or '.join(kinds)}; {env} has action space {actions}")
         if not isinstance(observations, gym.spaces.Box) or not observations.shape:
-            raise InputError(f"{this} needs Box observations [n, ...]; {env} has observation space {observations}")
+            wanted = "Box observations [n, ...], or Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+            raise InputError(f"{this} needs {wanted}; {env} has observation space {observations}")
         if isinstance(actions, gym.spaces.Box) and 0 in actions.shape:
             raise InputError(f"{this} needs at least one action; {env} has action space {actions}")
 
@@ -198,6 +199,7 @@ class Agent(ABC, Generic[C]):
 
         Raises InputError for arguments that cannot work, and then leaves the agent as it was.
         """
+        self._needs_env("learn")
         span = None if schedule_steps is None else check_int("schedule_steps", schedule_steps)
         callbacks, evaluator = Callbacks(callback), None
         if eval_every is not None or stop_at is not None:
@@ -230,6 +232,11 @@ class Agent(ABC, Generic[C]):
         if c.learning_rate_end == 0 and (c.learning_rate_steps or schedule_steps) < schedule_steps:
             at = f"from step {c.learning_rate_steps} (learning_rate_steps) of {schedule_steps} on"
             warnings.warn(f"the learning rate is 0 {at}: nothing more is learned", stacklevel=3)
+
+    def _needs_env(self, what: str) -> None:
+        if self.envs.absent:
+            this = type(self).__name__
+            raise InputError(f"{what}: the agent was loaded without its environment; {this}.load(folder) gives it one")
 
     def _modules(self) -> list[torch.nn.Module]:
         """The networks that torch computes."""
@@ -270,23 +277,10 @@ class Agent(ABC, Generic[C]):
 
         The best by the policy (its mode), or with ``deterministic=False`` one drawn as in training, from a generator
         of its own.  A discrete action for one observation is an int.
-        Raises InputError for an observation of another shape, or one that is not finite.
+        Observations are as the environment gives them, a batch as vector environments do (of a Dict space: a dict of
+        arrays).  Raises InputError for one of another shape, or one that is not finite.
         """
-        if isinstance(obs, tuple) and isinstance(obs[-1], dict):
-            raise InputError(
-                "predict: obs must be an observation, got all that reset or step returned: obs, info = ..."
-            )
-        obs = np.asarray(obs)
-        if obs.dtype.kind not in "fiub":
-            raise InputError(f"predict: obs must be an array of numbers, got {_kind(obs.dtype.type)}")
-        shape = self.envs.observation_space.shape
-        one = obs.shape == shape
-        if not one and obs.shape[1:] != shape:
-            raise InputError(f"predict: obs must have shape {shape} or (B, *{shape}), got {obs.shape}")
-        # The first says much faster than the second that all are.
-        if obs.dtype.kind == "f" and not np.vdot(obs, obs) < np.inf and not (finite := np.isfinite(obs)).all():
-            raise InputError(f"predict: obs must be finite, got {obs[~finite][0]}")
-        batch = obs[None] if one else obs
+        batch, one = self.envs.given(obs)
         if self._network is None:
             actions = self._predict(batch, deterministic)
         else:
@@ -300,7 +294,8 @@ class Agent(ABC, Generic[C]):
     def policy_to_torch(self) -> torch.nn.Module:
         """A plain torch module of the greedy policy, for deployment: observations ``[B, ...]`` -> actions ``[B, ...]``.
 
-        The actions are those of `predict`.  It is on the CPU, computes in float32 and shares nothing with the agent.
+        The actions are those of `predict`; observations that are not of a Box come flattened.  It is on the CPU,
+        computes in float32 and shares nothing with the agent.
         """
 
     def evaluate(
@@ -394,6 +389,7 @@ class Agent(ABC, Generic[C]):
         ``replay=False`` leaves the replay buffer out, which is most of it: what is loaded then learns on with an empty
         one.  Raises InputError, and writes nothing, if training has diverged to weights that are not finite.
         """
+        self._needs_env("save")
         self._check_weights()
         state, tensors = self._state()
         config = {
@@ -401,6 +397,8 @@ class Agent(ABC, Generic[C]):
             "env": self.envs.env_id,
             "made_from_id": self.envs.made_from_id,
             **kept(self.envs.spec),
+            "observation_space": space_json(self.envs.raw_space),
+            "action_space": space_json(self.envs.action_space),
             "network": self._network is not None,
             "replay": self.buffer is not None and replay,
             "config": asdict(self.config),  # type: ignore[call-overload]
@@ -430,6 +428,8 @@ class Agent(ABC, Generic[C]):
         self.steps, self.total_steps, self.n_updates = state["steps"], state["total_steps"], state["n_updates"]
         self.schedule_steps = state["schedule_steps"]
         self._log = state["log"]
+        if self.envs.absent:
+            return
         try:
             restored = self.envs.load_state_dict(state["envs"], tensors["obs"].numpy())
         except InputError:

@@ -25,7 +25,7 @@ class DDPG(NoisyAgent[DDPGConfig], ContinuousAgent[DDPGConfig]):
 
     Critic: mean w (Q(s, a) - y)^2 with y = r + gamma (1 - terminated) Q'(s', mu'(s')).  Actor: -mean Q(s, mu(s)).
 
-    For bounded Box actions; observations are Boxes, which an MLP sees flattened.
+    For bounded Box actions.  An MLP sees observations flattened, and discrete ones one-hot.
 
     `network`: torch modules of your own, ``{"actor": ..., "critic": ...}`` or one of the two: the actor maps
     observations ``[B, ...]`` (bytes as 0..1) to ``[B, A]``, a critic observations and actions in [-1, 1] ``[B, A]``

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from fastrl.agents.envs import Envs
-from fastrl.agents.networks import Network, TorchNetwork, input_scale
+from fastrl.agents.networks import Network, TorchNetwork
+from fastrl.agents.spaces import input_scale, values_of
 
 
 class TorchPolicy(nn.Module):
     """Observations ``[B, ...]`` -> the actions ``[B, ...]`` of the greedy policy, as the environment takes them.
 
-    discrete: argmax_a out_a(s);  else clip(middle + half * f(out), low, high) with f = tanh or the identity
+    discrete: argmax_a out_a(s), of each part of a MultiDiscrete or MultiBinary
+    continuous: clip(middle + half * f(out), low, high) with f = tanh or the identity
 
-    It holds copies, on the CPU, and shares nothing with the agent.
+    Observations of Discrete, Dict and such spaces come flattened (``agent.envs.flattened(obs, "obs")``).  It holds
+    copies, on the CPU, and shares nothing with the agent.
 
     Args:
         network: its outputs begin with values or logits ``[B, K]``, or with the actions' ``[B, A]``.
@@ -35,6 +38,7 @@ class TorchPolicy(nn.Module):
     scale: Tensor
     low: Tensor
     high: Tensor
+    first: Tensor
 
     def __init__(
         self, network: Network | nn.Module, envs: Envs, *, tanh: bool = False, units: Any = None, moments: Any = None
@@ -52,13 +56,18 @@ class TorchPolicy(nn.Module):
             for name, x in zip(("mean", "var"), moments, strict=True):
                 self.register_buffer(name, torch.as_tensor(np.array(x, np.float64)))
         space: Any = envs.action_space
-        self.discrete = isinstance(space, gym.spaces.Discrete)
+        self.discrete = not isinstance(space, gym.spaces.Box)
+        self._sizes: list[int] = []
+        if self.discrete:
+            sizes, first = values_of(space)
+            self._sizes = sizes.tolist()
+            self.register_buffer("first", torch.as_tensor(first))
         if not self.discrete:
             middle, half = (np.zeros(space.shape), np.ones(space.shape)) if units is None else units
             bounds = {"middle": middle, "scale": half, "low": space.low, "high": space.high}
             for name, x in bounds.items():
                 self.register_buffer(name, torch.as_tensor(np.array(x, space.dtype)))
-        self._shape, self._n_actions = space.shape, int(space.n if self.discrete else np.prod(space.shape))
+        self._shape, self._n_actions = space.shape, sum(self._sizes) if self.discrete else int(np.prod(space.shape))
 
     def forward(self, obs: Tensor) -> Tensor:
         if self._moments:
@@ -68,7 +77,8 @@ class TorchPolicy(nn.Module):
             x = obs.float() if self._input_scale is None else obs.float() * self._input_scale
         action: Tensor = self.network(x.flatten(1) if self._flat else x)[:, : self._n_actions]
         if self.discrete:
-            return action.argmax(1)
+            best = [part.argmax(1) for part in torch.split(action, self._sizes, 1)]
+            return (torch.stack(best, 1) + self.first).reshape(-1, *self._shape)
         action = (action.tanh() if self.tanh else action).to(self.scale.dtype).reshape(-1, *self._shape)
         scaled = self.middle + self.scale * action
         return torch.minimum(torch.maximum(scaled, self.low), self.high)

@@ -34,8 +34,9 @@ class DQN(OffPolicyAgent[DQNConfig]):
     mean w (Q(s, a) - y)^2 with y = r + gamma (1 - terminated) Q'(s', a'), a' = argmax Q'(s', .) or, with `double`,
     argmax Q(s', .)
 
-    For discrete actions; observations are Boxes, which an MLP sees flattened.  `network`: a torch module of your own
-    instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) to ``[B, n_actions]``.
+    For discrete actions.  An MLP sees observations flattened, and discrete ones one-hot.  `network`: a torch module of
+    your own instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) to
+    ``[B, n_actions]``.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `DQNConfig`.  Raises InputError for anything that cannot work.
@@ -53,7 +54,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
         super().__init__(env, config, **overrides)
         c, action_space, device = self.config, self.envs.action_space, str(self.device)
         assert isinstance(action_space, gym.spaces.Discrete)
-        self.n_actions = int(action_space.n)
+        self.n_actions, self._start = int(action_space.n), int(action_space.start)
         self.online: Network
         if self._network is None:
             sizes = (self._n_obs, *c.hidden, self.n_actions)
@@ -115,11 +116,13 @@ class DQN(OffPolicyAgent[DQNConfig]):
             action[random] = rng.integers(self.n_actions, size=n)[random]
         return action
 
+    def _to_env(self, action: NDArray[Any]) -> NDArray[Any]:
+        return action + self._start if self._start else action
+
     def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
         if not deterministic:
-            return self._act(obs, self._predict_rng)
-        actions: NDArray[Any] = self._forward(self.greedy, obs).argmax(1)
-        return actions
+            return self._to_env(self._act(obs, self._predict_rng))
+        return self._to_env(self._forward(self.greedy, obs).argmax(1))
 
     def policy_to_torch(self) -> TorchPolicy:
         return TorchPolicy(self.greedy, self.envs)

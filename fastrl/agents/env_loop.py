@@ -13,6 +13,7 @@ from gymnasium.wrappers.utils import RunningMeanStd
 from numpy.typing import NDArray
 
 from fastrl.agents.config import InputError
+from fastrl.agents.spaces import Flattened
 
 Array = NDArray[Any]
 KEPT_ACTIONS = 100_000  # of an episode; the state of a longer one is not restored
@@ -107,8 +108,9 @@ class EnvLoop:
         name: str,
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
+        flat: Flattened | None = None,
     ) -> None:
-        self.envs, self.name = list(envs), name
+        self.envs, self.name, self._flat = list(envs), name, flat
         self._shape: tuple[int, ...] = observation_space.shape or ()
         self._dtype: Any = observation_space.dtype
         self._action_space = action_space
@@ -222,6 +224,8 @@ class EnvLoop:
             explain(error, "step", self.name)
 
     def _row(self, obs: Any) -> Array:
+        if self._flat is not None:
+            return self._flat(obs, f"the observation of {self.name}")
         if obs.__class__ is np.ndarray and obs.dtype == self._dtype and obs.shape == self._shape:
             row: Array = obs  # copied at once
             return row

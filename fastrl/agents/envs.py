@@ -6,7 +6,7 @@ import contextlib
 import copy
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -30,6 +30,7 @@ from fastrl.agents.env_loop import (
     share_statistics,
     to_numpy,
 )
+from fastrl.agents.spaces import OnlySpaces, flattened
 
 FINAL_OBS = ("final_obs", "final_observation")  # the second is the key of Gymnasium before 1.0
 
@@ -88,18 +89,21 @@ class Envs:
             # Of an environment object: with its wrappers, if they can be made again.
             self.spec = env if isinstance(env, (str, EnvConfig)) else _env_spec(env)
         self.env_id = self.spec.id if isinstance(self.spec, (EnvSpec, EnvConfig)) else self.spec
+        self.absent = isinstance(env, OnlySpaces)
+        if isinstance(env, OnlySpaces):
+            self.env_id = env.env_id
         self.name = self.env_id or _name(env)  # in errors
         self._check_spaces()
-        space = self.observation_space
+        space, flat = self.observation_space, self.flattened
         if isinstance(env, VectorEnv):
             self.num_envs = int(env.num_envs)  # a NumPy integer could not be saved
             plain = type(env).step is SyncVectorEnv.step and type(env).reset is SyncVectorEnv.reset
             if isinstance(env, SyncVectorEnv) and plain and self.mode != AutoresetMode.NEXT_STEP:
                 # SAME_STEP comes to the same, and its final_obs are the environments' own arrays, which may be reused.
-                self._loop = EnvLoop(env.envs, self.name, space, self.action_space)
+                self._loop = EnvLoop(env.envs, self.name, space, self.action_space, flat)
         else:
             self.num_envs = len(self._open)
-            self._loop = EnvLoop(self._open, self.name, space, self.action_space)
+            self._loop = EnvLoop(self._open, self.name, space, self.action_space, flat)
         self.vec: Any = self._open[0] if self._loop is None else self._loop
         self.episodes = 0  # that have ended
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the last of them
@@ -225,6 +229,10 @@ class Envs:
                 raise InputError(f"{self.name}: {name} must be the same every time it is made, got {spaces}")
         self.observation_space: gym.Space[Any] = getattr(self._open[0], single + "observation_space")
         self.action_space: gym.Space[Any] = getattr(self._open[0], single + "action_space")
+        self.raw_space = self.observation_space  # what the environment gives and `predict` takes
+        self.flattened = None if isinstance(self.raw_space, gym.spaces.Box) else flattened(self.raw_space)
+        if self.flattened is not None:
+            self.observation_space = self.flattened.space
 
     def _check_finite(self, obs: Array) -> None:
         if self._floats:
@@ -238,7 +246,36 @@ class Envs:
         obs[which] = self._vector_reset(options={"reset_mask": which.copy()})[which]
         return obs
 
+    def given(self, obs: Any) -> tuple[Array, bool]:
+        """An observation that the environment gives, or a batch of them, as ``[B, ...]``; and whether it is one.
+
+        Raises InputError for what is neither, or is not finite.
+        """
+        flat = self.flattened
+        returned = isinstance(obs, tuple) and obs and isinstance(obs[-1], dict)
+        if returned and not isinstance(self.raw_space, gym.spaces.Tuple):
+            raise InputError(
+                "predict: obs must be an observation, got all that reset or step returned: obs, info = ..."
+            )
+        if flat is not None:
+            n = flat.batch_of(obs)
+            x: Array = flat(obs, "predict: obs", n)
+            one = n is None
+        else:
+            x = np.asarray(obs)
+            if x.dtype.kind not in "fiub":
+                raise InputError(f"predict: obs must be an array of numbers, got {_kind(x.dtype.type)}")
+            one = x.shape == self._shape
+            if not one and x.shape[1:] != self._shape:
+                raise InputError(f"predict: obs must have shape {self._shape} or (B, *{self._shape}), got {x.shape}")
+        # The first says much faster than the second that all are.
+        if x.dtype.kind == "f" and not np.vdot(x, x) < np.inf and not (finite := np.isfinite(x)).all():
+            raise InputError(f"predict: obs must be finite, got {x[~finite][0]}")
+        return (x[None] if one else x), one
+
     def _own(self, obs: Any) -> Array:
+        if self.flattened is not None:
+            return self.flattened(obs, f"the observation of {self.name}", self.num_envs)
         return own_array(obs, (self.num_envs, *self._shape), self._dtype, "observation", self.name)
 
     def _vector_reset(self, **kwargs: Any) -> Array:
@@ -271,7 +308,10 @@ class Envs:
             if rows is None or rows[i] is None:
                 what = " and ".join(f"info[{key!r}]" for key in FINAL_OBS)
                 raise InputError(f"{self.name}: with SAME_STEP autoreset {what} must not both be missing at an end")
-            next_obs[i] = own_array(rows[i], self._shape, self._dtype, "final observation", self.name)
+            if self.flattened is None:
+                next_obs[i] = own_array(rows[i], self._shape, self._dtype, "final observation", self.name)
+            else:
+                next_obs[i] = self.flattened(rows[i], f"the final observation of {self.name}")
         return next_obs
 
     def _find_mode(self, info: Any) -> AutoresetMode:
@@ -348,7 +388,15 @@ def _final_rows(info: Any) -> Any:
         listed = [next((one[key] for key in FINAL_OBS if key in one), None) for one in info]
         return None if all(row is None for row in listed) else listed
     rows = next((info[key] for key in FINAL_OBS if key in info), None)
+    if isinstance(rows, Mapping):  # of Dict observations Gymnasium makes a dict of arrays
+        return _by_environment(rows)
     return rows if rows is None or isinstance(rows, np.ndarray | Sequence) else to_numpy(rows)
+
+
+def _by_environment(parts: Mapping[str, Any]) -> list[Any]:
+    """A list of dicts, of a dict of arrays and, beside each, the mask ``_key`` of the environments that have one."""
+    columns = {key: _by_environment(x) if isinstance(x, Mapping) else x for key, x in parts.items() if key[:1] != "_"}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _env_spec(env: gym.Env[Any, Any]) -> EnvSpec | None:
@@ -367,3 +415,7 @@ def _spec(vec: VectorEnv[Any, Any, Any]) -> EnvSpec | None:
     if spec.kwargs.get("max_episode_steps") == spec.max_episode_steps:  # a vector_entry_point has no TimeLimit wrapper
         spec.kwargs.pop("max_episode_steps", None)
     return spec
+
+
+def _kind(value: type) -> str:
+    return f"the class {value.__name__}"

@@ -94,8 +94,8 @@ class Evaluator:
         assert given is not None
         env: gym.Env[Any, Any] = given if isinstance(given, gym.Env) else make_env(given, disable_env_checker=True)
         self._env = env  # type: ignore[assignment]
-        for name in ("observation_space", "action_space"):
-            mine, other = getattr(self._envs, name), getattr(env, name)
+        for name, mine in (("observation_space", self._envs.raw_space), ("action_space", self._envs.action_space)):
+            other = getattr(env, name)
             if other != mine:
                 self.close()
                 raise InputError(f"eval_env: {name} must be {mine} like the agent's, got {other}")

@@ -36,8 +36,8 @@ class NAF(NoisyAgent[NAFConfig]):
     Q(s, a) = V(s) - 1/2 |L(s)^T (a - mu(s))|^2, with L lower triangular, the best action is mu(s), and its value V(s).
     Loss: mean w (Q(s, a) - y)^2 with y = reward_scale r + gamma (1 - terminated) V'(s').
 
-    For bounded Box actions; observations are Boxes, which an MLP sees flattened.  `network`: a torch module of your own
-    instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) to
+    For bounded Box actions.  An MLP sees observations flattened, and discrete ones one-hot.  `network`: a torch module
+    of your own instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) to
     ``[B, A + 1 + A (A + 1) / 2]``: mu before its tanh, V, and the entries of L row after row, those on the diagonal as
     logarithms.
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -70,12 +69,6 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for m in changed:
             m.training = True
-
-
-def input_scale(space: gym.Space[Any]) -> float | None:
-    """What networks multiply observations of `space` by: 1 / 255 where they are bytes 0..255, else None."""
-    whole = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8
-    return 1 / 255 if whole and (space.low == 0).all() and (space.high == 255).all() else None  # type: ignore[attr-defined]
 
 
 class TorchNetwork:

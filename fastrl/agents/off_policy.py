@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.envs import Transition
-from fastrl.agents.networks import Network, input_scale
+from fastrl.agents.networks import Network
+from fastrl.agents.spaces import input_scale
 from fastrl.agents.training import check_loss
 from fastrl.kernels.mlp.losses import QLoss
 from fastrl.replay import Batch, PrioritizedReplay, ReplayBuffer

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.on_policy import Activation
-from fastrl.agents.networks import TorchNetwork, input_scale, own_network
+from fastrl.agents.networks import TorchNetwork, own_network
+from fastrl.agents.spaces import input_scale, values_of
 from fastrl.kernels import (
     MLP,
     Generator,
@@ -34,7 +35,8 @@ class ActorCritic:
     Discrete actions: the actor's output is logits ``[B, K]``.  Box actions: it is the mean ``[B, A]`` of a Gaussian
     whose log_std ``[A]`` is a parameter, the same in all states; samples are scaled, if the Box is far from [-2, 2]
     (`box_units`), and clipped to it only on their way to the environment (`to_env`); it is those before that are
-    learned from.
+    learned from.  MultiDiscrete and MultiBinary actions are int64 ``[B, parts]``: pi(a|s) is the product of one
+    categorical a part, and the logits ``[B, K]`` are those of all parts, one after another.
 
     `actor` and `critic` are networks (`fastrl.MLP`); if `shared`, `actor` has one output more, V, and `critic` is None.
     `network` gives others instead: a torch module (or a function that makes one) ``[B, *observation] -> [B, K + 1]``
@@ -63,13 +65,17 @@ class ActorCritic:
     ) -> None:
         self.device = device or torch.device("cpu")
         self.action_space, self.shared = action_space, shared
-        self.discrete = isinstance(action_space, gym.spaces.Discrete)
+        self.discrete = not isinstance(action_space, gym.spaces.Box)
+        # Of discrete actions, the number of values of each part, and the first of each.
+        values: tuple[Any, Any] = values_of(action_space) if self.discrete else (None, None)
+        self.sizes, self._first = values
+        self.multi = self.discrete and not isinstance(action_space, gym.spaces.Discrete)
         shape = observation_space.shape or ()
         self.moments = RunningMoments(shape) if normalize_obs else None
         self._input_scale = input_scale(observation_space)
         self.units = box_units(action_space) if isinstance(action_space, gym.spaces.Box) else None
         n_in = int(np.prod(shape))
-        self.n_out = int(action_space.n) if self.discrete else int(np.prod(action_space.shape or ()))  # type: ignore[attr-defined]
+        self.n_out = int(np.prod(action_space.shape or ()) if self.sizes is None else self.sizes.sum())
         self.actor: Any
         self.critic: Any = None
         if network is None:
@@ -234,6 +240,9 @@ class ActorCritic:
 
     def log_prob_entropy(self, out: Any, action: Any) -> tuple[Any, Any]:
         """log pi(a|s) and the entropy of pi(.|s), ``[B]`` each, from the actor's output."""
+        if self.multi:
+            log_probs, entropy = self._factors(out, action)
+            return sum(log_probs), entropy
         if self.log_std is None:
             return categorical_log_prob_entropy(out, action)
         return normal_log_prob_entropy(out, self.log_std, action)
@@ -249,6 +258,8 @@ class ActorCritic:
         **how: Any,
     ) -> PPOLoss:
         """`ppo_categorical_loss` or `ppo_normal_loss`; `old`: the output and log_std from which the KL is measured."""
+        if self.multi:
+            return self._factored_loss(out, action, old_log_prob, advantage, old, **how)
         if self.log_std is None:
             if old is not None:
                 how["old_logits"] = old[0]
@@ -256,6 +267,43 @@ class ActorCritic:
         if old is not None:
             how["old_mean"], how["old_log_std"] = old
         return ppo_normal_loss(out, self.log_std, action, old_log_prob, advantage, **how)
+
+    def _parts(self, x: Any) -> list[Any]:
+        """The logits ``[B, K]`` of the parts of an action, contiguous."""
+        ends = np.cumsum(self.sizes)
+        cut = [x[:, end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
+        return [part.contiguous() if isinstance(part, Tensor) else np.ascontiguousarray(part) for part in cut]
+
+    def _factors(self, out: Any, action: Any) -> tuple[list[Any], Any]:
+        """log pi of each part ``[B]``, and the entropy of all ``[B]``, which is the sum of the parts'."""
+        found = [categorical_log_prob_entropy(part, action[:, i] + 0) for i, part in enumerate(self._parts(out))]
+        return [log_prob for log_prob, _ in found], sum(entropy for _, entropy in found)
+
+    def _factored_loss(self, out: Any, action: Any, old_log_prob: Any, advantage: Any, old: Any, **how: Any) -> PPOLoss:
+        """The loss of a product of categoricals, from `ppo_categorical_loss` of one part at a time.
+
+        For the logits of part i, the log pi of the others are constants: rho = exp(log pi_i - (log pi_old - theirs)).
+        So its gradient is right, mean rho A the same from every part, and entropies and KLs add up.
+        """
+        log_probs, _ = self._factors(out, action)
+        total = sum(log_probs)
+        losses = []
+        for i, part in enumerate(self._parts(out)):
+            more = how if old is None else {**how, "old_logits": self._parts(old[0])[i]}
+            before = old_log_prob - (total - log_probs[i])
+            losses.append(ppo_categorical_loss(part, action[:, i] + 0, before, advantage, **more))
+        d_out, entropy = [one.d_out for one in losses], sum(one.entropy for one in losses)
+        policy_loss, kl = losses[0].policy_loss, losses[0].kl
+        if old is not None:  # the policy's loss has the KL in it
+            kl = sum(one.kl for one in losses)
+            policy_loss = policy_loss + how.get("kl_coef", 0.0) * (kl - losses[0].kl)
+        return PPOLoss(
+            policy_loss - how.get("entropy_coef", 0.0) * entropy,
+            policy_loss,
+            entropy,
+            kl,
+            torch.cat(d_out, 1) if isinstance(out, Tensor) else np.concatenate(d_out, 1),
+        )
 
     def policy_gradient(
         self, out: Any, action: Any, advantage: Any, entropy_coef: float = 0.0
@@ -266,7 +314,7 @@ class ActorCritic:
         """
         log_prob, entropy = self.log_prob_entropy(out, action)
         if self.log_std is None:  # where pi_old is pi, rho is 1 and its gradient that of log pi
-            pi = ppo_categorical_loss(out, action, log_prob, advantage, entropy_coef=entropy_coef)
+            pi = self.loss(out, action, log_prob, advantage, entropy_coef=entropy_coef)
             return log_prob, pi.entropy, pi.d_out, None
         # Not so here: far from the mean the rounding of log pi makes another rho.
         exp = torch.exp if isinstance(out, Tensor) else np.exp
@@ -282,6 +330,10 @@ class ActorCritic:
         Gaussian: sum_j [log(s_j / s_old,j) + (s_old,j^2 + (m_old,j - m_j)^2) / (2 s_j^2) - 1/2].
         """
         old, new = _double(old_out), _double(out)
+        if self.multi:
+            parts = zip(self._parts(old), self._parts(new), strict=True)
+            logs = [(p.log_softmax(1), q.log_softmax(1)) for p, q in parts]
+            return torch.stack([(p.exp() * (p - q)).sum(1) for p, q in logs]).sum(0)
         if self.log_std is None:
             old, new = old.log_softmax(1), new.log_softmax(1)
             kl: Tensor = (old.exp() * (old - new)).sum(1)
@@ -309,9 +361,16 @@ class ActorCritic:
         return x if self._input_scale is None else x * np.float32(self._input_scale)
 
     def act(self, obs: NDArray[Any], generator: Generator) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """Draw actions (int64 ``[B]`` or float32 ``[B, A]``) for observations ``[B, ...]``, with their log pi(a|s)."""
+        """Draw actions for observations ``[B, ...]``, with their log pi(a|s).
+
+        They are int64 ``[B]`` or ``[B, parts]``, or float32 ``[B, A]``.
+        """
         out = self.output(self.array(self.prepare(obs)))
-        if self.log_std is None:
+        if self.multi:
+            drawn = [categorical_sample(part, generator=generator) for part in self._parts(out)]
+            action = np.stack([to_numpy(one) for one, _ in drawn], 1)
+            log_prob = sum(one for _, one in drawn)
+        elif self.log_std is None:
             action, log_prob = categorical_sample(out, generator=generator)
         else:
             action, log_prob = normal_sample(out, self.log_std, generator=generator)
@@ -320,13 +379,18 @@ class ActorCritic:
     def mode(self, obs: NDArray[Any]) -> NDArray[Any]:
         """The most probable actions, as `act` gives them."""
         out = to_numpy(self.output(self.array(self.prepare(obs))))
+        if self.multi:
+            return np.stack([part.argmax(1) for part in self._parts(out)], 1)
         return out.argmax(1) if self.discrete else out  # type: ignore[no-any-return]
 
     def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
         """Actions as the environment takes them: in its units, of the Box's shape and dtype, and clipped to it."""
         space = self.action_space
+        if self.multi:
+            sent: NDArray[Any] = (action + self._first).reshape(len(action), *(space.shape or ())).astype(space.dtype)
+            return sent
         if not isinstance(space, gym.spaces.Box):
-            return action
+            return action + self._first if self._first.any() else action
         action = action.reshape(len(action), *space.shape)
         if self.units is not None:
             middle, half = self.units

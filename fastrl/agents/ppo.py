@@ -45,7 +45,8 @@ class PPO(OnPolicyAgent[PPOConfig]):
     clip:     L_policy = -mean min(rho A, clip(rho, 1 - clip_range, 1 + clip_range) A)
     penalty:  L_policy = -mean rho A + beta mean KL(pi_old || pi), beta adapted to the KL
 
-    For discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+    For discrete, MultiDiscrete, MultiBinary and continuous (Box) actions.  An MLP sees observations flattened, and
+    discrete ones one-hot.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `PPOConfig`.  Raises InputError for anything that cannot work.
@@ -58,6 +59,7 @@ class PPO(OnPolicyAgent[PPOConfig]):
 
     algorithm = "ppo"
     config_class = PPOConfig
+    multi = True
 
     def __init__(self, env: Env, config: PPOConfig | None = None, *, network: Any = None, **overrides: Any) -> None:
         super().__init__(env, config, network=network, **overrides)

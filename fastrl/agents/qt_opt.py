@@ -31,8 +31,8 @@ class QTOpt(NoisyAgent[QTOptConfig]):
     Q_1(s', a) by the cross-entropy method; Q_1 follows Q at the rate tau, and Q_2 is what Q_1 was.  (The paper's Q is a
     probability, learned by cross-entropy from grasps that succeed or fail.)
 
-    For bounded Box actions; observations are Boxes, which an MLP sees flattened.  `network`: a torch module of your own
-    instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) and actions in [-1, 1]
+    For bounded Box actions.  An MLP sees observations flattened, and discrete ones one-hot.  `network`: a torch module
+    of your own instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) and actions in [-1, 1]
     ``[B, A]`` to ``[B, 1]``.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword

@@ -20,7 +20,8 @@ class REINFORCE(OnPolicyAgent[REINFORCEConfig]):
     L = -mean (G - V(s)) log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)), with the
     reward-to-go G.
 
-    For discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+    For discrete, MultiDiscrete, MultiBinary and continuous (Box) actions.  An MLP sees observations flattened, and
+    discrete ones one-hot.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode, whose episodes must end.
     `config` and keyword overrides set the hyperparameters of `REINFORCEConfig`.  Raises InputError for anything that
@@ -32,6 +33,7 @@ class REINFORCE(OnPolicyAgent[REINFORCEConfig]):
 
     algorithm = "reinforce"
     config_class = REINFORCEConfig
+    multi = True
 
     def __init__(
         self, env: Env, config: REINFORCEConfig | None = None, *, network: Any = None, **overrides: Any

@@ -116,7 +116,7 @@ class Rollout:
 
     def _grow(self, capacity: int) -> None:
         n, envs, policy = self.envs.num_envs, self.envs, self.policy
-        n_actions = () if policy.discrete else (int(np.prod(envs.action_space.shape or ())),)
+        n_actions = (int(np.prod(envs.action_space.shape or ())),) if policy.multi or not policy.discrete else ()
         store = {
             "obs": np.zeros((capacity, n, *(envs.observation_space.shape or ())), np.float32),
             "action": np.zeros((capacity, n, *n_actions), np.int64 if policy.discrete else np.float32),

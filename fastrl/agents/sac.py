@@ -36,7 +36,7 @@ class SAC(ContinuousAgent[SACConfig]):
     pi(a'|s')].  Actor: mean [alpha log pi(a|s) - min_k Q_k(s, a)], a ~ pi(.|s).  Temperature: -log(alpha) mean
     [log pi(a|s) + target_entropy].
 
-    For bounded Box actions; observations are Boxes, which an MLP sees flattened.
+    For bounded Box actions.  An MLP sees observations flattened, and discrete ones one-hot.
 
     `network`: torch modules of your own, ``{"actor": ..., "critic": ...}`` or one of the two: the actor maps
     observations ``[B, ...]`` (bytes as 0..1) to ``[B, 2 A]``, a critic observations and actions in [-1, 1] ``[B, A]``

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastrl.agents.checkpoint import Checkpoint
 from fastrl.agents.config import InputError, make_config
 from fastrl.agents.env_config import EnvConfig
+from fastrl.agents.spaces import OnlySpaces, space_of
 
 if TYPE_CHECKING:
     from fastrl.agents.agent import Agent
@@ -39,6 +40,7 @@ def restored(
     if saved["network"] != (network is not None):
         wanted = "give `network` again, because the agent" if saved["network"] else "`network` given, but the agent"
         raise InputError(f"{where}: {wanted} was made with {'one' if saved['network'] else 'none'}")
+    absent = isinstance(env, OnlySpaces)
     if env is None and not saved["made_from_id"]:
         raise InputError(f"{where}: give `env`, because the agent was not made from an id")
     if env is None or isinstance(env, (str, EnvConfig)):
@@ -57,8 +59,9 @@ def restored(
         raise InputError(f"{where} is of {saved['env']}, not {agent.envs.env_id}")
     try:
         check_state(checkpoint.state, as_json(agent._state()[0]))
-        check_obs(checkpoint, agent.envs.obs)
-        if agent.buffer is not None and saved.get("replay", True):
+        if not absent:
+            check_obs(checkpoint, agent.envs.obs)
+        if agent.buffer is not None and saved.get("replay", True) and not absent:
             if checkpoint.replay is None:
                 raise InputError("replay is missing")
             agent.buffer.load(checkpoint.replay)
@@ -70,8 +73,20 @@ def restored(
         what = " ".join(str(error).split())
         what = f"no {what}" if isinstance(error, KeyError) else what
         raise InputError(f"{where} does not fit its config.json: {what}{versions}") from error
-    agent.run_folder = checkpoint.folder.parent.resolve()
+    agent.run_folder = None if absent else checkpoint.folder.parent.resolve()
     return agent
+
+
+def only_spaces(saved: Mapping[str, Any], where: str) -> OnlySpaces:
+    """What stands for the environments of a config.json; raises InputError."""
+    if "observation_space" not in saved:
+        raise InputError(f"{where} was written by a version that did not keep the spaces; give `env`")
+    try:
+        spaces = space_of(saved["observation_space"]), space_of(saved["action_space"])
+        return OnlySpaces(saved["env"], spaces, int(saved["config"]["num_envs"]))
+    except (AssertionError, ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise InputError(f"{where}: config.json has no usable spaces: {type(error).__name__}: {what}") from error
 
 
 def kept(spec: Any) -> dict[str, Any]:

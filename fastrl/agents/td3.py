@@ -24,7 +24,7 @@ class TD3(ContinuousAgent[TD3Config]):
     Critics: sum_k mean w (Q_k(s, a) - y)^2 with y = r + gamma (1 - terminated) min_k Q'_k(s', a'), a' = mu'(s') with
     clipped noise.  Actor, every `policy_delay` updates: -mean Q_1(s, mu(s)).
 
-    For bounded Box actions; observations are Boxes, which an MLP sees flattened.
+    For bounded Box actions.  An MLP sees observations flattened, and discrete ones one-hot.
 
     `network`: torch modules of your own, ``{"actor": ..., "critic": ...}`` or one of the two: the actor maps
     observations ``[B, ...]`` (bytes as 0..1) to ``[B, A]``, a critic observations and actions in [-1, 1] ``[B, A]``

@@ -131,6 +131,9 @@ class Training:
             self._task = self._bar.add_task("", total=self.total_steps, completed=self._start_steps, status="")
         if self.folder is not None and self._progress:
             self._print(f"logs and checkpoint: {self.folder}")
+        flat = self.agent.envs.flattened
+        if flat is not None and self._progress:
+            self._print(f"observations {flat.raw} are flattened to {flat.size} numbers, Discrete ones one-hot")
         if self._callbacks.has("on_step") or self._callbacks.has("on_episode"):
             self.agent.on_step = self._stepped
         self._start_time = self._last_time = time.perf_counter()

@@ -30,7 +30,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
     A step along (F + cg_damping I)^-1 g, g the gradient of mean rho A with rho = pi(a|s) / pi_old(a|s), as long as
     mean KL(pi_old || pi) <= max_kl allows; then V is fitted to G by mean (V(s) - G)^2 / 2.
 
-    For discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.
+    For discrete and for continuous (Box) actions.  An MLP sees observations flattened, and discrete ones one-hot.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `TRPOConfig`.  Raises InputError for anything that cannot work.

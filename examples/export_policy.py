@@ -1,7 +1,7 @@
-"""Train a policy, take it out of fastrl as a plain torch module, and export it: torch.export, and ONNX if it is there.
+"""Load a trained agent without its environment and export its policy: torch.export, and ONNX if it is there.
 
 pip install onnx onnxscript onnxruntime  # only for the ONNX part
-python examples/export_onnx.py [folder]
+python examples/export_policy.py [folder]
 """
 
 import sys
@@ -11,12 +11,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from fastrl.agents import SAC
+import fastrl.agents
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "exported")
 folder.mkdir(parents=True, exist_ok=True)
-agent = SAC("Pendulum-v1", hidden=(64, 64), batch_size=64, seed=0).learn(1500, progress=False)
+sac = fastrl.agents.SAC("Pendulum-v1", hidden=(64, 64), batch_size=64, seed=0)
+sac.learn(1500, progress=False).save(folder / "agent")
 
+# Where the policy is deployed, neither the environment nor the algorithm has to be known.
+agent = fastrl.agents.load(folder / "agent")
 # Observations [B, 3] -> actions [B, 1] as the environment takes them: scaling, tanh and bounds are inside.
 policy = agent.policy_to_torch()
 env = gym.make("Pendulum-v1")
