@@ -56,3 +56,14 @@ def test_tables_are_those_of_the_kept_results(which, monkeypatch):
 def test_doctests(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0 and result.failed == 0
+
+
+def test_the_reference_of_hyperparameters_is_current(monkeypatch):
+    pytest.importorskip("gymnasium")
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    make = importlib.import_module("make_reference")
+    text = make.PAGE.read_text(encoding="utf-8")
+    assert text == make.page(), "run `python docs/make_reference.py`"
+    assert "| `per_alpha` | `float` | `0.6` | Exponent of the priorities: 0 is uniform replay. |" in text
+    assert "|  |" not in text  # a setting without a meaning

@@ -32,8 +32,8 @@ class QTOpt(NoisyAgent[QTOptConfig]):
     probability, learned by cross-entropy from grasps that succeed or fail.)
 
     For bounded Box actions.  An MLP sees observations flattened, and discrete ones one-hot.  `network`: a torch module
-    of your own instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) and actions in [-1, 1]
-    ``[B, A]`` to ``[B, 1]``.
+    of your own instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) and actions
+    in [-1, 1] ``[B, A]`` to ``[B, 1]``.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `QTOptConfig`.  Raises InputError for anything that cannot work.
