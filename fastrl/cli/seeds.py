@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,18 +37,18 @@ def at_once(seeds: int, cores: int) -> int:
 
 
 class One:
-    """The run of one seed: its process, whose output goes to a file beside its folder."""
+    """The run of one seed in `folder`: its process, ``fastrl *args``, whose output goes to a file beside it."""
 
-    def __init__(self, seed: int, folder: Path, args: list[str], threads: int) -> None:
-        self.seed, self.folder, self.log = seed, folder / f"seed{seed}", folder / f"seed{seed}.log"
-        self.args = [*args, "--seed", str(seed), "--out", str(self.folder)]
+    def __init__(self, folder: Path, args: list[str], threads: int) -> None:
+        self.seed, self.folder, self.log = folder.name[len("seed") :], folder, folder.with_suffix(".log")
+        self.args = args
         self.env = {"FASTRL_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), **os.environ}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         code = START.format(path=sys.path)
         # In a session of its own: a Ctrl-C reaches us alone, and we end it in a way that saves.
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code, *self.args],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env, start_new_session=True,
@@ -80,9 +81,25 @@ class One:
 
 def train(folder: Path, args: list[str], seeds: Sequence[int], jobs: int | None, total_steps: int) -> int:
     """Run ``fastrl *args`` with each of the seeds, `jobs` at a time; returns the exit code."""
-    jobs = min(jobs or at_once(len(seeds), cores()), len(seeds))
-    every = [One(seed, folder, args, max(1, cores() // jobs)) for seed in seeds]
-    print(f"{len(seeds)} seeds, {jobs} at a time: {folder}", file=sys.stderr)
+    each = {folder / f"seed{seed}": [*args, "--seed", str(seed)] for seed in seeds}
+    return _train(folder, {out: [*argv, "--out", str(out)] for out, argv in each.items()}, jobs, total_steps)
+
+
+def resume(folder: Path, args: list[str], jobs: int | None, total_steps: int) -> int:
+    """Run ``fastrl *args --resume RUN`` with each of the runs of `folder`."""
+    return _train(folder, {run: [*args, "--resume", str(run)] for run in of(folder)}, jobs, total_steps)
+
+
+def of(folder: Path) -> list[Path]:
+    """The runs that `train` left in `folder`; none if it is something else."""
+    found = [path.parent for path in folder.glob("seed*/checkpoint") if re.fullmatch(r"seed\d+", path.parent.name)]
+    return sorted(found, key=lambda path: int(path.name[len("seed") :]))
+
+
+def _train(folder: Path, args: dict[Path, list[str]], jobs: int | None, total_steps: int) -> int:
+    jobs = min(jobs or at_once(len(args), cores()), len(args))
+    every = [One(run, argv, max(1, cores() // jobs)) for run, argv in args.items()]
+    print(f"{len(every)} seeds, {jobs} at a time: {folder}", file=sys.stderr)
     stopped = 0
     with _sigterm_raises():
         try:
@@ -189,7 +206,7 @@ def _report(folder: Path, every: list[One]) -> None:
         greedy = one.returns()
         means += [float(np.mean(greedy))] if greedy else []
         steps = f"{runs.last_step(one.folder):,}"
-        rows.append([str(one.seed), steps, f"{means[-1]:.1f}" if greedy else "", one.outcome()])
+        rows.append([one.seed, steps, f"{means[-1]:.1f}" if greedy else "", one.outcome()])
     if means:
         mean, low, high = interquartile_mean(means)
         interval = f"IQM {mean:.1f}" + ("" if low is None else f", 95 % interval [{low:.1f}, {high:.1f}]")
@@ -198,9 +215,8 @@ def _report(folder: Path, every: list[One]) -> None:
     columns(title, ["seed", "steps", "return", "outcome"], rows)
     picture = _draw(folder)
     print(f"saved in {folder}" + (f", curves in {picture}" if picture else ""))
-    for one in every:
-        if one.code and (one.folder / "checkpoint").exists():
-            print(f"to go on: fastrl train --resume {one.folder}", file=sys.stderr)
+    if any(one.code for one in every) and of(folder):
+        print(f"to go on: fastrl train --resume {folder}", file=sys.stderr)
 
 
 def interquartile_mean(values: Sequence[float]) -> tuple[float, float | None, float | None]:

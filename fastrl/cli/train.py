@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrl.agents.config import InputError, make_config
 from fastrl.agents.hyperparameters import CONFIGS
-from fastrl.cli import runs
+from fastrl.cli import runs, seeds
 from fastrl.cli.algorithms import ALGORITHMS, algorithm_class, algorithm_name, print_algorithms
 from fastrl.cli.common import check_new, check_threads, closing, failures, mean, table
 from fastrl.cli.environment import described, flags, of_run
@@ -41,7 +41,7 @@ class Train:
     out: Path | None = None
     """Run folder; must not exist or be empty (runs/ENV-ALGORITHM-seedS-TIME)."""
     resume: Path | None = None
-    """Run folder to go on with, exactly where it stopped."""
+    """Run folder, or that of several --seeds, to go on with, exactly where it stopped."""
     config: Path | None = None
     """JSON file of hyperparameters, or a checkpoint's config.json; flags override it."""
     seeds: int | None = None
@@ -74,12 +74,14 @@ def command(args: list[str]) -> int:
             if any(arg.partition("=")[0] == "--resume" for arg in args):
                 raise InputError("--resume RUN: the run's folder is missing")
             raise InputError(f"the algorithm comes before {name}: fastrl train ALGORITHM ...")
-        name, flags = _algorithm_of(run), args
+        name, flags = _algorithm_of(Path(run)), args
     else:
         name = algorithm_name(name)
     options, given = parse(Train, flags, f"fastrl train {name}", CONFIGS[name], stray="--env")
     _check(options)
     if options.resume is not None:
+        if seeds.of(options.resume):
+            return _resume_seeds(name, flags, options)
         return _resume(name, options, given)
     if options.env is None:
         raise InputError("--env ENV is missing, for instance --env CartPole-v1")
@@ -110,15 +112,13 @@ def _check(options: Train) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise InputError(f"{option(name)} must be >= {least}, got {value}")
-    if options.jobs is not None and options.seeds is None:
+    if options.jobs is not None and options.seeds is None and options.resume is None:
         raise InputError("--jobs is of --seeds, which is missing")
     if options.resume is not None and options.seeds is not None:
-        raise InputError("--resume goes on with one run; --seeds begins several")
+        raise InputError("--resume goes on with the seeds that there are; --seeds begins new ones")
 
 
 def _run_seeds(name: str, flags: list[str], options: Train, first: int, total_steps: int) -> int:
-    from fastrl.cli import seeds
-
     assert options.env is not None and options.seeds is not None
     numbers = range(first, first + options.seeds)
     out = options.out or _new_folder(f"{_stem(options.env)}-{name}-seeds{numbers[0]}-{numbers[-1]}")
@@ -128,6 +128,15 @@ def _run_seeds(name: str, flags: list[str], options: Train, first: int, total_st
         raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
     alike = without(flags, ("--seeds", "--jobs", "--seed", "--out", "-o"))
     return seeds.train(out, ["train", name, *alike], numbers, options.jobs, total_steps)
+
+
+def _resume_seeds(name: str, flags: list[str], options: Train) -> int:
+    assert options.resume is not None
+    if options.out is not None:
+        raise InputError("--out takes one run; seeds go on where they are")
+    total = options.total_steps or runs.read(seeds.of(options.resume)[0]).get("total_steps")
+    alike = without(flags, ("--resume", "--jobs"))
+    return seeds.resume(options.resume, ["train", name, *alike], options.jobs, total if isinstance(total, int) else 1)
 
 
 def _stem(env: str) -> str:
@@ -172,8 +181,10 @@ def _new_folder(name: str) -> Path:
     raise AssertionError
 
 
-def _algorithm_of(run: str | Path) -> str:
-    """The name of a checkpoint's algorithm."""
+def _algorithm_of(run: Path) -> str:
+    """The name of a checkpoint's algorithm, or that of several seeds."""
+    if group := seeds.of(run):
+        return algorithm_name(runs.read(group[0]).get("algorithm"), f"{run}: ")
     from fastrl.agents.checkpoint import load_config
 
     return algorithm_name(load_config(run).get("algorithm"), f"{run}: ")
