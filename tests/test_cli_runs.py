@@ -280,6 +280,15 @@ def test_the_manifest_has_the_command(tmp_path, monkeypatch, capsys):
     assert manifest["made_by"]["command"] == f"fastrl {' '.join(argv[:-1])} '{argv[-1]}'"
 
 
+def test_the_status_shows_no_number_that_is_not_there_yet(mine, capsys):
+    """No episode ends in Mine-v0, and nothing is learned before learning_starts."""
+    flags = [*SMALL, "--learning-starts", "1500", "--max-episode-steps", "1", "--total-steps", "3000"]
+    assert cli.main(["train", "dqn", "--env", "mine_envs:Mine-v0", *flags]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert re.fullmatch(r"step 1000/3000  [\d,]+ steps/s", lines[0])
+    assert re.fullmatch(r"step 2000/3000  [\d,]+ steps/s  loss [\d.e-]+", lines[1])
+
+
 def test_a_result_that_is_read_by_a_program_has_whole_paths(tmp_path, capsys):
     run = tmp_path / ("a long name " * 8).strip()
     assert cli.main([*TRAIN, "--total-steps", "20", "--out", str(run)]) == 0

@@ -185,6 +185,20 @@ def test_list(run_folder, tmp_path, monkeypatch, capsys):
     assert rows[3][1:5] == ["dqn", "CartPole-v1", "3", "1,500"] and float(rows[3][6]) >= float(rows[3][5]) > 0
 
 
+def test_a_run_explains_itself_from_its_first_step(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+
+    def fail(self):
+        raise KeyError(json.loads((run / "run.json").read_text())["total_steps"])
+
+    monkeypatch.setattr(DQN, "_iterate", fail)
+    argv = [*TRAIN, "--total-steps", "123", "--out", str(run)]
+    assert cli.main(argv) == 1 and "KeyError: 123" in capsys.readouterr().err
+    assert not run.exists()  # nothing came of it
+    run.mkdir()
+    assert cli.main(argv) == 1 and list(run.iterdir()) == []
+
+
 def test_a_run_folder_explains_itself(run_folder, tmp_path, monkeypatch, capsys):
     shutil.copytree(run_folder, tmp_path / "run")
     assert cli.main(["train", "--resume", str(tmp_path / "run"), "--total-steps", "1600"]) == 0

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from fastrl._files import locked
 from fastrl.agents.callbacks import Callbacks
@@ -268,7 +268,9 @@ class Training:
             self._logs.write(row)
         self._callbacks.call("on_log", agent, row)
         check_loss(row["loss"], agent.steps)
-        status = f"{row['steps_per_s']:,.0f} steps/s  return {row['episode_return']:.1f}  loss {row['loss']:.3g}"
+        status = f"{row['steps_per_s']:,.0f} steps/s"
+        status += f"  return {mean_return:.1f}" if math.isfinite(mean_return) else ""  # none before an episode ends
+        status += f"  loss {row['loss']:.3g}" if agent.n_updates else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=agent.steps, status=status)
         elif self._line_every and agent.steps // self._line_every > self._last_steps // self._line_every:
@@ -325,7 +327,8 @@ class _Console(Console):
 
 
 def _bar(console: Console) -> Progress:
-    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"))
+    steps = TextColumn("{task.completed:,.0f}/{task.total:,.0f}")
+    columns = (SpinnerColumn(), BarColumn(), TaskProgressColumn(), steps)
     return Progress(
         *columns, TimeRemainingColumn(), TextColumn("{task.fields[status]}"), console=console, refresh_per_second=2
     )

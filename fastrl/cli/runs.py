@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrl._files import atomic_write
+from fastrl.agents.callbacks import Callback
 from fastrl.agents.config import InputError
 from fastrl.agents.logs import TABLE, complete_rows
 
@@ -25,15 +26,18 @@ if TYPE_CHECKING:
 RUN = "run.json"
 
 
-def begin(folder: Path, agent: Agent[Any], total_steps: int) -> None:
-    """Write run.json, or add to its history."""
-    from fastrl.agents.checkpoint import made_by
-    from fastrl.agents.saved import kept
+class Told(Callback):
+    """Writes run.json when a run begins, or adds to its history."""
 
-    history = read(folder).get("history")
-    write(
-        folder,
-        {
+    def __init__(self, folder: Path, total_steps: int) -> None:
+        self.folder, self.total_steps = folder, total_steps
+
+    def on_start(self, agent: Agent[Any]) -> None:
+        from fastrl.agents.checkpoint import made_by
+        from fastrl.agents.saved import kept
+
+        history = read(self.folder).get("history")
+        values = {
             "algorithm": agent.algorithm,
             "env": agent.envs.env_id,
             "env_kwargs": {},
@@ -41,10 +45,19 @@ def begin(folder: Path, agent: Agent[Any], total_steps: int) -> None:
             **kept(agent.envs.spec),
             "seed": agent.config.seed,
             "config": asdict(agent.config),
-            "total_steps": total_steps,
+            "total_steps": self.total_steps,
             "history": [*(history if isinstance(history, list) else []), made_by()],
-        },
-    )
+        }
+        write(self.folder, values)
+
+
+def remove_if_nothing_came(folder: Path, made: bool) -> None:
+    """Of a run that came to neither a checkpoint nor a row of a log nothing stays, if it was `made` for it."""
+    with contextlib.suppress(OSError):
+        if not (folder / "checkpoint").exists() and not (folder / TABLE).exists():
+            (folder / RUN).unlink()
+            if made:
+                folder.rmdir()
 
 
 def end(folder: Path, steps: int, greedy_returns: Sequence[float]) -> None:

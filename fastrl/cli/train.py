@@ -238,12 +238,13 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
     from fastrl.agents.training import BEST
 
     began, first = time.perf_counter(), agent.steps
-    go_on = f"fastrl train --resume {out}{flags(agent.envs.spec)}"
+    go_on, made = f"fastrl train --resume {out}{flags(agent.envs.spec)}", not out.exists()
     try:
         agent.learn(
             total_steps,
             folder=out,
             save_every=options.save_every,
+            callback=runs.Told(out, total_steps),
             eval_every=options.eval_every,
             eval_episodes=options.eval_episodes,
             stop_at=options.stop_at,
@@ -265,8 +266,7 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
             raise
         raise Failure(f"{one_line(error)} at step {agent.steps}; {_what_is_saved(out, go_on)}") from error
     finally:
-        if (out / "checkpoint").exists():
-            runs.begin(out, agent, total_steps)
+        runs.remove_if_nothing_came(out, made)
     seconds = time.perf_counter() - began
     rows = {
         "agent": agent.describe(),
