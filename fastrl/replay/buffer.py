@@ -105,6 +105,7 @@ class ReplayBuffer:
             raise ValueError("replay: store_next_obs must be False with frame_stack, which stores each frame once")
         self._obs = Space("obs_space", obs_space, frames=self.frame_stack)
         self._action = Space("action_space", action_space, index=True)
+        self._is_single = self._obs.is_single and self._action.is_single
         self._seed = seed
         self._torch, self.device = checks.load_torch(device)
         self._added = 0  # transitions ever
@@ -184,6 +185,10 @@ class ReplayBuffer:
             ValueError: a wrong shape; a dtype or value that does not fit; a reward that is NaN or infinite.
             TypeError: not an array.
         """
+        if not self._is_single:
+            given = obs, action, next_obs
+            space, n = self._obs, self.num_envs
+            obs, action, next_obs = space.pack(obs, n), self._action.pack(action, n), space.pack(next_obs, n)
         with self._lock:
             try:
                 n = self._ring.try_add(
@@ -200,6 +205,8 @@ class ReplayBuffer:
                 self._settle()
                 raise
         if n is None:
+            if not self._is_single:
+                obs, action, next_obs = given
             items = self._items("add", (), obs, action, reward, next_obs, terminated, truncated, mask, episode_start)
             n = self._write(1, items)
         if n < 0:
@@ -350,9 +357,7 @@ class ReplayBuffer:
     def _to_device(self, batch: Any) -> Any:
         if self.device is None:
             return batch
-        if (
-            self._draws_rows and self.device.type == "cpu" and self._obs.is_single and self._action.is_single
-        ):  # in the fewest steps
+        if self._draws_rows and self.device.type == "cpu" and self._is_single:  # in the fewest steps
             # Wrapping NumPy's results costs less than having torch allocate them.
             return Batch(*[self._torch.from_numpy(x) for x in batch])
         fields = zip(batch._fields, batch, strict=True)

@@ -171,11 +171,12 @@ class SequenceReplay(PrioritizedReplay):
         envs, t = rows % self.num_envs, np.arange(len(rows))
         terminated, truncated, cut = (column[rows] for column in self._store.columns[3:6])
         over = terminated | truncated
-        first = np.diff(envs, prepend=-1) != 0
+        first = np.ones(len(rows), np.bool_)
+        first[1:] = envs[1:] != envs[:-1]
 
         def before(values: Any, kept: Any) -> Any:
             """What `values` was one step earlier; `kept` [num_envs] is from the call before."""
-            return np.where(first, kept[envs], np.roll(values, 1))
+            return kept[envs] if first.all() else np.where(first, kept[envs], np.roll(values, 1))
 
         begins = cut | before(over, self._is_over)
         # Steps of the episode up to each transition: from the last t at which one began, maybe before this call.
@@ -183,30 +184,24 @@ class SequenceReplay(PrioritizedReplay):
         begin = np.where(begins, t, np.where(first, t - self._run[envs], -longest))
         apart = envs * (len(rows) + longest)  # so that all are above those of the environment before
         run: Rows = t + 1 - (np.maximum.accumulate(begin + apart) - apart).astype(np.int64)
-        whole = self._closes(run) & (over | ((run >= self._steps) & ((run - self._steps) % self._period == 0)))
+        steps = self._last_window(run)
+        whole = (steps > self.burn_in) & (over | (steps == self._steps))
         # Episodes that ended, and nobody said so until the next began.
-        run_before = before(run, self._run)
-        late = begins & self._closes(run_before) & ~before(whole, self._is_whole)
-        starts = [
-            self._first_rows(rows[late] - self.num_envs, run_before[late]),
-            self._first_rows(rows[whole], run[whole]),
-        ]
+        steps_before = self._last_window(before(run, self._run))
+        late = begins & (steps_before > self.burn_in) & ~before(whole, self._is_whole)
         newest = np.append(first[1:], True)[: len(rows)]
         for kept, values in ((self._run, run), (self._is_whole, whole), (self._is_over, over)):
             kept[envs[newest]] = values[newest]
-        return np.concatenate(starts), np.concatenate((when[late], when[whole]))
+        # A window of n steps starts n - 1 before its newest.
+        starts = np.concatenate(
+            (rows[late] - steps_before[late] * self.num_envs, rows[whole] - (steps[whole] - 1) * self.num_envs)
+        )
+        return starts % (self._store.slots * self.num_envs), np.concatenate((when[late], when[whole]))
 
-    def _offset(self, run: Rows) -> Rows:
-        """The step at which the last window of an episode of `run` steps starts."""
-        return -(-np.maximum(run - self._steps, 0) // self._period) * self._period
-
-    def _closes(self, run: Rows) -> NDArray[np.bool_]:
-        """Whether that window has a step to train on."""
-        return run - self._offset(run) > self.burn_in
-
-    def _first_rows(self, rows: Rows, run: Rows) -> Rows:
-        """The rows of the first steps of the last windows of episodes whose newest steps are in `rows`."""
-        return (rows - (run - 1 - self._offset(run)) * self.num_envs) % (self._store.slots * self.num_envs)
+    def _last_window(self, run: Rows) -> Rows:
+        """The steps of the last window of an episode of `run` steps."""
+        more = run - self._steps
+        return np.where(more > 0, self._steps - -more % self._period, run)
 
     def _settle(self) -> None:
         store = self._store

@@ -104,6 +104,31 @@ class Space:
         """An array of each leaf as an element has them: the array, or dicts and tuples of them."""
         return arrays[0] if self.is_single else _fill(self._tree, arrays)
 
+    def pack(self, value: Any, num_envs: int) -> Any:
+        """`convert` of one step in the fewest steps: a record of each environment; None for what it has to look at.
+
+        That is anything but a flat dict or tuple of arrays, each of its dtype and contiguous.  A single array: itself.
+        """
+        if self.is_single:
+            return value
+        if type(value) is not type(self._tree) or len(value) != len(self._tree):
+            return None
+        lead = (num_envs, self.frames) if self.frames > 1 else (num_envs,)
+        record = np.zeros((*lead, *self.shape), np.uint8)
+        for key, number in self._tree.items() if isinstance(self._tree, dict) else enumerate(self._tree):
+            if type(number) is not int or (isinstance(value, dict) and key not in value):
+                return None
+            leaf, array = self.leaves[number], value[key]
+            if isinstance(array, np.generic):
+                array = np.asarray(array)
+            if type(array) is not np.ndarray or array.dtype != leaf.dtype or not array.flags.c_contiguous:
+                return None
+            full = (*lead, *leaf.shape)
+            if array.shape != full and (num_envs > 1 or array.shape != full[1:]):
+                return None
+            record[..., leaf.offset : leaf.offset + leaf.nbytes] = array.reshape(*lead, -1).view(np.uint8)
+        return record
+
     def convert(self, name: str, value: Any, lead: tuple[int, ...], num_envs: int) -> Array:
         """Elements ``[*lead, num_envs]``, or ``[*lead]`` where num_envs is 1, as stored: [steps, num_envs, ...]."""
         stack = (self.frames,) if self.frames > 1 else ()

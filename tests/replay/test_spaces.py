@@ -130,3 +130,30 @@ def test_torch_tensors_of_dicts():
         np.testing.assert_array_equal(batch.next_obs[key].numpy(), wanted.next_obs[key])
     with pytest.raises(TypeError):
         ReplayBuffer(10, {"a": ((2,), np.longdouble)}, ACTION, device="cpu")
+
+
+@BOTH
+def test_every_way_of_giving_a_dict(cls):
+    """What needs no conversion is packed in fewer steps: the same must be stored."""
+    space = {"x": ((2,), np.float32), "n": ((), np.int64)}
+    good = {"x": np.array([1, 2], np.float32), "n": np.array(3)}
+    ways = [
+        good,
+        {"n": np.int64(3), "x": good["x"]},
+        {"n": 3, "x": [1, 2]},
+        {"n": np.array([3]), "x": good["x"][None]},
+        {"n": np.array(3, np.int32), "x": good["x"].astype(">f4")},
+        {"n": np.array(3), "x": np.array([1, 0, 2, 0], np.float32)[::2]},
+        {"n": np.array(3), "x": good["x"].astype(np.float64)},
+    ]
+    for stacked in (False, True):
+        frames = 2 if stacked else 1
+        lead = (frames,) if stacked else ()
+        spaces = {key: ((*lead, *shape), dtype) for key, (shape, dtype) in space.items()}
+        buffer = cls(50, spaces, space, frame_stack=frames, seed=0)
+        for way in ways[:3] if stacked else ways:
+            obs = {key: np.stack([value] * 2) if stacked else value for key, value in way.items()}
+            buffer.add(obs, way, 1.0, obs, False, False)
+        held = buffer.transitions()
+        for found in (held.obs, held.next_obs, held.action):
+            assert (found["x"] == good["x"]).all() and (found["n"] == 3).all() and len(found["n"]) == len(held.reward)
