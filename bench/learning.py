@@ -114,6 +114,9 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         },
         "penalty": {"CartPole-v1": Task(100_000, 475, {"objective": "penalty"})},
     },
+    "cem": {
+        "default": {"CartPole-v1": Task(100_000, 475, {})},
+    },
     "naf": {
         "gaussian": {"Pendulum-v1": Task(30_000, -200, {**OFF_POLICY_PENDULUM, "reward_scale": 0.03})},
     },

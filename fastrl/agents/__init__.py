@@ -10,6 +10,7 @@ from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters import (
     A2CConfig,
     ActorCriticConfig,
+    CEMConfig,
     DDPGConfig,
     DQNConfig,
     NAFConfig,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fastrl.agents.a2c import A2C, OneStepActorCritic
     from fastrl.agents.agent import Agent
     from fastrl.agents.callbacks import Callback
+    from fastrl.agents.cem import CEM
     from fastrl.agents.ddpg import DDPG
     from fastrl.agents.dqn import DQN
     from fastrl.agents.env_config import EnvConfig
@@ -45,6 +47,7 @@ _MODULES = {
     "A2C": "a2c",
     "Agent": "agent",
     "Callback": "callbacks",
+    "CEM": "cem",
     "DDPG": "ddpg",
     "DQN": "dqn",
     "EnvConfig": "env_config",
@@ -66,6 +69,7 @@ CLASS_NAMES = {
     "a2c": "A2C",
     "ppo": "PPO",
     "trpo": "TRPO",
+    "cem": "CEM",
     "naf": "NAF",
     "qt_opt": "QTOpt",
     "ddpg": "DDPG",
@@ -76,6 +80,7 @@ CLASS_NAMES = {
 __all__ = [
     "A2C",
     "ALGORITHMS",
+    "CEM",
     "DDPG",
     "DQN",
     "NAF",
@@ -87,6 +92,7 @@ __all__ = [
     "A2CConfig",
     "ActorCriticConfig",
     "Agent",
+    "CEMConfig",
     "Callback",
     "DDPGConfig",
     "DQNConfig",

@@ -28,6 +28,7 @@ CASES = {
     "a2c": {**ON, **NORMALIZED, "shared_network": True, "optimizer": "rmsprop"},
     "ppo": {**ON, **NORMALIZED, "n_steps": 8, "objective": "penalty"},
     "trpo": {**ON, **NORMALIZED, "n_steps": 16, "value_epochs": 2},
+    "cem": {**ON, "population": 4, "elites": 2},
     "naf": {**OFF, "noise": "ou", "n_step": 2},
     "qt_opt": {**OFF, "lag": 3, "cem_samples": 8},
     "ddpg": {**OFF, "noise": "ou"},

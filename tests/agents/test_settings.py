@@ -30,7 +30,12 @@ OFF_POLICY = [name for name, cls in ALGORITHMS.items() if issubclass(cls, OffPol
 LENGTHS = {"dqn": 50_000, "reinforce": 200_000, "a2c": 500_000, "actor_critic": 500_000}  # the others 100_000
 
 
-OWN = {"reinforce": {"episodes": 1}, "ppo": {"n_steps": 8, "epochs": 2}, "trpo": {"n_steps": 8, "value_epochs": 2}}
+OWN = {
+    "reinforce": {"episodes": 1},
+    "cem": {"population": 2, "elites": 1},
+    "ppo": {"n_steps": 8, "epochs": 2},
+    "trpo": {"n_steps": 8, "value_epochs": 2},
+}
 OWN |= {name: {"learning_starts": 10, "batch_size": 8} for name in OFF_POLICY}
 
 
@@ -290,7 +295,7 @@ def test_help_and_signature_have_every_hyperparameter(cls):
         default = getattr(cls.config_class, name)
         assert signature[name].default == default and f" {name}: " in text and f" = {default!r}. " in text
     assert "Args:" in text and " seed: int = 0. Of everything random" in text
-    assert cls.__doc__.count("\n    gamma: ") == 1
+    assert cls.__doc__.count("\n    seed: ") == 1
 
 
 def test_repr_says_what_the_agent_is():

@@ -13,6 +13,7 @@ from fastrl.agents.hyperparameters.off_policy import (
 from fastrl.agents.hyperparameters.on_policy import (
     A2CConfig,
     ActorCriticConfig,
+    CEMConfig,
     PPOConfig,
     REINFORCEConfig,
     TRPOConfig,
@@ -25,6 +26,7 @@ CONFIGS: dict[str, type[Any]] = {
     "a2c": A2CConfig,
     "ppo": PPOConfig,
     "trpo": TRPOConfig,
+    "cem": CEMConfig,
     "naf": NAFConfig,
     "qt_opt": QTOptConfig,
     "ddpg": DDPGConfig,
@@ -36,6 +38,7 @@ __all__ = [
     "CONFIGS",
     "A2CConfig",
     "ActorCriticConfig",
+    "CEMConfig",
     "DDPGConfig",
     "DQNConfig",
     "NAFConfig",

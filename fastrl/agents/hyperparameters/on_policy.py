@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fastrl.agents.config import check_range
+from fastrl.agents.config import InputError, check_range
 
 INF = float("inf")
 Activation = Literal["tanh", "relu"]
@@ -286,3 +286,50 @@ class TRPOConfig:
         check_range(self, 1e-3, 0.999, "backtrack")
         check_range(self, -20, 5, "log_std")
         check_range(self, 0, 2**63 - 1, "seed")
+
+
+@dataclass(frozen=True)
+class CEMConfig:
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [S] Szita and Lorincz 2006, [D] de Boer et al. 2005 (smoothing), [T] tuned here on CartPole-v1.
+    # The string under a setting is its help on the command line.
+    num_envs: int = 1
+    """Environments stepped together, with the same policy; one that has played its episodes waits for the others."""
+    population: int = 24  # [T]
+    """Policies in a generation."""
+    elites: int = 6  # [T]
+    """The best of them, of which the next generation is made."""
+    episodes: int = 1
+    """Whole episodes of each policy in each environment."""
+    hidden: tuple[int, ...] = (8,)  # [T]
+    """Sizes of the hidden layers."""
+    activation: Activation = "tanh"
+    """Of the hidden layers: tanh or relu."""
+    std: float = 0.5  # [T]
+    """Standard deviation of the weights in the first generation."""
+    extra_std: float = 0.1  # [T]; [S] is the idea
+    """The variance grows by the square of so much after each generation, at the start; it falls linearly to 0."""
+    extra_std_steps: int | None = None
+    """Environment steps over which extra_std falls; None: all of the run."""
+    learning_rate: float = 1.0  # [S]; less is [D]'s smoothing
+    """How far mean and variance go over to the elites', at the start."""
+    learning_rate_end: float = 1.0
+    """How far they do, from learning_rate_steps on."""
+    learning_rate_steps: int | None = None
+    """Environment steps over which the learning rate changes linearly; None: all of the run."""
+    seed: int = 0
+    """Of everything random: environments, initial weights, populations."""
+    device: str = "cpu"
+    """cpu: policies that play one after another are too little for a GPU."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, 2**16, "num_envs", "hidden", "episodes", "population", "elites")
+        check_range(self, 1, 10**9, "learning_rate_steps", "extra_std_steps")
+        check_range(self, 1e-12, 1e6, "std")
+        check_range(self, 0, 1e6, "extra_std")
+        check_range(self, 1e-12, 1, "learning_rate")
+        check_range(self, 0, 1, "learning_rate_end")
+        check_range(self, 0, 2**63 - 1, "seed")
+        if self.elites > self.population:
+            raise InputError(f"CEMConfig: elites must be at most population, got {self.elites} and {self.population}")
