@@ -47,7 +47,7 @@ if library != "sbx":
     import torch
     torch.set_num_threads(threads)
 from stable_baselines3.common.env_util import make_vec_env
-make = getattr(importlib.import_module(library), algorithm)
+make = getattr(importlib.import_module(library), algorithm, None) or sys.exit(3)
 model = make(
     "MlpPolicy", make_vec_env(env, envs, seed=seed), seed=seed, device="cpu", policy_kwargs={"net_arch": [hidden] * 2},
     **settings,
@@ -65,6 +65,7 @@ print("RESULT", json.dumps(found))
 
 
 def run(library: str, python: str, task: Task, seed: int, threads: int) -> dict:
+    """What CODE reports; {} if the library has no such class."""
     arguments = json.dumps([library, *task, seed, threads])
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[-threads:]))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "FASTRL_NUM_THREADS")
@@ -75,6 +76,8 @@ def run(library: str, python: str, task: Task, seed: int, threads: int) -> dict:
     for line in done.stdout.splitlines():
         if line.startswith("RESULT"):
             return json.loads(line.removeprefix("RESULT"))
+    if done.returncode == 3:
+        return {}
     raise SystemExit(f"{library} {task.algorithm} failed: {done.stderr[-2000:]}")
 
 
@@ -100,9 +103,11 @@ def measure(name: str, pythons: dict[str, str], rounds: int, threads: int) -> di
     speeds = {library: [] for library in pythons}
     for seed in range(rounds):
         for library, python in pythons.items():
-            speeds[library].append(run(library, python, task, seed, threads)["speed"])
+            speeds[library].append(run(library, python, task, seed, threads).get("speed"))
     results = {}
     for library, found in speeds.items():
+        if None in found:
+            continue
         ratios = [ours / x for ours, x in zip(speeds[OURS], found, strict=True)]
         results[library] = {
             "steps_per_s": [round(x, 1) for x in found],
@@ -129,7 +134,9 @@ def markdown(report: dict) -> str:
     for r in report["records"]:
         cells = []
         for library in libraries:
-            found = r["results"][library]
+            if (found := r["results"].get(library)) is None:
+                cells.append("has none")
+                continue
             speed, (low, high) = f"{statistics.median(found['steps_per_s']):,.0f}", found["ratio_range"]
             cells.append(speed + (f" ({found['ratio']:.1f}x, {low:.1f} to {high:.1f})" if library != OURS else ""))
         what = f"{r['algorithm']} {r['env']}, {r['hidden']}-{r['hidden']}, batch {r['settings'].get('batch_size', 40)}"

@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 # file -> (what it imports besides fastrl and NumPy, small arguments, what it must print)
 CASES = {
     "ppo_gae.py": (("torch", "gymnasium"), ["--total-steps", "4096"], r"last 20 of \d+ episodes: (\d+\.\d)"),
+    "act_from_torch.py": (("torch",), ["--calls", "20"], r"CleanRL: .* (\d+\.\d) us by fastrl.MLP"),
     "numpy_replay.py": ((), ["--states", "8"], r"prioritized +(\d+) updates.*\nuniform +(\d+) updates"),
     "tanh_normal_policy.py": (
         ("torch",),
@@ -52,6 +53,10 @@ def test_every_example_is_here_and_says_how_to_run_it():
     for name in CASES:
         docstring = (EXAMPLES / name).read_text().split('"""')[1]
         assert f"python examples/{name}" in docstring and len(docstring.splitlines()) <= 4
+
+
+def test_a_policy_of_torch_acts():
+    numbers("act_from_torch.py")  # it asserts that the actions are the same
 
 
 def test_gae_in_a_ppo_script():

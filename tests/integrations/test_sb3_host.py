@@ -34,6 +34,10 @@ CASES = {
 }
 
 
+def lake():
+    return gym.make("FrozenLake-v1", max_episode_steps=30)
+
+
 def make(algorithm, module=ours, env=None, **settings):
     name, own = CASES[algorithm]
     settings = {"seed": 1, "device": "cpu", "policy_kwargs": copy.deepcopy(SMALL), **own, **settings}
@@ -71,6 +75,17 @@ def test_a_whole_run_is_the_hosts(algorithm):
     assert set(mine.logger.name_to_value) == set(theirs.logger.name_to_value)
     for p in mine.policy.parameters():  # views of flat vectors: the module is true
         assert p.grad is None or p.grad.shape == p.shape
+
+
+@pytest.mark.parametrize("algorithm", ["DQN", "PPO"])
+def test_discrete_observations(algorithm):
+    models = [make(algorithm, module, lake()).learn(150) for module in (host, ours)]
+    assert_close(parameters(models[1]), parameters(models[0]), rtol=1e-3, atol=1e-4)
+    for obs in (np.arange(16), np.array(3), np.int64(3)):
+        theirs, mine = (m.predict(obs, deterministic=True)[0] for m in models)
+        assert mine.shape == theirs.shape
+        np.testing.assert_array_equal(mine, theirs)
+    assert models[1]._learner() is not None
 
 
 @pytest.mark.parametrize("algorithm", CASES)
@@ -147,8 +162,12 @@ def test_copies_and_changes_are_seen(algorithm):
     model.learn(40, reset_num_timesteps=False)
     theirs, _ = model.policy.predict(obs, deterministic=True)
     np.testing.assert_allclose(model.predict(obs, deterministic=True)[0], theirs, rtol=1e-5, atol=1e-6)
+    other = copy.deepcopy(model)
     model.policy = twin
     np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], before)
+    np.testing.assert_allclose(other.predict(obs, deterministic=True)[0], theirs, rtol=1e-5, atol=1e-6)
+    other.learn(40, reset_num_timesteps=False)
+    assert other._learner() is not None and other._learner().policy is other.policy
 
 
 def test_callbacks_and_normalisation(tmp_path):
@@ -185,12 +204,17 @@ class Extractor(FlattenExtractor):
     pass
 
 
+def pairs():
+    space = gym.spaces.MultiDiscrete([16, 16])
+    return gym.wrappers.TransformObservation(gym.make("FrozenLake-v1"), lambda obs: np.array([obs, obs]), space)
+
+
 NOT_COMPILED = {
     "activation": ("SAC", {"policy_kwargs": {"activation_fn": torch.nn.ELU}}, "activation is ELU"),
     "extractor": ("DQN", {"policy_kwargs": {"features_extractor_class": Extractor}}, "extractor is Extractor"),
     "sde": ("SAC", {"use_sde": True}, "use_sde"),
     "ppo sde": ("A2C", {"use_sde": True}, "use_sde"),
-    "space": ("PPO", {"env": "FrozenLake-v1"}, "observation space is Discrete"),
+    "space": ("PPO", {"env": pairs}, "observation space is MultiDiscrete"),
     "unshared": ("PPO", {"policy_kwargs": {"share_features_extractor": False}}, "share_features_extractor"),
 }
 
@@ -198,7 +222,7 @@ NOT_COMPILED = {
 @pytest.mark.parametrize("case", NOT_COMPILED)
 def test_what_is_not_compiled_runs_as_the_hosts_own_and_says_so_once(case):
     algorithm, settings, reason = NOT_COMPILED[case]
-    settings = {**settings, "env": gym.make(settings["env"]) if "env" in settings else None}
+    settings = {**settings, "env": settings["env"]() if "env" in settings else None}
     models = []
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -4,8 +4,8 @@
 
 Each class IS a subclass of the host's.  Constructor, callbacks, logger, VecNormalize, random numbers, ``save`` and
 ``load`` are the host's; files of either are read by the other.  What differs is the speed, and results by the rounding
-of float32.  ``MlpPolicy`` on the CPU is compiled (ReLU, Tanh or SiLU; observations a Box that is no image); for
-anything else the host's own code runs, after one warning that says why.
+of float32.  ``MlpPolicy`` on the CPU is compiled (ReLU, Tanh or SiLU; observations a Box that is no image, Discrete or
+MultiBinary); for anything else the host's own code runs, after one warning that says why.
 """
 
 from fastrl.integrations.sb3.buffers import PrioritizedReplayBuffer, ReplayBuffer, RolloutBuffer

@@ -9,7 +9,8 @@ import numpy as np
 import stable_baselines3
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from fastrl.integrations.sb3.networks import CannotCompile, HostOnly, Learner, flat
+from fastrl.integrations.sb3 import buffers
+from fastrl.integrations.sb3.networks import CannotCompile, HostOnly, Learner
 from fastrl.kernels import gather_rows
 
 TESTED = "2.9"  # where train() of the host is what ours are checked against
@@ -54,6 +55,9 @@ class Compiled:
         return [*super()._excluded_save_params(), "_fastrl"]  # type: ignore[misc]
 
 
+_COPYING = {ReplayBuffer.add, buffers.ReplayBuffer.add, buffers.PrioritizedReplayBuffer.add}
+
+
 class OffPolicy(Compiled):
     """Of the classes with a replay buffer."""
 
@@ -67,8 +71,9 @@ class OffPolicy(Compiled):
     def _store_transition(
         self: Any, replay_buffer: Any, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
     ) -> None:
-        """The host's, without its copy of the observations where they go into the buffer, which copies, as they are."""
-        if self._vec_normalize_env is None and isinstance(new_obs, np.ndarray) and not np.count_nonzero(dones):
+        """The host's, without its copy of the observations where the buffer makes one anyway."""
+        plain = type(replay_buffer).add in _COPYING and self._vec_normalize_env is None
+        if plain and not np.count_nonzero(dones):
             self._last_original_obs = self._last_obs
             replay_buffer.add(self._last_obs, new_obs, buffer_action, reward, dones, infos)
             self._last_obs = new_obs
@@ -88,21 +93,21 @@ class Batch(NamedTuple):
     indices: Any = None
 
 
-def sample(model: Any, size: int) -> Batch:
+def sample(model: Any, nets: Learner, size: int) -> Batch:
     """The batch that the host would draw, of the same random numbers."""
     buffer, normalize = model.replay_buffer, model._vec_normalize_env
     if type(buffer) is ReplayBuffer and normalize is None and not buffer.optimize_memory_usage:
-        return _gather(buffer, size, model.gamma)
+        return _gather(buffer, nets, size, model.gamma)
     b = buffer.sample(size, env=normalize)
     discount = (1 - b.dones) * (model.gamma if b.discounts is None else b.discounts)
     weights, indices = getattr(b, "weights", None), getattr(b, "indices", None)
     return Batch(
-        flat(b.observations.numpy()), b.actions.numpy(), b.rewards.numpy()[:, 0], discount.numpy()[:, 0],
-        flat(b.next_observations.numpy()), None if weights is None else weights.numpy(), indices,
+        nets.flat(b.observations.numpy()), b.actions.numpy(), b.rewards.numpy()[:, 0], discount.numpy()[:, 0],
+        nets.flat(b.next_observations.numpy()), None if weights is None else weights.numpy(), indices,
     )  # fmt: skip
 
 
-def _gather(buffer: Any, size: int, gamma: float) -> Batch:
+def _gather(buffer: Any, nets: Learner, size: int, gamma: float) -> Batch:
     rows = np.random.randint(0, buffer.buffer_size if buffer.full else buffer.pos, size=size)
     if (n := buffer.n_envs) > 1:  # one draws nothing
         rows = rows * n + np.random.randint(0, high=n, size=size)
@@ -110,7 +115,7 @@ def _gather(buffer: Any, size: int, gamma: float) -> Batch:
     columns = [(x := getattr(buffer, name)).reshape(-1, *x.shape[2:]) for name in names]
     obs, next_obs, action, reward, done, timeout = gather_rows(columns, rows)
     discount = (1 - done * (1 - timeout)) * np.float32(gamma)
-    return Batch(flat(obs), action, reward, discount, flat(next_obs))
+    return Batch(nets.flat(obs), action, reward, discount, nets.flat(next_obs))
 
 
 def learned(model: Any, batch: Batch, td_errors: Any) -> None:

@@ -167,7 +167,7 @@ class SAC(OffPolicy, stable_baselines3.SAC):  # type: ignore[misc]
                 optimizer.begin()
         logs: dict[str, list[Any]] = {"ent_coef": [], "actor_loss": [], "critic_loss": [], "ent_coef_loss": []}
         for step in range(gradient_steps):
-            self._update(nets, sample(self, batch_size), step % self.target_update_interval == 0, logs)
+            self._update(nets, sample(self, nets, batch_size), step % self.target_update_interval == 0, logs)
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, values in logs.items():
@@ -252,7 +252,7 @@ class _TD3(OffPolicy):
         actor_losses, critic_losses = [], []
         for _ in range(gradient_steps):
             self._n_updates += 1
-            b = sample(self, batch_size)
+            b = sample(self, nets, batch_size)
             drawn, bound = torch.empty(b.action.shape).normal_(0, self.target_policy_noise), self.target_noise_clip
             noise = np.minimum(np.maximum(drawn.numpy(), -bound), bound)
             next_action = tanh(nets.target_actor.forward(b.next_obs)) + noise

@@ -63,7 +63,7 @@ class DQN(OffPolicy, stable_baselines3.DQN):  # type: ignore[misc]
         self._update_learning_rate(self.policy.optimizer)
         optimizer, losses = nets.optimizer.begin(), []
         for _ in range(gradient_steps):
-            b = sample(self, batch_size)
+            b = sample(self, nets, batch_size)
             next_q = nets.target.forward(b.next_obs)
             q = q_learning_loss(
                 nets.online.forward_cached(b.obs), b.action[:, 0], b.reward, b.discount, next_q,

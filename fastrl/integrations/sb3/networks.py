@@ -53,10 +53,11 @@ def hidden_layers(modules: Sequence[nn.Module]) -> tuple[list[tuple[nn.Linear, .
 
 
 def check_observations(policy: Any, *owners: Any) -> None:
-    """Are observations vectors, or arrays that are flattened and no more, on their way to each of `owners`?"""
+    """Are observations vectors, or flattened or one-hot and no more, on their way to each of `owners`?"""
     space = policy.observation_space
-    if type(space) is not spaces.Box or is_image_space(space):
-        raise CannotCompile(f"the observation space is {space}, not a Box that is no image")
+    plain = type(space) is spaces.MultiBinary or (type(space) is spaces.Box and not is_image_space(space))
+    if not plain and not (type(space) is spaces.Discrete and space.start >= 0):
+        raise CannotCompile(f"the observation space is {space}: a Box that is no image, Discrete or MultiBinary is")
     for owner in owners:
         if type(owner.features_extractor) is not FlattenExtractor:
             raise CannotCompile(f"the features extractor is {type(owner.features_extractor).__name__}")
@@ -151,7 +152,9 @@ class Learner:
     def __init__(self, policy: Any) -> None:
         self.policy = policy
         self._modules = Modules(policy)
-        self._shape = policy.observation_space.shape
+        space = policy.observation_space
+        self._shape = space.shape
+        self._classes = int(space.n) if type(space) is spaces.Discrete else None
         self._shared: list[Shared] = []
 
     def share(self, *parts: Layers | Tensor) -> Shared:
@@ -170,7 +173,16 @@ class Learner:
         batch = observation.shape[1:] == self._shape and observation.ndim == len(self._shape) + 1
         if not batch and observation.shape != self._shape:
             return None
-        return flat(observation.reshape(-1, *self._shape)), batch
+        return self.flat(observation.reshape(-1, *self._shape)), batch
+
+    def flat(self, observations: Any) -> Any:
+        """NumPy observations ``[B, *shape]`` as the networks take them, float32 ``[B, n]``; Discrete ones one-hot."""
+        if self._classes is not None:
+            found = np.zeros((len(observations), self._classes), np.float32)
+            found[np.arange(len(found)), observations.reshape(-1).astype(np.int64, copy=False)] = 1
+            return found
+        x = observations.reshape(len(observations), -1)
+        return x if x.dtype == np.float32 else x.astype(np.float32)
 
     @contextmanager
     def methods(self, **methods: Any) -> Iterator[None]:
@@ -202,9 +214,3 @@ class HostOnly(Learner):
 
     def whole(self, model: Any) -> bool:
         return model.policy is self.policy
-
-
-def flat(observations: Any) -> Any:
-    """NumPy observations ``[B, *shape]`` as float32 ``[B, n]``."""
-    x = observations.reshape(len(observations), -1)
-    return x if x.dtype == np.float32 else x.astype(np.float32)

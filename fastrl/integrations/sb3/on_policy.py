@@ -22,7 +22,6 @@ from fastrl.integrations.sb3.networks import (
     Learner,
     check_observations,
     check_type,
-    flat,
     hidden_layers,
 )
 from fastrl.integrations.sb3.optimizers import FlatOptimizer
@@ -33,6 +32,17 @@ from fastrl.kernels import (
     ppo_categorical_loss,
     ppo_normal_loss,
 )
+
+
+class Rollout(NamedTuple):
+    """NumPy arrays of B steps."""
+
+    obs: Any
+    action: Any
+    old_value: Any
+    old_log_prob: Any
+    advantage: Any
+    returns: Any
 
 
 class _Networks(Learner):
@@ -68,6 +78,12 @@ class _Networks(Learner):
         if self.discrete:
             return torch.multinomial(torch.softmax(torch.from_numpy(out), 1), 1, True)[:, 0].numpy()
         return out + np.exp(self.log_std) * torch.randn(out.shape).numpy()
+
+    def rollout(self, columns: list[Any]) -> Rollout:
+        obs, action, *rest = columns
+        dtype = np.int64 if self.discrete else np.float32
+        action = action.astype(dtype, copy=False)
+        return Rollout(self.flat(obs), action.reshape(-1) if self.discrete else action, *(x.reshape(-1) for x in rest))
 
     def log_prob_entropy(self, out: Any, action: Any) -> Any:
         if self.discrete:
@@ -106,7 +122,7 @@ class _Networks(Learner):
             if torch.is_grad_enabled() or not self.whole(model):  # a callback's call, or it has changed the policy
                 result: tuple[Any, Any, Any] = host.forward(policy, obs, deterministic)
                 return result
-            x = flat(obs.numpy())
+            x = self.flat(obs.numpy())
             out = self.actor.forward(x)
             action = self.mode(out) if deterministic else self.sample(out)
             log_prob, _ = self.log_prob_entropy(out, action)
@@ -116,7 +132,7 @@ class _Networks(Learner):
         def values(obs: Any) -> Any:
             if torch.is_grad_enabled() or not self.whole(model):
                 return host.predict_values(policy, obs)
-            return torch.from_numpy(self.critic.forward(flat(obs.numpy())))
+            return torch.from_numpy(self.critic.forward(self.flat(obs.numpy())))
 
         if type(buffer) is HostRolloutBuffer:
             buffer.compute_returns_and_advantage = lambda last_values, dones: rollout_gae(buffer, last_values, dones)
@@ -127,25 +143,14 @@ class _Networks(Learner):
             buffer.__dict__.pop("compute_returns_and_advantage", None)
 
 
-class Rollout(NamedTuple):
-    """NumPy arrays of B steps."""
-
-    obs: Any
-    action: Any
-    old_value: Any
-    old_log_prob: Any
-    advantage: Any
-    returns: Any
-
-
 _COLUMNS = ("observations", "actions", "values", "log_probs", "advantages", "returns")
 
 
-def minibatches(buffer: Any, size: int | None, discrete: bool) -> Iterator[Rollout]:
+def minibatches(buffer: Any, nets: _Networks, size: int | None) -> Iterator[Rollout]:
     """What ``buffer.get(size)`` yields, of the same random numbers, in NumPy."""
     if type(buffer) not in (HostRolloutBuffer, RolloutBuffer):
         for b in buffer.get(size):
-            yield _rollout([x.numpy() for x in b], discrete)
+            yield nets.rollout([x.numpy() for x in b])
         return
     total = buffer.buffer_size * buffer.n_envs
     order = np.random.permutation(total)
@@ -155,13 +160,7 @@ def minibatches(buffer: Any, size: int | None, discrete: bool) -> Iterator[Rollo
         buffer.generator_ready = True
     columns = [getattr(buffer, name) for name in _COLUMNS]
     for start in range(0, total, size or total):
-        yield _rollout(gather_rows(columns, order[start : start + (size or total)]), discrete)
-
-
-def _rollout(columns: list[Any], discrete: bool) -> Rollout:
-    obs, action, *rest = columns
-    action = action.astype(np.int64, copy=False).reshape(-1) if discrete else action.astype(np.float32, copy=False)
-    return Rollout(flat(obs), action, *(x.reshape(-1) for x in rest))
+        yield nets.rollout(gather_rows(columns, order[start : start + (size or total)]))
 
 
 def normalized(advantage: Any) -> Any:
@@ -232,7 +231,7 @@ class PPO(_OnPolicy, stable_baselines3.PPO):  # type: ignore[misc]
         going_on = True
         for epoch in range(self.n_epochs):
             logs["approx_kl"].clear()  # the host logs those of the last epoch
-            for b in minibatches(self.rollout_buffer, self.batch_size, nets.discrete):
+            for b in minibatches(self.rollout_buffer, nets, self.batch_size):
                 loss = self._gradient(nets, b, clip, clip_vf, logs)
                 if self.target_kl is not None and logs["approx_kl"][-1] > 1.5 * self.target_kl:
                     going_on = False
@@ -293,7 +292,7 @@ class A2C(_OnPolicy, stable_baselines3.A2C):  # type: ignore[misc]
             return
         self._update_learning_rate(self.policy.optimizer)
         nets.optimizer.begin()
-        (b,) = minibatches(self.rollout_buffer, None, nets.discrete)
+        (b,) = minibatches(self.rollout_buffer, nets, None)
         out, value = nets.actor.forward_cached(b.obs), nets.critic.forward_cached(b.obs)
         advantage = normalized(b.advantage) if self.normalize_advantage else b.advantage
         log_prob, entropy = nets.log_prob_entropy(out, b.action)
