@@ -159,12 +159,14 @@ class Training:
         try:
             if self.folder is not None and (kind is None or issubclass(kind, Exception)) and kind is not Diverged:
                 self._save_at_the_end(error)
-            if self._started:
-                self._callbacks.call("on_end", self.agent)
         finally:
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-            self._leave()
+            try:
+                if self._started:
+                    self._callbacks.call("on_end", self.agent)
+            finally:
+                for number, handler in self._handlers.items():
+                    signal.signal(number, handler)
+                self._leave()
         if kind is None and self.interrupted == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         if kind is None and self.interrupted is not None:

@@ -153,3 +153,18 @@ def test_an_agent_with_callbacks_can_be_copied_meanwhile():
 
     DQN(gym.make("CartPole-v1"), **SMALL).learn(20, progress=False, callback=keep)
     assert copies[0].steps == 10 and copies[0].on_step is None
+
+
+def test_the_end_is_told_when_the_checkpoint_cannot_be_written(tmp_path, monkeypatch):
+    diary, agent = Diary(), DQN("CartPole-v1", **SMALL)
+
+    def full(*args, **kwargs):
+        raise InputError("no space left")
+
+    monkeypatch.setattr(agent, "save", full)
+    with pytest.raises(InputError, match="no space left"):
+        agent.learn(20, folder=tmp_path / "run", progress=False, callback=diary)
+    assert diary.of("on_end") == [(20,)]
+    with pytest.raises(ZeroDivisionError):
+        agent.learn(40, progress=False, callback=[diary, lambda a: 1 / 0])
+    assert diary.of("on_end") == [(20,), (21,)]
