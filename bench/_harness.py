@@ -64,6 +64,8 @@ PACKAGES = (
     "cpprb",
     "flashbax",
     "jax",
+    "gymnasium",
+    "envpool",
 )
 
 # The tolerance of every answer check: peers compute in float32.

@@ -307,6 +307,27 @@ class GaeJax(Jax, Gae):
         return advantages, advantages + v
 
 
+class FastrlJax(Jax):
+    """`fastrl.jax` in a program."""
+
+    def build(self):
+        import fastrl.jax
+
+        self.ops = fastrl.jax
+        super().build()
+        self.inputs[-1] = self.jnp.asarray(self.terminated, self.jnp.bool_)
+
+
+class GaeFastrlJax(FastrlJax, Gae):
+    def function(self, r, v, nv, _, terminated):
+        return self.ops.gae(r, v, nv, terminated, None, gamma=GAMMA, lam=LAM)
+
+
+class VtraceFastrlJax(FastrlJax, Vtrace):
+    def function(self, r, v, nv, log_rhos, terminated):
+        return self.ops.vtrace(r, v, nv, terminated, None, log_rhos, gamma=GAMMA)
+
+
 class Rlax(Jax):
     """Written for one environment; vmap does the others."""
 
@@ -390,6 +411,7 @@ CASES = [
             "tianshou _gae": Tianshou,
             "torchrl, loop": GaeTorchrlLoop,
             "torchrl, vectorised": GaeTorchrlVec,
+            "fastrl.jax": GaeFastrlJax,
             "JAX lax.scan": GaeJax,
             "(no GAE) streaming: NumPy, 3 reads 2 writes": Streaming,
         },
@@ -406,6 +428,7 @@ CASES = [
         **{
             "Numba loop by hand": VtraceNumba,
             "NumPy loop by hand": VtraceNumpy,
+            "fastrl.jax": VtraceFastrlJax,
             "rlax": VtraceRlax,
             "torchrl": VtraceTorchrl,
         },

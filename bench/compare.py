@@ -30,6 +30,7 @@ FILES = (
     "conjugate_gradient",
     "mlp",
     "cem",
+    "envs",
 )
 
 

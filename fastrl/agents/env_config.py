@@ -18,7 +18,8 @@ from fastrl.agents.config import InputError
 
 WRAPPERS = "gymnasium.wrappers"
 WRITES = ("RecordVideo",)  # files, where a checkpoint says
-PACKAGES = {"ALE": ("ale_py", "ale-py")}  # what registers the environments of a namespace, and how to install it
+# What registers the environments of a namespace, and how to install it.
+PACKAGES = {"ALE": ("ale_py", "ale-py"), "fastrl": ("fastrl.envs", "fastrl-kernels")}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from fastrl.agents.compiled_envs import CompiledLoop, make_compiled
 from fastrl.agents.config import InputError
 from fastrl.agents.env_config import EnvConfig, make_plain
 from fastrl.agents.env_loop import (
@@ -56,7 +57,8 @@ class Envs:
     `env` is an id, an `EnvConfig`, an environment (N = 1) or a vector environment in any autoreset mode.  `obs` is
     always the observation to act on now, in an array that is nobody else's.
 
-    Single environments, and those of a SyncVectorEnv without NEXT_STEP autoreset, are stepped and reset from here, and
+    The environments of `fastrl.envs`, made from an id, are stepped together, and a saved state holds theirs.  Other
+    single environments, and those of a SyncVectorEnv without NEXT_STEP autoreset, are stepped and reset from here, and
     can be brought back: a saved state holds the random generator as of just before the episode's reset and the actions
     taken since; loading replays them, which brings wrappers back too, and compares the observation and the return that
     are reached bit for bit.  An episode of more than KEPT_ACTIONS steps is not brought back: its actions would fill
@@ -77,15 +79,16 @@ class Envs:
         self._open: list[Any] = []  # what `close` closes
         if self.made_from_id:
             weakref.finalize(self, _close, self._open)
-        self._loop: EnvLoop | None = None
+        self._loop: EnvLoop | CompiledLoop | None = None
         self.mode: AutoresetMode | None = AutoresetMode.DISABLED  # None: not known before an episode ends
         if isinstance(env, VectorEnv):
             self._open.append(env)
             self.mode = _mode(env)
             self.spec: str | EnvSpec | EnvConfig | None = _spec(env)
         else:
-            for _ in range(num_envs if isinstance(env, (str, EnvConfig)) else 1):
-                self._open.append(make_env(env) if isinstance(env, (str, EnvConfig)) else env)
+            compiled = make_compiled(env, num_envs) if isinstance(env, (str, EnvConfig)) else None
+            for _ in range(num_envs if self.made_from_id and compiled is None else 1):
+                self._open.append(compiled or (make_env(env) if isinstance(env, (str, EnvConfig)) else env))
             # Of an environment object: with its wrappers, if they can be made again.
             self.spec = env if isinstance(env, (str, EnvConfig)) else _env_spec(env)
         self.env_id = self.spec.id if isinstance(self.spec, (EnvSpec, EnvConfig)) else self.spec
@@ -101,6 +104,8 @@ class Envs:
             if isinstance(env, SyncVectorEnv) and plain and self.mode != AutoresetMode.NEXT_STEP:
                 # SAME_STEP comes to the same, and its final_obs are the environments' own arrays, which may be reused.
                 self._loop = EnvLoop(env.envs, self.name, space, self.action_space, flat)
+        elif compiled is not None:
+            self.num_envs, self._loop = num_envs, CompiledLoop(compiled)
         else:
             self.num_envs = len(self._open)
             self._loop = EnvLoop(self._open, self.name, space, self.action_space, flat)
@@ -410,7 +415,7 @@ def _spec(vec: VectorEnv[Any, Any, Any]) -> EnvSpec | None:
     if not isinstance(vec.spec, EnvSpec) or "wrappers" in vec.spec.kwargs:  # EnvPool's is of its own kind
         return None
     spec = copy.deepcopy(vec.spec)
-    for name in ("num_envs", "vectorization_mode", "vector_kwargs"):  # make_vec's, of the vector
+    for name in ("num_envs", "vectorization_mode", "vector_kwargs", "autoreset_mode"):  # make_vec's, of the vector
         spec.kwargs.pop(name, None)
     if spec.kwargs.get("max_episode_steps") == spec.max_episode_steps:  # a vector_entry_point has no TimeLimit wrapper
         spec.kwargs.pop("max_episode_steps", None)

@@ -36,6 +36,8 @@ class Train:
     """Keyword arguments of the environment: key=value ..., or a JSON object."""
     wrapper: tuple[str, ...] = ()
     """Wrappers, the innermost first: module:Name, or Name of gymnasium.wrappers; 'Name(key=value)' with arguments."""
+    fast_env: bool = False
+    """Step the compiled environment that equals --env (classic control): --env fastrl/ENV."""
     total_steps: int | None = None
     """Environment steps from the start of training (`fastrl train --help` has the defaults; resumed: the run's own)."""
     out: Path | None = None
@@ -85,6 +87,8 @@ def command(args: list[str]) -> int:
         return _resume(name, options, given)
     if options.env is None:
         raise InputError("--env ENV is missing, for instance --env CartPole-v1")
+    if options.fast_env:
+        options.env = _fast_env(options.env, options.wrapper)
     config = _config(name, options.config, given)
     if options.out is not None:
         check_new(options.out)
@@ -103,6 +107,18 @@ def command(args: list[str]) -> int:
         finally:
             with contextlib.suppress(OSError):  # something came of the run
                 out.rmdir()
+
+
+def _fast_env(env: str, wrappers: tuple[str, ...]) -> str:
+    """The id of the compiled environment."""
+    from fastrl.agents.compiled_envs import compiled_id
+
+    if wrappers:
+        raise InputError("--fast-env and --wrapper do not go together: wrappers are of single environments")
+    try:
+        return compiled_id(env)
+    except InputError as error:
+        raise InputError(f"--fast-env: {error}") from None
 
 
 def _check(options: Train) -> None:
@@ -204,6 +220,8 @@ def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
     if options.config is not None or set(changed) - {"--device"}:
         what = "--config" if options.config is not None else ", ".join(changed)
         raise InputError(f"--resume takes the hyperparameters of the run; {what} cannot be changed")
+    if options.fast_env and not str(config.get("env")).startswith("fastrl/"):
+        raise InputError("--resume takes the environment of the run; --fast-env cannot be changed")
     env = of_run(options.resume, options.env, options.env_kwargs, options.wrapper)
     for name, now, then in (
         ("--env-kwargs", env and env.kwargs, config.get("env_kwargs", {})),

@@ -1,0 +1,125 @@
+"""A step of N classic control environments with random actions, ended episodes begun anew (NEXT_STEP autoreset).
+
+``python bench/bench_envs.py`` times whole runs of PPO on CartPole-v1 with them instead, beside Gymnasium's.
+"""
+
+import functools
+import json
+import time
+
+import gymnasium as gym
+import numpy as np
+from _harness import OURS, Case, NotApplicable, interleaved_speeds
+from gymnasium.vector import SyncVectorEnv
+
+import fastrl.envs  # noqa: F401 (registers the ids)
+
+IDS = ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0"]
+SIZES = [{"env": env, "envs": n} for env in IDS for n in (1, 4, 16)]
+
+
+def state_of(env, obs):
+    """The states that observations are of."""
+    if env in ("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0"):
+        return obs.astype(np.float64)
+    angles = [np.arctan2(obs[:, 2 * i + 1], obs[:, 2 * i]) for i in range(obs.shape[1] // 3)]
+    return np.stack([*angles, *obs[:, 2 * len(angles) :].T], axis=1).astype(np.float64)
+
+
+def check(env, vec, n, actions):
+    """Several steps of `vec` are those that ours takes from the states before them."""
+    ours = gym.make_vec(f"fastrl/{env}", n)
+    ours.reset(seed=0)
+    obs, _ = vec.reset(seed=0)
+    for action in actions[:5]:
+        state = ours.state_dict()
+        state.update(state=state_of(env, obs), fresh=np.zeros(n, np.bool_), done=np.zeros(n, np.bool_))
+        ours.load_state_dict(state)
+        wanted = ours.step(action.astype(ours.action_space.dtype))
+        obs, reward, terminated, *_ = vec.step(action)
+        assert not wanted[2].any() and not terminated.any()
+        np.testing.assert_allclose(obs, wanted[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(reward, wanted[1], rtol=1e-4, atol=1e-4)
+
+
+def stepper(make, env, envs, dtype=None):
+    vec = make(env, envs)
+    space = gym.make(env).action_space
+    rng = np.random.default_rng(0)
+    if isinstance(space, gym.spaces.Discrete):
+        actions = rng.integers(0, space.n, (64, envs)).astype(dtype or np.int64)
+    else:
+        actions = rng.uniform(space.low, space.high, (64, envs, 1)).astype(np.float32)
+    check(env, vec, envs, actions)
+    vec.reset(seed=0)
+    k = 0
+
+    def step():
+        nonlocal k
+        k = (k + 1) % 64
+        return vec.step(actions[k])
+
+    return step
+
+
+def fastrl_vec(env, n):
+    return gym.make_vec(f"fastrl/{env}", n)
+
+
+def sync(env, n):
+    return SyncVectorEnv([lambda: gym.make(env, disable_env_checker=True)] * n)
+
+
+def gymnasium_vector(env, n):
+    if gym.spec(env).vector_entry_point is None:
+        raise NotApplicable("Gymnasium has none of this environment")
+    return gym.make_vec(env, n)
+
+
+def envpool(env, n):
+    import envpool
+
+    return envpool.make_gymnasium(env, num_envs=n, seed=0)
+
+
+CASES = [
+    Case(
+        "step",
+        SIZES,
+        {
+            "fastrl": functools.partial(stepper, fastrl_vec),
+            "SyncVectorEnv": functools.partial(stepper, sync),
+            "Gymnasium's own vector": functools.partial(stepper, gymnasium_vector),
+            "EnvPool": functools.partial(stepper, envpool, dtype=np.int32),
+        },
+    )
+]
+
+
+def ppo_run(make, steps):
+    """seed -> environment steps a second of a PPO run."""
+    from fastrl.agents import PPO
+
+    def run(seed):
+        agent = PPO(make(), seed=seed, num_envs=8)
+        began = time.perf_counter()
+        agent.learn(steps, progress=False)
+        return steps / (time.perf_counter() - began)
+
+    return run
+
+
+def main(steps=32_768, repeats=5):
+    import torch
+
+    torch.set_num_threads(1)
+    runs = {
+        OURS: ppo_run(lambda: "fastrl/CartPole-v1", steps),
+        "Gymnasium's single environments": ppo_run(lambda: "CartPole-v1", steps),
+        "SyncVectorEnv": ppo_run(lambda: sync("CartPole-v1", 8), steps),
+    }
+    print(json.dumps(interleaved_speeds(runs, repeats), indent=1))
+
+
+if __name__ == "__main__":
+    main()
