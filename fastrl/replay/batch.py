@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 
 class Batch(NamedTuple):
-    """B transitions: NumPy arrays, or torch tensors if the buffer has a device."""
+    """B transitions: NumPy arrays, or torch tensors if the buffer has a device.
+
+    Of a Dict or Tuple space `obs`, `next_obs` or `action` are dicts or tuples of such arrays.
+    """
 
     obs: Any
     """[B, *shape of an observation], dtype of the space."""

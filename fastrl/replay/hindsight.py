@@ -24,7 +24,8 @@ class HindsightReplay(ReplayBuffer):
         g = achieved_goal of the next_obs of transition k;  reward = compute_reward(achieved_goal of next_obs, g, {})
 
     with k uniform over the transitions of the episode from the drawn one on ("future"), or its last one ("final").  Of
-    an episode that still runs, those that there are.  `terminated`, `truncated` and `discount` stay as they were added.
+    an episode that still runs, those that there are.  A draw takes time in proportion to them.  `terminated`,
+    `truncated` and `discount` stay as they were added.
     ``buffer[indices]`` and `transitions` give what was added, not relabelled.
 
     Args (besides those of `ReplayBuffer`, of which `n_step` must be 1):

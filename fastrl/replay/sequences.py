@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fastrl.kernels.gather_rows import gather_rows
 from fastrl.replay import state as states
+from fastrl.replay.batch import Batch
 from fastrl.replay.checks import check_float, check_int, to_numpy
 from fastrl.replay.prioritized import PrioritizedReplay
 from fastrl.replay.spaces import Space
@@ -143,6 +144,11 @@ class SequenceReplay(PrioritizedReplay):
         """`add` K times in one call: as `ReplayBuffer.extend`."""
         action = self._with_state("extend", action, state)
         super().extend(obs, action, reward, next_obs, terminated, truncated, mask, episode_start)
+
+    def transitions(self) -> Batch:
+        """All transitions held, as of `ReplayBuffer.transitions`; without their states."""
+        batch = super().transitions()
+        return batch._replace(action=batch.action["action"]) if self._has_state else batch
 
     def _with_state(self, method: str, action: Any, state: Any) -> Any:
         if (state is not None) != self._has_state:

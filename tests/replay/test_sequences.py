@@ -90,7 +90,9 @@ def check(buffer, lists, case, tolerance):
     overlap = burn_in if case["overlap"] is None else case["overlap"]
     wanted, held = windows(lists, steps, steps - overlap, burn_in), lists.held()
     assert len(buffer) == len(wanted)
-    assert sorted(buffer.transitions().indices.tolist()) == sorted(held)
+    everything = buffer.transitions()
+    assert sorted(everything.indices.tolist()) == sorted(held)
+    assert everything.action.tolist() == [held[number][0].action for number in everything.indices.tolist()]
     if not wanted:
         return
     batch = buffer.sample(2 * len(wanted)) if case["alpha"] == 0 else buffer[sorted(wanted)]
@@ -213,6 +215,30 @@ def test_a_window_keeps_its_priority_when_the_next_episode_starts_unsaid():
     weights = dict(zip(batch.indices.tolist(), batch.weights.tolist(), strict=True))
     new = np.float32(2 / 3)  # new ones enter at the largest priority
     assert weights == pytest.approx({0: new, 4: 1.0, 8: new, 12: new}, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["add", "extend"])
+def test_ctrl_c_between_the_ring_and_the_tree(tmp_path, monkeypatch, method):
+    """What was drawn still is, nothing else, and windows start anew behind it."""
+    buffer = SequenceReplay(20, OBS, ACTION, length=4, seed=0)
+    columns = rollout(18, 100)
+    buffer.extend(*columns)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buffer, "_publish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(buffer, method)(*(c[:3] if method == "extend" else c[0] for c in columns))
+    added = 18 + (3 if method == "extend" else 1)
+    assert set(buffer.sample(200).indices.tolist()) == {n for n in (0, 4, 8, 12) if n >= added - 20}
+    buffer.extend(*(c[:4] for c in columns))
+    assert set(buffer.sample(200).indices.tolist()) == {n for n in (0, 4, 8, 12, added) if n >= added + 4 - 20}
+    buffer.save(tmp_path / "file")
+    other = SequenceReplay(20, OBS, ACTION, length=4)
+    other.load(tmp_path / "file")
+    np.testing.assert_array_equal(buffer.sample(30).obs, other.sample(30).obs)
 
 
 def test_torch_tensors():
