@@ -6,7 +6,8 @@
 Needs the extra sb3.  PY is the interpreter of a virtual environment with sbx-rl, the same algorithms on JAX.  Before
 anything is timed a short run of each class must end where the host's run of the same seed ends.  Then every round runs
 all contenders of a task once, each in a fresh process pinned to `--threads` processors: environment steps a second with
-an update a step, warm-up and compilation not counted.
+an update a step, warm-up and compilation not counted.  On one thread a second is one of the process's CPU time, which
+other programs on the machine change least.
 """
 
 import argparse
@@ -53,10 +54,11 @@ model = make(
     **settings,
 )
 model.learn(warm)
-start, before = time.perf_counter(), model.num_timesteps
+clock = time.process_time if threads == 1 else time.perf_counter
+start, before = clock(), model.num_timesteps
 if steps:
     model.learn(steps, reset_num_timesteps=False)
-speed = (model.num_timesteps - before) / (time.perf_counter() - start)
+speed = (model.num_timesteps - before) / (clock() - start)
 found = {"speed": speed, "obs": model._last_obs.tolist(), "updates": int(model._n_updates)}
 if library != "sbx":
     found["parameters"] = [p.detach().norm().item() for p in model.policy.parameters()]
@@ -124,8 +126,8 @@ def markdown(report: dict) -> str:
         "",
         f"`python bench/integrations_sb3.py --rounds {report['rounds']} --threads {report['threads']}` on {m['cpu']} "
         f"({m['cores']} cores, {m['system']}).",
-        "Environment steps a second, medians of interleaved rounds; in brackets the median (and range) of the ratios "
-        "ours / other.",
+        "Environment steps a second (of CPU time, on one thread), medians of rounds in turns; in brackets the median "
+        "(and range) of the ratios ours / other.",
         "Versions: " + ", ".join(report["versions"]) + f". {report['note']}".rstrip(),
         "",
         "| task | " + " | ".join(libraries) + " |",
