@@ -30,14 +30,18 @@ from fastrl._files import atomic_write, beside
 from fastrl.agents import CLASS_NAMES
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters import CONFIGS
-from fastrl.agents.logs import complete_rows
+from fastrl.agents.logs import EVALUATIONS, TABLE, complete_rows
 
 Floats = NDArray[np.float64]
 
 FORMATS = (".png", ".pdf", ".svg")
 DEFAULT_COLUMNS = ("episode_return", "greedy_return")
-COLUMN_TITLES = {"episode_return": "return, last 100 training episodes", "greedy_return": "return of the greedy policy"}
-TABLE = ("environment", "group", "column", "seeds", "step", "iqm", "low", "high")
+COLUMN_TITLES = {
+    "episode_return": "return, last 100 training episodes",
+    "greedy_return": "return of the greedy policy",
+    "return_mean": "return of the greedy policy",
+}
+COLUMNS = ("environment", "group", "column", "seeds", "step", "iqm", "low", "high")
 MIN_SEEDS = 3  # for an interval: two draws of two are no distribution
 GRID = 200  # points of a curve whose runs were not logged at the same steps
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
@@ -77,7 +81,8 @@ class Group(NamedTuple):
 def read_runs(paths: Sequence[Path], column: str | None = None) -> list[Run]:
     """The runs that `paths` stand for, each once: run folders, CSV logs, folders that hold such, or patterns of them.
 
-    `column` is by default episode_return, or greedy_return of an evaluation's log.  What cannot be drawn (a path
+    `column` is by default episode_return, or greedy_return of an evaluation's log; of a run folder it is one of
+    progress.csv, or of evaluations.csv.  What cannot be drawn (a path
     without logs, a log without the column or a number in it) is left out, with a warning that names it.  Raises
     InputError if nothing is left.
     """
@@ -105,10 +110,11 @@ def find_logs(path: Path) -> list[Path]:
     """The CSV logs that one path stands for."""
     if path.is_file():
         return [path]
-    if (path / "progress.csv").is_file():
-        return [path / "progress.csv"]
+    if (path / TABLE).is_file():
+        return [path / TABLE]
     if path.is_dir():
         found = [log for log in sorted(path.rglob("*.csv")) if _header(_text(log))[:1] == ["step"]]
+        found = [log for log in found if log.name != EVALUATIONS or not log.with_name(TABLE).is_file()]  # of one run
     elif glob.has_magic(str(path)):  # quoted, or of a shell that leaves patterns alone
         found = [log for match in sorted(glob.glob(str(path), recursive=True)) for log in find_logs(Path(match))]
     else:
@@ -124,6 +130,9 @@ def _read_run(log: Path, column: str | None) -> Run:
     if "step" not in names:
         raise InputError(f"{log} is not a log: it has no column step")
     column = column or next((name for name in DEFAULT_COLUMNS if name in names), DEFAULT_COLUMNS[0])
+    judged = log.with_name(EVALUATIONS)
+    if column not in names and log.name == TABLE and judged.is_file() and column in _header(_text(judged)):
+        return _read_run(judged, column)
     if column not in names:
         raise InputError(f"{log} has no column {column!r}; it has {', '.join(names)}")
     values: dict[int, float] = {}
@@ -136,7 +145,7 @@ def _read_run(log: Path, column: str | None) -> Run:
     if not len(points):  # no episode has ended yet
         raise InputError(f"{log} holds no number in {column} yet")
     saved = _read_config(log.parent)
-    is_run = log.name == "progress.csv"
+    is_run = log.name in (TABLE, EVALUATIONS)
     folder = (log.parent.parent if is_run else log.parent).parts
     if saved is not None:
         environment, algorithm = str(saved.get("env") or ""), str(saved.get("algorithm"))
@@ -288,7 +297,7 @@ def check_outputs(picture: Path, table: Path | None) -> None:
         raise InputError(f"the picture's name must end in {known}, got {str(picture)!r}")
     if table is not None and table.resolve() == picture.resolve():
         raise InputError(f"the picture and the table of numbers must be two files, got {str(picture)!r} for both")
-    if table is not None and table.exists() and (not table.is_file() or _header(_text(table)) != list(TABLE)):
+    if table is not None and table.exists() and (not table.is_file() or _header(_text(table)) != list(COLUMNS)):
         raise InputError(f"{table} exists and is not a table of plotted numbers; it is not overwritten")
 
 
@@ -346,7 +355,7 @@ def write_table(groups: Sequence[Group], out: Path) -> None:
     """Write the plotted numbers as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(TABLE)
+    writer.writerow(COLUMNS)
     for g in groups:
         for t, step in enumerate(g.steps):
             interval = ("", "") if g.low is None or g.high is None else (f"{g.low[t]:.6g}", f"{g.high[t]:.6g}")

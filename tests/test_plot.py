@@ -130,6 +130,17 @@ def test_other_columns(tmp_path):
         plot.read_runs([tmp_path / "run"], "los")
 
 
+def test_evaluations_of_runs(tmp_path, recwarn):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), [1, 2, 3], [1, 2, 3], seed=seed)
+        write_log(tmp_path / str(seed) / "evaluations.csv", [2, 3], [10 + seed, 20 + seed], "return_mean")
+    (group,) = plot.group_runs(plot.read_runs([tmp_path]))  # and no word of the other tables
+    assert (group.seeds, group.column, group.iqm.tolist()) == (2, "episode_return", [1, 2, 3]) and not recwarn.list
+    for paths in ([tmp_path], [tmp_path / "0", tmp_path / "1"], [tmp_path / "0", tmp_path / "1" / "evaluations.csv"]):
+        (group,) = plot.group_runs(plot.read_runs(paths, "return_mean"))
+        assert (group.label, group.seeds, group.iqm.tolist()) == ("DQN", 2, [10.5, 20.5])
+
+
 def test_unfinished_and_broken_logs(tmp_path):
     write_run(tmp_path / "good", [1, 2, 3], ["nan", 5, 6], seed=0)  # no episode had ended at step 1
     with (tmp_path / "good" / "progress.csv").open("a") as file:

@@ -20,7 +20,7 @@ class Plot:
     out: Path | None = None
     """The picture (-o for short): .png, .pdf or .svg."""
     y: str | None = None
-    """Column of the logs to draw (episode_return, or greedy_return of an evaluation's log)."""
+    """Column of the logs to draw (episode_return); return_mean is that of the evaluations during training."""
     csv: Path | None = None
     """Write the plotted numbers to this file, too."""
     title: str | None = None
