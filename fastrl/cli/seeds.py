@@ -101,7 +101,7 @@ def _train(folder: Path, args: dict[Path, list[str]], jobs: int | None, total_st
     every = [One(run, argv, max(1, cores() // jobs)) for run, argv in args.items()]
     print(f"{len(every)} seeds, {jobs} at a time: {folder}", file=sys.stderr)
     stopped = 0
-    with _sigterm_raises():
+    with _signals_raise():
         try:
             _run(every, jobs, total_steps)
         except KeyboardInterrupt:
@@ -154,8 +154,8 @@ def _run(every: list[One], jobs: int, total_steps: int) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """A SIGTERM is SystemExit(143), so that the runs are saved."""
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM is SystemExit(143), so that the runs are saved; SIGINT KeyboardInterrupt, in the background, too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -163,11 +163,13 @@ def _sigterm_raises() -> Iterator[None]:
     def stop(number: int, _: Any) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(every: list[One]) -> None:
