@@ -3,7 +3,9 @@
 import importlib
 import importlib.util
 import os
+import signal
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +24,10 @@ TOL = {
 # Small networks on several threads spend their time waiting for each other, most of all on a busy machine (10 times
 # slower). Before torch is imported, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The jobs that a shell starts with & ignore Ctrl-C, and so would the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the first example pays for compilation, and shared machines are noisy.
 settings.register_profile("local", deadline=None)
