@@ -2,6 +2,7 @@
 
 import csv
 import json
+import statistics
 from pathlib import Path
 
 from fastrl.bench import microseconds
@@ -21,6 +22,27 @@ def bench() -> str:
                 cells.append(f"{row['contender'].removeprefix('reference: ')} {microseconds(float(row['ratio']))}x,")
     lines = ["| kernel | size | fastrl | the others take |", "|---" * 4 + "|"]
     lines += [f"| {kernel} | {size} | {' '.join(cells).rstrip(',')} |" for (kernel, size), cells in rows.items()]
+    return "\n".join(lines)
+
+
+WHOLE = {
+    "sb3": "Stable-Baselines3",
+    "sbx": "SBX (JAX)",
+    "rltools": "RLtools (C++, MKL)",
+}
+
+
+def agents() -> str:
+    """Environment steps a second of whole agents, and how many times fewer the others do."""
+    report = json.loads((RESULTS / "whole_agents.json").read_text())
+    lines = [f"| agent | fastrl | {' | '.join(WHOLE.values())} |", "|---" * (2 + len(WHOLE)) + "|"]
+    for record in report["records"]:
+        found = record["results"]
+        name = record["task"].removesuffix(str(record["hidden"])).upper()
+        what = f"{name}, {record['env']}, {record['hidden']}-{record['hidden']}, batch {record['batch']}"
+        ours = f"{statistics.median(found['fastrl']['steps_per_s']):,.0f} steps/s, {found['fastrl']['peak_mb']} MB"
+        others = [f"{found[x]['ratio']:.1f}x, {found[x]['peak_mb']} MB" if x in found else "-" for x in WHOLE]
+        lines.append(f"| {what} | {ours} | {' | '.join(others)} |")
     return "\n".join(lines)
 
 
@@ -132,4 +154,4 @@ def learning() -> str:
 
 
 if __name__ == "__main__":
-    print(bench(), speed(), scans(), tanh_normal(), fisher(), learning(), sep="\n\n")
+    print(agents(), bench(), speed(), scans(), tanh_normal(), fisher(), learning(), sep="\n\n")

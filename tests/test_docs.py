@@ -28,7 +28,7 @@ def test_examples_run(name):
         exec(compile(block, name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("which", ["bench", "speed", "scans", "tanh_normal", "fisher", "learning"])
+@pytest.mark.parametrize("which", ["agents", "bench", "speed", "scans", "tanh_normal", "fisher", "learning"])
 def test_tables_are_those_of_the_kept_results(which, monkeypatch):
     pytest.importorskip("scipy")
     if not (ROOT / "bench" / "results").exists():
