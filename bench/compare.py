@@ -31,6 +31,7 @@ FILES = (
     "mlp",
     "cem",
     "envs",
+    "distributional",
 )
 
 

@@ -43,6 +43,10 @@ DQN = {
     "dueling": {"dueling": True},
     "prioritized": {"prioritized": True},
     "n_step": {"n_step": 3},
+    "c51": {"distributional": "c51"},
+    "qr": {"distributional": "qr"},
+    "noisy": {"noisy": True},
+    "rainbow": {"rainbow": True},
     "all": THREE,  # all but n_step, with which it is all_n_step
     "all_n_step": {**THREE, "n_step": 3},
 }

@@ -238,12 +238,35 @@ def ppo_normal_loss(
     entropy_coef: float,
     normalize: bool,
 ) -> tuple[float, float, float, float, Any, Any]: ...
+def categorical_projection(probs: Any, rewards: Any, discounts: Any, v_min: float, v_max: float) -> Any: ...
+def c51_loss(
+    logits: Any,
+    actions: Any,
+    rewards: Any,
+    discounts: Any,
+    next_logits: Any,
+    next_logits_online: Any,
+    weights: Any,
+    v_min: float,
+    v_max: float,
+) -> tuple[float, Any, Any, float]: ...
+def quantile_huber_loss(
+    quantiles: Any,
+    actions: Any,
+    rewards: Any,
+    discounts: Any,
+    next_quantiles: Any,
+    next_quantiles_online: Any,
+    weights: Any,
+    taus: Any,
+    kappa: float,
+) -> tuple[float, Any, Any, float]: ...
 def _probe(a: Any, b: Any, c: Any, d: Any) -> tuple[Any, Any]: ...
 
 @final
 class MlpCore:
     def __init__(
-        self, sizes: list[int], activation: str, n: int, stacked: bool, layer_norm: bool, dueling: bool
+        self, sizes: list[int], activation: str, n: int, stacked: bool, layer_norm: bool, dueling: int
     ) -> None: ...
     @property
     def size(self) -> int: ...

@@ -242,17 +242,8 @@ FASTRL_HD FASTRL_INLINE double log1p_unit(double w) {
   return (r * z) * s + 2.0 * s;
 }
 
-// -log u of u = (bits | 1) 2^-32, in (0, 1): through u where it is small and through 1 - u = (~bits | 1) 2^-32 where it
-// is near 1, so that the relative error stays that of the type. The float32 polynomial is that of Cephes' logf.
-FASTRL_HD FASTRL_INLINE float minus_log_uniform(uint32_t bits, float) {
-  // In units of 2^-31: as signed numbers, which every instruction set converts.
-  const auto half = static_cast<int32_t>(bits >> 1);
-  const float u = static_cast<float>(half) + 0.5f, rest = static_cast<float>(0x7FFFFFFF - half) + 0.5f;
-  const bool near_1 = half >= 0x5A82799A;  // u >= sqrt(1/2)
-  const int32_t b = static_cast<int32_t>(bits_of(u)) - 0x3F3504F3;
-  const float k = near_1 ? 0.0f : static_cast<float>((b >> 23) - 31);
-  const float m = float_of(static_cast<uint32_t>(b & 0x007FFFFF) + 0x3F3504F3u);
-  const float f = near_1 ? rest * -0x1p-31f : m - 1.0f, z = f * f;
+// log(1 + f) for 1 + f in [sqrt(1/2), sqrt(2)); the polynomial is that of Cephes' logf.
+FASTRL_HD FASTRL_INLINE float log1p_near_0(float f) {
   float p = 7.0376836292e-2f;
   p = p * f - 1.1514610310e-1f;
   p = p * f + 1.1676998740e-1f;
@@ -262,7 +253,29 @@ FASTRL_HD FASTRL_INLINE float minus_log_uniform(uint32_t bits, float) {
   p = p * f + 2.0000714765e-1f;
   p = p * f - 2.4999993993e-1f;
   p = p * f + 3.3333331174e-1f;
-  const float log_m = f - (0.5f * z - p * (f * z));
+  const float z = f * f;
+  return f - (0.5f * z - p * (f * z));
+}
+
+// Natural logarithm of a normal positive finite x.
+FASTRL_HD FASTRL_INLINE float log_normal(float x) {
+  const int32_t b = static_cast<int32_t>(bits_of(x)) - 0x3F3504F3;
+  const float k = static_cast<float>(b >> 23), m = float_of(static_cast<uint32_t>(b & 0x007FFFFF) + 0x3F3504F3u);
+  return k * 0x1.62ep-1f + (k * 0x1.0bfbe8p-15f + log1p_near_0(m - 1.0f));
+}
+
+// -log u of u = (bits | 1) 2^-32, in (0, 1): through u where it is small and through 1 - u = (~bits | 1) 2^-32 where it
+// is near 1, so that the relative error stays that of the type.
+FASTRL_HD FASTRL_INLINE float minus_log_uniform(uint32_t bits, float) {
+  // In units of 2^-31: as signed numbers, which every instruction set converts.
+  const auto half = static_cast<int32_t>(bits >> 1);
+  const float u = static_cast<float>(half) + 0.5f, rest = static_cast<float>(0x7FFFFFFF - half) + 0.5f;
+  const bool near_1 = half >= 0x5A82799A;  // u >= sqrt(1/2)
+  const int32_t b = static_cast<int32_t>(bits_of(u)) - 0x3F3504F3;
+  const float k = near_1 ? 0.0f : static_cast<float>((b >> 23) - 31);
+  const float m = float_of(static_cast<uint32_t>(b & 0x007FFFFF) + 0x3F3504F3u);
+  const float f = near_1 ? rest * -0x1p-31f : m - 1.0f;
+  const float log_m = log1p_near_0(f);
   return -(k * 0x1.62ep-1f + (k * 0x1.0bfbe8p-15f + log_m));
 }
 

@@ -58,7 +58,7 @@ struct Inputs {
 class MlpCore {
  public:
   MlpCore(const std::vector<int64_t>& sizes, const std::string& activation, int64_t n, bool stacked, bool layer_norm,
-          bool dueling)
+          int64_t dueling)
       : mlp_(std::make_unique<Mlp>(sizes, activation_of(activation), n, layer_norm, dueling)), stacked_(stacked) {}
 
   int64_t size() const { return mlp_->per_network() * mlp_->networks(); }
@@ -191,7 +191,7 @@ double flat_adam(py::handle param, py::handle grad, py::handle exp_avg, py::hand
 }
 
 void bind(py::handle m) {
-  Class<MlpCore, std::vector<int64_t>, std::string, int64_t, bool, bool, bool>(
+  Class<MlpCore, std::vector<int64_t>, std::string, int64_t, bool, bool, int64_t>(
       m, "MlpCore(sizes, activation, n, stacked, layer_norm, dueling)")
       .property<&MlpCore::size>("size")
       .method<&MlpCore::forward>("forward(vector, x, first, cached)")

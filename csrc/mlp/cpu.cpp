@@ -63,20 +63,25 @@ void transpose(const float* from, int64_t from_row, int64_t rows, int64_t column
   }
 }
 
-// A dueling head as one matrix [out, in] (rows `row` apart) and bias: Q = V + A - mean A is linear in the two streams.
+// A dueling head as one matrix [out, in] (rows `row` apart) and bias: Q = V + A - mean A is linear in the two streams,
+// for each atom by itself. Outputs are [actions, atoms].
 void dueling_head(const MlpStep& s, const float* p, float* w, int64_t row, float* b) {
-  const int64_t half = s.in / 2, n = s.out;
-  const float *value = p + s.weight, *advantage = p + s.advantage_weight, share = 1.0f / static_cast<float>(n);
-  for (int64_t i = 0; i < half; ++i) {
+  const int64_t half = s.in / 2, n = s.out, atoms = s.atoms;
+  const float share = static_cast<float>(atoms) / static_cast<float>(n);
+  for (int64_t j = 0; j < atoms; ++j) {
+    const float *value = p + s.weight + j * half, *advantage = p + s.advantage_weight;
+    for (int64_t i = 0; i < half; ++i) {
+      float mean = 0;
+      for (int64_t a = j; a < n; a += atoms) mean += advantage[a * half + i];
+      mean *= share;
+      for (int64_t a = j; a < n; a += atoms)
+        w[a * row + i] = value[i], w[a * row + half + i] = advantage[a * half + i] - mean;
+    }
     float mean = 0;
-    for (int64_t a = 0; a < n; ++a) mean += advantage[a * half + i];
+    for (int64_t a = j; a < n; a += atoms) mean += p[s.advantage_bias + a];
     mean *= share;
-    for (int64_t a = 0; a < n; ++a) w[a * row + i] = value[i], w[a * row + half + i] = advantage[a * half + i] - mean;
+    for (int64_t a = j; a < n; a += atoms) b[a] = p[s.bias + j] + (p[s.advantage_bias + a] - mean);
   }
-  float mean = 0;
-  for (int64_t a = 0; a < n; ++a) mean += p[s.advantage_bias + a];
-  mean *= share;
-  for (int64_t a = 0; a < n; ++a) b[a] = p[s.bias] + (p[s.advantage_bias + a] - mean);
 }
 // What a call needs until it ends: one for all networks of a thread, so that it stays in the cache.
 thread_local Arena scratch, weights_once;
@@ -92,7 +97,7 @@ void Arena::reset(int64_t n) {
   room_ = n;
 }
 
-Mlp::Mlp(std::vector<int64_t> sizes, Activation activation, int64_t n, bool layer_norm, bool dueling) : n_(n) {
+Mlp::Mlp(std::vector<int64_t> sizes, Activation activation, int64_t n, bool layer_norm, int64_t dueling) : n_(n) {
   const size_t layers = sizes.size() - 1;
   int64_t at = 0;
   const auto next = [&](int64_t count) {
@@ -100,11 +105,11 @@ Mlp::Mlp(std::vector<int64_t> sizes, Activation activation, int64_t n, bool laye
     return at - count;
   };
   for (size_t k = 0; k < layers; ++k) {
-    const bool last = k + 1 == layers, streams = dueling && k + 2 >= layers;
+    const bool last = k + 1 == layers, streams = dueling > 0 && k + 2 >= layers;
     MlpStep s;
-    s.in = sizes[k] * (dueling && last ? 2 : 1), s.out = sizes[k + 1] * (streams && !last ? 2 : 1);
-    if (dueling && last) {
-      s.weight = next(sizes[k]), s.bias = next(1);
+    s.in = sizes[k] * (streams && last ? 2 : 1), s.out = sizes[k + 1] * (streams && !last ? 2 : 1);
+    if (streams && last) {
+      s.atoms = dueling, s.weight = next(sizes[k] * dueling), s.bias = next(dueling);
       s.advantage_weight = next(sizes[k] * s.out), s.advantage_bias = next(s.out);
     } else {
       s.weight = next(s.in * s.out), s.bias = next(s.out);
@@ -324,11 +329,14 @@ void Mlp::give_back(const float* const* sums, float* grad, int64_t k) const {
       if (s.groups > 0) add(g.scale, more.scale, s.out), add(g.shift, more.shift, s.out);
     }
     if (s.advantage_weight >= 0) {
-      const int64_t half = s.in / 2, row = stride(s.in);
-      for (int64_t i = 0; i < half; ++i)
-        split_streams(g.weight + i, g.weight + half + i, row, s.out, to + s.weight + i, to + s.advantage_weight + i,
-                      half);
-      split_streams(g.bias, g.bias, 1, s.out, to + s.bias, to + s.advantage_bias, 1);
+      const int64_t half = s.in / 2, row = stride(s.in), atoms = s.atoms, actions = s.out / atoms;
+      for (int64_t j = 0; j < atoms; ++j) {
+        const float* of = g.weight + j * row;
+        for (int64_t i = 0; i < half; ++i)
+          split_streams(of + i, of + half + i, row * atoms, actions, to + s.weight + j * half + i,
+                        to + s.advantage_weight + j * half + i, half * atoms);
+        split_streams(g.bias + j, g.bias + j, atoms, actions, to + s.bias + j, to + s.advantage_bias + j, atoms);
+      }
       continue;
     }
     for (int64_t j = 0; j < s.out; ++j)

@@ -19,7 +19,7 @@ struct MlpStep {
   Activation activation = Activation::none;
   int groups = 0;  // 0: no LayerNorm
   int64_t weight = 0, bias = 0, scale = -1, shift = -1;
-  int64_t advantage_weight = -1, advantage_bias = -1;
+  int64_t advantage_weight = -1, advantage_bias = -1, atoms = 1;
 };
 
 // Rows of the concatenated inputs: `columns` of each part, strides in floats.
@@ -52,7 +52,7 @@ class Mlp {
  public:
   static constexpr double kEps = 1e-5;  // torch.nn.LayerNorm's
 
-  Mlp(std::vector<int64_t> sizes, Activation activation, int64_t n, bool layer_norm, bool dueling);
+  Mlp(std::vector<int64_t> sizes, Activation activation, int64_t n, bool layer_norm, int64_t dueling);
 
   int64_t inputs() const { return steps_.front().in; }
   int64_t outputs() const { return steps_.back().out; }

@@ -253,14 +253,17 @@ struct MlpPass {
       const MlpStep& s = steps[l];
       float* h = l + 1 == steps.size() ? out + (k * rows + row) * s.out : scratch + (l % 2) * owner->widest_;
       if (s.advantage_weight >= 0) {
-        const int64_t half = s.in / 2;
-        float value;
-        tiles::dots<V>(p + s.weight, half, p + s.bias, x, &value, 1, half);
+        const int64_t half = s.in / 2, atoms = s.atoms;
+        float* const value = scratch + (l % 2) * owner->widest_;
+        tiles::dots<V>(p + s.weight, half, p + s.bias, x, value, atoms, half);
         tiles::dots<V>(p + s.advantage_weight, half, p + s.advantage_bias, x + half, h, s.out, half);
-        float mean = 0;
-        for (int64_t a = 0; a < s.out; ++a) mean += h[a];
-        mean /= static_cast<float>(s.out);
-        for (int64_t a = 0; a < s.out; ++a) h[a] = value + (h[a] - mean);
+        const float n = static_cast<float>(s.out / atoms);
+        for (int64_t j = 0; j < atoms; ++j) {
+          float mean = 0;
+          for (int64_t a = j; a < s.out; a += atoms) mean += h[a];
+          mean /= n;
+          for (int64_t a = j; a < s.out; a += atoms) h[a] = value[j] + (h[a] - mean);
+        }
         return;
       }
       tiles::dots<V>(p + s.weight, s.in, p + s.bias, x, h, s.out, s.in);

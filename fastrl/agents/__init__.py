@@ -18,6 +18,8 @@ from fastrl.agents.hyperparameters import (
     QTOptConfig,
     REINFORCEConfig,
     SACConfig,
+    SARSAConfig,
+    TabularConfig,
     TD3Config,
     TRPOConfig,
 )
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from fastrl.agents.qt_opt import QTOpt
     from fastrl.agents.reinforce import REINFORCE
     from fastrl.agents.sac import SAC
+    from fastrl.agents.tabular import SARSA, ExpectedSARSA, QLearning
     from fastrl.agents.td3 import TD3
     from fastrl.agents.trpo import TRPO
 
@@ -52,12 +55,15 @@ _MODULES = {
     "DQN": "dqn",
     "EnvConfig": "env_config",
     "Evaluation": "evaluation",
+    "ExpectedSARSA": "tabular",
     "NAF": "naf",
     "OneStepActorCritic": "a2c",
     "PPO": "ppo",
+    "QLearning": "tabular",
     "QTOpt": "qt_opt",
     "REINFORCE": "reinforce",
     "SAC": "sac",
+    "SARSA": "tabular",
     "TD3": "td3",
     "TRPO": "trpo",
     "load": "loading",
@@ -75,6 +81,9 @@ CLASS_NAMES = {
     "ddpg": "DDPG",
     "td3": "TD3",
     "sac": "SAC",
+    "q_learning": "QLearning",
+    "sarsa": "SARSA",
+    "expected_sarsa": "ExpectedSARSA",
 }
 
 __all__ = [
@@ -87,6 +96,7 @@ __all__ = [
     "PPO",
     "REINFORCE",
     "SAC",
+    "SARSA",
     "TD3",
     "TRPO",
     "A2CConfig",
@@ -98,16 +108,20 @@ __all__ = [
     "DQNConfig",
     "EnvConfig",
     "Evaluation",
+    "ExpectedSARSA",
     "InputError",
     "NAFConfig",
     "OneStepActorCritic",
     "PPOConfig",
+    "QLearning",
     "QTOpt",
     "QTOptConfig",
     "REINFORCEConfig",
     "SACConfig",
+    "SARSAConfig",
     "TD3Config",
     "TRPOConfig",
+    "TabularConfig",
     "load",
 ]
 

@@ -62,6 +62,7 @@ class Agent(ABC, Generic[C]):
     discrete: ClassVar[bool] = True  # does it take Discrete action spaces?
     continuous: ClassVar[bool] = True  # and Box ones?
     multi: ClassVar[bool] = False  # and MultiDiscrete and MultiBinary ones?
+    tabular: ClassVar[bool] = False  # does it take Discrete observation spaces, and no others?
     _trained: ClassVar[dict[str, str]] = {}  # names of the networks, and of the optimizers of their vectors
     buffer: ReplayBuffer | None = None  # of those that have one; saved beside the rest
 
@@ -95,7 +96,7 @@ class Agent(ABC, Generic[C]):
                 )
         self._made_from = env
         seeded = "seed" in overrides or c.seed != self.config_class.seed
-        self.envs = Envs(env, c.num_envs, c.seed, seeded=seeded)
+        self.envs = Envs(env, c.num_envs, c.seed, seeded=seeded, flatten=not self.tabular)
         self.config: C = replace(c, num_envs=self.envs.num_envs)
         self._check_spaces()
         shape = self.envs.observation_space.shape or ()
@@ -134,8 +135,12 @@ class Agent(ABC, Generic[C]):
             kinds = ["discrete actions"] * self.discrete + ["MultiDiscrete or MultiBinary ones"] * self.multi
             kinds += ["Box actions of floats"] * self.continuous
             raise InputError(f"{this} needs {' or '.join(kinds)}; {env} has action space {actions}")
-        if not isinstance(observations, gym.spaces.Box) or not observations.shape:
+        if self.tabular:
+            fits, wanted = isinstance(observations, gym.spaces.Discrete), "Discrete observations"
+        else:
+            fits = isinstance(observations, gym.spaces.Box) and bool(observations.shape)
             wanted = "Box observations [n, ...], or Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+        if not fits:
             raise InputError(f"{this} needs {wanted}; {env} has observation space {observations}")
         if isinstance(actions, gym.spaces.Box) and 0 in actions.shape:
             raise InputError(f"{this} needs at least one action; {env} has action space {actions}")

@@ -29,6 +29,8 @@ class TorchPolicy(nn.Module):
         envs: whose spaces it is for.
         tanh: f.
         units: (middle, half), shaped like the actions.
+        atoms: the outputs are ``[B, K, N]``, in rows: logits of probabilities on these N atoms, or if it is a number,
+            N quantiles; their mean is the value.
         moments: (mean, var) by which observations are normalised, to (s - mean) / sqrt(var + 1e-8) in [-10, 10].
     """
 
@@ -38,10 +40,18 @@ class TorchPolicy(nn.Module):
     scale: Tensor
     low: Tensor
     high: Tensor
+    atoms: Tensor | None
     first: Tensor
 
     def __init__(
-        self, network: Network | nn.Module, envs: Envs, *, tanh: bool = False, units: Any = None, moments: Any = None
+        self,
+        network: Network | nn.Module,
+        envs: Envs,
+        *,
+        tanh: bool = False,
+        units: Any = None,
+        moments: Any = None,
+        atoms: Any = None,
     ) -> None:
         super().__init__()
         module = network if isinstance(network, nn.Module) else network.to_torch()
@@ -67,6 +77,8 @@ class TorchPolicy(nn.Module):
             bounds = {"middle": middle, "scale": half, "low": space.low, "high": space.high}
             for name, x in bounds.items():
                 self.register_buffer(name, torch.as_tensor(np.array(x, space.dtype)))
+        self._quantiles = isinstance(atoms, int)
+        self.register_buffer("atoms", None if atoms is None else torch.as_tensor(np.array(atoms, np.float32)))
         self._shape, self._n_actions = space.shape, sum(self._sizes) if self.discrete else int(np.prod(space.shape))
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -75,7 +87,11 @@ class TorchPolicy(nn.Module):
             x = scaled.clamp(-10.0, 10.0).float()
         else:
             x = obs.float() if self._input_scale is None else obs.float() * self._input_scale
-        action: Tensor = self.network(x.flatten(1) if self._flat else x)[:, : self._n_actions]
+        out: Tensor = self.network(x.flatten(1) if self._flat else x)
+        if self.atoms is not None:
+            each = out.view(len(out), self._n_actions, -1)
+            out = each.mean(2) if self._quantiles else each.softmax(2) @ self.atoms
+        action = out[:, : self._n_actions]
         if self.discrete:
             best = [part.argmax(1) for part in torch.split(action, self._sizes, 1)]
             return (torch.stack(best, 1) + self.first).reshape(-1, *self._shape)

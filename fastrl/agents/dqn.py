@@ -1,9 +1,14 @@
-"""Deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236) with four switches, in any combination:
+"""Deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236) with switches, in any combination:
 
 double       van Hasselt et al. 2016, arXiv:1509.06461
 dueling      Wang et al. 2016, arXiv:1511.06581
 prioritized  Schaul et al. 2016, arXiv:1511.05952
-n_step       Sutton and Barto 2018, section 7.1; Hessel et al. 2018 (Rainbow), arXiv:1710.02298
+n_step       Sutton and Barto 2018, section 7.1
+distributional
+    c51      Bellemare et al. 2017, arXiv:1707.06887
+    qr       Dabney et al. 2018, arXiv:1710.10044
+noisy        Fortunato et al. 2018, arXiv:1706.10295
+rainbow      Hessel et al. 2018, arXiv:1710.02298: all of them, with c51
 
 It acts with the weights of the moment; the policy that it is judged by has averaged ones, unless averaging=False
 (Shamir and Zhang 2013, arXiv:1212.1824, polynomial-decay averaging).
@@ -23,20 +28,23 @@ from fastrl.agents.config import InputError
 from fastrl.agents.deploy import TorchPolicy
 from fastrl.agents.hyperparameters.off_policy import DQNConfig
 from fastrl.agents.networks import Network, own_network
+from fastrl.agents.noisy import NoisyMLP
 from fastrl.agents.off_policy import OffPolicyAgent
-from fastrl.kernels import MLP, FlatAdam, q_learning_loss
+from fastrl.kernels import MLP, FlatAdam, QLoss, c51_loss, q_learning_loss, quantile_huber_loss
+from fastrl.replay import Batch
 
 
 class DQN(OffPolicyAgent[DQNConfig]):
-    """Deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236), with the switches of Double, Dueling, prioritized and
-    n-step DQN (sources: ``help(fastrl.agents.dqn)``).
+    """Deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236), with the switches of Double, Dueling, prioritized,
+    n-step and noisy DQN, C51 and QR-DQN, all of them Rainbow (sources: ``help(fastrl.agents.dqn)``).
 
     mean w (Q(s, a) - y)^2 with y = r + gamma (1 - terminated) Q'(s', a'), a' = argmax Q'(s', .) or, with `double`,
-    argmax Q(s', .)
+    argmax Q(s', .); with `distributional` the loss of `fastrl.c51_loss` or `fastrl.quantile_huber_loss`
 
     For discrete actions.  An MLP sees observations flattened, and discrete ones one-hot.  `network`: a torch module of
     your own instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) to
-    ``[B, n_actions]``.
+    ``[B, n_actions]``,
+    with `distributional` to ``[B, n_actions * atoms]``.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `DQNConfig`.  Raises InputError for anything that cannot work.
@@ -55,14 +63,19 @@ class DQN(OffPolicyAgent[DQNConfig]):
         c, action_space, device = self.config, self.envs.action_space, str(self.device)
         assert isinstance(action_space, gym.spaces.Discrete)
         self.n_actions, self._start = int(action_space.n), int(action_space.start)
-        self.online: Network
+        self._atoms = np.linspace(c.v_min, c.v_max, c.atoms, dtype=np.float32)
+        n = self.n_actions * (c.atoms if c.distributional else 1)
+        self.online: Network | NoisyMLP
         if self._network is None:
-            sizes = (self._n_obs, *c.hidden, self.n_actions)
-            self.online = MLP(sizes, dueling=c.dueling, seed=self._seeds[0], device=device)
+            sizes, dueling = (self._n_obs, *c.hidden, n), n // self.n_actions if c.dueling else False
+            how: dict[str, Any] = {"dueling": dueling, "seed": self._seeds[0], "device": device}
+            self.online = NoisyMLP(sizes, sigma=c.sigma, **how) if c.noisy else MLP(sizes, **how)
         elif c.dueling:
             raise InputError("DQN: dueling must be False with a network of your own, which has the streams or not")
+        elif c.noisy:
+            raise InputError("DQN: noisy must be False with a network of your own: its layers are what they are")
         else:
-            shapes, n = [self._obs_shape], self.n_actions
+            shapes = [self._obs_shape]
             self.online = own_network(self._network, "DQN: network", shapes, n, seed=self._seeds[0], device=device)
         self.target = copy.deepcopy(self.online)
         self.greedy = copy.deepcopy(self.online) if c.averaging else self.online
@@ -72,24 +85,25 @@ class DQN(OffPolicyAgent[DQNConfig]):
 
     @property
     def epsilon(self) -> float:
-        """The probability of a random action now: linear from epsilon_start to epsilon_end."""
-        return self._linear(self.config.epsilon_start, self.config.epsilon_end, self.config.epsilon_steps)
+        """The probability of a random action now: linear from epsilon_start to epsilon_end, with `noisy` to 0."""
+        c = self.config
+        return self._linear(c.epsilon_start, 0.0 if c.noisy else c.epsilon_end, c.epsilon_steps)
 
     def _update(self) -> None:
-        """One gradient step on L = mean_i w_i l(Q(s_i, a_i) - y_i), and the target network's turn when it is due.
+        """One gradient step on a batch's loss, and the target network's turn when it is due.
+
+        L = mean_i w_i l(Q(s_i, a_i) - y_i), or with `distributional` that of distributions, whose means are Q.
 
         y = sum_{k<m} gamma^k r_k + gamma^m (1 - terminated) Q_target(s', a'), where s' is m <= n_step
         steps on, at the end of the episode at most, and a' the best action of the target network, or with `double` of
         the online network.  Truncation does not stop the bootstrap.  With `prioritized` |Q - y| is the new priority.
         """
         c, b = self.config, self._sample()
-        next_q = self.target.forward(b.next_obs)
-        next_q_online = self.online.forward(b.next_obs) if c.double else None
-        q = q_learning_loss(
-            self.online.forward_cached(b.obs), b.action, b.reward, b.discount, next_q,
-            next_q_online=next_q_online, weights=b.weights if c.prioritized else None, loss=c.loss,
-        )  # fmt: skip
-        self.online.backward(q.d_q)
+        for network in (self.online, self.target):
+            if isinstance(network, NoisyMLP):
+                network.resample(self.rng)
+        q = self._loss(b)
+        self.online.backward(q.d_q.reshape(len(q.d_q), -1))
         self.n_updates += 1
         due = self.n_updates % c.target_every == 0
         self.optimizer.step(
@@ -100,18 +114,55 @@ class DQN(OffPolicyAgent[DQNConfig]):
         )  # fmt: skip
         self._learned(b, q)
 
+    def _loss(self, b: Batch) -> QLoss:
+        """The loss, and its gradient in the outputs of the online network ``[B, n_actions]`` or ``[B, n_actions, N]``.
+
+        The target network's forward is first: the online network's last one is what is gone back through.
+        """
+        c = self.config
+        x = [self.target.forward(b.next_obs)]
+        if c.double:
+            x.append(self.online.forward(b.next_obs))
+        x.append(self.online.forward_cached(b.obs))
+        weights = b.weights if c.prioritized else None
+        if c.distributional is None:
+            online = x[1] if c.double else None
+            return q_learning_loss(
+                x[-1], b.action, b.reward, b.discount, x[0], next_q_online=online, weights=weights, loss=c.loss
+            )
+        x = [out.reshape(len(out), self.n_actions, c.atoms) for out in x]
+        online = x[1] if c.double else None
+        transitions = (x[-1], b.action, b.reward, b.discount, x[0])
+        if c.distributional == "qr":
+            return quantile_huber_loss(*transitions, next_quantiles_online=online, weights=weights)
+        return c51_loss(*transitions, next_logits_online=online, weights=weights, v_min=c.v_min, v_max=c.v_max)
+
+    def _values(self, network: Network | NoisyMLP, obs: NDArray[Any]) -> NDArray[np.float32]:
+        """Q(s, .) ``[B, n_actions]`` for observations ``[B, ...]``."""
+        out, c = self._forward(network, obs), self.config
+        if c.distributional is None:
+            return out
+        out = out.reshape(len(out), self.n_actions, c.atoms)
+        if c.distributional == "qr":
+            return out.mean(2)  # type: ignore[no-any-return]
+        p = np.exp(out - out.max(2, keepdims=True))
+        values: NDArray[np.float32] = p @ self._atoms / p.sum(2)
+        return values
+
     def _act(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
         """Actions ``[B]`` of the exploring policy for observations ``[B, ...]``."""
         c, n = self.config, len(obs)
+        if isinstance(self.online, NoisyMLP):
+            self.online.resample(rng)
         if c.exploration == "boltzmann":  # the largest of logits + Gumbel noise is a draw from their softmax
-            logits = self._forward(self.online, obs) / c.temperature
+            logits = self._values(self.online, obs) / c.temperature
             action: NDArray[np.int64] = (logits + rng.gumbel(size=logits.shape)).argmax(1)
             return action
         random = rng.random(n) < self.epsilon
         n_random = np.count_nonzero(random)
         if n_random == n:
             return rng.integers(self.n_actions, size=n)
-        action = self._forward(self.online, obs).argmax(1)
+        action = self._values(self.online, obs).argmax(1)
         if n_random:
             action[random] = rng.integers(self.n_actions, size=n)[random]
         return action
@@ -122,15 +173,23 @@ class DQN(OffPolicyAgent[DQNConfig]):
     def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
         if not deterministic:
             return self._to_env(self._act(obs, self._predict_rng))
-        return self._to_env(self._forward(self.greedy, obs).argmax(1))
+        return self._to_env(self._values(self._judged, obs).argmax(1))
 
     def policy_to_torch(self) -> TorchPolicy:
-        return TorchPolicy(self.greedy, self.envs)
+        c = self.config
+        atoms = {"c51": self._atoms, "qr": c.atoms, None: None}[c.distributional]
+        return TorchPolicy(self._judged, self.envs, atoms=atoms)
+
+    @property
+    def _judged(self) -> Network:
+        """The greedy policy's network: of a noisy one that without noise."""
+        return self.greedy.mean if isinstance(self.greedy, NoisyMLP) else self.greedy
 
     def _switches(self) -> list[str]:
         c = self.config
         n_step = [f"{c.n_step}-step"] if c.n_step > 1 else []
-        return [name for name in ("double", "dueling", "prioritized") if getattr(c, name)] + n_step
+        kind = [c.distributional] if c.distributional else []
+        return [name for name in ("double", "dueling", "prioritized", "noisy") if getattr(c, name)] + kind + n_step
 
     def metrics(self) -> dict[str, float]:
         """For the logs: of the last update the loss and the mean Q(s, a), and the exploration now."""

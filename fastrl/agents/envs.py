@@ -65,6 +65,7 @@ class Envs:
     memory and checkpoints without end.
 
     `seeded`: did the user ask for this seed?  Then what ignores it may say so.
+    `flatten`: observations that are not of a Box, as one.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Envs:
         seed: int,
         *,
         seeded: bool = True,
+        flatten: bool = True,
     ) -> None:
         self.made_from_id = isinstance(env, (str, EnvConfig))
         self._open: list[Any] = []  # what `close` closes
@@ -96,7 +98,7 @@ class Envs:
         if isinstance(env, OnlySpaces):
             self.env_id = env.env_id
         self.name = self.env_id or _name(env)  # in errors
-        self._check_spaces()
+        self._check_spaces(flatten)
         space, flat = self.observation_space, self.flattened
         if isinstance(env, VectorEnv):
             self.num_envs = int(env.num_envs)  # a NumPy integer could not be saved
@@ -121,7 +123,7 @@ class Envs:
         self._dtype: Any = space.dtype
         self._floats = isinstance(space, gym.spaces.Box) and np.issubdtype(self._dtype, np.floating)
         self.obs: Array = np.empty(0)
-        if not isinstance(space, gym.spaces.Box):
+        if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete)):
             return  # agents refuse it, each in its own words
         if self._loop is not None:
             # A second reset makes the first episodes restorable too.
@@ -224,7 +226,7 @@ class Envs:
             if own:
                 self.reset()
 
-    def _check_spaces(self) -> None:
+    def _check_spaces(self, flatten: bool) -> None:
         single = "single_" if isinstance(self._open[0], VectorEnv) else ""
         for name in ("observation_space", "action_space"):
             spaces = [getattr(env, single + name, None) for env in self._open]
@@ -235,7 +237,8 @@ class Envs:
         self.observation_space: gym.Space[Any] = getattr(self._open[0], single + "observation_space")
         self.action_space: gym.Space[Any] = getattr(self._open[0], single + "action_space")
         self.raw_space = self.observation_space  # what the environment gives and `predict` takes
-        self.flattened = None if isinstance(self.raw_space, gym.spaces.Box) else flattened(self.raw_space)
+        plain = isinstance(self.raw_space, gym.spaces.Box) or not flatten
+        self.flattened = None if plain else flattened(self.raw_space)
         if self.flattened is not None:
             self.observation_space = self.flattened.space
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.envs import Transition
 from fastrl.agents.networks import Network
+from fastrl.agents.noisy import NoisyMLP
 from fastrl.agents.spaces import input_scale
 from fastrl.agents.training import check_loss
 from fastrl.kernels.mlp.losses import QLoss
@@ -81,7 +82,7 @@ class OffPolicyAgent(Agent[C]):
             return batch
         return batch._replace(obs=self._inputs(batch.obs), next_obs=self._inputs(batch.next_obs))
 
-    def _forward(self, network: Network, obs: NDArray[Any]) -> NDArray[np.float32]:
+    def _forward(self, network: Network | NoisyMLP, obs: NDArray[Any]) -> NDArray[np.float32]:
         """The network's output for observations ``[B, ...]``, as NumPy."""
         x = self._inputs(np.asarray(obs, np.float32))
         out = network.forward(self._array(x))

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from fastrl.agents.checkpoint import load_optimizer_tensors, optimizer_tensors
 from fastrl.agents.networks import TorchNetwork
+from fastrl.agents.noisy import NoisyMLP
 from fastrl.agents.training import Diverged
 from fastrl.kernels import MLP, FlatAdam
 
 Parts = Mapping[str, Any]
-NETWORKS = (MLP, TorchNetwork, torch.nn.Module)
+NETWORKS = (MLP, NoisyMLP, TorchNetwork, torch.nn.Module)
 ARRAYS = (np.ndarray, torch.Tensor)
 
 

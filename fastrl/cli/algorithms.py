@@ -19,7 +19,7 @@ class Algorithm(NamedTuple):
 
 
 ALGORITHMS = {
-    "dqn": Algorithm(50_000, "deep Q-network: double, dueling, prioritized, n-step; discrete actions"),
+    "dqn": Algorithm(50_000, "deep Q-network with Double, C51, QR, ...: all of Rainbow; discrete actions"),
     "reinforce": Algorithm(
         200_000, "policy gradient of whole episodes, with a baseline; discrete or continuous actions"
     ),
@@ -35,6 +35,9 @@ ALGORITHMS = {
     "ddpg": Algorithm(100_000, "deep deterministic policy gradient; continuous actions"),
     "td3": Algorithm(100_000, "twin delayed DDPG; continuous actions"),
     "sac": Algorithm(100_000, "soft actor-critic; continuous actions"),
+    "q_learning": Algorithm(100_000, "Q-learning on a table; discrete observations and actions"),
+    "sarsa": Algorithm(100_000, "SARSA(lambda) on a table; discrete observations and actions"),
+    "expected_sarsa": Algorithm(100_000, "expected SARSA on a table; discrete observations and actions"),
 }
 ALSO = {"qdn": "dqn", "ac": "actor_critic", "vpg": "reinforce"}
 
@@ -61,5 +64,5 @@ def algorithm_class(name: str) -> type[Agent[Any]]:
 def print_algorithms() -> None:
     print("The algorithms, and how many steps they take by default:")
     for name, algorithm in ALGORITHMS.items():
-        print(f"  {name:<13}{algorithm.total_steps:>8,}  {algorithm.line}")
+        print(f"  {name:<15}{algorithm.total_steps:>8,}  {algorithm.line}")
     print("\n`fastrl train ALGORITHM --help` lists the hyperparameters.")

@@ -216,9 +216,10 @@ def _wanted(hint: Any) -> str:
 
 
 def _metavar(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return f"{{{','.join(typing.get_args(hint))}}}"
-    return METAVAR.get(_item(hint) or next(c for c in _choices(hint) if c is not type(None)), "TEXT")
+    one = next(choice for choice in _choices(hint) if choice is not type(None))
+    if typing.get_origin(one) is typing.Literal:
+        return f"{{{','.join(typing.get_args(one))}}}"
+    return METAVAR.get(_item(hint) or one, "TEXT")
 
 
 def _shown(value: Any) -> str:

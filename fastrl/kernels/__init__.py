@@ -20,6 +20,7 @@ from fastrl.kernels.curvature import (
     line_search,
     natural_gradient_step,
 )
+from fastrl.kernels.distributional import c51_loss, categorical_projection, quantile_huber_loss, two_hot
 from fastrl.kernels.gather_rows import gather_rows, gather_rows_reference
 from fastrl.kernels.mlp import (
     MLP,
@@ -81,8 +82,10 @@ __all__ = [
     "SumTreeReference",
     "adam_step",
     "adam_step_reference",
+    "c51_loss",
     "categorical_log_prob_entropy",
     "categorical_log_prob_entropy_reference",
+    "categorical_projection",
     "categorical_sample",
     "categorical_sample_reference",
     "cem_argmax",
@@ -115,6 +118,7 @@ __all__ = [
     "quadratic_advantage",
     "quadratic_advantage_pullback",
     "quadratic_advantage_reference",
+    "quantile_huber_loss",
     "reverse_affine_scan",
     "tanh_normal_log_prob",
     "tanh_normal_log_prob_reference",
@@ -123,6 +127,7 @@ __all__ = [
     "tanh_normal_sample",
     "tanh_normal_sample_pullback",
     "tanh_normal_sample_reference",
+    "two_hot",
     "value_loss",
     "vtrace",
 ]

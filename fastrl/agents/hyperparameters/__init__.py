@@ -18,6 +18,7 @@ from fastrl.agents.hyperparameters.on_policy import (
     REINFORCEConfig,
     TRPOConfig,
 )
+from fastrl.agents.hyperparameters.tabular import SARSAConfig, TabularConfig
 
 CONFIGS: dict[str, type[Any]] = {
     "dqn": DQNConfig,
@@ -32,6 +33,9 @@ CONFIGS: dict[str, type[Any]] = {
     "ddpg": DDPGConfig,
     "td3": TD3Config,
     "sac": SACConfig,
+    "q_learning": TabularConfig,
+    "sarsa": SARSAConfig,
+    "expected_sarsa": TabularConfig,
 }
 
 __all__ = [
@@ -46,6 +50,8 @@ __all__ = [
     "QTOptConfig",
     "REINFORCEConfig",
     "SACConfig",
+    "SARSAConfig",
     "TD3Config",
     "TRPOConfig",
+    "TabularConfig",
 ]

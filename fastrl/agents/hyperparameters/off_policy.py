@@ -25,6 +25,20 @@ class DQNConfig:
     """Replay in proportion to |TD error|^alpha, corrected by importance weights."""
     n_step: int = 1
     """Rewards summed before the bootstrap; fewer at the end of an episode."""
+    distributional: Literal["c51", "qr"] | None = None
+    """The distribution of returns is learned: c51 on fixed atoms, qr by quantiles; their mean is Q."""
+    noisy: bool = False
+    """Noisy layers explore, and epsilon falls to 0: without its beginning CartPole is not learned."""
+    rainbow: bool = False
+    """double, dueling, prioritized and noisy, and unless others are given c51 and 3 steps."""
+    atoms: int = 51  # Bellemare et al. 2017
+    """Atoms of c51, or quantiles of qr."""
+    v_min: float = -100.0
+    """The lowest atom of c51: returns below count as this."""
+    v_max: float = 100.0
+    """The highest atom of c51: returns above count as this."""
+    sigma: float = 0.5  # Fortunato et al. 2018
+    """Noise of the noisy layers at the start, times 1 / sqrt(inputs)."""
     num_envs: int = 1
     """Environments stepped together."""
     hidden: tuple[int, ...] = (128, 128)  # [T]
@@ -54,7 +68,7 @@ class DQNConfig:
     averaging: bool = True  # [T]
     """The greedy policy has the mean weights of about the last tenth of the updates, not those of the moment."""
     loss: Literal["huber", "mse"] = "mse"  # [T] Huber's bounded gradient is slow to learn that an episode ends
-    """Of the TD error."""
+    """Of the TD error; distributions have losses of their own."""
     max_grad_norm: float | None = 1.0  # [T]
     """Gradients are scaled down to this norm; None leaves them alone."""
     exploration: Literal["epsilon-greedy", "boltzmann"] = "epsilon-greedy"  # [M]
@@ -83,6 +97,11 @@ class DQNConfig:
     """cpu, cuda or auto; small networks are faster on the CPU."""
 
     def __post_init__(self) -> None:
+        if self.rainbow:
+            for name in ("double", "dueling", "prioritized", "noisy"):
+                object.__setattr__(self, name, True)
+            object.__setattr__(self, "distributional", self.distributional or "c51")
+            object.__setattr__(self, "n_step", 3 if self.n_step == 1 else self.n_step)
         check_range(self, 1, 2**16, "num_envs", "hidden")
         check_range(self, 1, 10**9, "buffer_size", "batch_size")
         check_range(self, 1, INF, "n_step", "train_every", "updates")
@@ -92,6 +111,11 @@ class DQNConfig:
         check_range(self, 0, 1, "gamma", "epsilon_start", "epsilon_end")
         check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps")
         check_range(self, 1e-12, 1, "tau")
+        check_range(self, 2, 10_000, "atoms")
+        check_range(self, 0, INF, "sigma")
+        check_range(self, -1e30, 1e30, "v_min", "v_max")
+        if not self.v_min < self.v_max:
+            raise InputError(f"DQNConfig: v_min must be < v_max, got {self.v_min!r} and {self.v_max!r}")
         check_buffer(self)
 
 

@@ -52,7 +52,8 @@ class MLP:
 
     with LN(z) = scale (z - mean z) / sqrt(var z + 1e-5) + shift if `layer_norm` (Ba et al. 2016, arXiv:1607.06450).
     With `dueling` the last hidden layer is two of that size, one a stream, and out = V + A - mean_a A (Wang et al.
-    2016, arXiv:1511.06581, eq. 9).
+    2016, arXiv:1511.06581, eq. 9).  A number N of atoms makes that N values a stream, for each by itself: the outputs
+    are ``[actions, N]``, in rows (Hessel et al. 2018, arXiv:1710.02298).
 
     Nothing is recorded: `forward_cached` keeps what `backward` needs, until the next `forward_cached`.  `vector` holds
     the parameters and `grad` what `backward` wrote, in one layout (`parameters` gives views); they may be memory of
@@ -64,7 +65,7 @@ class MLP:
         activation: f: "relu", "tanh", "silu" or "none".
         n: None: one network, results ``[B, out]``.  A number: that many, results ``[n, B, out]``.
         layer_norm: before each activation.
-        dueling: needs one hidden layer at least.
+        dueling: True, or the number of atoms, by which the outputs must be divisible; needs a hidden layer at least.
         seed: of the initial parameters, uniform within 1 / sqrt(in) as those of ``torch.nn.Linear``; LayerNorm starts
             from scale 1 and shift 0.  None: fresh entropy, or with `vector` what is there.
         device: "cpu" or a CUDA device, where torch does the work and `vector` is a tensor.
@@ -90,14 +91,14 @@ class MLP:
         *,
         n: int | None = None,
         layer_norm: bool = False,
-        dueling: bool = False,
+        dueling: bool | int = False,
         seed: int | None = None,
         device: Any = "cpu",
         vector: Any = None,
         grad: Any = None,
     ) -> None:
         self.sizes, self.activation, self.n = _checked_sizes(sizes, dueling), activation, n
-        self.layer_norm, self.dueling, self.device = bool(layer_norm), bool(dueling), str(device)
+        self.layer_norm, self.dueling, self.device = bool(layer_norm), dueling, str(device)
         if activation not in ACTIVATIONS:
             raise ValueError(f"MLP: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         if n is not None and not (_arrays.is_number(n, int) and 1 <= n <= 1024):
@@ -116,12 +117,12 @@ class MLP:
     def _make_core(self) -> None:
         core = backend.on(self.device).MlpCore
         n = self.n or 1
-        self._core = core(list(self.sizes), self.activation, n, self.n is not None, self.layer_norm, self.dueling)
+        self._core = core(list(self.sizes), self.activation, n, self.n is not None, self.layer_norm, int(self.dueling))
         self._networks = n
 
     @staticmethod
     def num_parameters(
-        sizes: Sequence[int], *, n: int | None = None, layer_norm: bool = False, dueling: bool = False
+        sizes: Sequence[int], *, n: int | None = None, layer_norm: bool = False, dueling: bool | int = False
     ) -> int:
         """The length of the vector that such networks need."""
         return size_of(layout(_checked_sizes(sizes, dueling), layer_norm, dueling)) * (n or 1)
@@ -245,7 +246,7 @@ class MLP:
 
     def __repr__(self) -> str:
         n = "" if self.n is None else f", n={self.n}"
-        extras = ", layer_norm=True" * self.layer_norm + ", dueling=True" * self.dueling
+        extras = ", layer_norm=True" * self.layer_norm + (f", dueling={self.dueling}" if self.dueling else "")
         return f"MLP({self.sizes}, {self.activation!r}{n}{extras})"
 
 
@@ -257,7 +258,7 @@ def _assign(view: Any, value: Any) -> None:
         view.detach()[...] = view.detach().new_tensor(value) if isinstance(value, np.ndarray) else value
 
 
-def _checked_sizes(sizes: Iterable[int], dueling: bool) -> tuple[int, ...]:
+def _checked_sizes(sizes: Iterable[int], dueling: bool | int) -> tuple[int, ...]:
     sizes = tuple(sizes)
     if not all(_arrays.is_number(s, int) for s in sizes):
         raise TypeError(f"MLP: sizes must be ints, got {sizes!r}")
@@ -265,6 +266,10 @@ def _checked_sizes(sizes: Iterable[int], dueling: bool) -> tuple[int, ...]:
         raise ValueError(f"MLP: sizes must be 2 to 64 numbers in [1, 16777216], got {sizes!r}")
     if dueling and len(sizes) < 3:
         raise ValueError(f"MLP: dueling needs at least one hidden layer, got sizes {sizes!r}")
+    if not (isinstance(dueling, (int, np.integer)) and dueling >= 0 and (not dueling or sizes[-1] % dueling == 0)):
+        raise ValueError(
+            f"MLP: dueling must be a bool, or an int that divides the {sizes[-1]} outputs, got {dueling!r}"
+        )
     return tuple(int(s) for s in sizes)
 
 

@@ -21,8 +21,11 @@ class Parameter(NamedTuple):
         return self.begin + math.prod(self.shape)
 
 
-def layout(sizes: tuple[int, ...], layer_norm: bool, dueling: bool) -> list[Parameter]:
-    """In the order of the vector.  Of the two streams of a dueling network each kind lies side by side."""
+def layout(sizes: tuple[int, ...], layer_norm: bool, dueling: int) -> list[Parameter]:
+    """In the order of the vector.  Of the two streams of a dueling network each kind lies side by side.
+
+    `dueling`: the outputs of the value's stream, 0 if there are no streams.
+    """
     found: list[Parameter] = []
 
     def add(name: str, shape: tuple[int, ...], start: float, bound: float) -> None:
@@ -46,7 +49,7 @@ def layout(sizes: tuple[int, ...], layer_norm: bool, dueling: bool) -> list[Para
         for kind, start in (("weight", 1), ("bias", 0)) if layer_norm else ():
             for stream in streams:
                 add(f"{stream}.1.{kind}", (width,), start, 0)
-        for stream, outputs in zip(streams, (1, n_out), strict=True):
+        for stream, outputs in zip(streams, (int(dueling), n_out), strict=True):
             add(f"{stream}.{step}.weight", (outputs, width), 0, width**-0.5)
             add(f"{stream}.{step}.bias", (outputs,), 0, width**-0.5)
     return found

@@ -18,7 +18,7 @@ _MODULES = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
 
 # ---- modules that share memory
 class Dueling(nn.Module):
-    """V + A - mean A of two streams on the same features."""
+    """V + A - mean A of two streams on the same features; with several values, the atoms, for each by itself."""
 
     def __init__(self, value: nn.Module, advantage: nn.Module) -> None:
         super().__init__()
@@ -26,8 +26,8 @@ class Dueling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         value: Tensor = self.value(features)
-        advantage: Tensor = self.advantage(features)
-        return value + (advantage - advantage.mean(1, keepdim=True))
+        advantage: Tensor = self.advantage(features).view(len(features), -1, value.shape[1])
+        return (value.unsqueeze(1) + (advantage - advantage.mean(1, keepdim=True))).flatten(1)
 
 
 def _sequential(sizes: tuple[int, ...], activation: str, layer_norm: bool, ends: bool = True) -> nn.Sequential:
@@ -46,7 +46,7 @@ def _network(mlp: Any) -> nn.Sequential:
     if not mlp.dueling:
         return _sequential(sizes, *settings)
     trunk = _sequential(sizes[:-2], *settings, ends=False)
-    value, advantage = _sequential((*sizes[-3:-1], 1), *settings), _sequential(sizes[-3:], *settings)
+    value, advantage = _sequential((*sizes[-3:-1], int(mlp.dueling)), *settings), _sequential(sizes[-3:], *settings)
     return nn.Sequential(*trunk, Dueling(value, advantage))
 
 
@@ -101,9 +101,10 @@ def _describe_dueling(layers: list[Any]) -> dict[str, Any]:
     value, advantage = (_describe(nn.Sequential(*layers[:-1], *stream)) for stream in (head.value, head.advantage))
     sizes = advantage["sizes"]
     one_hidden = len(head.value) == len(_sequential(sizes[-3:], "relu", advantage["layer_norm"]))
-    if value != {**advantage, "sizes": (*sizes[:-1], 1)} or not one_hidden:
+    atoms = value["sizes"][-1]
+    if value != {**advantage, "sizes": (*sizes[:-1], atoms)} or sizes[-1] % atoms or not one_hidden:
         raise TypeError("MLP: from_torch takes a Dueling head of two streams with one hidden layer each, of one size")
-    return {**advantage, "dueling": True}
+    return {**advantage, "dueling": True if atoms == 1 else atoms}
 
 
 def from_torch(cls: Any, module: Any) -> Any:
@@ -165,7 +166,7 @@ class MlpCore:
     """The networks of fastrl/kernels/mlp by torch; a graph of autograd is what is kept."""
 
     def __init__(
-        self, sizes: list[int], activation: str, n: int, stacked: bool, layer_norm: bool, dueling: bool
+        self, sizes: list[int], activation: str, n: int, stacked: bool, layer_norm: bool, dueling: int
     ) -> None:
         self._sizes, self._activation, self._n, self._stacked = tuple(sizes), activation, n, stacked
         self._norm, self._dueling = layer_norm, dueling
@@ -228,8 +229,9 @@ class MlpCore:
             name = f"{step * trunk}.{stream}"
             hidden = self._layer(p, f"{name}.0", f"{name}.1", h, True)
             streams.append(self._layer(p, f"{name}.{step}", "", hidden, False))
-        value, advantage = streams
-        return value + (advantage - advantage.mean(2, keepdim=True))
+        value, advantage = streams[0].unsqueeze(2), streams[1].view(first, len(x), -1, self._dueling)
+        out: Tensor = (value + (advantage - advantage.mean(2, keepdim=True))).flatten(2)
+        return out
 
     def _layer(self, p: dict[str, Tensor], name: str, norm: str, h: Tensor, hidden: bool) -> Tensor:
         z = torch.baddbmm(p[f"{name}.bias"].unsqueeze(1), h, p[f"{name}.weight"].transpose(1, 2))

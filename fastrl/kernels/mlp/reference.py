@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastrl.kernels._core import arrays as _arrays
+from fastrl.kernels._core.call import Call, give
 from fastrl.kernels.mlp._layout import layout, size_of
 
 _F = ("float32",)
@@ -72,45 +73,6 @@ def load_inputs(x: Any, columns: int) -> tuple[Any, Any]:
     return np.concatenate(parts, axis=1), x[0] if several else x
 
 
-class _Arrays:
-    """The arrays of a loss, by name in the error texts."""
-
-    def __init__(self, op: str) -> None:
-        self.op = op
-
-    def floats(self, x: Any, name: str, shape: tuple[int, ...], optional: bool = False) -> Any:
-        """In float64; -1 in `shape` is any length, and `optional` lets a last dimension of 1 follow."""
-        where = f"{self.op}: {name}"
-        a = _arrays.load(x, where, _F)
-        got = a.shape[:-1] if optional and a.ndim == len(shape) + 1 and a.shape[-1] == 1 else a.shape
-        if len(got) != len(shape) or any(w not in (-1, g) for w, g in zip(shape, got, strict=True)):
-            wanted = ", ".join("BCD"[i] if w < 0 else str(w) for i, w in enumerate(shape))
-            wanted = f"[{wanted}]" if -1 in shape else str(shape)
-            raise ValueError(f"{where} must have shape {wanted}, got {a.shape}")
-        return a.reshape(got).astype(np.float64)
-
-    def maybe(self, x: Any, name: str, shape: tuple[int, ...]) -> Any:
-        return None if x is None else self.floats(x, name, shape)
-
-    def actions(self, x: Any, rows: int, n: int) -> Any:
-        where = f"{self.op}: actions"
-        a = _arrays.load(x, where, ("int64", "int32"))
-        if a.shape != (rows,):
-            raise ValueError(f"{where} must have shape ({rows},), got {a.shape}")
-        for i in np.flatnonzero((a < 0) | (a >= n))[:1]:
-            raise IndexError(f"{where}[{i}] must be in [0, {n}), got {a[i]}")
-        return a
-
-    def check_rows(self, rows: int, name: str) -> None:
-        if rows < 1:
-            raise ValueError(f"{self.op}: {name} must have at least one row")
-
-
-def _give(result: Any, like: Any) -> Any:
-    """As float32 in the shape and of the kind of `like`."""
-    return _arrays.like(np.ascontiguousarray(result, np.float32).reshape(like.shape), like)
-
-
 # ---- the networks
 class MlpCore:
     """Of fastrl/kernels/mlp/__init__.py."""
@@ -118,7 +80,7 @@ class MlpCore:
     dtype: Any = np.float64
 
     def __init__(
-        self, sizes: list[int], activation: str, n: int, stacked: bool, layer_norm: bool, dueling: bool
+        self, sizes: list[int], activation: str, n: int, stacked: bool, layer_norm: bool, dueling: int
     ) -> None:
         self._sizes, self._activation, self._n, self._stacked = tuple(sizes), activation, n, stacked
         self._norm, self._dueling = layer_norm, dueling
@@ -172,13 +134,16 @@ class MlpCore:
             return h, [tape]
         v, value_tape = self._forward(p, value, h, ends=True)
         a, advantage_tape = self._forward(p, advantage, h, ends=True)
-        return v + a - a.mean(1, keepdims=True), [tape, value_tape, advantage_tape]
+        a = a.reshape(len(a), -1, self._dueling)  # [B, actions, atoms]
+        out = v[:, None] + a - a.mean(1, keepdims=True)
+        return out.reshape(len(a), -1), [tape, value_tape, advantage_tape]
 
     def _go_back(self, tapes: list[Any], d: Any, grad: Any, k: int) -> Any:
         g = None if grad is None else self._views(grad, k)
         if self._dueling:
-            d_a = d - d.mean(1, keepdims=True)
-            d = self._backward(tapes[1], d.sum(1, keepdims=True), g) + self._backward(tapes[2], d_a, g)
+            d = d.reshape(len(d), -1, self._dueling)
+            d_a = (d - d.mean(1, keepdims=True)).reshape(len(d), -1)
+            d = self._backward(tapes[1], d.sum(1), g) + self._backward(tapes[2], d_a, g)
         return self._backward(tapes[0], d, g)
 
     def _forward(self, p: dict[str, Any], names: list[str], x: Any, ends: bool) -> tuple[Any, list[Any]]:
@@ -294,7 +259,7 @@ def _times(a: Any, x: Any) -> Any:
 def q_learning_loss(
     q: Any, actions: Any, rewards: Any, discounts: Any, next_q: Any, next_q_online: Any, weights: Any, huber: bool
 ) -> tuple[float, Any, Any, float]:
-    load = _Arrays("q_learning_loss")
+    load = Call("q_learning_loss")
     values = load.floats(q, "q", (-1, -1))
     rows, n = values.shape
     load.check_rows(min(rows, n), "q")
@@ -312,11 +277,11 @@ def q_learning_loss(
         share = (1 if w is None else w) / rows
         d = np.zeros_like(values)
         d[each, a] = share * slope
-        return float((share * value).sum()), _give(d, q), _give(error, rewards), float(values[each, a].mean())
+        return float((share * value).sum()), give(d, q), give(error, rewards), float(values[each, a].mean())
 
 
 def min_q_targets(next_q: Any, rewards: Any, discounts: Any, next_log_prob: Any, temperature: float) -> Any:
-    load = _Arrays("min_q_targets")
+    load = Call("min_q_targets")
     q = load.floats(next_q, "next_q", (-1, -1), optional=True)
     load.check_rows(len(q), "next_q")
     rows = q.shape[1]
@@ -324,11 +289,11 @@ def min_q_targets(next_q: Any, rewards: Any, discounts: Any, next_log_prob: Any,
     log_prob = load.maybe(next_log_prob, "next_log_prob", (rows,))
     with np.errstate(all="ignore"):
         value = q.min(0) - (0 if log_prob is None else _times(np.float64(np.float32(temperature)), log_prob))
-        return _give(r + _times(discount, value), rewards)
+        return give(r + _times(discount, value), rewards)
 
 
 def q_regression_loss(q: Any, targets: Any, weights: Any, huber: bool) -> tuple[float, Any, Any, float]:
-    load = _Arrays("q_regression_loss")
+    load = Call("q_regression_loss")
     values = load.floats(q, "q", (-1, -1), optional=True)
     load.check_rows(min(values.shape), "q")
     rows = values.shape[1]
@@ -338,21 +303,21 @@ def q_regression_loss(q: Any, targets: Any, weights: Any, huber: bool) -> tuple[
         value, slope = _point_loss(error.astype(np.float64), huber)
         share = (1 if w is None else w) / rows
         return (
-            float((share * value).sum()), _give(share * slope, q), _arrays.like(error, q), float(values.mean())
+            float((share * value).sum()), give(share * slope, q), _arrays.like(error, q), float(values.mean())
         )  # fmt: skip
 
 
 def min_q_loss(q: Any) -> tuple[float, Any]:
-    load = _Arrays("min_q_loss")
+    load = Call("min_q_loss")
     values = load.floats(q, "q", (-1, -1), optional=True)
     load.check_rows(min(values.shape), "q")
     least, rows = values.argmin(0), values.shape[1]
     d = np.where(np.arange(len(values))[:, None] == least, -1 / rows, 0)
-    return float(-values.min(0).mean()), _give(d, q)
+    return float(-values.min(0).mean()), give(d, q)
 
 
 def value_loss(values: Any, returns: Any, old_values: Any, clip_range: float, coef: float) -> tuple[float, Any]:
-    load = _Arrays("value_loss")
+    load = Call("value_loss")
     v = load.floats(values, "values", (-1,), optional=True)
     load.check_rows(len(v), "values")
     g, old = load.floats(returns, "returns", v.shape), load.maybe(old_values, "old_values", v.shape)
@@ -365,7 +330,7 @@ def value_loss(values: Any, returns: Any, old_values: Any, clip_range: float, co
             outside = (abs(moved) > clip_range) & (near >= square)  # at a tie each has half of the gradient
             slope = np.where(outside, np.where(near > square, 0, 0.5 * slope), slope)
             square = np.where(outside, near, square)
-        return float(coef * 0.5 * square.mean()), _give(coef / len(v) * slope, values)
+        return float(coef * 0.5 * square.mean()), give(coef / len(v) * slope, values)
 
 
 def _surrogate(log_ratio: Any, advantage: Any, clip_range: float) -> tuple[Any, Any, Any]:
@@ -389,7 +354,7 @@ def ppo_categorical_loss(
     logits: Any, actions: Any, old_log_probs: Any, advantages: Any, old_logits: Any, clip_range: float,
     kl_coef: float, entropy_coef: float, normalize: bool,
 ) -> tuple[float, float, float, float, Any]:  # fmt: skip
-    load = _Arrays("ppo_categorical_loss")
+    load = Call("ppo_categorical_loss")
     z = load.floats(logits, "logits", (-1, -1))
     rows, n = z.shape
     load.check_rows(min(rows, n), "logits")
@@ -412,14 +377,14 @@ def ppo_categorical_loss(
             d += kl_coef * (p - old_p)
             penalty = kl_coef * kl.mean()
         policy, mean_entropy = float(penalty - gain.mean()), float(entropy.mean())
-        return policy - entropy_coef * mean_entropy, policy, mean_entropy, float(kl.mean()), _give(d / rows, logits)
+        return policy - entropy_coef * mean_entropy, policy, mean_entropy, float(kl.mean()), give(d / rows, logits)
 
 
 def ppo_normal_loss(
     mean: Any, log_std: Any, actions: Any, old_log_probs: Any, advantages: Any, old_mean: Any, old_log_std: Any,
     clip_range: float, kl_coef: float, entropy_coef: float, normalize: bool,
 ) -> tuple[float, float, float, float, Any, Any]:  # fmt: skip
-    load = _Arrays("ppo_normal_loss")
+    load = Call("ppo_normal_loss")
     m = load.floats(mean, "mean", (-1, -1))
     rows, n = m.shape
     load.check_rows(min(rows, n), "mean")
@@ -445,6 +410,6 @@ def ppo_normal_loss(
         policy, entropy = float(penalty - gain.mean()), float((s + 0.5 + half).sum())
         d_std = d_std / rows - entropy_coef
         return (
-            policy - entropy_coef * entropy, policy, entropy, float(kl.mean()), _give(d / rows, mean),
-            _give(d_std, log_std),
+            policy - entropy_coef * entropy, policy, entropy, float(kl.mean()), give(d / rows, mean),
+            give(d_std, log_std),
         )  # fmt: skip

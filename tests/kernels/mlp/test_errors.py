@@ -25,6 +25,14 @@ def test_settings(backend, arguments, error, text):
     assert str(caught.value) == text
 
 
+@pytest.mark.parametrize("dueling", [3, -1, 2.0, None])
+def test_atoms(backend, dueling):
+    wanted = f"MLP: dueling must be a bool, or an int that divides the 4 outputs, got {dueling!r}"
+    with pytest.raises(ValueError) as caught:
+        fastrl.MLP((2, 3, 4), dueling=dueling)
+    assert str(caught.value) == wanted
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

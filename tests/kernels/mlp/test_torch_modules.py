@@ -11,7 +11,7 @@ nn = torch.nn
 
 @pytest.mark.parametrize("n", [None, 2])
 @pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("dueling", [False, True, 2])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "silu", "none"])
 def test_there_and_back(rng, n, layer_norm, dueling, activation):
     net = fastrl.MLP((3, 20, 17, 2), activation, n=n, layer_norm=layer_norm, dueling=dueling, seed=0)
@@ -89,14 +89,14 @@ def test_modules_that_are_no_mlp(module, error, text):
         fastrl.MLP.from_torch(module)
 
 
-@pytest.mark.parametrize("settings", [{}, {"layer_norm": True}, {"dueling": True}])
+@pytest.mark.parametrize("settings", [{}, {"layer_norm": True}, {"dueling": True}, {"dueling": 3}])
 @pytest.mark.parametrize("n", [None, 2])
 def test_the_torch_core_agrees(rng, n, settings):
     """What serves CUDA tensors, on CPU tensors."""
     from fastrl.kernels.mlp._torch import MlpCore
 
-    net = fastrl.MLP((3, 17, 9, 2), "silu", n=n, seed=0, **settings)
-    core = MlpCore([3, 17, 9, 2], "silu", n or 1, n is not None, net.layer_norm, net.dueling)
+    net = fastrl.MLP((3, 17, 9, 6), "silu", n=n, seed=0, **settings)
+    core = MlpCore([3, 17, 9, 6], "silu", n or 1, n is not None, net.layer_norm, net.dueling)
     x, vector, grad = torch.randn(20, 3), torch.from_numpy(net.vector), torch.zeros(len(net.vector))
     out = net.forward_cached(x)
     torch.testing.assert_close(core.forward(vector, x, n or 1, True), out, rtol=1e-5, atol=1e-5)

@@ -69,12 +69,14 @@ def test_relu_networks_of_any_size(backend, close, sizes, batch, n, seed):
     NETWORKS,
     st.sampled_from(["relu", "tanh", "silu", "none"]),
     st.booleans(),
-    st.booleans(),
+    st.sampled_from([False, True, 2, 51]),
     st.integers(0, 2**32),
 )
 def test_activations_layer_norm_and_dueling(backend, close, sizes, batch, n, activation, layer_norm, dueling, seed):
     if layer_norm:  # of one or three numbers that are nearly equal 1 / sqrt(var + eps) loses all digits
         sizes = [sizes[0], *(max(w, 15) for w in sizes[1:-1]), sizes[-1]]
+    if dueling > 1:  # atoms
+        sizes = [*sizes[:-1], min(sizes[-1], 5) * dueling]
     rng = np.random.default_rng(seed)
     net = fastrl.MLP(sizes, activation, n=n, layer_norm=layer_norm, dueling=dueling, seed=seed)
     x = rng.standard_normal((batch, sizes[0]), np.float32)
@@ -230,3 +232,15 @@ def test_given_memory_is_used_and_kept(backend, rng):
     net.forward_cached(np.ones((4, 2), np.float32))
     net.backward(np.ones((4, 1), np.float32))
     assert grads[5 : 5 + size].any() and not grads[:5].any() and not grads[5 + size :].any()
+
+
+def test_dueling_over_atoms_is_dueling_for_each(backend, close, rng):
+    """out[a, j] = V_j + A[a, j] - mean_a A[a, j], by hand from the streams."""
+    net = fastrl.MLP((3, 8, 4 * 5), "none", dueling=5, seed=0)
+    p, x = net.parameters(), rng.standard_normal((7, 3), np.float32)
+    value, advantage = (
+        (x @ p[f"0.{s}.0.weight"].T + p[f"0.{s}.0.bias"]) @ p[f"0.{s}.2.weight"].T + p[f"0.{s}.2.bias"]
+        for s in ("value", "advantage")
+    )
+    a = advantage.reshape(7, 4, 5)
+    close(net.forward(x).reshape(7, 4, 5), value[:, None] + a - a.mean(1, keepdims=True))

@@ -1,0 +1,212 @@
+"""C51, QR-DQN, noisy layers and Rainbow: the update against plain torch, exploration, checkpoints, bad settings."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from fastrl.agents import DQN, DQNConfig, InputError
+from fastrl.agents.noisy import NoisyMLP
+from fastrl.replay import Batch
+
+F = torch.nn.functional
+B, N, GAMMA = 6, 7, 0.9
+SWITCHES = {
+    "c51": {"distributional": "c51"},
+    "qr": {"distributional": "qr"},
+    "noisy": {"noisy": True},
+    "c51 double dueling": {"distributional": "c51", "double": True, "dueling": True},
+    "qr noisy prioritized": {"distributional": "qr", "noisy": True, "prioritized": True},
+    "rainbow": {"rainbow": True},
+    "rainbow qr": {"rainbow": True, "distributional": "qr"},
+}
+
+
+def make_agent(**overrides):
+    settings = {"hidden": (8, 8), "batch_size": B, "gamma": GAMMA, "max_grad_norm": None, "seed": 3, "atoms": N}
+    settings |= {"v_min": -3, "v_max": 4, "train_every": 1, "target_every": 100, "tau": 1.0, "learning_starts": 50}
+    return DQN("CartPole-v1", **settings | overrides)
+
+
+def make_batch():
+    rng = np.random.default_rng(0)
+    return Batch(
+        obs=rng.normal(size=(B, 4)).astype(np.float32),
+        action=rng.integers(2, size=B),
+        reward=rng.normal(size=B).astype(np.float32),
+        next_obs=rng.normal(size=(B, 4)).astype(np.float32),
+        terminated=np.zeros(B, bool),
+        truncated=np.zeros(B, bool),
+        indices=np.arange(B),
+        weights=rng.uniform(0.2, 1, size=B).astype(np.float32),
+        discount=np.array([0, 0.9, 0.81, 0.9, 0, 0.9], np.float32),
+    )
+
+
+def module_of(network):
+    """In float64, with the noise of the moment."""
+    network = network._noisy if isinstance(network, NoisyMLP) else network
+    return copy.deepcopy(network.to_torch()).double()
+
+
+def plain_loss(agent, batch):
+    """(loss, errors a row, the module with gradients) as torch code is usually written."""
+    c, online, target = agent.config, module_of(agent.online), module_of(agent.target)
+    obs, next_obs, r, discount, w = (
+        torch.from_numpy(x).double() for x in (batch.obs, batch.next_obs, batch.reward, batch.discount, batch.weights)
+    )
+    each = torch.arange(B)
+    if not c.prioritized:
+        w = torch.ones(B)
+    z = torch.linspace(c.v_min, c.v_max, N).double()
+    values = {
+        None: lambda out: out,
+        "c51": lambda out: out.view(B, 2, N).softmax(2) @ z,
+        "qr": lambda out: out.view(B, 2, N).mean(2),
+    }[c.distributional]
+    with torch.no_grad():
+        after = target(next_obs)
+        best = values(online(next_obs) if c.double else after).argmax(1)
+    out = online(obs)
+    action = torch.from_numpy(batch.action)
+    if c.distributional is None:
+        errors = out[each, action] - (r + discount * after[each, best])
+        rows = errors.square()
+    elif c.distributional == "qr":
+        y = r[:, None] + discount[:, None] * after.view(B, 2, N)[each, best]
+        theta = out.view(B, 2, N)[each, action]
+        u = y[:, None, :] - theta[:, :, None]
+        taus = (torch.arange(N) + 0.5) / N
+        huber = torch.where(u.abs() <= 1, 0.5 * u.square(), u.abs() - 0.5)
+        rows = ((taus[:, None] - (u < 0).double()).abs() * huber).mean(2).sum(1)
+        errors = theta.mean(1) - y.mean(1)
+    else:
+        p = after.view(B, 2, N)[each, best].softmax(1)
+        place = ((r[:, None] + discount[:, None] * z).clamp(c.v_min, c.v_max) - c.v_min) / (z[1] - z[0])
+        m = (p[:, :, None] * (1 - (place[:, :, None] - torch.arange(N)).abs()).clamp(min=0)).sum(1)
+        log_p = out.view(B, 2, N)[each, action].log_softmax(1)
+        rows, errors = -(m * log_p).sum(1), F.kl_div(log_p, m, reduction="none").sum(1)
+    loss = (w * rows).mean()
+    for p in online.parameters():
+        p.grad = None
+    loss.backward()
+    return loss.item(), errors.detach().numpy(), online
+
+
+@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
+def test_update_against_torch(switches, monkeypatch):
+    agent, batch, seen = make_agent(**switches), make_batch(), {}
+    monkeypatch.setattr(agent.buffer, "sample", lambda n: batch)
+    if agent.config.prioritized:
+        monkeypatch.setattr(agent.buffer, "update_priorities", lambda i, e: seen.update(errors=e))
+    rng = np.random.default_rng(1)
+    agent.target.vector[:] += 0.3 * rng.standard_normal(len(agent.target.vector), np.float32)
+    state = copy.deepcopy(agent.rng)
+    for network in (agent.online, agent.target):  # as `_update` will
+        if isinstance(network, NoisyMLP):
+            network.resample(state)
+    loss, errors, module = plain_loss(agent, batch)
+    agent._update()
+    assert agent.metrics()["loss"] == pytest.approx(loss, rel=1e-5)
+    noisy = isinstance(agent.online, NoisyMLP)
+    views = (agent.online.mean if noisy else agent.online).parameters(
+        agent.online.grad[: sum(map(torch.numel, module.parameters()))]
+    )
+    for name, p in module.named_parameters():
+        np.testing.assert_allclose(views[name], p.grad.numpy(), rtol=1e-4, atol=1e-6)
+    if noisy:
+        n = len(agent.online.grad) // 2
+        np.testing.assert_array_equal(agent.online.grad[n:], agent.online.grad[:n] * agent.online._epsilon)
+    if agent.config.prioritized:
+        np.testing.assert_allclose(seen["errors"], errors, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
+def test_checkpoints_and_copies_go_on_exactly(switches, tmp_path):
+    straight = make_agent(**switches).learn(200, progress=False)
+    first = make_agent(**switches).learn(120, schedule_steps=200, progress=False)
+    first.save(tmp_path / "saved")
+    copied = copy.deepcopy(first)
+    loaded = DQN.load(tmp_path / "saved")
+    obs = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    for agent in (copied, loaded):
+        agent.learn(200, progress=False)
+        for name in ("online", "target", "greedy"):
+            np.testing.assert_array_equal(getattr(agent, name).vector, getattr(straight, name).vector)
+        np.testing.assert_array_equal(agent.predict(obs), straight.predict(obs))
+    actions = straight.policy_to_torch()(torch.from_numpy(obs)).numpy()
+    np.testing.assert_array_equal(actions, straight.predict(obs))
+
+
+def test_noise():
+    net = NoisyMLP((3, 200, 2), seed=0)
+    rng = np.random.default_rng(0)
+    net.resample(rng)
+    p = net.mean.parameters(net._epsilon)
+    weight, bias = p["0.weight"], p["0.bias"]
+    assert np.linalg.matrix_rank(weight) == 1
+    np.testing.assert_allclose(weight / weight[:1], (bias / bias[0])[:, None] + 0 * weight, rtol=1e-4)
+    # Var f(e) = E|e| = sqrt(2 / pi), and that of a product its square.
+    draws = []
+    for _ in range(200):
+        net.resample(rng)
+        draws.append(net._epsilon.copy())
+    draws = net.mean.parameters(np.mean(np.square(draws), 0))
+    assert draws["0.bias"].mean() == pytest.approx((2 / np.pi) ** 0.5, rel=0.02)
+    assert draws["0.weight"].mean() == pytest.approx(2 / np.pi, rel=0.1)
+    sigma = net.mean.parameters(net._sigma)
+    assert sigma["0.weight"][0, 0] == pytest.approx(0.5 / 3**0.5) and sigma["2.bias"][0] == pytest.approx(
+        0.5 / 200**0.5
+    )
+    x = np.ones((1, 3), np.float32)
+    weights = [net.mean.parameters(net.vector[: len(net._epsilon)] + net._sigma * net._epsilon)[k] for k in p]
+    hidden = np.maximum(x @ weights[0].T + weights[1], 0)
+    np.testing.assert_allclose(net.forward(x), hidden @ weights[2].T + weights[3], rtol=1e-5, atol=1e-5)
+
+
+def test_noise_explores_and_the_greedy_policy_has_none():
+    agent = make_agent(noisy=True, hidden=(16,), sigma=3.0)
+    assert agent.epsilon == 1
+    agent.steps = 8000
+    assert agent.epsilon == 0
+    obs = np.zeros((1, 4), np.float32)
+    assert len({agent.predict(obs, deterministic=False).item() for _ in range(50)}) == 2
+    obs = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    wanted = agent.greedy.mean.forward(obs).argmax(1)
+    for _ in range(5):
+        np.testing.assert_array_equal(agent.predict(obs), wanted)
+
+
+def test_rainbow_is_all_switches():
+    c = DQNConfig(rainbow=True)
+    assert c.double and c.dueling and c.prioritized and c.noisy and c.distributional == "c51" and c.n_step == 3
+    assert DQNConfig(rainbow=True, n_step=5).n_step == 5
+    assert (
+        make_agent(rainbow=True).describe() == "DQN (double, dueling, prioritized, noisy, c51, 3-step) on CartPole-v1"
+    )
+
+
+def test_a_network_of_ones_own_has_the_atoms():
+    module = torch.nn.Linear(4, 2 * N)
+    agent = make_agent(distributional="c51", network=module).learn(80, progress=False)
+    assert agent.n_updates and np.isfinite(agent.online.vector).all()
+    obs = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    actions = agent.policy_to_torch()(torch.from_numpy(obs)).numpy()
+    np.testing.assert_array_equal(actions, agent.predict(obs))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"v_min": 1, "v_max": 1}, "v_min must be < v_max, got 1.0 and 1.0"),
+        ({"v_max": float("inf")}, r"v_max must be in \[-1e\+30, 1e\+30\], got inf"),
+        ({"atoms": 1}, r"atoms must be in \[2, 10000\], got 1"),
+        ({"distributional": "iqn2"}, "distributional must be .*'c51', 'qr'.*, got 'iqn2'"),
+        ({"noisy": True, "network": torch.nn.Linear(4, 2)}, "noisy must be False with a network of your own"),
+        ({"distributional": "qr", "network": torch.nn.Linear(4, 2)}, rf"must map .* to \[B, {2 * N}\], got \[2, 2\]"),
+    ],
+)
+def test_bad_settings(settings, text):
+    with pytest.raises(InputError, match=text):
+        make_agent(**settings)
