@@ -39,7 +39,20 @@ def test_version_is_that_of_the_distribution():
 
 def test_extras():
     extras = set(metadata.metadata("fastrl-kernels").get_all("Provides-Extra"))
-    assert extras == {"agents", "bench", "box2d", "dev", "minari", "mujoco", "numba", "plot", "sb3", "test", "video"}
+    assert extras == {
+        "agents",
+        "bench",
+        "box2d",
+        "dev",
+        "jax",
+        "minari",
+        "mujoco",
+        "numba",
+        "plot",
+        "sb3",
+        "test",
+        "video",
+    }
 
 
 def test_console_script():
