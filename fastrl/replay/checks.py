@@ -136,6 +136,8 @@ def _order_hint(num_envs: int, obs: Any, action: Any, reward: Any, next_obs: Any
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
+    if type(array) is np.ndarray:  # the usual one, in the fewest steps
+        return array
     if hasattr(array, "detach"):  # a torch tensor; float64 because NumPy has no bfloat16
         array = array.detach()
         array = (array.double() if array.is_floating_point() else array).cpu()

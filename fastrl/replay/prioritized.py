@@ -98,7 +98,7 @@ class PrioritizedReplay(ReplayBuffer):
             )
         if errors.dtype.kind not in "fiu":
             raise ValueError(f"{where}: td_errors must be real numbers, got {errors.dtype}")
-        if errors.dtype not in (np.float32, np.float64):
+        if errors.dtype.char not in "fd" or not errors.dtype.isnative:
             errors = errors.astype(np.float64)
         with self._lock:
             rows, stale = self._locate(where, numbers)

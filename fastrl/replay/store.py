@@ -107,6 +107,11 @@ class Store:
             return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount)
         if n_step > 1:
             reward, discount, last = self.returns(rows, n_step)
+            if self._is_plain:
+                obs, action = self._gather(self._first, rows)
+                next_obs, terminated, truncated = self._gather(self._last, last)
+                indices = self.ring.finish(rows, last, [next_obs], [])
+                return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount)
         if self.obs.frames > 1:
             obs = self._gather_stacks(self.ring.stack_rows(rows, False))
             next_obs = self._gather_stacks(self.ring.stack_rows(last, True))

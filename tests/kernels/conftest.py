@@ -32,6 +32,7 @@ class Scans:
         def call(*args, **kwargs):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
+            bound.arguments.pop("discounts", None)  # which the public functions take care of
             return function(*bound.arguments.values())
 
         return call

@@ -10,8 +10,12 @@ What all of them share:
   cut the episode after step t: bootstrap from ``next_values[t]``, then stop.  Both set count as terminated.  None for
   `truncated`: never.  Flags are bool, or integers or floats of 0 and 1 (which are converted first, but for uint8).
 - ``next_values[t]`` is V of the observation that step t really reached; of the last step of an episode that is the
-  final observation, never the one of the reset.  With `values` of shape ``[T+1, N]`` and no truncation pass
-  ``values[:-1], values[1:]``: views, no copy.
+  final observation, never the one of the reset.  With `values` of shape ``[T+1, N]`` and no truncation
+  ``next_values=None`` means ``values[:-1], values[1:]``: views, no copy.
+- ``discounts``: where rewards come with a discount of each step, gamma_t (1 - terminated_t), as DeepMind's libraries
+  have it, they go in place of gamma, and `terminated` may be None.  These calls, and those with an array `lam`, take
+  elementwise passes over float64 arrays beside the scan, and end a graph of ``torch.compile``.  `n_step_returns` has
+  none.
 - ``mask[t]`` (optional) is True for real transitions.  The others (the dummy step after an episode's end under
   Gymnasium's NEXT_STEP autoreset, padding) get output 0 and pass nothing backward.
 - The recurrence goes on from step t + 1 to step t where ``cont_t``: t + 1 < T, both steps are real (`mask`), and step t
@@ -40,6 +44,7 @@ from typing import Any
 from fastrl.kernels._core import arrays as _arrays
 from fastrl.kernels._core.arrays import A
 from fastrl.kernels._core.backends import choose
+from fastrl.kernels.scans import discounts as _discounts
 
 backend = choose(__package__)
 
@@ -74,14 +79,15 @@ def reverse_affine_scan(a: A, b: A, y_T: Any = None, *, out: Any = None) -> A:
 def gae(
     rewards: A,
     values: A,
-    next_values: A,
+    next_values: A | None,
     terminated: Any,
     truncated: Any,
     *,
-    gamma: float,
-    lam: float,
+    gamma: float | None = None,
+    lam: float | A,
     mask: Any = None,
     out: Any = None,
+    discounts: A | None = None,
 ) -> tuple[A, A]:
     """Generalized advantage estimation.
 
@@ -93,8 +99,9 @@ def gae(
     Args:
         rewards, values, next_values: [T] or [T, N]: r_t, V_t = V(s_t) and V'_t = V(s_{t+1}).
         terminated, truncated, mask: flags like `rewards`.
-        gamma, lam: in [0, 1].
+        gamma, lam: in [0, 1]; lam may be an array like `rewards`.
         out: None, or the pair to write to.
+        discounts: in place of gamma, that of each step, like `rewards`, in [0, 1].
 
     Returns:
         advantages, returns: like `rewards`.
@@ -102,9 +109,13 @@ def gae(
     Source: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation" (2016),
     arXiv:1506.02438, eq. 16.
     """
-    result: tuple[A, A] = _scans_for(rewards).gae(
-        rewards, values, next_values, terminated, truncated, gamma, lam, mask, out
-    )
+    if next_values is None:
+        values, next_values = _now_and_next(rewards, values)
+    result: tuple[A, A]
+    if discounts is None and (type(lam) is float or not _discounts.wanted(None, lam)):
+        result = _scans_for(rewards).gae(rewards, values, next_values, terminated, truncated, gamma, lam, mask, out)
+    else:
+        result = _discounts.gae(rewards, values, next_values, terminated, truncated, gamma, discounts, lam, mask, out)
     if out is not None:
         _arrays.mark_written(out)
     return result
@@ -115,10 +126,11 @@ def discounted_returns(
     terminated: Any,
     truncated: Any,
     *,
-    gamma: float,
+    gamma: float | None = None,
     next_values: A | None = None,
     mask: Any = None,
     out: Any = None,
+    discounts: A | None = None,
 ) -> A:
     """Reward-to-go.
 
@@ -132,11 +144,17 @@ def discounted_returns(
         gamma: in [0, 1].
         next_values: None, or V'_t like `rewards`; read only where the recurrence starts anew.
         out: None, or the array to write to.
+        discounts: in place of gamma, that of each step, like `rewards`, in [0, 1].
 
     Returns:
         returns, like `rewards`.
     """
-    returns = _scans_for(rewards).discounted_returns(rewards, terminated, truncated, gamma, next_values, mask, out)
+    if discounts is None:
+        returns = _scans_for(rewards).discounted_returns(rewards, terminated, truncated, gamma, next_values, mask, out)
+    else:
+        returns = _discounts.lambda_returns(
+            "discounted_returns", rewards, next_values, terminated, truncated, gamma, discounts, 1.0, mask, out
+        )
     if out is not None:
         _arrays.mark_written(out)
     return returns  # type: ignore[no-any-return]
@@ -148,10 +166,11 @@ def lambda_returns(
     terminated: Any,
     truncated: Any,
     *,
-    gamma: float,
-    lam: float,
+    gamma: float | None = None,
+    lam: float | A,
     mask: Any = None,
     out: Any = None,
+    discounts: A | None = None,
 ) -> A:
     """The returns of TD(lambda), which are advantages + values of `gae`.
 
@@ -162,15 +181,21 @@ def lambda_returns(
     Args:
         rewards, next_values: [T] or [T, N]: r_t and V'_t = V(s_{t+1}).
         terminated, truncated, mask: flags like `rewards`.
-        gamma, lam: in [0, 1].
+        gamma, lam: in [0, 1]; lam may be an array like `rewards`.
         out: None, or the array to write to.
+        discounts: in place of gamma, that of each step, like `rewards`, in [0, 1].
 
     Returns:
         returns, like `rewards`.
 
     Source: Sutton and Barto, "Reinforcement Learning" (2018), eq. 12.18.
     """
-    returns = _scans_for(rewards).lambda_returns(rewards, next_values, terminated, truncated, gamma, lam, mask, out)
+    if not _discounts.wanted(discounts, lam):
+        returns = _scans_for(rewards).lambda_returns(rewards, next_values, terminated, truncated, gamma, lam, mask, out)
+    else:
+        returns = _discounts.lambda_returns(
+            "lambda_returns", rewards, next_values, terminated, truncated, gamma, discounts, lam, mask, out
+        )
     if out is not None:
         _arrays.mark_written(out)
     return returns  # type: ignore[no-any-return]
@@ -223,18 +248,19 @@ def n_step_returns(
 def vtrace(
     rewards: A,
     values: A,
-    next_values: A,
+    next_values: A | None,
     terminated: Any,
     truncated: Any,
     log_rhos: A,
     *,
-    gamma: float,
-    lam: float = 1.0,
+    gamma: float | None = None,
+    lam: float | A = 1.0,
     rho_clip: float = 1.0,
     c_clip: float = 1.0,
     pg_rho_clip: float = 1.0,
     mask: Any = None,
     out: Any = None,
+    discounts: A | None = None,
 ) -> tuple[A, A]:
     """V-trace targets and the advantages of the policy gradient.
 
@@ -254,30 +280,29 @@ def vtrace(
         log_rhos: like them, log pi(a_t|s_t) - log mu(a_t|s_t): logarithms of the ratios.  A UserWarning, once, where
             none is negative but some are positive, as ratios are.
         terminated, truncated, mask: flags like `rewards`.
-        gamma, lam: in [0, 1].
+        gamma, lam: in [0, 1]; lam may be an array like `rewards`.
         rho_clip, c_clip, pg_rho_clip: >= 0; inf does not clip.
         out: None, or the pair to write to.
+        discounts: in place of gamma, that of each step, like `rewards`, in [0, 1].
 
     Returns:
         vs, pg_advantages: like `rewards`.
 
     Source: Espeholt et al., "IMPALA" (2018), arXiv:1802.01561, eq. 1 and section 4.2.
     """
-    result: tuple[A, A] = _scans_for(rewards).vtrace(
-        rewards,
-        values,
-        next_values,
-        terminated,
-        truncated,
-        log_rhos,
-        gamma,
-        lam,
-        rho_clip,
-        c_clip,
-        pg_rho_clip,
-        mask,
-        out,
-    )
+    if next_values is None:
+        values, next_values = _now_and_next(rewards, values)
+    result: tuple[A, A]
+    if not _discounts.wanted(discounts, lam):
+        result = _scans_for(rewards).vtrace(
+            rewards, values, next_values, terminated, truncated, log_rhos,
+            gamma, lam, rho_clip, c_clip, pg_rho_clip, mask, out,
+        )  # fmt: skip
+    else:
+        result = _discounts.vtrace(
+            rewards, values, next_values, terminated, truncated, log_rhos,
+            gamma, discounts, lam, rho_clip, c_clip, pg_rho_clip, mask, out,
+        )  # fmt: skip
     if out is not None:
         _arrays.mark_written(out)
     if _unseen_log_rhos > 0 and not _arrays.is_compiling():
@@ -315,9 +340,10 @@ def off_policy_returns(
     terminated: Any,
     truncated: Any,
     *,
-    gamma: float,
+    gamma: float | None = None,
     mask: Any = None,
     out: Any = None,
+    discounts: A | None = None,
 ) -> A:
     """Off-policy targets for Q with one trace coefficient c_t a step.
 
@@ -334,18 +360,32 @@ def off_policy_returns(
         terminated, truncated, mask: flags like `rewards`.
         gamma: in [0, 1].
         out: None, or the array to write to.
+        discounts: in place of gamma, that of each step, like `rewards`, in [0, 1].
 
     Returns:
         targets y_t, like `rewards`.
 
     Source: Munos et al., "Safe and Efficient Off-Policy Reinforcement Learning" (2016), arXiv:1606.02647, eq. 3 and 4.
     """
-    returns = _scans_for(rewards).off_policy_returns(
-        rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, out
-    )
+    if discounts is None:
+        returns = _scans_for(rewards).off_policy_returns(
+            rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, out
+        )
+    else:
+        returns = _discounts.off_policy_returns(
+            rewards, q_values, next_state_values, traces, terminated, truncated, gamma, discounts, mask, out
+        )
     if out is not None:
         _arrays.mark_written(out)
     return returns  # type: ignore[no-any-return]
+
+
+def _now_and_next(rewards: Any, values: Any) -> tuple[Any, Any]:
+    """V_t and V'_t of `values` [T + 1, ...], for next_values=None; as they are if they have another length."""
+    shape, wanted = getattr(values, "shape", ()), getattr(rewards, "shape", ())
+    if not shape or not wanted or shape[0] != wanted[0] + 1:
+        return values, None
+    return values[:-1], values[1:]
 
 
 def _scans_for(first: Any) -> Any:

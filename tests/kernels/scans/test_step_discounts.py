@@ -1,0 +1,183 @@
+"""`discounts` of each step in place of gamma, array `lam`, and values of T + 1 steps."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import fastrl
+from fastrl.kernels import scans
+
+OPS = ["gae", "discounted_returns", "lambda_returns", "vtrace", "off_policy_returns"]
+WITH_LAM = ["gae", "lambda_returns", "vtrace"]
+
+
+@pytest.fixture
+def public(kernels, monkeypatch):
+    """The public functions on each backend."""
+    served = SimpleNamespace(of=lambda first: kernels.scans.backend)
+    monkeypatch.setattr(scans, "backend", served)
+    monkeypatch.setattr(scans.discounts, "backend", served)
+
+
+def problem(shape, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    names = ("rewards", "values", "next_values", "log_rhos", "q_values", "next_state_values", "traces")
+    p = {name: rng.standard_normal(shape).astype(dtype) for name in names}
+    p["traces"] = np.abs(p["traces"])
+    p |= {name: rng.random(shape) < 0.1 for name in ("terminated", "truncated")}
+    p["mask"] = rng.random(shape) < 0.9
+    return p
+
+
+def call(op, p, **settings):
+    names = {
+        "gae": ("rewards", "values", "next_values", "terminated", "truncated"),
+        "discounted_returns": ("rewards", "terminated", "truncated"),
+        "lambda_returns": ("rewards", "next_values", "terminated", "truncated"),
+        "vtrace": ("rewards", "values", "next_values", "terminated", "truncated", "log_rhos"),
+        "off_policy_returns": ("rewards", "q_values", "next_state_values", "traces", "terminated", "truncated"),
+    }[op]
+    if op == "discounted_returns":
+        settings = {"next_values": p["next_values"], **settings}
+    if op in WITH_LAM:
+        settings = {"lam": 0.8, **settings}
+    found = getattr(fastrl, op)(*[p[name] for name in names], mask=p["mask"], **settings)
+    return found if isinstance(found, tuple) else (found,)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(33, 5), (40,), (7, 1), (1, 3), (0, 4), (4, 0)], ids=str)
+def test_constant_discounts_are_gamma(public, op, dtype, shape):
+    p = problem(shape, dtype)
+    discounts = np.where(p["terminated"], 0, 0.9).astype(dtype)
+    wanted = call(op, p, gamma=0.9)
+    lams = {"lam": np.full(shape, 0.8, dtype)} if op in WITH_LAM else {}
+    for found in (
+        call(op, p, discounts=discounts),
+        call(op, {**p, "terminated": None}, discounts=discounts, **lams),
+        call(op, p, gamma=0.9, **lams),
+    ):
+        for x, y in zip(found, wanted, strict=True):
+            assert x.dtype == dtype and x.shape == shape
+            np.testing.assert_allclose(
+                x, y, rtol=1e-5 if dtype == "float32" else 1e-12, atol=1e-5 if dtype == "float32" else 1e-12
+            )
+
+
+def gae_oracle(p, discounts, lam):
+    T, N = discounts.shape
+    advantages = np.zeros((T, N))
+    for n in range(N):
+        for t in range(T):
+            total, weight = 0.0, 1.0
+            for k in range(t, T):
+                total += weight * (p["rewards"][k, n] + discounts[k, n] * p["next_values"][k, n] - p["values"][k, n])
+                weight *= discounts[k, n] * lam[k, n]
+                if p["truncated"][k, n] or weight == 0:
+                    break
+            advantages[t, n] = total
+    return advantages
+
+
+def test_discounts_and_lam_of_each_step(public):
+    p = problem((23, 4), "float64", 1)
+    rng = np.random.default_rng(2)
+    discounts, lam = rng.random((2, 23, 4))
+    discounts[rng.random((23, 4)) < 0.1] = 0
+    p["mask"], p["terminated"] = np.ones((23, 4), bool), None
+    p["next_values"][:-1] = p["values"][1:]  # or advantages + values are no lambda returns
+    advantages, returns = call("gae", p, discounts=discounts, lam=lam)
+    np.testing.assert_allclose(advantages, gae_oracle(p, discounts, lam), rtol=1e-12, atol=1e-12)
+    (lambda_returns,) = call("lambda_returns", p, discounts=discounts, lam=lam)
+    np.testing.assert_allclose(lambda_returns, returns, rtol=1e-12, atol=1e-12)
+    # On-policy, V-trace is the lambda return, and so is the off-policy return with V for Q and lam for the trace.
+    p["log_rhos"] = np.zeros((23, 4))
+    vs, _ = call("vtrace", p, discounts=discounts, lam=lam)
+    np.testing.assert_allclose(vs, returns, rtol=1e-12, atol=1e-12)
+    p["next_state_values"] = p["next_values"]
+    p["q_values"] = np.vstack([p["values"][:1], p["next_values"][:-1]])
+    p["traces"] = np.vstack([lam[:1], lam[:-1]])
+    (off_policy,) = call("off_policy_returns", p, discounts=discounts)
+    np.testing.assert_allclose(off_policy, returns, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nothing_passes_a_discount_of_0(public, op):
+    p = problem((12, 2), "float64", 3)
+    p["terminated"], p["truncated"], p["mask"] = None, None, np.ones((12, 2), bool)
+    discounts = np.full((12, 2), 0.9)
+    discounts[5] = 0
+    wanted = call(op, p, discounts=discounts)
+    for name in ("rewards", "values", "log_rhos", "q_values", "traces", "next_values", "next_state_values"):
+        p[name] = p[name].copy()
+        p[name][5 if name.startswith("next") else 6] = np.nan
+    found = call(op, p, discounts=discounts)
+    for x, y in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(x[:6], y[:6])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_torch_and_out(public, op):
+    torch = pytest.importorskip("torch")
+    p = problem((9, 3), "float32", 4)
+    discounts = np.full((9, 3), 0.7, np.float32)
+    wanted = call(op, p, discounts=discounts)
+    tensors = {name: torch.from_numpy(x) for name, x in p.items()}
+    found = call(op, tensors, discounts=torch.from_numpy(discounts))
+    out = tuple(torch.full((9, 3), 7.0) for _ in wanted)
+    given = call(op, tensors, discounts=torch.from_numpy(discounts), out=out if len(out) > 1 else out[0])
+    for x, y, o, z in zip(found, wanted, out, given, strict=True):
+        assert torch.equal(x, torch.from_numpy(y)) and torch.equal(o, x) and z is o
+
+
+@pytest.mark.parametrize(
+    "settings, error, text",
+    [
+        ({"gamma": 0.9, "discounts": np.ones((4, 2))}, ValueError, "gae: gamma must be None where discounts are given"),
+        ({}, TypeError, "gae: gamma must be a float, got NoneType"),
+        ({"discounts": np.ones((4, 3))}, ValueError, r"gae: discounts must have shape \(4, 2\) like rewards"),
+        ({"discounts": np.ones((4, 2), np.float32)}, ValueError, "gae: discounts must have dtype float64 like rewards"),
+        ({"discounts": np.full((4, 2), 1.5)}, ValueError, r"gae: discounts\[0, 0\] is 1.5, must be in \[0, 1\]"),
+        ({"discounts": 0.9}, TypeError, "gae: discounts must be an array, got float"),
+        ({"gamma": 0.9, "lam": np.full((4, 2), np.nan)}, ValueError, r"gae: lam\[0, 0\] is nan, must be in \[0, 1\]"),
+        ({"gamma": 0.9, "lam": np.ones(4)}, ValueError, r"gae: lam must have shape \(4, 2\) like rewards"),
+    ],
+)
+def test_errors(public, settings, error, text):
+    p = problem((4, 2), "float64", 5)
+    out = np.full((4, 2), 7.0), np.full((4, 2), 7.0)
+    with pytest.raises(error, match=text):
+        call("gae", p, out=out, **settings)
+    assert all((x == 7).all() for x in out)
+
+
+def test_no_termination_without_discounts(public):
+    p = problem((4, 2), "float64", 6)
+    with pytest.raises(TypeError, match="gae: terminated must be an array, got NoneType"):
+        call("gae", {**p, "terminated": None}, gamma=0.9)
+
+
+@pytest.mark.parametrize("op", ["gae", "vtrace"])
+def test_values_of_one_step_more(public, op):
+    p = problem((6, 2), "float64", 7)
+    values = np.random.default_rng(8).standard_normal((7, 2))
+    wanted = call(op, {**p, "values": values[:-1], "next_values": values[1:]}, gamma=0.9)
+    found = call(op, {**p, "values": values, "next_values": None}, gamma=0.9)
+    for x, y in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(x, y)
+    with pytest.raises(TypeError, match=f"{op}: next_values must be an array, got NoneType"):
+        call(op, {**p, "next_values": None}, gamma=0.9)
+
+
+@pytest.mark.slow
+def test_under_compile():
+    """They end the graph."""
+    torch = pytest.importorskip("torch")
+    rewards, discounts = torch.rand(4, 2), torch.rand(4, 2)
+
+    def returns(x, y):
+        return fastrl.discounted_returns(x, None, None, discounts=y)
+
+    assert torch.equal(torch.compile(returns, backend="eager")(rewards, discounts), returns(rewards, discounts))
