@@ -128,6 +128,8 @@ def check_int(name: str, value: Any) -> int:
     number = _integral(value)
     if number is None:
         raise InputError(f"{name} must be an int, got {value!r}")
+    if abs(number) >= 2**63:
+        raise InputError(f"{name} must be an int of 64 bits, got {value!r}")
     return number
 
 

@@ -1,5 +1,6 @@
 """Settings mean what a user thinks: schedules, actions' and observations' units, dtypes, threads, help and errors."""
 
+import dataclasses
 import inspect
 import warnings
 
@@ -334,3 +335,22 @@ def test_whole_numbers_in_any_type():
     for config in (DQNConfig, SACConfig):
         with pytest.raises(InputError, match=f"^{config.__name__}: hidden must name at least one layer"):
             config(hidden=())
+
+
+@ALL
+def test_no_integer_trains_for_ever(cls):
+    config = cls.config_class
+    integers = [f.name for f in dataclasses.fields(config) if f.type in ("int", "int | None") or f.name == "hidden"]
+    assert {"seed", "num_envs", "hidden", "learning_rate_steps"} <= set(integers)
+    for name in integers:
+        value = (2**70,) if name == "hidden" else 2**70
+        with pytest.raises(InputError, match=rf"{name} must be in \["):
+            config(**{name: value})
+
+
+def test_no_run_is_of_more_than_64_bits():
+    agent = make(DQN)
+    for settings in ({"total_steps": 2**63}, {"total_steps": 10, "schedule_steps": 2**70}):
+        with pytest.raises(InputError, match="must be an int of 64 bits, got "):
+            agent.learn(**settings, progress=False)
+    assert agent.steps == 0

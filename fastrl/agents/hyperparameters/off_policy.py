@@ -104,9 +104,11 @@ class DQNConfig:
             object.__setattr__(self, "n_step", 3 if self.n_step == 1 else self.n_step)
         check_range(self, 1, 2**16, "num_envs", "hidden")
         check_range(self, 1, 10**9, "buffer_size", "batch_size")
-        check_range(self, 1, INF, "n_step", "train_every", "updates")
-        check_range(self, 1, INF, "target_every", "learning_rate_steps", "epsilon_steps", "per_beta_steps")
-        check_range(self, 0, INF, "learning_starts", "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
+        check_range(self, 1, 10**9, "n_step", "train_every")
+        check_range(self, 1, 10**6, "updates")
+        check_range(self, 1, 10**12, "target_every", "learning_rate_steps", "epsilon_steps", "per_beta_steps")
+        check_range(self, 0, 10**12, "learning_starts")
+        check_range(self, 0, INF, "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
         check_range(self, 0, 2**63 - 1, "seed")
         check_range(self, 0, 1, "gamma", "epsilon_start", "epsilon_end")
         check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps")
@@ -174,8 +176,11 @@ class BoxConfig:
     def __post_init__(self) -> None:
         check_range(self, 1, 2**16, "num_envs", "hidden")
         check_range(self, 1, 10**9, "buffer_size", "batch_size")
-        check_range(self, 1, INF, "n_step", "train_every", "updates", "learning_rate_steps", "per_beta_steps")
-        check_range(self, 0, INF, "learning_starts", "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
+        check_range(self, 1, 10**9, "n_step", "train_every")
+        check_range(self, 1, 10**6, "updates")
+        check_range(self, 1, 10**12, "learning_rate_steps", "per_beta_steps")
+        check_range(self, 0, 10**12, "learning_starts")
+        check_range(self, 0, INF, "learning_rate_end", "per_alpha", "per_beta", "per_beta_end")
         check_range(self, 0, 2**63 - 1, "seed")
         check_range(self, 0, 1, "gamma")
         check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "per_eps")
@@ -254,7 +259,7 @@ class QTOptConfig(NoiseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, 1, INF, "lag")
+        check_range(self, 1, 10**9, "lag")
         check_range(self, 1, 1000, "cem_iterations")
         check_range(self, 1, 2**16, "cem_samples", "cem_elites")
         check_range(self, 1e-6, 1e6, "cem_std")
@@ -297,7 +302,7 @@ class TD3Config(ContinuousConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, 1, INF, "policy_delay")
+        check_range(self, 1, 10**9, "policy_delay")
         check_range(self, 0, INF, "exploration_noise", "target_noise", "target_noise_clip")
 
 

@@ -208,7 +208,8 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         check_range(self, 1, 2**16, "num_envs", "hidden", "minibatches")
-        check_range(self, 1, 10**9, "epochs", "learning_rate_steps")
+        check_range(self, 1, 10**6, "epochs")
+        check_range(self, 1, 10**9, "learning_rate_steps")
         check_range(self, 2, 10**9, "n_steps")
         check_range(self, 0, 1, "gamma", "gae_lambda")
         check_range(self, 0, INF, "learning_rate_end", "entropy_coef", "value_coef")
@@ -279,7 +280,8 @@ class TRPOConfig:
 
     def __post_init__(self) -> None:
         check_range(self, 1, 2**16, "num_envs", "hidden", "minibatches")
-        check_range(self, 1, 10**9, "n_steps", "cg_iterations", "backtracks", "value_epochs", "learning_rate_steps")
+        check_range(self, 1, 10**6, "cg_iterations", "backtracks", "value_epochs")
+        check_range(self, 1, 10**9, "n_steps", "learning_rate_steps")
         check_range(self, 0, 1, "gamma", "gae_lambda")
         check_range(self, 0, INF, "learning_rate_end", "cg_damping", "cg_rtol")
         check_range(self, 1e-12, INF, "learning_rate", "adam_eps", "max_kl", "max_kl_end")
