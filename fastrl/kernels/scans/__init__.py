@@ -14,8 +14,7 @@ What all of them share:
   ``next_values=None`` means ``values[:-1], values[1:]``: views, no copy.
 - ``discounts``: where rewards come with a discount of each step, gamma_t (1 - terminated_t), as DeepMind's libraries
   have it, they go in place of gamma, and `terminated` may be None.  These calls, and those with an array `lam`, take
-  elementwise passes over float64 arrays beside the scan, and end a graph of ``torch.compile``.  `n_step_returns` has
-  none.
+  elementwise passes over float64 arrays beside the scan, and end a graph of ``torch.compile``.
 - ``mask[t]`` (optional) is True for real transitions.  The others (the dummy step after an episode's end under
   Gymnasium's NEXT_STEP autoreset, padding) get output 0 and pass nothing backward.
 - The recurrence goes on from step t + 1 to step t where ``cont_t``: t + 1 < T, both steps are real (`mask`), and step t
@@ -207,11 +206,12 @@ def n_step_returns(
     terminated: Any,
     truncated: Any,
     *,
-    gamma: float,
+    gamma: float | None = None,
     n: int,
     cut: Any = None,
     mask: Any = None,
     out: Any = None,
+    discounts: A | None = None,
 ) -> tuple[A, A, Any]:
     """n-step returns, shorter at the end of an episode or of the arrays.
 
@@ -229,6 +229,8 @@ def n_step_returns(
         cut: None, or flags: no return goes on into a step with cut_t.  For off-policy data: set where the stored action
             is not the one that the current policy would take.
         out: None, or the three arrays to write to.
+        discounts: in place of gamma, that of each step, like `rewards`, in [0, 1]: gamma^k is the product of k of them,
+            and one of 0 ends a return.  O(T N log n) then.
 
     Returns:
         returns, like `rewards`.
@@ -237,9 +239,15 @@ def n_step_returns(
 
     Source: Sutton and Barto, "Reinforcement Learning" (2018), eq. 7.1; `cut`: Watkins (1989), Peng and Williams (1996).
     """
-    result: tuple[Any, Any, Any] = _scans_for(rewards).n_step_returns(
-        rewards, next_values, terminated, truncated, gamma, n, cut, mask, out
-    )
+    result: tuple[Any, Any, Any]
+    if discounts is None:
+        result = _scans_for(rewards).n_step_returns(
+            rewards, next_values, terminated, truncated, gamma, n, cut, mask, out
+        )
+    else:
+        result = _discounts.n_step_returns(
+            rewards, next_values, terminated, truncated, gamma, discounts, n, cut, mask, out
+        )
     if out is not None:
         _arrays.mark_written(out)
     return result

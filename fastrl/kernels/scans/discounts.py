@@ -24,7 +24,8 @@ class _Scan:
 
     def __init__(
         self, op: str, rewards: Any, arrays: dict[str, Any], terminated: Any, truncated: Any,
-        gamma: Any, discounts: Any, lam: Any, mask: Any, out: Any, count: int, clips: dict[str, Any] | None = None,
+        gamma: Any, discounts: Any, lam: Any, mask: Any, out: Any, dtypes: tuple[str, ...],
+        clips: dict[str, Any] | None = None, n: Any = 1, cut: Any = None,
     ) -> None:  # fmt: skip
         if _arrays.is_compiling():
             raise RuntimeError(f"{op}: discounts and an array lam are not for torch.compile(fullgraph=True)")
@@ -37,11 +38,13 @@ class _Scan:
         trunc = c.flags("truncated", truncated)
         discount = c.full(c.discount("gamma", gamma)) if discounts is None else self.weights("discounts", discounts)
         trace = self.weights("lam", lam) if getattr(lam, "ndim", 0) else c.full(c.discount("lam", lam))
+        self.n = c.window(n)
+        cut = c.flags("cut", cut)
         self.clips = [c.number(name, clip, math.inf) for name, clip in (clips or {}).items()]
         self.valid = c.flags("mask", mask, True)
-        c.outputs(out, ("",) * count)
-        cont = c.steps(term, trunc, self.valid)
-        self.bootstrap = discount * ~term  # of V'
+        c.outputs(out, dtypes)
+        self.cont = cont = c.steps(term, trunc, self.valid, cut)
+        self.discount, self.bootstrap = discount, discount * ~term  # the latter of V'
         self.onward = discount * cont
         self.trace = self.counted(self.onward * trace)
 
@@ -99,7 +102,7 @@ def gae(
     gamma: Any, discounts: Any, lam: Any, mask: Any, out: Any,
 ) -> Any:  # fmt: skip
     arrays = {"values": values, "next_values": next_values}
-    s = _Scan("gae", rewards, arrays, terminated, truncated, gamma, discounts, lam, mask, out, 2)
+    s = _Scan("gae", rewards, arrays, terminated, truncated, gamma, discounts, lam, mask, out, ("", ""))
 
     def compute(r: Any, v: Any, nv: Any) -> Any:
         advantages = _scan(s.trace, r + s.times(s.bootstrap, nv) - v)
@@ -113,7 +116,7 @@ def lambda_returns(
     gamma: Any, discounts: Any, lam: Any, mask: Any, out: Any,
 ) -> Any:  # fmt: skip
     arrays = {} if next_values is None else {"next_values": next_values}
-    s = _Scan(op, rewards, arrays, terminated, truncated, gamma, discounts, lam, mask, out, 1)
+    s = _Scan(op, rewards, arrays, terminated, truncated, gamma, discounts, lam, mask, out, ("",))
 
     def compute(r: Any, nv: Any = 0.0) -> Any:
         return (_scan(s.trace, r + s.times(s.bootstrap - s.trace, nv)),)
@@ -127,7 +130,7 @@ def vtrace(
 ) -> Any:  # fmt: skip
     arrays = {"values": values, "next_values": next_values, "log_rhos": log_rhos}
     clips = {"rho_clip": rho_clip, "c_clip": c_clip, "pg_rho_clip": pg_rho_clip}
-    s = _Scan("vtrace", rewards, arrays, terminated, truncated, gamma, discounts, lam, mask, out, 2, clips)
+    s = _Scan("vtrace", rewards, arrays, terminated, truncated, gamma, discounts, lam, mask, out, ("", ""), clips)
 
     def compute(r: Any, v: Any, nv: Any, log_rhos: Any) -> Any:
         rho = s.xp.exp(log_rhos)
@@ -144,10 +147,52 @@ def off_policy_returns(
     gamma: Any, discounts: Any, mask: Any, out: Any,
 ) -> Any:  # fmt: skip
     arrays = {"q_values": q_values, "next_state_values": next_state_values, "traces": traces}
-    s = _Scan("off_policy_returns", rewards, arrays, terminated, truncated, gamma, discounts, 1.0, mask, out, 1)
+    s = _Scan("off_policy_returns", rewards, arrays, terminated, truncated, gamma, discounts, 1.0, mask, out, ("",))
 
     def compute(r: Any, q: Any, nv: Any, traces: Any) -> Any:
         a = s.times(s.onward, _after(traces))
         return (_scan(a, r + s.times(s.bootstrap, nv) - s.times(a, _after(q))),)
 
     return s.run(compute)
+
+
+def n_step_returns(
+    rewards: Any, next_values: Any, terminated: Any, truncated: Any,
+    gamma: Any, discounts: Any, n: Any, cut: Any, mask: Any, out: Any,
+) -> Any:  # fmt: skip
+    arrays = {} if next_values is None else {"next_values": next_values}
+    dtypes = "", "", "int64"
+    s = _Scan(
+        "n_step_returns", rewards, arrays, terminated, truncated, gamma, discounts, 1.0, mask, out, dtypes, n=n, cut=cut
+    )
+    return s.c.run(lambda xp: _n_step(s, *s.arrays))
+
+
+def _n_step(s: _Scan, r: Any, nv: Any = None) -> tuple[Any, ...]:
+    """All t at once in O(log n) passes, as the reference: the bits of m say which windows of 1, 2, 4, ... make up m."""
+    xp, T = s.xp, len(r)
+    n = min(s.n, max(T, 1))
+    sizes = [1 << j for j in range(n.bit_length())]
+    now = xp.cumsum(xp.ones_like(s.valid, dtype=xp.int64), 0) - 1
+    column = xp.cumsum(xp.ones_like(s.valid, dtype=xp.int64), 1) - 1
+    end = xp.where(s.cont & (s.discount != 0), T, now)  # the last step that can be reached
+    for k in sizes:
+        end[:-k] = xp.minimum(end[:-k] + 0, end[k:])
+    last = xp.where(end - now < n, end, now + (n - 1))
+    m = last - now + 1
+    returns, taken, sums, weight, product = xp.zeros_like(r), now * 0, r, xp.ones_like(r), s.discount
+    for k in sizes:
+        takes = (m & k) != 0
+        at = xp.where(takes, now + taken, now)
+        returns = returns + xp.where(takes, s.times(weight, sums[at, column]), 0.0)
+        weight = xp.where(takes, s.counted(weight * product[at, column]), weight)
+        taken = taken + k * takes
+        longer, further = sums + 0, product + 0
+        longer[:-k] = sums[:-k] + s.times(product[:-k], sums[k:])
+        further[:-k] = s.counted(product[:-k] * product[k:])
+        sums, product = longer, further
+    ends = s.bootstrap[last, column] == 0
+    weight = xp.where(s.valid & ~ends, weight, 0.0)
+    if nv is not None:
+        returns = returns + s.times(weight, nv[last, column])
+    return xp.where(s.valid, returns, 0.0), weight, last

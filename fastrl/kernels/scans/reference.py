@@ -105,6 +105,14 @@ class Call:
         x = self.number(name, value)
         return x if self.counts(x) else 0 * x
 
+    def window(self, n: Any) -> int:
+        n = _arrays.scalar_of(n)
+        if not _arrays.is_number(n, numbers.Integral):
+            raise TypeError(f"{self.op}: n must be an int, got {type(n).__name__}")
+        if operator.index(n) < 1:
+            raise ValueError(f"{self.op}: n must be >= 1, got {operator.index(n)}")
+        return operator.index(n)
+
     def counts(self, discount: Any) -> bool:
         """Whether a discount, or a product of them, is not 0 in the dtype of the arrays."""
         with np.errstate(all="ignore"):
@@ -232,12 +240,7 @@ class ReferenceScans:
         nv = c.full(0.0) if next_values is None else c.floats("next_values", next_values)
         term, trunc = c.flags("terminated", terminated), c.flags("truncated", truncated)
         gamma = c.discount("gamma", gamma)
-        n = _arrays.scalar_of(n)
-        if not _arrays.is_number(n, numbers.Integral):
-            raise TypeError(f"{c.op}: n must be an int, got {type(n).__name__}")
-        n = operator.index(n)
-        if n < 1:
-            raise ValueError(f"{c.op}: n must be >= 1, got {n}")
+        n = c.window(n)
         cut = c.flags("cut", cut)
         valid = c.flags("mask", mask, True)
         c.outputs(out, ("", "", "int64"))

@@ -103,6 +103,43 @@ def test_discounts_and_lam_of_each_step(public):
     np.testing.assert_allclose(off_policy, returns, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 40, 2**40])
+@pytest.mark.parametrize("next_values", [True, False])
+def test_n_step_returns(public, dtype, n, next_values):
+    p = problem((33, 5), dtype, 9)
+    after = p["next_values"] if next_values else None
+    cut = np.random.default_rng(10).random((33, 5)) < 0.1
+    settings = {"n": n, "cut": cut, "mask": p["mask"]}
+    wanted = fastrl.n_step_returns(p["rewards"], after, p["terminated"], p["truncated"], gamma=0.9, **settings)
+    discounts = np.where(p["terminated"], 0, 0.9).astype(dtype)
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    for terminated in (p["terminated"], None):
+        found = fastrl.n_step_returns(p["rewards"], after, terminated, p["truncated"], discounts=discounts, **settings)
+        for x, y in zip(found, wanted, strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 64])
+def test_n_step_returns_of_varying_discounts(public, n):
+    rng = np.random.default_rng(11)
+    r, nv, discounts = rng.random((3, 20))
+    discounts[[4, 11]] = 0
+    r[12], nv[4], nv[11] = np.nan, np.nan, np.nan
+    truncated = np.arange(20) == 16
+    returns, factors, last = fastrl.n_step_returns(r, nv, None, truncated, discounts=discounts, n=n)
+    for t in range(20):
+        total, weight, k = 0.0, 1.0, t
+        while True:
+            total, weight = total + weight * r[k], weight * discounts[k]
+            if k == 19 or k - t + 1 == n or truncated[k] or weight == 0:
+                break
+            k += 1
+        total += weight * nv[k] if weight else 0
+        np.testing.assert_allclose((returns[t], factors[t], last[t]), (total, weight, k), rtol=1e-12)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_nothing_passes_a_discount_of_0(public, op):
     p = problem((12, 2), "float64", 3)
