@@ -189,7 +189,7 @@ def lambda_returns(
 
     Source: Sutton and Barto, "Reinforcement Learning" (2018), eq. 12.18.
     """
-    if not _discounts.wanted(discounts, lam):
+    if discounts is None and (type(lam) is float or not _discounts.wanted(None, lam)):
         returns = _scans_for(rewards).lambda_returns(rewards, next_values, terminated, truncated, gamma, lam, mask, out)
     else:
         returns = _discounts.lambda_returns(
@@ -301,7 +301,7 @@ def vtrace(
     if next_values is None:
         values, next_values = _now_and_next(rewards, values)
     result: tuple[A, A]
-    if not _discounts.wanted(discounts, lam):
+    if discounts is None and (type(lam) is float or not _discounts.wanted(None, lam)):
         result = _scans_for(rewards).vtrace(
             rewards, values, next_values, terminated, truncated, log_rhos,
             gamma, lam, rho_clip, c_clip, pg_rho_clip, mask, out,
