@@ -131,6 +131,9 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         "gaussian": {"Pendulum-v1": Task(20_000, -180, OFF_POLICY_PENDULUM)},
         "ou": {"Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "noise": "ou"})},
     },
+    "d4pg": {
+        "default": {"Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "v_min": -400.0, "v_max": 0.0})},
+    },
     "sac": {
         "automatic": {
             "Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "actor_learning_rate": 1e-3}),

@@ -22,6 +22,7 @@ UPDATES = 40
 SETTINGS = {
     "td3": {},
     "ddpg": {},
+    "d4pg": {},
     "naf": {},
     "qt_opt": {"cem_samples": 16, "cem_elites": 4},
     "qt_opt, 64 samples": {},

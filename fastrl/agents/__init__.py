@@ -11,6 +11,7 @@ from fastrl.agents.hyperparameters import (
     A2CConfig,
     ActorCriticConfig,
     CEMConfig,
+    D4PGConfig,
     DDPGConfig,
     DQNConfig,
     NAFConfig,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fastrl.agents.agent import Agent
     from fastrl.agents.callbacks import Callback
     from fastrl.agents.cem import CEM
+    from fastrl.agents.d4pg import D4PG
     from fastrl.agents.ddpg import DDPG
     from fastrl.agents.dqn import DQN
     from fastrl.agents.env_config import EnvConfig
@@ -51,6 +53,7 @@ _MODULES = {
     "Agent": "agent",
     "Callback": "callbacks",
     "CEM": "cem",
+    "D4PG": "d4pg",
     "DDPG": "ddpg",
     "DQN": "dqn",
     "EnvConfig": "env_config",
@@ -79,6 +82,7 @@ CLASS_NAMES = {
     "naf": "NAF",
     "qt_opt": "QTOpt",
     "ddpg": "DDPG",
+    "d4pg": "D4PG",
     "td3": "TD3",
     "sac": "SAC",
     "q_learning": "QLearning",
@@ -90,6 +94,7 @@ __all__ = [
     "A2C",
     "ALGORITHMS",
     "CEM",
+    "D4PG",
     "DDPG",
     "DQN",
     "NAF",
@@ -104,6 +109,7 @@ __all__ = [
     "Agent",
     "CEMConfig",
     "Callback",
+    "D4PGConfig",
     "DDPGConfig",
     "DQNConfig",
     "EnvConfig",

@@ -115,8 +115,11 @@ class ContinuousAgent(BoxAgent[CC]):
         self.critic_optimizer = FlatAdam(self.critics.vector, self.critics.grad, lr=c.learning_rate)
         self._log = {"loss": 0.0, "actor_loss": 0.0, "mean_q": 0.0}
 
+    def _critic_outputs(self) -> int:
+        return 1
+
     def _networks(self) -> tuple[Network, Network]:
-        """The actor ``[B, obs]`` -> ``[B, A * actor_outputs]`` and the critics ``[B, obs + A]`` -> ``[n, B, 1]``."""
+        """The actor ``[B, obs]`` -> ``[B, A * actor_outputs]`` the critics ``[B, obs + A]`` -> ``[n, B, outputs]``."""
         this, device = type(self).__name__, str(self.device)
         given, hidden = {} if self._network is None else self._network, self.config.hidden
         if not isinstance(given, Mapping) or not set(given) <= {"actor", "critic"}:
@@ -127,7 +130,7 @@ class ContinuousAgent(BoxAgent[CC]):
             self.n_actions,
             self.n_actions * self.actor_outputs,
         )
-        n, seeds = self.n_critics, self._seeds
+        n, out, seeds = self.n_critics, self._critic_outputs(), self._seeds
         actor: Network
         critics: Network
         if "actor" in given:
@@ -136,9 +139,9 @@ class ContinuousAgent(BoxAgent[CC]):
             actor = MLP((n_obs, *hidden, n_out), seed=seeds[0], device=device)
         if "critic" in given:
             takes = [shape, (n_actions,)]
-            critics = own_network(given["critic"], f"{this}: critic", takes, 1, n=n, seed=seeds[1], device=device)
+            critics = own_network(given["critic"], f"{this}: critic", takes, out, n=n, seed=seeds[1], device=device)
         else:
-            critics = MLP((n_obs + n_actions, *hidden, 1), n=n, seed=seeds[1], device=device)
+            critics = MLP((n_obs + n_actions, *hidden, out), n=n, seed=seeds[1], device=device)
         return actor, critics
 
     @property

@@ -33,6 +33,7 @@ ALGORITHMS = {
     "naf": Algorithm(100_000, "normalized advantage functions; continuous actions"),
     "qt_opt": Algorithm(100_000, "Q-learning with a search for the best action; continuous actions"),
     "ddpg": Algorithm(100_000, "deep deterministic policy gradient; continuous actions"),
+    "d4pg": Algorithm(100_000, "DDPG with a distribution of returns; continuous actions"),
     "td3": Algorithm(100_000, "twin delayed DDPG; continuous actions"),
     "sac": Algorithm(100_000, "soft actor-critic; continuous actions"),
     "q_learning": Algorithm(100_000, "Q-learning on a table; discrete observations and actions"),

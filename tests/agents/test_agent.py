@@ -181,6 +181,7 @@ def test_weights_that_are_not_finite_are_not_saved(cls, value, tmp_path):
             "naf": "target",
             "qt_opt": "target",
             "ddpg": "target_actor",
+            "d4pg": "target_actor",
             "td3": "target_actor",
             "sac": "target_critics",
         },

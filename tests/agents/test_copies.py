@@ -32,6 +32,7 @@ CASES = {
     "naf": {**OFF, "noise": "ou", "n_step": 2},
     "qt_opt": {**OFF, "lag": 3, "cem_samples": 8},
     "ddpg": {**OFF, "noise": "ou"},
+    "d4pg": {**OFF, "n_atoms": 11},
     "td3": {**OFF, "n_step": 2},
     "sac": {**OFF, "learning_rate_end": 0.0},
 }

@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
-from fastrl.agents import DDPG, NAF, SAC, TD3, QTOpt, sac
+from fastrl.agents import D4PG, DDPG, NAF, SAC, TD3, QTOpt, sac
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.off_policy import ContinuousConfig
 from fastrl.agents.parts import parts_state
@@ -24,6 +24,8 @@ CASES = {
     "naf_all": (NAF, {"noise": "ou", "prioritized": True, "n_step": 3, "num_envs": 2, "max_grad_norm": 1.0}),
     "qt_opt": (QTOpt, {"cem_samples": 16, "lag": 50}),
     "qt_opt_all": (QTOpt, {"cem_samples": 8, "lag": 7, "noise": "ou", "prioritized": True, "n_step": 3, "num_envs": 2}),
+    "d4pg": (D4PG, {"noise": "ou"}),
+    "d4pg_all": (D4PG, {"n_atoms": 21, "prioritized": True, "num_envs": 2, "max_grad_norm": 1.0}),
     "ddpg": (DDPG, {}),
     "ddpg_ou": (DDPG, {"noise": "ou", "noise_std": 0.3, "num_envs": 2, "prioritized": True}),
     "td3": (TD3, {}),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastrl.agents import DDPG, DQN, NAF, SAC, TD3, QTOpt, sac
+from fastrl.agents import D4PG, DDPG, DQN, NAF, SAC, TD3, QTOpt, sac
 from fastrl.kernels import normal_sample
 from fastrl.replay import Batch
 
@@ -183,6 +183,49 @@ def test_td3_and_ddpg(cls, switches, own, monkeypatch):
             step(actor_adam, -values(critics, b.obs, actor(b.obs).tanh())[0].mean(), c.max_grad_norm)
             follow(target_actor, actor, c.tau)
             follow(target_critics, critics, c.tau)
+
+    run(agent, "Pendulum-v1", monkeypatch, update)
+    assert_same(pairs, starts)
+
+
+class Logits(Critic):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(4, 16, 12, 11)
+
+
+@OWN
+@pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
+def test_d4pg(switches, own, monkeypatch):
+    network = {"actor": functools.partial(mlp, 3, 16, 12, 1), "critic": Logits} if own else None
+    settings = {"hidden": (16, 12), "batch_size": B, "n_atoms": 11, "v_min": -2.0, "v_max": 3.0, **switches}
+    agent = D4PG("Pendulum-v1", **settings, seed=5, network=network)
+    agent.target_critics.vector += np.float32(0.05)
+    agent.target_actor.vector -= np.float32(0.05)
+    names = ("actor", "critics", "target_actor", "target_critics")
+    twins, c = [twin(getattr(agent, name)) for name in names], agent.config
+    actor, critics, target_actor, target_critics = twins
+    pairs = [(getattr(agent, name), module) for name, module in zip(names, twins, strict=True)]
+    starts = [of(network) for network, _ in pairs]
+    actor_adam, critic_adam = adam(actor, c.actor_learning_rate), adam(critics, c.learning_rate)
+    z = torch.linspace(-2, 3, 11, dtype=torch.float64)
+
+    def logits(module, obs, action):
+        x = torch.cat((obs, action), 1)
+        return (module[0].net if own else module[0])(x)
+
+    def update(b):
+        with torch.no_grad():
+            p = logits(target_critics, b.next_obs, target_actor(b.next_obs).tanh()).softmax(1)
+            moved = (b.reward[:, None] + b.discount[:, None] * z).clamp(-2, 3)
+            share = (1 - (moved[:, :, None] - z).abs() / 0.5).clamp(min=0)  # [B, from, to]
+            m = (p[:, :, None] * share).sum(1)
+        entropy = -(m * logits(critics, b.obs, b.action).log_softmax(1)).sum(1)
+        step(critic_adam, ((b.weights if c.prioritized else 1) * entropy).mean(), c.max_grad_norm)
+        q = logits(critics, b.obs, actor(b.obs).tanh()).softmax(1) @ z
+        step(actor_adam, -q.mean(), c.max_grad_norm)
+        follow(target_actor, actor, c.tau)
+        follow(target_critics, critics, c.tau)
 
     run(agent, "Pendulum-v1", monkeypatch, update)
     assert_same(pairs, starts)

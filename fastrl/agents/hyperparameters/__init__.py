@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastrl.agents.hyperparameters.off_policy import (
+    D4PGConfig,
     DDPGConfig,
     DQNConfig,
     NAFConfig,
@@ -31,6 +32,7 @@ CONFIGS: dict[str, type[Any]] = {
     "naf": NAFConfig,
     "qt_opt": QTOptConfig,
     "ddpg": DDPGConfig,
+    "d4pg": D4PGConfig,
     "td3": TD3Config,
     "sac": SACConfig,
     "q_learning": TabularConfig,
@@ -43,6 +45,7 @@ __all__ = [
     "A2CConfig",
     "ActorCriticConfig",
     "CEMConfig",
+    "D4PGConfig",
     "DDPGConfig",
     "DQNConfig",
     "NAFConfig",

@@ -282,6 +282,33 @@ class DDPGConfig(NoiseConfig, ContinuousConfig):
 
 
 @dataclass(frozen=True)
+class D4PGConfig(NoiseConfig, ContinuousConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [B] Barth-Maron et al. 2018; without a mark, ours or those of DDPG.
+    # The string under a setting is its help on the command line.
+    n_step: int = 5  # [B]
+    """Rewards summed before the bootstrap; fewer at the end of an episode."""
+    n_atoms: int = 51  # [B]
+    """Returns that the critic gives a probability each."""
+    v_min: float = -150.0  # [B] by task
+    """The least of them; what falls below counts as it."""
+    v_max: float = 150.0  # [B] by task
+    """The largest of them; what lies above counts as it."""
+    learning_rate: float = 1e-3
+    """Of the critic's Adam, at the start."""
+    actor_learning_rate: float = 1e-3
+    """Of the actor's Adam, at the start; falls in the same proportion as the critic's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 2, 2**16, "n_atoms")
+        check_range(self, -1e30, 1e30, "v_min", "v_max")
+        if self.v_min >= self.v_max:
+            raise InputError(f"D4PGConfig: v_min must be < v_max, got {self.v_min!r} and {self.v_max!r}")
+
+
+@dataclass(frozen=True)
 class TD3Config(ContinuousConfig):
     """Hyperparameters.  All schedules count environment steps from the start of training."""
 
