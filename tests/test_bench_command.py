@@ -55,7 +55,7 @@ def test_only_the_named_kernels_and_nothing_written(tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
-        (["--kernels", "gea"], "unknown kernel 'gea'; known are gae, sum_tree"),
+        (["--kernels", "gea"], "unknown kernel 'gea'; did you mean gae\\? known are gae, sum_tree"),
         (["--threads", "0"], r"--threads must be in \[1, 1024\], got 0"),
         (["--sizes", "3"], "sizes"),
         (["-o", "{full}"], "is not an empty folder; nothing is overwritten"),

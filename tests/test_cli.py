@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from algorithms import DEEP
 from commands import SMALL, fails, tree
 
 import fastrl
@@ -49,7 +50,7 @@ def test_train_eval_and_resume(run_folder, capsys, tmp_path):
         assert (a / name).read_bytes() == (b / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"dqn"}))
+@pytest.mark.parametrize("name", sorted(set(DEEP) - {"dqn"}))
 def test_every_algorithm_trains_evaluates_and_resumes(name, tmp_path, capsys):
     run, env = tmp_path / "run", "CartPole-v1" if ALGORITHMS[name].discrete else "Pendulum-v1"
     argv = ["train", name, "--env", env, "--num-envs", "8", "--total-steps", "600", "--hidden", "16"]

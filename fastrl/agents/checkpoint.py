@@ -203,9 +203,9 @@ def _checkpoint(opened: _Folder) -> Checkpoint:
 class _Folder:
     """A checkpoint's folder, open: its files stay those of one checkpoint while another takes its name."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, instead_of: Path | None = None) -> None:
         """Raises OSError if it is no folder, or has no manifest.json."""
-        self.path = path
+        self.path, self._instead_of = path, instead_of
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY) if _DIR_FD else None
         try:
             self._stat = os.stat(path if self._fd is None else self._fd)
@@ -219,7 +219,9 @@ class _Folder:
             os.close(self._fd)
 
     def replaced(self) -> bool:
-        """Has another folder this name by now, or none?"""
+        """Has another folder this name by now, or none, or is what this one was opened instead of there again?"""
+        if self._instead_of is not None and (self._instead_of / "manifest.json").is_file():
+            return True
         try:
             return not os.path.samestat(os.stat(self.path), self._stat)
         except OSError:
@@ -295,9 +297,10 @@ def _read(folder: str | os.PathLike[str], read: Callable[[_Folder], T]) -> T:
 def _find(given: Path) -> _Folder:
     for _ in range(3):  # between two looks, a save may have given the checkpoint its name
         for path in (given / "checkpoint", given):
-            for candidate in (path, beside(Path(os.path.realpath(path)), "old")):
+            earlier = beside(Path(os.path.realpath(path)), "old")
+            for candidate, instead_of in ((path, None), (earlier, path)):
                 try:
-                    return _Folder(candidate)
+                    return _Folder(candidate, instead_of)
                 except OSError as error:
                     if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EISDIR):
                         raise InputError(f"{given}: {error.strerror}") from error

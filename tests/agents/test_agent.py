@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from algorithms import DEEP
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import SyncVectorEnv
 
@@ -26,7 +27,7 @@ from fastrl.agents.networks import clip_norm
 from fastrl.agents.off_policy import OffPolicyAgent
 from fastrl.agents.parts import NETWORKS
 
-ALL = pytest.mark.parametrize("cls", ALGORITHMS.values(), ids=ALGORITHMS)
+ALL = pytest.mark.parametrize("cls", DEEP.values(), ids=DEEP)
 OFF_POLICY = [name for name, cls in ALGORITHMS.items() if issubclass(cls, OffPolicyAgent)]
 
 

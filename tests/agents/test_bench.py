@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from algorithms import DEEP
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -126,7 +127,7 @@ def test_learning_tasks_name_what_exists(monkeypatch):
 
     monkeypatch.syspath_prepend(BENCH)
     module = importlib.import_module("learning")
-    assert set(module.TASKS) == set(ALGORITHMS)
+    assert set(module.TASKS) == set(DEEP)
     for algorithm, variants in module.TASKS.items():
         for variant, envs in variants.items():
             for env, task in envs.items():

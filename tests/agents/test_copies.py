@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from algorithms import DEEP
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fastrl.agents import A2C, ALGORITHMS, DDPG, DQN, PPO, SAC, TD3, TRPO, InputError
@@ -36,7 +37,7 @@ CASES = {
     "td3": {**OFF, "n_step": 2},
     "sac": {**OFF, "learning_rate_end": 0.0},
 }
-assert CASES.keys() == ALGORITHMS.keys()
+assert CASES.keys() == DEEP.keys()
 
 
 def make(name, env=None, **more):
@@ -77,7 +78,7 @@ if importlib.util.find_spec("joblib") is None:
     del WAYS["joblib"]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", DEEP)
 def test_a_copy_is_what_save_and_load_give(name, tmp_path):
     agent = make(name).learn(100, schedule_steps=200, progress=False)
     agent.save(tmp_path / "a")

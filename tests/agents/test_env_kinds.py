@@ -11,10 +11,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from algorithms import DEEP
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from odd_envs import Sim, Steps, register
 
-from fastrl.agents import ALGORITHMS, DQN, PPO, SAC
+from fastrl.agents import DQN, PPO, SAC
 from fastrl.agents.config import InputError
 from fastrl.agents.envs import Envs
 
@@ -36,7 +37,7 @@ def test_a_wrapped_vector_that_reuses_its_array(copy, mode):
     assert len(agent.buffer) == 600 - (75 if mode == AutoresetMode.NEXT_STEP else 0)
 
 
-@pytest.mark.parametrize("cls", list(ALGORITHMS.values()))
+@pytest.mark.parametrize("cls", list(DEEP.values()))
 def test_evaluating_in_the_training_environment_begins_new_episodes(cls):
     class Either(Steps):
         action_space = gym.spaces.Discrete(2) if cls.discrete else gym.spaces.Box(-1, 1, (1,), np.float32)

@@ -9,9 +9,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from algorithms import DEEP
 
 import fastrl.agents
-from fastrl.agents import ALGORITHMS, DQN, PPO, InputError
+from fastrl.agents import DQN, PPO, InputError
 from fastrl.agents.checkpoint import load_checkpoint, save_checkpoint
 
 SETTINGS = {
@@ -34,7 +35,7 @@ def no_environments(monkeypatch):
     return lambda: monkeypatch.setattr(gym, "make", none)
 
 
-@pytest.mark.parametrize("cls", ALGORITHMS.values(), ids=operator.attrgetter("algorithm"))
+@pytest.mark.parametrize("cls", DEEP.values(), ids=operator.attrgetter("algorithm"))
 def test_it_predicts_what_the_agent_did(cls, tmp_path, no_environments):
     env = "CartPole-v1" if cls.discrete else "Pendulum-v1"
     agent = cls(env, seed=2, **SETTINGS.get(cls.algorithm, {"hidden": (8,)}))

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from algorithms import DEEP
 
 from fastrl.agents import (
     A2C,
@@ -26,7 +27,7 @@ from fastrl.agents import (
 from fastrl.agents.off_policy import OffPolicyAgent
 from fastrl.agents.policies import box_units
 
-ALL = pytest.mark.parametrize("cls", ALGORITHMS.values(), ids=ALGORITHMS)
+ALL = pytest.mark.parametrize("cls", DEEP.values(), ids=DEEP)
 OFF_POLICY = [name for name, cls in ALGORITHMS.items() if issubclass(cls, OffPolicyAgent)]
 LENGTHS = {"dqn": 50_000, "reinforce": 200_000, "a2c": 500_000, "actor_critic": 500_000}  # the others 100_000
 
