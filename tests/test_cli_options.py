@@ -88,6 +88,8 @@ def test_underscores_are_hyphens():
         ([*TRAIN, "--hidden"], "--hidden needs a value"),
         ([*TRAIN, "--env"], "--env needs a value"),
         ([*TRAIN, "--buffer-size", "10"], "--buffer-size must be >= --batch-size, got 10 and 64"),
+        ([*TRAIN, "--rainbow", "--no-noisy"], "--noisy must be True with these settings, got False"),
+        ([*TRAIN, "--stop-at", "nan"], "--stop-at must be finite, got nan"),
         ([*TRAIN, "--gamma", "2"], "--gamma must be in [0, 1], got 2.0"),
         (["train", "qdn"], "unknown algorithm 'qdn'; did you mean dqn? known are dqn, "),
         (["train", "pppo"], "unknown algorithm 'pppo'; did you mean ppo? "),

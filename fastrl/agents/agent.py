@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from fastrl.agents.callbacks import Callbacks
 from fastrl.agents.checkpoint import load_checkpoint, save_checkpoint
-from fastrl.agents.config import InputError, check_int, describe_settings, make_config, resolve_device
+from fastrl.agents.config import InputError, check_int, check_kept, describe_settings, make_config, resolve_device
 from fastrl.agents.env_config import EnvConfig
 from fastrl.agents.envs import Envs, make_env
 from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, episodes_of
@@ -85,6 +85,7 @@ class Agent(ABC, Generic[C]):
         self._network = network
         given: dict[str, Any] = asdict(config) if config is not None else {}  # type: ignore[call-overload]
         c: Any = make_config(self.config_class, {**given, **overrides}, type(self).__name__)
+        check_kept(c, overrides)
         self.device = resolve_device(c.device)
         asked = "num_envs" in overrides or c.num_envs != self.config_class.num_envs
         if asked and not isinstance(env, (str, EnvConfig)):
@@ -161,6 +162,12 @@ class Agent(ABC, Generic[C]):
         """The optimizer's learning rate now: linear from learning_rate to learning_rate_end."""
         c: Any = self.config
         return self._linear(c.learning_rate, c.learning_rate_end, c.learning_rate_steps)
+
+    def _stepped(self) -> None:
+        """Count a step of the environments."""
+        self.steps += self.envs.num_envs
+        if self.on_step is not None:
+            self.on_step()
 
     def _linear(self, start: float, end: float, steps: int | None) -> float:
         """From `start` at step 0 to `end` at step `steps`; None: `schedule_steps`, of which `learn` knows."""

@@ -71,11 +71,14 @@ class CEM(Agent[CEMConfig]):
         mean, std = self.weights.astype(np.float64), np.exp(self.log_std)
         noise = self.rng.standard_normal((c.population, len(mean)), np.float32)
         population = (mean + std * noise).astype(np.float32)
-        returns = np.empty(c.population)
+        returns, before = np.empty(c.population), self.steps
         try:
             for k, weights in enumerate(population):
                 self.weights[:] = weights
                 returns[k] = self._play_episodes()
+        except BaseException:
+            self.steps = before  # nothing will be learned from these
+            raise
         finally:
             self.weights[:] = mean
         best = np.argsort(-returns, kind="stable")[: c.elites]
@@ -101,7 +104,7 @@ class CEM(Agent[CEMConfig]):
             real = active if step.mask is None else active & step.mask
             total += float(step.reward[real].sum())
             to_play -= real & (step.terminated | step.truncated)
-            self.steps += envs.num_envs
+            self._stepped()
         return total / (envs.num_envs * episodes)
 
     def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:

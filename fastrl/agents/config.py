@@ -99,6 +99,14 @@ def _name(hint: Any) -> str:
     return hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
 
 
+def check_kept(config: Any, given: Mapping[str, Any]) -> None:
+    """Raise InputError if a switch or number of `given` became another in `config`, by a setting that implies it."""
+    for name, value in given.items():
+        kept = getattr(config, name)
+        if isinstance(value, (int, float, np.bool_)) and kept != value:
+            raise InputError(f"{type(config).__name__}: {name} must be {kept!r} with these settings, got {value!r}")
+
+
 def check_range(config: Any, low: float, high: float, *names: str) -> None:
     """Raise InputError unless every named setting (or item of it) is finite and in [low, high]; None is let through."""
     for name in names:

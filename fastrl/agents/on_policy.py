@@ -57,12 +57,6 @@ class OnPolicyAgent(Agent[C]):
             self.steps = before  # nothing will be learned from these
             raise
 
-    def _stepped(self) -> None:
-        """Count a step of the environments."""
-        self.steps += self.envs.num_envs
-        if self.on_step is not None:
-            self.on_step()
-
     def _update_moments(self) -> None:
         """Count the rollout's observations in; after the update, which sees them as they were when acted on."""
         if self.policy.moments is not None:

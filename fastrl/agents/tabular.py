@@ -130,7 +130,7 @@ class TabularAgent(Agent[C]):
             if table.chosen is not None and after is not None:
                 new = done or (t.mask is not None and not t.mask[i])
                 table.chosen.append(self._choose(now[i], rng) if new else after)
-        self.steps += self.config.num_envs
+        self._stepped()
 
     _on_policy = False  # is the next action chosen before the update?
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import json
 import re
 import signal
@@ -12,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrl.agents.config import InputError, make_config
+from fastrl.agents.config import InputError, check_kept, make_config
 from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.cli import runs, seeds
 from fastrl.cli.algorithms import ALGORITHMS, algorithm_class, algorithm_name, print_algorithms
@@ -128,6 +129,8 @@ def _check(options: Train) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise InputError(f"{option(name)} must be >= {least}, got {value}")
+    if options.stop_at is not None and not math.isfinite(options.stop_at):
+        raise InputError(f"--stop-at must be finite, got {options.stop_at}")
     if options.jobs is not None and options.seeds is None and options.resume is None:
         raise InputError("--jobs is of --seeds, which is missing")
     if options.resume is not None and options.seeds is not None:
@@ -170,9 +173,11 @@ def _config(name: str, file: Path | None, given: dict[str, Any]) -> Any:
     """The hyperparameters: the options that were given over the file's over the defaults."""
     config = CONFIGS[name]() if file is None else _hyperparameters(name, _read_config(file), f"--config {file}")
     try:
-        return dataclasses.replace(config, **given)
+        config = dataclasses.replace(config, **given)
+        check_kept(config, given)
     except InputError as error:
         raise as_options(error, CONFIGS[name]) from None
+    return config
 
 
 def _value_of(flag: str, args: list[str]) -> str | None:

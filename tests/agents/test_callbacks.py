@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from fastrl.agents import DQN, PPO, REINFORCE, Callback, InputError
+from fastrl.agents import CEM, DQN, PPO, REINFORCE, SARSA, Callback, InputError, QLearning
 
 SMALL = {"hidden": (16,), "learning_starts": 100, "train_every": 10, "updates": 1, "batch_size": 16, "seed": 3}
 ROLLOUTS = {"hidden": (16,), "n_steps": 32, "num_envs": 2, "minibatches": 2, "epochs": 1, "seed": 3}
@@ -62,6 +62,40 @@ def test_steps_are_counted_within_rollouts(make):
     updates = [step for step, *_ in diary.of("on_update")]
     assert updates[-1] == agent.steps and (make is REINFORCE or updates == [64, 128, 192, 256, 320])
     assert len(diary.of("on_episode")) == agent.envs.episodes > 0
+
+
+@pytest.mark.parametrize("make", [QLearning, SARSA])
+def test_tables_tell_of_every_step(make):
+    diary = Diary()
+    agent = make("FrozenLake-v1", num_envs=2, seed=3).learn(300, progress=False, callback=diary)
+    assert [step for step, _ in diary.of("on_step")] == list(range(2, 301, 2))
+    episodes = [tuple(e[1:]) for e in diary.of("on_episode")]
+    assert len(episodes) == agent.envs.episodes > 0 and episodes == list(agent.envs.recent)[-len(episodes) :]
+    stopped = make("FrozenLake-v1", seed=3).learn(300, progress=False, callback=lambda agent: agent.steps < 37)
+    assert stopped.steps == 37
+
+
+def test_a_generation_tells_of_its_steps():
+    diary, settings = Diary(), {"population": 4, "elites": 2, "num_envs": 2, "seed": 3}
+    agent = CEM("CartPole-v1", **settings).learn(1, progress=False, callback=diary)
+    assert [step for step, _ in diary.of("on_step")] == list(range(2, agent.steps + 1, 2))
+    assert len(diary.of("on_episode")) == agent.envs.episodes > 0
+    stopped = CEM("CartPole-v1", **settings).learn(10**6, progress=False, callback=lambda agent: agent.steps < 10)
+    assert stopped.n_updates == 1 and stopped.steps == agent.steps  # after the generation
+
+
+def test_an_error_in_a_generation_takes_its_steps_back():
+    def fail(agent):
+        if agent.steps > first.steps:
+            raise RuntimeError("mine")
+
+    settings = {"population": 4, "elites": 2, "seed": 3}
+    first = CEM("CartPole-v1", **settings).learn(1, progress=False)
+    agent = CEM("CartPole-v1", **settings)
+    with pytest.raises(RuntimeError, match="mine"):
+        agent.learn(10**6, progress=False, callback=fail)
+    assert agent.steps == first.steps and agent.n_updates == 1
+    np.testing.assert_array_equal(agent.weights, first.weights)
 
 
 def test_episodes_of_a_vector_environment(counters):

@@ -203,6 +203,8 @@ def test_a_network_of_ones_own_has_the_atoms():
         ({"v_max": float("inf")}, r"v_max must be in \[-1e\+30, 1e\+30\], got inf"),
         ({"atoms": 1}, r"atoms must be in \[2, 10000\], got 1"),
         ({"distributional": "iqn2"}, "distributional must be .*'c51', 'qr'.*, got 'iqn2'"),
+        ({"rainbow": True, "noisy": False}, "noisy must be True with these settings, got False"),
+        ({"rainbow": True, "n_step": 1}, "n_step must be 3 with these settings, got 1"),
         ({"noisy": True, "network": torch.nn.Linear(4, 2)}, "noisy must be False with a network of your own"),
         ({"distributional": "qr", "network": torch.nn.Linear(4, 2)}, rf"must map .* to \[B, {2 * N}\], got \[2, 2\]"),
     ],
