@@ -197,6 +197,8 @@ class ClassicControlVectorEnv(VectorEnv[Array, Array, Array]):
         million; nothing is changed then.
         """
         where = f"{self.name}: state_dict"
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{where} must be a dict, got {type(state).__name__}")
         unlike = set(state) ^ {*COLUMNS, "generators"}
         if unlike:
             raise ValueError(f"{where} must have {', '.join(COLUMNS)} and generators; unlike: {sorted(unlike)}")
@@ -259,6 +261,8 @@ class ClassicControlVectorEnv(VectorEnv[Array, Array, Array]):
         self._generators, self._seeds = generators, list(seeds)
 
     def _reset_mask(self, options: Mapping[str, Any] | None) -> Array | None:
+        if options is not None and not isinstance(options, Mapping):
+            raise TypeError(f"{self.name}: options must be None or a dict, got {type(options).__name__}")
         if not options or "reset_mask" not in options:
             return None
         mask, wanted = options["reset_mask"], f"a bool array of shape ({self.num_envs},) with a True in it"

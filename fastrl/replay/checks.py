@@ -63,7 +63,10 @@ def check_memory(capacity: int, num_envs: int, slots: int, item_bytes: tuple[int
     """What the storage takes, in words; a warning if this machine has less memory, since it is only filled in use."""
     rows = slots * num_envs
     if rows > _MAX_ROWS:
-        most = (_MAX_ROWS // num_envs - 2) * num_envs
+        more = slots - -(-capacity // num_envs)  # slots of an environment than transitions
+        most = (_MAX_ROWS // num_envs - more) * num_envs
+        if most < 1:
+            raise ValueError(f"replay: num_envs must be at most {_MAX_ROWS // (more + 1)}, got {num_envs}")
         raise ValueError(f"replay: capacity must be at most {most} with num_envs={num_envs}, got {capacity}")
     obs, action = item_bytes
     rest = 20  # reward 4, flags 3, the sum tree 5, a pointer 8

@@ -119,6 +119,7 @@ def test_the_action_of_an_environment_that_resets_is_not_used(make, same, backen
         ({"options": {"reset_mask": [True] * 3}}, "must be a bool array of shape (3,) with a True in it, got list"),
         ({"options": {"reset_mask": np.zeros(3, np.bool_)}}, "with a True in it, got none"),
         ({"options": {"reset_mask": ONES}}, "with a True in it, got int64 (3,)"),
+        ({"options": 3}, "CartPole: options must be None or a dict, got int"),
         ({"options": {"low": 1, "high": 0}}, "Lower bound (1.0) must be lower than higher bound (0.0)"),
         ({"options": {"high": np.inf}}, "CartPole: options must give bounds within +-1000000"),
         ({"options": {"low": "a"}}, "could not be converted to a float"),
@@ -156,6 +157,12 @@ def test_states(change, text, backend):
         env.load_state_dict({**before, **change})
     assert str(error.value).startswith("CartPole: state_dict") and text in str(error.value)
     assert unchanged(env, before)
+
+
+def test_no_state(backend):
+    env = CartPoleVectorEnv(3)
+    with pytest.raises(TypeError, match="CartPole: state_dict must be a dict, got NoneType"):
+        env.load_state_dict(None)
 
 
 @pytest.mark.parametrize(

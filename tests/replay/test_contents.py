@@ -224,6 +224,10 @@ def test_sizes_that_cannot_be():
         ReplayBuffer(2**31, OBS, ACTION)
     with pytest.raises(ValueError, match=r"replay: capacity must be at most .* with num_envs=1000, got 2147483000"):
         PrioritizedReplay(2147483000, OBS, ACTION, 1000)
+    with pytest.raises(ValueError, match=r"replay: num_envs must be at most 715827882, got 1180591620717411303424"):
+        ReplayBuffer(20, OBS, ACTION, 2**70)
+    with pytest.raises(ValueError, match=r"replay: capacity must be at most 2147483642 with num_envs=1, got"):
+        ReplayBuffer(2**31, ((4,), np.uint8), ACTION, frame_stack=4)
     for name, spaces in (
         ("obs_space", (((1,) * 16, np.float32), ACTION)),
         ("action_space", (OBS, ((1,) * 16, np.float32))),

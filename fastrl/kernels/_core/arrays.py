@@ -261,6 +261,10 @@ def is_number(value: Any, kind: type = numbers.Real) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def is_int(value: Any) -> bool:
+    return is_number(value, numbers.Integral)
+
+
 def to_float(value: Any) -> float:
     try:
         return float(value)

@@ -81,14 +81,14 @@ def cem_argmax(
     if eps.ndim != 3 or 0 in eps.shape or n_actions not in (None, eps.shape[2]):
         wanted = "A" if n_actions is None else n_actions
         raise ValueError(f"cem_argmax: noise must have shape [T, N, {wanted}], got {tuple(eps.shape)}")
-    if not _arrays.is_number(elites, int) or not 1 <= elites <= eps.shape[1]:
+    if not _arrays.is_int(elites) or not 1 <= elites <= eps.shape[1]:
         raise ValueError(f"cem_argmax: elites must be an int in [1, samples = {eps.shape[1]}], got {elites!r}")
     if _arrays.load_float(std, "cem_argmax: std") == 0:
         raise ValueError("cem_argmax: std must be > 0, got 0.0")
     if not isinstance(q, MLP):
         if not isinstance(obs, np.ndarray):
             obs, noise = obs.detach(), noise.detach()
-        return reference.search(q, obs, noise, int(elites), float(std))
+        return reference.search(_checked(q), obs, noise, int(elites), float(std))
     n = q.sizes[0] - eps.shape[2]
     if tuple(x.shape) != (len(x), n):
         raise ValueError(
@@ -104,10 +104,21 @@ def cem_argmax(
     return found
 
 
+def _checked(q: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def checked(states: Any, action: Any) -> Any:
+        value = q(states, action)
+        if not isinstance(value, type(action)) or tuple(value.shape) != (len(action),):
+            got = f"a {type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
+            raise ValueError(f"cem_argmax: q must give a {type(action).__name__} of shape ({len(action)},), got {got}")
+        return value
+
+    return checked
+
+
 def _draw(obs: Any, sizes: dict[str, Any], generator: Generator | None) -> Any:
     """eps [T, N, A] of the kind and on the device of `obs`."""
     for name, value in sizes.items():
-        if not _arrays.is_number(value, int) or not 1 <= value <= 2**20:
+        if not _arrays.is_int(value) or not 1 <= value <= 2**20:
             raise ValueError(f"cem_argmax: {name} must be an int in [1, 2**20], got {value!r}")
     t, n, a = map(int, sizes.values())
     zero = np.zeros((t * n, a), np.float32)

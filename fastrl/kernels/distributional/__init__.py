@@ -51,16 +51,18 @@ def two_hot(values: Any, n_atoms: int, *, v_min: float, v_max: float) -> Any:
     Source: Imani and White 2018, arXiv:1806.04613; Schrittwieser et al. 2020, arXiv:1911.08265, appendix F.
     """
     low, high = _support("two_hot", v_min, v_max)
-    if not (_arrays.is_number(n_atoms, int) and 2 <= n_atoms <= 2**24):
+    if not (_arrays.is_int(n_atoms) and 2 <= n_atoms <= 2**24):
         raise ValueError(f"two_hot: n_atoms must be an int in [2, 16777216], got {n_atoms!r}")
     x = _arrays.load_on_device(values, "two_hot: values", ("float32",))
     if x.ndim != 1:
         raise ValueError(f"two_hot: values must have shape [B], got {tuple(x.shape)}")
     if isinstance(x, np.ndarray):
-        none, probs = np.zeros(len(x), np.float32), np.zeros((len(x), n_atoms), np.float32)
+        none, probs = np.zeros(len(x), np.float32), np.zeros((len(x), int(n_atoms)), np.float32)
         found = backend.of(values).categorical_projection(probs, x, none, low, high)
         return _arrays.like(found, values)
-    return backend.of(values).categorical_projection(x.new_zeros(len(x), n_atoms), x, x.new_zeros(len(x)), low, high)
+    return backend.of(values).categorical_projection(
+        x.new_zeros(len(x), int(n_atoms)), x, x.new_zeros(len(x)), low, high
+    )
 
 
 def c51_loss(
@@ -143,14 +145,14 @@ def quantile_huber_loss(
         the mean of Q(s, a).  If quantiles require grad the loss is a tensor with that gradient.
 
     Raises:
-        TypeError, ValueError: a wrong type, dtype, shape or device, no rows, or a kappa that is not > 0 and finite.
+        TypeError, ValueError: a wrong type, dtype, shape or device, no rows, or a kappa not finite and > 1e-300.
         IndexError: an action outside [0, A) (on CUDA torch's own assertion).
 
     Sources: Dabney et al. 2018, arXiv:1710.10044 (QR-DQN, eq. 10) and arXiv:1806.06923 (IQN, eq. 3).
     """
     kappa = _arrays.load_float(kappa, "quantile_huber_loss: kappa", "finite and >= 0")
-    if not kappa > 0:
-        raise ValueError(f"quantile_huber_loss: kappa must be > 0, got {kappa!r}")
+    if not kappa > 1e-300:  # 1 / kappa is finite
+        raise ValueError(f"quantile_huber_loss: kappa must be > 1e-300, got {kappa!r}")
     arguments = (quantiles, actions, rewards, discounts, next_quantiles, next_quantiles_online, weights, taus, kappa)
     return _loss("quantile_huber_loss", *arguments)
 
@@ -166,5 +168,6 @@ def _loss(op: str, x: Any, *arguments: Any) -> QLoss:
 def _support(op: str, v_min: Any, v_max: Any) -> tuple[float, float]:
     low, high = (_arrays.load_float(x, f"{op}: {name}", "finite") for x, name in ((v_min, "v_min"), (v_max, "v_max")))
     if not 1e-300 < high - low < math.inf:
-        raise ValueError(f"{op}: v_min must be < v_max, got {low!r} and {high!r}")
+        wanted = "< v_max" if low >= high else "between 1e-300 and 1.8e308 below v_max"
+        raise ValueError(f"{op}: v_min must be {wanted}, got {low!r} and {high!r}")
     return low, high

@@ -97,14 +97,15 @@ class MLP:
         vector: Any = None,
         grad: Any = None,
     ) -> None:
-        self.sizes, self.activation, self.n = _checked_sizes(sizes, dueling), activation, n
+        self.sizes, self.activation = _checked_sizes(sizes, dueling), activation
         self.layer_norm, self.dueling, self.device = bool(layer_norm), dueling, str(device)
         if activation not in ACTIVATIONS:
             raise ValueError(f"MLP: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        if n is not None and not (_arrays.is_number(n, int) and 1 <= n <= 1024):
+        if n is not None and not (_arrays.is_int(n) and 1 <= n <= 1024):
             raise ValueError(f"MLP: n must be None or an int in [1, 1024], got {n!r}")
+        self.n = None if n is None else int(n)
         self._layout = layout(self.sizes, self.layer_norm, self.dueling)
-        size = size_of(self._layout) * (n or 1)
+        size = size_of(self._layout) * (self.n or 1)
         vectors = _vectors(backend.on(self.device))
         self.vector = vectors.new_vector(size, self.device) if vector is None else vector
         self.grad = vectors.new_vector(size, self.device) if grad is None else grad
@@ -158,7 +159,7 @@ class MLP:
         return d_x
 
     def _first(self, first: int) -> int:
-        if not (_arrays.is_number(first, int) and 1 <= first <= self._networks):
+        if not (_arrays.is_int(first) and 1 <= first <= self._networks):
             raise ValueError(f"MLP: first must be an int in [1, {self._networks}], got {first!r}")
         return int(first)
 
@@ -260,8 +261,9 @@ def _assign(view: Any, value: Any) -> None:
 
 def _checked_sizes(sizes: Iterable[int], dueling: bool | int) -> tuple[int, ...]:
     sizes = tuple(sizes)
-    if not all(_arrays.is_number(s, int) for s in sizes):
+    if not all(_arrays.is_int(s) for s in sizes):
         raise TypeError(f"MLP: sizes must be ints, got {sizes!r}")
+    sizes = tuple(map(int, sizes))
     if not 2 <= len(sizes) <= 64 or not all(1 <= s <= 2**24 for s in sizes):
         raise ValueError(f"MLP: sizes must be 2 to 64 numbers in [1, 16777216], got {sizes!r}")
     if dueling and len(sizes) < 3:

@@ -115,7 +115,8 @@ def lambda_returns(
     op: str, rewards: Any, next_values: Any, terminated: Any, truncated: Any,
     gamma: Any, discounts: Any, lam: Any, mask: Any, out: Any,
 ) -> Any:  # fmt: skip
-    arrays = {} if next_values is None else {"next_values": next_values}
+    none = next_values is None and op == "discounted_returns"
+    arrays = {} if none else {"next_values": next_values}
     s = _Scan(op, rewards, arrays, terminated, truncated, gamma, discounts, lam, mask, out, ("",))
 
     def compute(r: Any, nv: Any = 0.0) -> Any:

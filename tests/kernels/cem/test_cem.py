@@ -131,8 +131,18 @@ BAD = {
     "nan": ((Q, X), {"std": np.nan}, ValueError, "std must be finite and >= 0, got nan"),
     "noise": ((Q, X), {"noise": X}, ValueError, "noise must have shape [T, N, A], got (5, 3)"),
     "noise of two": ((Q, X, 1), {"noise": X.reshape(1, 3, 5)}, ValueError, "noise must have shape [T, N, 1]"),
+    "column": ((lambda s, a: a, X, 1), {}, ValueError, "shape (320,), got a ndarray (320, 1)"),
+    "no values": ((lambda s, a: None, X, 1), {}, ValueError, "shape (320,), got a NoneType ()"),
     "generator": ((Q, X), {"generator": 3}, TypeError, "generator must be a fastrl.Generator, got int"),
 }  # fmt: skip
+
+
+def test_numpy_ints(backend):
+    settings = {"iterations": np.int64(2), "samples": np.uint8(8), "elites": np.int32(3)}
+    found = cem_argmax(Q, X, np.int64(1), **settings, generator=Generator(3))
+    wanted = cem_argmax(Q, X, 1, iterations=2, samples=8, elites=3, generator=Generator(3))
+    for x, y in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize("name", BAD)

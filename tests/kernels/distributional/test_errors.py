@@ -36,7 +36,7 @@ ON = {"v_min": -1, "v_max": 1}
         (
             lambda f: f.categorical_projection(P, B, B, v_min=-1e308, v_max=1e308),
             ValueError,
-            "v_min must be < v_max, got -1e+308 and 1e+308",
+            "v_min must be between 1e-300 and 1.8e308 below v_max, got -1e+308 and 1e+308",
         ),
         (
             lambda f: f.categorical_projection(P, B, B, v_min=np.nan, v_max=1),
@@ -101,7 +101,12 @@ ON = {"v_min": -1, "v_max": 1}
             ValueError,
             "taus must have shape (4, 3), got (4,)",
         ),
-        (lambda f: f.quantile_huber_loss(X, A, B, B, X, kappa=0), ValueError, "kappa must be > 0, got 0.0"),
+        (lambda f: f.quantile_huber_loss(X, A, B, B, X, kappa=0), ValueError, "kappa must be > 1e-300, got 0.0"),
+        (
+            lambda f: f.quantile_huber_loss(X, A, B, B, X, kappa=1e-310),  # whose inverse is not finite
+            ValueError,
+            "kappa must be > 1e-300, got 1e-310",
+        ),
         (
             lambda f: f.quantile_huber_loss(X, A, B, B, X, kappa=np.inf),
             ValueError,

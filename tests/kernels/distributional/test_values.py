@@ -103,6 +103,7 @@ def test_two_hot(backend):
     wanted = [[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0], [0, 0.2, 0.8], [0, 0, 1], [NAN] * 3]
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
     assert isinstance(fastrl.two_hot(torch.zeros(2), 3, v_min=0, v_max=1), torch.Tensor)
+    np.testing.assert_array_equal(fastrl.two_hot(floats(0.25), np.int64(3), v_min=0, v_max=1), [[0.5, 0.5, 0]])
 
 
 def strided(x):

@@ -25,6 +25,13 @@ def test_settings(backend, arguments, error, text):
     assert str(caught.value) == text
 
 
+def test_numpy_ints(backend):
+    found = fastrl.MLP(np.array([3, 2, 1]), n=np.int32(2), seed=0)
+    wanted = fastrl.MLP((3, 2, 1), n=2, seed=0)
+    assert (found.sizes, found.n) == (wanted.sizes, wanted.n) and type(found.sizes[0]) is type(found.n) is int
+    np.testing.assert_array_equal(found.vector, wanted.vector)
+
+
 @pytest.mark.parametrize("dueling", [3, -1, 2.0, None])
 def test_atoms(backend, dueling):
     wanted = f"MLP: dueling must be a bool, or an int that divides the 4 outputs, got {dueling!r}"

@@ -196,6 +196,13 @@ def test_no_termination_without_discounts(public):
         call("gae", {**p, "terminated": None}, gamma=0.9)
 
 
+def test_lambda_returns_need_next_values(public):
+    p = {**problem((4, 2), "float64", 6), "next_values": None}
+    for settings in ({"discounts": np.ones((4, 2)), "lam": 0.9}, {"gamma": 0.9, "lam": np.ones((4, 2))}):
+        with pytest.raises(TypeError, match="lambda_returns: next_values must be an array, got NoneType"):
+            call("lambda_returns", p, **settings)
+
+
 @pytest.mark.parametrize("op", ["gae", "vtrace"])
 def test_values_of_one_step_more(public, op):
     p = problem((6, 2), "float64", 7)
