@@ -208,7 +208,7 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         (["train", "dqn", "--env", "NoSuchEnv-v3"], "cannot make environment 'NoSuchEnv-v3'"),
         (["train", "dqn", "--env", "nosuchmodule:Env-v3"], "cannot make environment 'nosuchmodule:Env-v3'"),
         (["train", "dqn"], "--env ENV is missing"),
-        (["train", "sarsa", "--env", "CartPole-v1"], "unknown algorithm 'sarsa'; known are dqn"),
+        (["train", "alphago", "--env", "CartPole-v1"], "unknown algorithm 'alphago'; known are dqn"),
         (["play"], "unknown command 'play'; known are train, eval, plot, list, bench, info"),
         ([*TRAIN[:4], "--total-steps", "0"], "^fastrl: --total-steps must be >= 1, got 0$"),
         ([*TRAIN[:4], "--total-steps", "-5"], "^fastrl: --total-steps must be >= 1, got -5$"),
