@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +17,31 @@ from fastrl.kernels import gather_rows
 TESTED = "2.9"  # where train() of the host is what ours are checked against
 
 
-class Compiled:
+class Compiled(ABC):
     """Mixin before a host's algorithm: `_learner` is what was compiled of its policy, or None."""
 
     _fastrl: Learner | None = None
 
+    @abstractmethod
     def _compile(self) -> Learner:
         """Compile the policy, or raise `CannotCompile`."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def _act(self, nets: Any, x: Any, deterministic: bool) -> Any:
+        """Actions ``[B, *action_space.shape]`` as the environment takes them, for the networks' inputs ``[B, n]``."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """The host's: the action of an observation or the actions of a batch, and `state` as it came."""
+        nets = self._learner()
+        found = None if nets is None else nets.inputs(observation)
+        if found is None:
+            result: tuple[Any, Any] = super().predict(observation, state, episode_start, deterministic)  # type: ignore[misc]
+            return result
+        x, batch = found
+        actions = self._act(nets, x, deterministic)
+        return (actions if batch else actions.squeeze(axis=0)), state
 
     def _learner(self) -> Any:
         """The compiled networks, bound to the policy as it is now; None: the host's own code runs, which is said once.

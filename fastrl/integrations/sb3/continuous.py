@@ -48,12 +48,11 @@ class _ActorCritic(Learner):
         self.n_actions = int(np.prod(policy.action_space.shape))
         self.action_columns = slice(-self.n_actions, None)
 
-    def to_env(self, action: Any, batch: bool) -> Any:
-        """Actions ``[B, A]`` in [-1, 1] as `predict` gives them."""
+    def to_env(self, action: Any) -> Any:
+        """Actions ``[B, A]`` in [-1, 1] as the environment takes them."""
         space = self.policy.action_space
         action = action.reshape(-1, *space.shape)
-        action = space.low + (0.5 * (action + 1.0) * (space.high - space.low))
-        return action if batch else action[0]
+        return space.low + (0.5 * (action + 1.0) * (space.high - space.low))
 
     def critic_step(self, batch: Any, y: Any, factor: float, **target: Any) -> tuple[Any, Any]:
         """Down the gradient of factor sum_k mean (Q_k(s, a) - y)^2: the loss and the TD errors ``[n, B]``."""
@@ -135,17 +134,9 @@ class SAC(OffPolicy, stable_baselines3.SAC):  # type: ignore[misc]
     def _compile(self) -> Learner:
         return _SACNetworks(self)
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        nets = self._learner()
-        found = None if nets is None else nets.inputs(observation)
-        if found is None:
-            result: tuple[Any, Any] = super().predict(observation, state, episode_start, deterministic)
-            return result
-        out = nets.actor.forward(found[0])
-        action = tanh(out[:, : nets.n_actions]) if deterministic else Squashed(out).action
-        return nets.to_env(action, found[1]), state
+    def _act(self, nets: Any, x: Any, deterministic: bool) -> Any:
+        out = nets.actor.forward(x)
+        return nets.to_env(tanh(out[:, : nets.n_actions]) if deterministic else Squashed(out).action)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Per step, with alpha that of its beginning, a ~ pi(.|s) and a' ~ pi(.|s'):
@@ -226,15 +217,8 @@ class _TD3(OffPolicy):
     def _compile(self) -> Learner:
         return _TD3Networks(self)
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        nets = self._learner()
-        found = None if nets is None else nets.inputs(observation)
-        if found is None:
-            result: tuple[Any, Any] = super().predict(observation, state, episode_start, deterministic)  # type: ignore[misc]
-            return result
-        return nets.to_env(tanh(nets.actor.forward(found[0])), found[1]), state
+    def _act(self, nets: Any, x: Any, deterministic: bool) -> Any:
+        return nets.to_env(tanh(nets.actor.forward(x)))
 
     def train(self: Any, gradient_steps: int, batch_size: int = 100) -> None:
         """Per step, with eps ~ N(0, target_policy_noise) clipped to target_noise_clip:

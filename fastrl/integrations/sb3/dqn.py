@@ -39,20 +39,10 @@ class DQN(OffPolicy, stable_baselines3.DQN):  # type: ignore[misc]
     def _compile(self) -> Learner:
         return _Networks(self)
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        nets = self._learner()
-        found = None if nets is None else nets.inputs(observation)
-        if found is None:
-            result: tuple[Any, Any] = super().predict(observation, state, episode_start, deterministic)
-            return result
-        x, batch = found
+    def _act(self, nets: Any, x: Any, deterministic: bool) -> Any:
         if not deterministic and np.random.rand() < self.exploration_rate:
-            sampled = [self.action_space.sample() for _ in range(len(x))]
-            return np.array(sampled if batch else sampled[0]), state
-        action = nets.online.forward(x).argmax(1)
-        return (action if batch else action.reshape(())), state
+            return np.array([self.action_space.sample() for _ in range(len(x))])
+        return nets.online.forward(x).argmax(1)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """L = mean l(Q(s, a) - y), y = r + gamma (1 - done) max_a Q_target(s', a), with Huber's l."""

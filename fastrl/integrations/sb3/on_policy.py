@@ -173,20 +173,10 @@ class _OnPolicy(Compiled):
     def _compile(self) -> Learner:
         return _Networks(self)
 
-    def predict(
-        self: Any, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        nets = self._learner()
-        found = None if nets is None else nets.inputs(observation)
-        if found is None:
-            result: tuple[Any, Any] = super().predict(observation, state, episode_start, deterministic)  # type: ignore[misc]
-            return result
-        (x, batch), space = found, self.action_space
-        out = nets.actor.forward(x)
+    def _act(self: Any, nets: Any, x: Any, deterministic: bool) -> Any:
+        out, space = nets.actor.forward(x), self.action_space
         action = (nets.mode(out) if deterministic else nets.sample(out)).reshape(-1, *space.shape)
-        if not nets.discrete:
-            action = np.clip(action, space.low, space.high)
-        return (action if batch else action.squeeze(axis=0)), state
+        return action if nets.discrete else np.clip(action, space.low, space.high)
 
     def collect_rollouts(self: Any, env: Any, callback: Any, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         nets, collect = self._learner(), super().collect_rollouts  # type: ignore[misc]
