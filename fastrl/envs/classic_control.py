@@ -50,6 +50,7 @@ class ClassicControlVectorEnv(VectorEnv[Array, Array, Array]):
     _low: ClassVar[tuple[float, ...]]  # of new states
     _high: ClassVar[tuple[float, ...]]
     _state_size: ClassVar[int]
+    _parameter: float = 0.0  # of the equations, which a subclass sets before it calls __init__
 
     def __init__(
         self,
@@ -57,16 +58,6 @@ class ClassicControlVectorEnv(VectorEnv[Array, Array, Array]):
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-    ) -> None:
-        self._set_up(num_envs, max_episode_steps, render_mode, autoreset_mode, 0.0)
-
-    def _set_up(
-        self,
-        num_envs: int,
-        max_episode_steps: int | None,
-        render_mode: str | None,
-        autoreset_mode: str | AutoresetMode,
-        parameter: float,
     ) -> None:
         where = type(self).__name__
         self.num_envs = _integer(num_envs, f"{where}: num_envs", 1)
@@ -77,9 +68,11 @@ class ClassicControlVectorEnv(VectorEnv[Array, Array, Array]):
         self._max_steps = 2**63 - 1 if max_episode_steps in (None, -1) else max_episode_steps
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"{where}: render_mode must be None or 'rgb_array', got {render_mode!r}")
-        self._mode = AutoresetMode(autoreset_mode)
-        self.render_mode, self._parameter = render_mode, parameter
-        self._env = reference.gymnasium_env(self.name, parameter, render_mode)
+        modes = {mode.value: mode for mode in AutoresetMode}
+        if autoreset_mode not in (*modes, *modes.values()):
+            raise ValueError(f"{where}: autoreset_mode must be one of {', '.join(modes)}, got {autoreset_mode!r}")
+        self._mode, self.render_mode = AutoresetMode(autoreset_mode), render_mode
+        self._env = reference.gymnasium_env(self.name, self._parameter, render_mode)
         self.metadata = {**self._env.metadata, "render_modes": ["rgb_array"], "autoreset_mode": self._mode}
         self.single_observation_space = self._env.observation_space
         self.single_action_space = self._env.action_space
@@ -243,17 +236,19 @@ class ClassicControlVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _seed(self, seed: Any, mask: Array | None) -> None:
         n = self.num_envs
-        if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
-            seed = [int(seed) + i for i in range(n)]
+        if _is_int(seed):
+            seeds: list[Any] = [int(seed) + i for i in range(n)]
         elif seed is None:
-            seed = [None] * n
-        elif not isinstance(seed, Sequence) or isinstance(seed, (str, bytes)) or len(seed) != n:
-            raise ValueError(f"{self.name}: seed must be an int or a list of {n} ints, got {seed!r}")
+            seeds = [None] * n
+        else:
+            seeds = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else []
+        if len(seeds) != n or not all(one is None or (_is_int(one) and one >= 0) for one in seeds):
+            raise ValueError(f"{self.name}: seed must be an int >= 0 or a list of {n}, each such or None, got {seed!r}")
         generators: list[Any] = self._generators or [None] * n
         pairs = [(generators[i], self._seeds[i]) for i in range(n)]
-        for i, one in enumerate(seed):
+        for i, one in enumerate(seeds):
             if generators[i] is None or (one is not None and (mask is None or mask[i])):
-                pairs[i] = seeding.np_random(one)
+                pairs[i] = seeding.np_random(None if one is None else int(one))
         self._set_generators([generator for generator, _ in pairs], [s for _, s in pairs])
 
     def _set_generators(self, generators: list[np.random.Generator], seeds: Any) -> None:
@@ -265,13 +260,15 @@ class ClassicControlVectorEnv(VectorEnv[Array, Array, Array]):
             raise TypeError(f"{self.name}: options must be None or a dict, got {type(options).__name__}")
         if not options or "reset_mask" not in options:
             return None
-        mask, wanted = options["reset_mask"], f"a bool array of shape ({self.num_envs},) with a True in it"
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
-            got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise ValueError(f"{self.name}: options['reset_mask'] must be {wanted}, got {got}")
-        if not np.count_nonzero(mask):  # much faster than any()
-            raise ValueError(f"{self.name}: options['reset_mask'] must be {wanted}, got none")
-        return mask
+        mask, got = options["reset_mask"], "none"
+        if not isinstance(mask, np.ndarray):
+            got = type(mask).__name__
+        elif mask.dtype != np.bool_ or mask.shape != (self.num_envs,):
+            got = f"{mask.dtype} {mask.shape}"
+        elif np.count_nonzero(mask):  # much faster than any()
+            return mask
+        wanted = f"a bool array of shape ({self.num_envs},) with a True in it"
+        raise ValueError(f"{self.name}: options['reset_mask'] must be {wanted}, got {got}")
 
     def _bounds(self, options: dict[str, Any]) -> tuple[Array, Array]:
         """The bounds of new states."""
@@ -294,15 +291,9 @@ class CartPoleVectorEnv(ClassicControlVectorEnv):
 
     name, _low, _high, _state_size = "CartPole", (-0.05,) * 4, (0.05,) * 4, 4
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        sutton_barto_reward: bool = False,
-    ) -> None:
-        self._set_up(num_envs, max_episode_steps, render_mode, autoreset_mode, bool(sutton_barto_reward))
+    def __init__(self, *args: Any, sutton_barto_reward: bool = False, **kwargs: Any) -> None:
+        self._parameter = bool(sutton_barto_reward)
+        super().__init__(*args, **kwargs)
 
 
 class PendulumVectorEnv(ClassicControlVectorEnv):
@@ -310,15 +301,9 @@ class PendulumVectorEnv(ClassicControlVectorEnv):
 
     name, _low, _high, _state_size = "Pendulum", (-math.pi, -1.0), (math.pi, 1.0), 2
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        g: float = 10.0,
-    ) -> None:
-        self._set_up(num_envs, max_episode_steps, render_mode, autoreset_mode, _number(g, "PendulumVectorEnv: g"))
+    def __init__(self, *args: Any, g: float = 10.0, **kwargs: Any) -> None:
+        self._parameter = _number(g, f"{type(self).__name__}: g")
+        super().__init__(*args, **kwargs)
 
     def _bounds(self, options: dict[str, Any]) -> tuple[Array, Array]:
         high = np.array(self._high)
@@ -339,16 +324,9 @@ class MountainCarVectorEnv(ClassicControlVectorEnv):
 
     name, _low, _high, _state_size = "MountainCar", (-0.6,), (-0.4,), 2
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        goal_velocity: float = 0,
-    ) -> None:
-        goal_velocity = _number(goal_velocity, f"{type(self).__name__}: goal_velocity")
-        self._set_up(num_envs, max_episode_steps, render_mode, autoreset_mode, goal_velocity)
+    def __init__(self, *args: Any, goal_velocity: float = 0.0, **kwargs: Any) -> None:
+        self._parameter = _number(goal_velocity, f"{type(self).__name__}: goal_velocity")
+        super().__init__(*args, **kwargs)
 
 
 class MountainCarContinuousVectorEnv(MountainCarVectorEnv):
@@ -357,8 +335,12 @@ class MountainCarContinuousVectorEnv(MountainCarVectorEnv):
     name = "MountainCarContinuous"
 
 
+def _is_int(x: Any) -> bool:
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+
+
 def _integer(x: Any, where: str, least: int) -> int:
-    if isinstance(x, bool) or not isinstance(x, (int, np.integer)):
+    if not _is_int(x):
         raise TypeError(f"{where} must be an int, got {type(x).__name__}")
     if not least <= x < 2**31:
         raise ValueError(f"{where} must be in [{least}, {2**31}), got {x}")
