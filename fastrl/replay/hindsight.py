@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
 from fastrl.replay.checks import check_int
+from fastrl.replay.spaces import convert
 
 _KEYS = {"observation", "achieved_goal", "desired_goal"}
 
@@ -37,6 +38,7 @@ class HindsightReplay(ReplayBuffer):
 
     Raises:
         ValueError: another obs_space, or n_step > 1; `sample`: rewards that are not finite or not [B].
+        TypeError: `sample`: rewards that are no numbers, or a tensor that NumPy cannot read.
 
     Source: Andrychowicz et al., "Hindsight Experience Replay" (2017), arXiv:1707.01495, section 4.5.
     """
@@ -89,9 +91,15 @@ class HindsightReplay(ReplayBuffer):
         for obs in (batch.obs, batch.next_obs):
             np.asarray(obs["desired_goal"])[:n] = goal
         achieved = np.asarray(batch.next_obs["achieved_goal"])[:n]
-        reward = np.asarray(self._compute_reward(achieved.copy(), goal, {}), np.float32)
-        if reward.shape != (n,) or not np.isfinite(reward).all():
-            raise ValueError(f"replay.sample: compute_reward must give finite rewards [{n}], got shape {reward.shape}")
+        given = self._compute_reward(achieved.copy(), goal, {})
+        try:
+            reward = convert("what compute_reward gives", given, np.dtype(np.float32), [(n,)], check=False)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"replay.sample: {error}") from None
+        bad = ~np.isfinite(reward)
+        if bad.any():
+            b = int(bad.argmax())
+            raise ValueError(f"replay.sample: what compute_reward gives must be finite in float32, got {given[b]}")
         np.asarray(batch.reward)[:n] = reward
         return batch  # type: ignore[no-any-return]
 

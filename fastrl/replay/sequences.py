@@ -103,6 +103,7 @@ class SequenceReplay(PrioritizedReplay):
         self._period = self._steps - self.overlap
         self._has_state = state_space is not None
         if self._has_state:
+            Space("action_space", action_space)  # for the error, which names it as it was given
             # Kept beside the action, and read of the first step of a window alone.
             self._unread = len(Space("state_space", state_space).leaves)
             action_space = {"action": action_space, "state": state_space}
@@ -154,6 +155,15 @@ class SequenceReplay(PrioritizedReplay):
         if (state is not None) != self._has_state:
             raise TypeError(f"replay.{method}: state must be given if and only if the buffer has a state_space")
         return {"action": action, "state": state} if self._has_state else action
+
+    def _items(self, method: str, lead: tuple[int, ...], *arguments: Any) -> list[Any]:
+        try:
+            return super()._items(method, lead, *arguments)
+        except (TypeError, ValueError) as error:
+            if not self._has_state:
+                raise
+            text = str(error).replace("action['action']", "action", 1).replace("action['state']", "state", 1)
+            raise type(error)(text) from None
 
     def _publish(self, n: int, rows: Rows, priorities: NDArray[np.float64]) -> int:
         """Give the tree the windows that the step of `rows` ended."""

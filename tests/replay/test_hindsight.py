@@ -119,8 +119,48 @@ def test_bad_arguments():
     for space in (GOAL, {**SPACE, "more": GOAL}, {**SPACE, "desired_goal": ((3,), np.float32)}):
         with pytest.raises(ValueError, match="obs_space must be a Dict of .observation."):
             HindsightReplay(10, space, ACTION, compute_reward=reward_of)
-    for bad in (lambda a, d, i: np.nan * a[:, 0], lambda a, d, i: a, lambda a, d, i: 0.0):
-        buffer = make(compute_reward=bad)
-        play(buffer, 5)
-        with pytest.raises(ValueError, match=r"compute_reward must give finite rewards \[8\]"):
-            buffer.sample(10)
+
+
+class OnADevice:
+    """As a CUDA tensor: what NumPy asks of it raises."""
+
+    def __array__(self, *_, **__):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "error", "text"),
+    [
+        (lambda a: np.nan * a[:, 0], ValueError, "must be finite in float32, got nan"),
+        (lambda a: [*[1.0] * 7, 1e300], ValueError, "must be finite in float32, got 1e+300"),
+        (lambda a: a, ValueError, "must have shape (8,), got (8, 2)"),
+        (lambda a: 0.0, ValueError, "must have shape (8,), got ()"),
+        (lambda a: [["1"], [1, 2]], ValueError, ""),
+        (lambda a: ["1"] * 8, TypeError, "must be numbers of dtype float32, got dtype <U1"),
+        (lambda a: None, TypeError, "must be numbers of dtype float32, got dtype object"),
+        (lambda a: np.ma.masked_array(a[:, 0]), TypeError, "must not be a masked array"),
+        (lambda a: 1j * a[:, 0], ValueError, "must have dtype float32, got complex64"),
+        (lambda a: OnADevice(), TypeError, "can't convert cuda:0 device type tensor to numpy."),
+    ],
+)
+def test_rewards_that_are_none(rewards, error, text):
+    buffer = make(compute_reward=lambda achieved, desired, info: rewards(achieved))
+    play(buffer, 5)
+    with pytest.raises(error) as raised:
+        buffer.sample(10)
+    assert str(raised.value).startswith(f"replay.sample: what compute_reward gives {text}")
+    assert len(buffer) == 5
+
+
+@pytest.mark.parametrize("kind", ["float64", "int32", "bool", "list", "torch"])
+def test_rewards_of_other_kinds(kind):
+    def reward(achieved, desired, info):
+        signs = achieved[:, 0] > 0
+        if kind == "torch":
+            return pytest.importorskip("torch").from_numpy(signs)
+        return signs.tolist() if kind == "list" else signs.astype(kind)
+
+    buffer = make(compute_reward=reward)
+    play(buffer, 5)
+    batch = buffer.sample(10)
+    np.testing.assert_array_equal(batch.reward[:8], batch.next_obs["achieved_goal"][:8, 0] > 0)

@@ -269,14 +269,30 @@ def test_bad_arguments(tmp_path):
             r"capacity must be at least num_envs \(burn_in . length\) = 11, got 10",
         ),
         ({"length": 2, "state_space": object()}, TypeError, "state_space must be a Box"),
+        ({"length": 2, "state_space": OBS, "action_space": object()}, TypeError, "action_space must be a Box"),
     ):
         with pytest.raises(error, match=f"replay: {message}"):
-            SequenceReplay(10, OBS, ACTION, **arguments)
+            SequenceReplay(10, **{"obs_space": OBS, "action_space": ACTION, **arguments})
     buffer = SequenceReplay(10, OBS, ACTION, length=3, state_space=OBS, seed=0)
     step = [c[0] for c in rollout(1)]
-    for state in (None, np.zeros(2)):
-        with pytest.raises((TypeError, ValueError), match="replay.add: .*state"):
-            buffer.add(*step, state=state)
+    with pytest.raises(
+        TypeError, match=r"^replay.add: state must be given if and only if the buffer has a state_space$"
+    ):
+        buffer.add(*step)
+    with pytest.raises(ValueError, match=r"^replay.add: state must have shape \(3,\), got \(2,\)$"):
+        buffer.add(*step, state=np.zeros(2))
+    with pytest.raises(ValueError, match=r"^replay.extend: state must have shape \(2, 3\), got \(1, 3\)$"):
+        buffer.extend(*rollout(2), state=np.zeros((1, 3)))
+    with pytest.raises(ValueError, match=r"^replay.add: action must have dtype int64, got float64$"):
+        buffer.add(step[0], 0.5, *step[2:], state=np.zeros(3))
+    deep = SequenceReplay(10, OBS, {"action": ACTION}, length=3, state_space={"state": OBS})
+    with pytest.raises(TypeError, match=r"^replay.add: state must be a dict with keys \['state'\], got ndarray$"):
+        deep.add(step[0], {"action": 1}, *step[2:], state=np.zeros(3))
+    with pytest.raises(ValueError, match=r"^replay.add: state\['state'\] must have shape \(3,\), got \(2,\)$"):
+        deep.add(step[0], {"action": 1}, *step[2:], state={"state": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"^replay.add: action\['action'\] must have shape \(\), got \(2,\)$"):
+        deep.add(step[0], {"action": [1, 2]}, *step[2:], state={"state": np.zeros(3)})
+    assert len(buffer) == len(deep) == 0
     with pytest.raises(TypeError, match="state must be given if and only if"):
         SequenceReplay(10, OBS, ACTION, length=3).add(*step, state=np.zeros(3))
     with pytest.raises(ValueError, match="the buffer is empty"):
