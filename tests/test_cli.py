@@ -140,7 +140,7 @@ def test_resume_on_another_device_than_the_saved_one(run_folder, tmp_path, monke
     shutil.copytree(run_folder, tmp_path / "run")
     edit_config(tmp_path / "run", lambda c: c["config"].update(device="cuda:99"))
     resume = ["train", "dqn", "--resume", str(tmp_path / "run"), "--total-steps", "1600"]
-    fails(resume, "device 'cuda:99' was asked for, but", capsys)
+    fails(resume, "--device 'cuda:99' was asked for, but", capsys)
     load, calls = DQN.load, []
     monkeypatch.setattr(DQN, "load", lambda *args, **kwargs: calls.append(1) or load(*args, **kwargs))
     assert cli.main([*resume, "--device", "cpu"]) == 0
@@ -224,7 +224,7 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         (["bench", "--threads", "1025"], r"--threads must be in \[1, 1024\], got 1025"),
         (["info", "bogus"], "info takes no arguments, got 'bogus'; usage: fastrl info"),
         (["info", "--hlep"], "info takes no arguments, got '--hlep'"),
-        ([*TRAIN, "--device", "tpu"], "device must be cpu, cuda or auto, got 'tpu'"),
+        ([*TRAIN, "--device", "tpu"], "^fastrl: --device must be cpu, cuda or auto, got 'tpu'"),
         ([*TRAIN, "--config", "no/such.json"], "no/such.json: No such file"),
         (["eval", "no/such/run"], "no/such/run: no checkpoint here"),
         (["eval"], "^fastrl: RUN is missing: fastrl eval RUN"),

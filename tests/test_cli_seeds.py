@@ -39,7 +39,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 def test_seeds_side_by_side(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    argv = ["--seed", "7", "--seeds", "2", "--jobs", "2", "--total-steps", "1000"]
+    argv = ["--seed", "7", "--seeds", "2", "--jobs", "2", "--eval-every", "600", "--total-steps", "1000"]
     assert cli.main([*TRAIN, *argv]) == 0
     out, err = capsys.readouterr()
     (folder,) = (tmp_path / "runs").iterdir()
@@ -60,6 +60,9 @@ def test_seeds_side_by_side(tmp_path, monkeypatch, capsys):
     assert cli.main(["train", "--resume", str(folder), "--total-steps", "1200", "--max-episode-steps", "5"]) == 0
     out, err = capsys.readouterr()
     assert re.search(r"│ 8 +│ 1,200 │ +5.0 │ done", out) and "to go on" not in err
+    for seed in (7, 8):
+        evaluations = (folder / f"seed{seed}" / "evaluations.csv").read_text().splitlines()[1:]
+        assert [row.split(",")[0] for row in evaluations] == ["600", "1200"]
     fails(["train", "dqn", "--resume", folder, "--out", "x"], "--out takes one run; seeds go on where they are", capsys)
     assert cli.main([*TRAIN, "--seed", "8", "--total-steps", "1000", "--out", "alone"]) == 0
     assert cli.main(["train", "--resume", "alone", "--total-steps", "1200"]) == 0

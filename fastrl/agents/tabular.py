@@ -75,12 +75,17 @@ class TabularAgent(Agent[C]):
         actions: Any = self.envs.action_space
         self._first, self.n_states = int(observations.start), int(observations.n)
         self._start, self.n_actions = int(actions.start), int(actions.n)
-        if self.n_states * self.n_actions > MOST:
+        entries, traces = self.n_states * self.n_actions, getattr(c, "lam", 0.0) > 0
+        if entries > MOST:
             raise InputError(
                 f"{this}: a table of {self.n_states} states and {self.n_actions} actions is too large, the most are "
                 f"{MOST} entries; DQN learns from encoded observations"
             )
-        traces = getattr(c, "lam", 0.0) > 0
+        if traces and c.num_envs * entries > MOST:
+            raise InputError(
+                f"{this}: traces of {c.num_envs} environments, {self.n_states} states and {self.n_actions} actions are "
+                f"too large, the most are {MOST} entries; num_envs must be smaller, or lam 0"
+            )
         self.table = Table(self.n_states, self.n_actions, c.num_envs, c.initial_value, traces)
         self._predict_rng = np.random.default_rng(self._predict_seed)
         self._reached: NDArray[Any] | None = None  # the observations after the last step
@@ -233,7 +238,7 @@ class ExpectedSARSA(TabularAgent[TabularConfig]):
 
 
 class TablePolicy(nn.Module):
-    """Observations ``[B]`` -> actions ``[B]``, from a table of actions."""
+    """Observations ``[B]`` -> actions ``[B]``, from a table; raises IndexError for states that it does not have."""
 
     actions: Tensor
 
@@ -243,4 +248,5 @@ class TablePolicy(nn.Module):
         self._first = first
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.actions[obs.long() - self._first]
+        states = obs.long() - self._first
+        return self.actions.index_select(0, states.flatten()).reshape(states.shape)  # below 0 it raises, too

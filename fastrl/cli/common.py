@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,18 @@ def closing(agent: Agent[Any]) -> Iterator[None]:
     finally:
         close = getattr(agent, "close", None) or agent.envs.vec.close
         close()
+
+
+@contextlib.contextmanager
+def device_option() -> Iterator[None]:
+    """What an agent says of its device, as of the option."""
+    try:
+        yield
+    except InputError as error:
+        found = re.fullmatch(r"(?:\w+: )?(device .*)", str(error), re.DOTALL)
+        if found is None:
+            raise
+        raise InputError(f"--{found[1]}") from None
 
 
 def check_threads(threads: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrl.agents.config import InputError
 from fastrl.cli.algorithms import algorithm_class, algorithm_name
-from fastrl.cli.common import closing, failures, mean, table
+from fastrl.cli.common import closing, device_option, failures, mean, table
 from fastrl.cli.environment import of_run
 from fastrl.cli.errors import warn
 from fastrl.cli.options import parse
@@ -64,7 +64,8 @@ def command(args: list[str]) -> int:
 
     algorithm = algorithm_class(algorithm_name(load_config(options.run).get("algorithm"), f"{options.run}: "))
     env = of_run(options.run, options.env, options.env_kwargs, options.wrapper)
-    agent = algorithm.load(options.run, env=env, device=options.device)
+    with device_option():
+        agent = algorithm.load(options.run, env=env, device=options.device)
     videos: list[Path] = []
     with closing(agent), failures():
         if options.video is None:

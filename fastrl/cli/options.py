@@ -8,7 +8,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,12 +38,18 @@ SYNONYMS = {
 
 
 def parse(
-    cls: type[T], args: list[str], prog: str, config_class: type[Any] | None = None, *, stray: str = ""
+    cls: type[T],
+    args: list[str],
+    prog: str,
+    config_class: type[Any] | None = None,
+    *,
+    stray: str = "",
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[T, dict[str, Any]]:
     """The options of a command, and those of its hyperparameters that were given.
 
     A field of `cls` without a default is an argument without a name.  `stray`: the option that an argument too many may
-    have been meant for.  Raises InputError, and after `--help` SystemExit.
+    have been meant for.  `defaults`: others than those of `cls`.  Raises InputError, and after `--help` SystemExit.
     """
     required = [f.name.upper() for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
     parser = argparse.ArgumentParser(
@@ -76,7 +82,7 @@ def parse(
             own[field.name] = given.pop(field.name)
         if field.default is dataclasses.MISSING and own[field.name] is None:
             raise InputError(f"{field.name.upper()} is missing: {prog} {field.name.upper()} ...")
-    return cls(**own), given
+    return cls(**{**(defaults or {}), **own}), given
 
 
 def as_options(error: InputError, config_class: type[Any]) -> InputError:

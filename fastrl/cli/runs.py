@@ -1,8 +1,8 @@
-"""What a run folder says of itself: run.json, for people and for `fastrl list`; nothing is loaded from it.
+"""What a run folder says of itself: run.json, for people and for `fastrl list`; no agent is loaded from it.
 
-algorithm, env, env_kwargs, wrappers, seed, config (all hyperparameters), total_steps; history: of the command that
-began the run, and of each that resumed it, versions, command line and date; result: of the last that came to its end
-the environment steps and the greedy policy's returns.
+algorithm, env, env_kwargs, wrappers, seed, config (all hyperparameters), total_steps; options: what `--resume` goes on
+with; history: of the command that began the run, and of each that resumed it, versions, command line and date; result:
+of the last that came to its end the environment steps and the greedy policy's returns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fastrl._files import atomic_write
 from fastrl.agents.callbacks import Callback
 from fastrl.agents.config import InputError
-from fastrl.agents.logs import TABLE, complete_rows
+from fastrl.agents.logs import EVALUATIONS, TABLE, complete_rows
 
 if TYPE_CHECKING:
     from fastrl.agents import Agent
@@ -29,8 +29,8 @@ RUN = "run.json"
 class Told(Callback):
     """Writes run.json when a run begins, or adds to its history."""
 
-    def __init__(self, folder: Path, total_steps: int) -> None:
-        self.folder, self.total_steps = folder, total_steps
+    def __init__(self, folder: Path, total_steps: int, options: dict[str, Any]) -> None:
+        self.folder, self.total_steps, self.options = folder, total_steps, options
 
     def on_start(self, agent: Agent[Any]) -> None:
         from fastrl.agents.checkpoint import made_by
@@ -46,6 +46,7 @@ class Told(Callback):
             "seed": agent.config.seed,
             "config": asdict(agent.config),
             "total_steps": self.total_steps,
+            "options": self.options,
             "history": [*(history if isinstance(history, list) else []), made_by()],
         }
         write(self.folder, values)
@@ -97,24 +98,34 @@ def find(paths: Sequence[Path]) -> list[Path]:
 
 def returns(folder: Path) -> list[tuple[int, float]]:
     """The rows of progress.csv in which there is a return: (step, mean of the last 100 episodes)."""
-    try:
-        rows = complete_rows((folder / TABLE).read_text(errors="replace"))
-    except OSError:
-        return []
-    points = []
-    for row in rows:
-        with contextlib.suppress(KeyError, ValueError):
-            points.append((int(row["step"]), float(row["episode_return"])))
-    return [(step, value) for step, value in points if math.isfinite(value)]
+    return _points(folder / TABLE, "episode_return")
+
+
+def evaluations(folder: Path) -> list[tuple[int, float]]:
+    """The rows of evaluations.csv: (step, mean return)."""
+    return _points(folder / EVALUATIONS, "return_mean")
 
 
 def last_step(folder: Path) -> int:
     """The step of the last row of progress.csv; 0: there is none."""
-    try:
-        rows = complete_rows((folder / TABLE).read_text(errors="replace"))
-    except OSError:
-        return 0
+    rows = _rows(folder / TABLE)
     return int(rows[-1]["step"]) if rows else 0
+
+
+def _points(table: Path, name: str) -> list[tuple[int, float]]:
+    """(step, number in the column) where there is a finite one."""
+    points = []
+    for row in _rows(table):
+        with contextlib.suppress(KeyError, ValueError):
+            points.append((int(row["step"]), float(row[name])))
+    return [(step, value) for step, value in points if math.isfinite(value)]
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    try:
+        return complete_rows(table.read_text(errors="replace"))
+    except OSError:
+        return []
 
 
 def greedy_returns(values: dict[str, Any]) -> list[float]:

@@ -17,7 +17,7 @@ from fastrl.agents.config import InputError, check_kept, make_config
 from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.cli import runs, seeds
 from fastrl.cli.algorithms import ALGORITHMS, algorithm_class, algorithm_name, print_algorithms
-from fastrl.cli.common import check_new, check_threads, closing, failures, mean, table
+from fastrl.cli.common import check_new, check_threads, closing, device_option, failures, mean, table
 from fastrl.cli.environment import described, flags, of_run
 from fastrl.cli.errors import Failure, fail, no_memory, one_line
 from fastrl.cli.eval import evaluate
@@ -25,6 +25,10 @@ from fastrl.cli.options import as_options, option, parse, without
 
 if TYPE_CHECKING:
     from fastrl.agents import Agent
+
+
+# Options that --resume goes on with.
+KEPT = ("save_every", "eval_every", "eval_episodes", "stop_at", "max_episode_steps")
 
 
 @dataclasses.dataclass
@@ -44,7 +48,7 @@ class Train:
     out: Path | None = None
     """Run folder; must not exist or be empty (runs/ENV-ALGORITHM-seedS-TIME)."""
     resume: Path | None = None
-    """Run folder, or that of several --seeds, to go on with, exactly where it stopped."""
+    """Run folder, or that of several --seeds, to go on with, exactly where it stopped, and with its own options."""
     config: Path | None = None
     """JSON file of hyperparameters, or a checkpoint's config.json; flags override it."""
     seeds: int | None = None
@@ -80,7 +84,10 @@ def command(args: list[str]) -> int:
         name, flags = _algorithm_of(Path(run)), args
     else:
         name = algorithm_name(name)
-    options, given = parse(Train, flags, f"fastrl train {name}", CONFIGS[name], stray="--env")
+    prog, config_class = f"fastrl train {name}", CONFIGS[name]
+    options, given = parse(Train, flags, prog, config_class, stray="--env")
+    if options.resume is not None:
+        options, given = parse(Train, flags, prog, config_class, defaults=_of_the_run(_folder(options.resume)))
     _check(options)
     if options.resume is not None:
         if seeds.of(options.resume):
@@ -98,7 +105,8 @@ def command(args: list[str]) -> int:
         return _run_seeds(name, flags, options, config.seed, total)
     make: Any = algorithm_class(name)
     _set_threads(options.threads)
-    agent: Agent[Any] = make(described(options.env, options.env_kwargs, options.wrapper), config)
+    with device_option():
+        agent: Agent[Any] = make(described(options.env, options.env_kwargs, options.wrapper), config)
     with closing(agent):
         if options.out is not None:
             return _run(agent, options.out, total, options)
@@ -120,6 +128,21 @@ def _fast_env(env: str, wrappers: tuple[str, ...]) -> str:
         return compiled_id(env)
     except InputError as error:
         raise InputError(f"--fast-env: {error}") from None
+
+
+def _folder(resume: Path) -> Path:
+    """The run folder of what --resume names, which may be its checkpoint."""
+    return resume.parent if resume.name == "checkpoint" else resume
+
+
+def _of_the_run(folder: Path) -> dict[str, Any]:
+    """The options in `KEPT` as the run in `folder` had them last; raises InputError."""
+    values = runs.read(folder).get("options", {})
+    if not isinstance(values, dict):
+        raise InputError(f"{folder / runs.RUN}: options must be an object, got {values!r}")
+    kept = {name: value for name, value in values.items() if name in KEPT}
+    made = make_config(Train, kept, str(folder / runs.RUN))
+    return {name: getattr(made, name) for name in kept}
 
 
 def _check(options: Train) -> None:
@@ -236,9 +259,9 @@ def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
             raise InputError(f"--resume takes the environment of the run; {name} cannot be changed")
     if options.out is not None:
         check_new(options.out)
-    out = options.out or (options.resume.parent if options.resume.name == "checkpoint" else options.resume)
+    out = options.out or _folder(options.resume)
     try:  # a run that is in use is not at its end: what is loaded now would be old by then
-        with locked(out / LOCK, wait=False) if options.out is None else contextlib.nullcontext():
+        with locked(out / LOCK, wait=False) if options.out is None else contextlib.nullcontext(), device_option():
             agent = algorithm.load(options.resume, env=env, device=given.get("device"))
     except BlockingIOError:
         raise InputError(f"{out} is in use: another process trains there") from None
@@ -246,15 +269,24 @@ def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
         raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
     with closing(agent):
         total = agent.total_steps if options.total_steps is None else options.total_steps
-        if agent.steps >= total > 0:
-            print(
-                f"{options.resume} is finished: {agent.steps:,} of {total:,} steps; "
-                f"for its returns: fastrl eval {options.resume}; to go on: --total-steps N"
-            )
+        if finished := _finished(options.resume, agent.steps, total, options.stop_at):
+            print(f"{options.resume} is finished: {finished}")
             return 0
         if options.total_steps is None and total == 0:
             raise InputError(f"{options.resume} does not say how far it was to go: give --total-steps N")
         return _run(agent, out, total, options)
+
+
+def _finished(resume: Path, steps: int, total: int, stop_at: float | None) -> str:
+    """Why there is nothing left to do for a run, and how to go on nevertheless; empty: there is."""
+    if steps >= total > 0:
+        return f"{steps:,} of {total:,} steps; for its returns: fastrl eval {resume}; to go on: --total-steps N"
+    run = _folder(resume)
+    if stop_at is not None and stop_at == _of_the_run(run).get("stop_at"):
+        reached = any(step == steps and value >= stop_at for step, value in runs.evaluations(run))
+        if reached:
+            return f"its return has reached {stop_at:g} (--stop-at) at step {steps:,}; to go on: --stop-at none"
+    return ""
 
 
 def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
@@ -267,7 +299,7 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
             total_steps,
             folder=out,
             save_every=options.save_every,
-            callback=runs.Told(out, total_steps),
+            callback=runs.Told(out, total_steps, {name: getattr(options, name) for name in KEPT}),
             eval_every=options.eval_every,
             eval_episodes=options.eval_episodes,
             stop_at=options.stop_at,

@@ -184,3 +184,21 @@ def test_a_table_too_large_is_refused():
     env.observation_space = gym.spaces.Discrete(10**12)
     with pytest.raises(InputError, match="a table of 1000000000000 states and 2 actions is too large"):
         QLearning(env)
+
+
+def test_traces_too_large_are_refused():
+    class Wide(Chain):
+        observation_space = gym.spaces.Discrete(10**6, start=2)
+
+    envs = gym.vector.SyncVectorEnv([Wide] * 51)
+    with pytest.raises(InputError, match="^SARSA: traces of 51 environments, 1000000 states and 2 actions are too lar"):
+        SARSA(envs, lam=0.5)
+    assert SARSA(envs).table.traces.size == 0
+
+
+def test_the_torch_policy_takes_no_state_that_is_not_in_the_table():
+    policy = QLearning(Chain(), seed=0).policy_to_torch()
+    assert policy(torch.tensor([[2, 6], [3, 4]])).shape == (2, 2)
+    for bad in (1, 7, -3):
+        with pytest.raises(IndexError):
+            policy(torch.tensor([3, bad]))

@@ -30,7 +30,8 @@ class DQNConfig:
     noisy: bool = False
     """Noisy layers explore, and epsilon falls to 0: without its beginning CartPole is not learned."""
     rainbow: bool = False
-    """double, dueling, prioritized and noisy, and unless others are given c51 and 3 steps."""
+    """double, dueling, prioritized and noisy, and unless others are given c51 and 3 steps; the agent's keywords and
+    options that say otherwise are refused, but False in a DQNConfig is as if left out."""
     atoms: int = 51  # Bellemare et al. 2017
     """Atoms of c51, or quantiles of qr."""
     v_min: float = -100.0
