@@ -18,6 +18,7 @@ import fastrl
 from fastrl import cli
 from fastrl.agents import DQN
 from fastrl.agents.hyperparameters import CONFIGS
+from fastrl.cli import seeds
 from fastrl.cli.options import without
 from fastrl.cli.seeds import at_once, interquartile_mean
 
@@ -71,6 +72,39 @@ def test_seeds_side_by_side(tmp_path, monkeypatch, capsys):
     assert cli.main(["list", "runs", "alone"]) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"│ dqn +│ CartPole-v1 │ +[78] │ 1,200 │ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │", out)) == 3
+
+
+def test_resume_begins_the_seeds_that_had_not_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    start = seeds.One.start
+
+    def interrupted(self):
+        if self.seed == "1":
+            raise KeyboardInterrupt
+        start(self)
+
+    env = [
+        "--env",
+        "CartPole-v1",
+        "--env-kwargs",
+        "sutton_barto_reward=true",
+        "--wrapper",
+        "TimeLimit(max_episode_steps=9)",
+    ]
+    run = ["train", "dqn", *env, *SMALL, "--total-steps", "600", "--eval-every", "300", "--stop-at", "1e3"]
+    with monkeypatch.context() as patched:
+        patched.setattr(seeds.One, "start", interrupted)
+        assert cli.main([*run, "--seeds", "2", "--jobs", "1", "-oall"]) == 130
+    out, err = capsys.readouterr()
+    assert re.search(r"│ 1 +│ +0 │ +│ not begun", out) and err.endswith("to go on: fastrl train --resume all\n")
+    fails(["train", "--resume", "all", "--gamma", "0.5"], "--gamma cannot be changed", capsys)
+    fails(["train", "--resume", "all", "--env", "Acrobot-v1"], "--env cannot be changed", capsys)
+    assert os.listdir("all/seed1") == []
+    assert cli.main(["train", "--resume", "all"]) == 0
+    assert cli.main([*run, "--seed", "1", "--out", "alone"]) == 0
+    assert np.array_equal(DQN.load("alone").online.vector, DQN.load("all/seed1").online.vector)
+    told, alone = (json.loads(Path(folder, "run.json").read_text()) for folder in ("all/seed1", "alone"))
+    assert {**told, "history": 0} == {**alone, "history": 0}
 
 
 @pytest.mark.slow

@@ -81,19 +81,48 @@ class One:
 
 def train(folder: Path, args: list[str], seeds: Sequence[int], jobs: int | None, total_steps: int) -> int:
     """Run ``fastrl *args`` with each of the seeds, `jobs` at a time; returns the exit code."""
-    each = {folder / f"seed{seed}": [*args, "--seed", str(seed)] for seed in seeds}
-    return _train(folder, {out: [*argv, "--out", str(out)] for out, argv in each.items()}, jobs, total_steps)
+    each = [folder / f"seed{seed}" for seed in seeds]
+    try:
+        for run in each:  # an empty one is of a seed that has not begun
+            run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return _train(folder, {run: [*args, *_new(run)] for run in each}, jobs, total_steps)
 
 
-def resume(folder: Path, args: list[str], jobs: int | None, total_steps: int) -> int:
-    """Run ``fastrl *args --resume RUN`` with each of the runs of `folder`."""
-    return _train(folder, {run: [*args, "--resume", str(run)] for run in of(folder)}, jobs, total_steps)
+def resume(folder: Path, args: list[str], begin: list[str], jobs: int | None, total_steps: int) -> int:
+    """Run ``fastrl *args --resume RUN`` with each of the runs of `folder`, and ``fastrl *begin`` with other seeds."""
+    each = {run: [*args, "--resume", str(run)] for run in of(folder)} | {
+        run: [*begin, *_new(run)] for run in waiting(folder)
+    }
+    return _train(folder, dict(sorted(each.items(), key=lambda item: _seed(item[0]))), jobs, total_steps)
+
+
+def _new(run: Path) -> list[str]:
+    return ["--seed", str(_seed(run)), "--out", str(run)]
+
+
+def _seed(run: Path) -> int:
+    return int(run.name[len("seed") :])
 
 
 def of(folder: Path) -> list[Path]:
     """The runs that `train` left in `folder`; none if it is something else."""
-    found = [path.parent for path in folder.glob("seed*/checkpoint") if re.fullmatch(r"seed\d+", path.parent.name)]
-    return sorted(found, key=lambda path: int(path.name[len("seed") :]))
+    return [run for run in _every(folder) if (run / "checkpoint").exists()]
+
+
+def waiting(folder: Path) -> list[Path]:
+    """The folders of the seeds that have not begun."""
+    return [run for run in _every(folder) if not _begun(run)]
+
+
+def _every(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("seed*") if re.fullmatch(r"seed\d+", path.name) and path.is_dir()]
+    return sorted(found, key=_seed)
+
+
+def _begun(run: Path) -> bool:
+    return run.is_dir() and any(run.iterdir())
 
 
 def _train(folder: Path, args: dict[Path, list[str]], jobs: int | None, total_steps: int) -> int:
@@ -112,7 +141,7 @@ def _train(folder: Path, args: dict[Path, list[str]], jobs: int | None, total_st
             with contextlib.suppress(KeyboardInterrupt):
                 _stop(every)
             _kill(every)
-    if not any(one.folder.exists() for one in every):
+    if not any(_begun(one.folder) for one in every):
         return _nothing(folder, every, stopped)
     _report(folder, every)
     failed = [one.code for one in every if one.code]
@@ -148,7 +177,7 @@ def _run(every: list[One], jobs: int, total_steps: int) -> None:
                     done += 1
                     greedy = one.returns()
                     what = f"return {np.mean(greedy):.1f}" if greedy else one.outcome()
-                    if one.folder.exists():
+                    if _begun(one.folder):
                         line = f"seed {one.seed}: {what} ({done} of {len(every)})"
                         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -196,6 +225,8 @@ def _nothing(folder: Path, every: list[One], stopped: int) -> int:
     codes = [one.code for one in every if one.code]
     for one in every:
         with contextlib.suppress(OSError):
+            one.folder.rmdir()
+        with contextlib.suppress(OSError):
             one.log.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -217,7 +248,7 @@ def _report(folder: Path, every: list[One]) -> None:
     columns(title, ["seed", "steps", "return", "outcome"], rows)
     picture = _draw(folder)
     print(f"saved in {folder}" + (f", curves in {picture}" if picture else ""))
-    if any(one.code for one in every) and of(folder):
+    if any(one.code != 0 for one in every) and of(folder):
         print(f"to go on: fastrl train --resume {folder}", file=sys.stderr)
 
 

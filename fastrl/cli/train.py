@@ -24,7 +24,7 @@ from fastrl.cli.eval import evaluate
 from fastrl.cli.options import as_options, option, parse, without
 
 if TYPE_CHECKING:
-    from fastrl.agents import Agent
+    from fastrl.agents import Agent, EnvConfig
 
 
 # Options that --resume goes on with.
@@ -87,11 +87,12 @@ def command(args: list[str]) -> int:
     prog, config_class = f"fastrl train {name}", CONFIGS[name]
     options, given = parse(Train, flags, prog, config_class, stray="--env")
     if options.resume is not None:
-        options, given = parse(Train, flags, prog, config_class, defaults=_of_the_run(_folder(options.resume)))
+        run = next(iter(seeds.of(options.resume)), _folder(options.resume))
+        options, given = parse(Train, flags, prog, config_class, defaults=_of_the_run(run))
     _check(options)
     if options.resume is not None:
         if seeds.of(options.resume):
-            return _resume_seeds(name, flags, options)
+            return _resume_seeds(name, flags, options, given)
         return _resume(name, options, given)
     if options.env is None:
         raise InputError("--env ENV is missing, for instance --env CartPole-v1")
@@ -164,21 +165,39 @@ def _run_seeds(name: str, flags: list[str], options: Train, first: int, total_st
     assert options.env is not None and options.seeds is not None
     numbers = range(first, first + options.seeds)
     out = options.out or _new_folder(f"{_stem(options.env)}-{name}-seeds{numbers[0]}-{numbers[-1]}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
     alike = without(flags, ("--seeds", "--jobs", "--seed", "--out", "-o"))
     return seeds.train(out, ["train", name, *alike], numbers, options.jobs, total_steps)
 
 
-def _resume_seeds(name: str, flags: list[str], options: Train) -> int:
+def _resume_seeds(name: str, flags: list[str], options: Train, given: dict[str, Any]) -> int:
     assert options.resume is not None
     if options.out is not None:
         raise InputError("--out takes one run; seeds go on where they are")
-    total = options.total_steps or runs.read(seeds.of(options.resume)[0]).get("total_steps")
-    alike = without(flags, ("--resume", "--jobs"))
-    return seeds.resume(options.resume, ["train", name, *alike], options.jobs, total if isinstance(total, int) else 1)
+    run = seeds.of(options.resume)[0]
+    total = options.total_steps or runs.read(run).get("total_steps")
+    begin = _begin_like(name, run, options, given, total) if seeds.waiting(options.resume) else []
+    args = ["train", name, *without(flags, ("--resume", "--jobs"))]
+    return seeds.resume(options.resume, args, begin, options.jobs, total if isinstance(total, int) else 1)
+
+
+def _begin_like(name: str, run: Path, options: Train, given: dict[str, Any], total_steps: Any) -> list[str]:
+    """The command that begins a run like `run`, but for --seed and --out; raises InputError."""
+    from fastrl.agents import EnvConfig
+    from fastrl.agents.saved import env_of
+
+    saved, told = _unchanged(name, run, options, given)
+    env = env_of(saved, told, str(run))
+    env = EnvConfig(env) if isinstance(env, str) else env
+    if env.id != saved["env"]:
+        raise InputError("--resume takes the environment of the run; --env cannot be changed")
+    values = {key: getattr(options, key) for key in (*KEPT, "threads")} | given
+    values |= {} if total_steps is None else {"total_steps": total_steps}
+    return [
+        "train", name, "--config", str(run / "checkpoint" / "config.json"), "--env", env.id,
+        *(["--env-kwargs", json.dumps(dict(env.kwargs))] if env.kwargs else []),
+        *(["--wrapper", *env.wrappers] if env.wrappers else []),
+        *(f"{option(key)}={value}" for key, value in values.items()),
+    ]  # fmt: skip
 
 
 def _stem(env: str) -> str:
@@ -234,29 +253,36 @@ def _algorithm_of(run: Path) -> str:
     return algorithm_name(load_config(run).get("algorithm"), f"{run}: ")
 
 
-def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
-    from fastrl._files import locked
+def _unchanged(name: str, run: Path, options: Train, given: dict[str, Any]) -> tuple[dict[str, Any], EnvConfig | None]:
+    """The config.json of a run, and what the options say of its environment; raises InputError for what they change."""
     from fastrl.agents.checkpoint import load_config
-    from fastrl.agents.training import LOCK
 
-    assert options.resume is not None
-    algorithm = algorithm_class(name)
-    _set_threads(options.threads)
-    config = load_config(options.resume)
-    saved = _hyperparameters(name, config, str(options.resume))
+    config = load_config(run)
+    saved = _hyperparameters(name, config, str(run))
     changed = [option(key) for key, value in given.items() if value != getattr(saved, key)]
     if options.config is not None or set(changed) - {"--device"}:
         what = "--config" if options.config is not None else ", ".join(changed)
         raise InputError(f"--resume takes the hyperparameters of the run; {what} cannot be changed")
     if options.fast_env and not str(config.get("env")).startswith("fastrl/"):
         raise InputError("--resume takes the environment of the run; --fast-env cannot be changed")
-    env = of_run(options.resume, options.env, options.env_kwargs, options.wrapper)
-    for name, now, then in (
+    env = of_run(run, options.env, options.env_kwargs, options.wrapper)
+    for what, now, then in (
         ("--env-kwargs", env and env.kwargs, config.get("env_kwargs", {})),
         ("--wrapper", env and env.wrappers and list(env.wrappers), config.get("wrappers", [])),
     ):
         if now is not None and now != then:
-            raise InputError(f"--resume takes the environment of the run; {name} cannot be changed")
+            raise InputError(f"--resume takes the environment of the run; {what} cannot be changed")
+    return config, env
+
+
+def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
+    from fastrl._files import locked
+    from fastrl.agents.training import LOCK
+
+    assert options.resume is not None
+    algorithm = algorithm_class(name)
+    _set_threads(options.threads)
+    _, env = _unchanged(name, options.resume, options, given)
     if options.out is not None:
         check_new(options.out)
     out = options.out or _folder(options.resume)
