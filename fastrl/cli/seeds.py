@@ -92,10 +92,9 @@ def train(folder: Path, args: list[str], seeds: Sequence[int], jobs: int | None,
 
 def resume(folder: Path, args: list[str], begin: list[str], jobs: int | None, total_steps: int) -> int:
     """Run ``fastrl *args --resume RUN`` with each of the runs of `folder`, and ``fastrl *begin`` with other seeds."""
-    each = {run: [*args, "--resume", str(run)] for run in of(folder)} | {
-        run: [*begin, *_new(run)] for run in waiting(folder)
-    }
-    return _train(folder, dict(sorted(each.items(), key=lambda item: _seed(item[0]))), jobs, total_steps)
+    each = {run: [*args, "--resume", str(run)] for run in of(folder)}
+    each |= {run: [*begin, *_new(run)] for run in waiting(folder)}
+    return _train(folder, {run: each[run] for run in sorted(each, key=_seed)}, jobs, total_steps)
 
 
 def _new(run: Path) -> list[str]:

@@ -87,8 +87,8 @@ def command(args: list[str]) -> int:
     prog, config_class = f"fastrl train {name}", CONFIGS[name]
     options, given = parse(Train, flags, prog, config_class, stray="--env")
     if options.resume is not None:
-        run = next(iter(seeds.of(options.resume)), _folder(options.resume))
-        options, given = parse(Train, flags, prog, config_class, defaults=_of_the_run(run))
+        defaults = _of_the_run(next(iter(seeds.of(options.resume)), _folder(options.resume)))
+        options, given = parse(Train, flags, prog, config_class, defaults=defaults)
     _check(options)
     if options.resume is not None:
         if seeds.of(options.resume):
