@@ -3,17 +3,17 @@
 `contenders` maps a name to a factory: `factory(**size)` builds the contender, asserts that its answer is right and
 returns the zero-argument function to time.  It raises ImportError when the peer is not installed and `NotApplicable` at
 a size that the peer cannot do.  conftest.py turns each contender into one pytest-benchmark test; compare.py interleaves
-them.  The benchmarks of whole agents (agents*.py) take `interleaved_speeds`, `PartTimer` and `agents_main` from here.
+them.  Below that is what the benchmarks of whole agents share (whole_agents.py, integrations_sb3.py): runs in fresh
+processes, in turns, and their tables.
 """
 
 import argparse
 import json
 import os
 import platform
-import time
+import subprocess
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -42,12 +42,12 @@ __all__ = [
     "THREADS",
     "Case",
     "NotApplicable",
-    "PartTimer",
-    "agents_main",
-    "header",
+    "fresh_run",
     "interleave",
     "interleaved_speeds",
     "machine",
+    "runs_parser",
+    "runs_report",
     "size_label",
 ]
 
@@ -79,71 +79,6 @@ class Case:
     contenders: Mapping[str, Callable[..., Callable[[], Any]]]
 
 
-def interleaved_speeds(runs: Mapping[str, Callable[[int], float]], repeats: int) -> dict[str, Any]:
-    """Of contenders `run(seed) -> environment steps a second`, ours among them, taking turns: A B C A B C ...
-
-    The ratio is that of ours to the fastest of the others (by its median), the median over the repeats.
-    """
-    speeds: dict[str, list[float]] = {name: [] for name in runs}
-    for seed in range(repeats):
-        for name, run in runs.items():
-            speeds[name].append(run(seed))
-    fastest = max((name for name in runs if name != OURS), key=lambda name: np.median(speeds[name]))
-    ratios = np.array(speeds[OURS]) / speeds[fastest]
-    return {
-        "steps_per_s": {name: [round(s, 1) for s in values] for name, values in speeds.items()},
-        "median": {name: round(float(np.median(values)), 1) for name, values in speeds.items()},
-        "fastest_other": fastest,
-        "ratio": round(float(np.median(ratios)), 3),
-        "ratio_range": [round(float(ratios.min()), 3), round(float(ratios.max()), 3)],
-    }
-
-
-class PartTimer:
-    """Shares of time by part, each without the parts that it calls: a context in which methods carry timers.
-
-    >>> with PartTimer() as timer:
-    ...     timer.time(agent.envs, "step", "env")
-    ...     timer.time(agent, "learn", "loop")
-    ...     agent.learn(1000)
-    >>> timer.shares(("env", "loop"))
-    """
-
-    def __enter__(self) -> "PartTimer":
-        self._spent: dict[str, float] = defaultdict(float)
-        self._inner = [0.0]  # the time in timed calls, a level of nesting each
-        self._undo: list[Callable[[], None]] = []
-        return self
-
-    def time(self, owner: Any, method: str, part: str) -> None:
-        call = getattr(owner, method)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._inner.append(0.0)
-            began = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                seconds = time.perf_counter() - began
-                self._spent[part] += seconds - self._inner.pop()
-                self._inner[-1] += seconds
-
-        if method in vars(owner):
-            self._undo.append(lambda: setattr(owner, method, call))
-        else:  # a bound method: the attribute was the class's
-            self._undo.append(lambda: delattr(owner, method))
-        setattr(owner, method, timed)
-
-    def __exit__(self, *_: object) -> None:
-        for undo in reversed(self._undo):
-            undo()
-
-    def shares(self, parts: Sequence[str]) -> dict[str, float]:
-        """In percent; every part that was timed must be named."""
-        assert set(self._spent) <= set(parts), f"not named: {set(self._spent) - set(parts)}"
-        return {part: round(100 * self._spent[part] / sum(self._spent.values()), 1) for part in parts}
-
-
 def machine():
     versions = {"python": platform.python_version()}
     for name in ("fastrl-kernels", *PACKAGES):
@@ -165,46 +100,124 @@ def machine():
     }
 
 
-def header(report: Mapping[str, Any], name: str, what: str) -> list[str]:
-    """How a report of whole agents begins, in markdown."""
-    m, settings = report["machine"], f"--repeats {report['repeats']} --steps {report['steps']}"
-    return [
-        f"# {name}",
-        "",
-        f"`python bench/{name}.py {settings}` with 1 thread on {m['cpu']} "
-        f"({m['cores']} cores, {m['system']}); backend {m['cpu_backend']}, {m['simd']}.",
-        f"{what}, environment steps a second: medians of interleaved runs, and the median of their ratios.",
-        "Versions: " + ", ".join(f"{k} {v}" for k, v in m["versions"].items()) + f". {report['note']}".rstrip(),
-        "",
-    ]
+FRESH = """
+import json, resource, sys, time, warnings
+warnings.filterwarnings("ignore")
+globals().update(json.loads(sys.argv[1]))
+def report(**found):
+    found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print("RESULT", json.dumps(found), flush=True)
+"""
 
 
-def agents_main(
-    doc: str | None,
-    name: str,
-    steps: int,
-    measure: Callable[[argparse.Namespace], dict[str, Any]],
-    markdown: Callable[[dict[str, Any]], str],
-    options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None,
-) -> None:
-    """The command line of a benchmark of whole agents: measure, print, and keep bench/results/`name`.json and .md."""
-    import gymnasium
-    import torch
+def fresh_run(python: str, code: str, threads: int, **values: Any) -> dict[str, Any] | None:
+    """What `code` gives to ``report(speed=..., ...)`` in a fresh process of `python`, pinned to `threads` processors.
 
+    `code` sees `values` as variables; the peak memory of the process, in MB, is added to the report.  None: it exited
+    with 3, for an agent that the library does not have.  Any other failure ends the benchmark.
+    """
+    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[-threads:]))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "FASTRL_NUM_THREADS")
+    flags = f"--xla_cpu_multi_thread_eigen={'false' if threads == 1 else 'true'}"
+    environment = {**os.environ, **dict.fromkeys(names, str(threads)), "XLA_FLAGS": flags, "CUDA_VISIBLE_DEVICES": ""}
+    command = ["taskset", "-c", cpus, python, "-c", FRESH + code, json.dumps(values)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
+    for line in done.stdout.splitlines():
+        if line.startswith("RESULT"):
+            return json.loads(line.removeprefix("RESULT"))
+    if done.returncode == 3:
+        return None
+    raise SystemExit(f"{python} with {values} failed:\n{done.stderr[-2000:] or done.returncode}")
+
+
+def interleaved_speeds(runs: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Of contenders ``run(seed) -> {"speed": environment steps a second, ...}``, in turns: A B C A B C ...
+
+    The ratios are those of the first one's speeds to the others', round by round.  Who gives None is left out.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in runs}
+    for seed in range(rounds):
+        for name, run in runs.items():
+            found[name].append(run(seed))
+    found = {name: reports for name, reports in found.items() if None not in reports}
+    speeds = {name: np.array([r["speed"] for r in reports]) for name, reports in found.items()}
+    results = {}
+    for name, reports in found.items():
+        ratios = next(iter(speeds.values())) / speeds[name]
+        results[name] = {
+            "steps_per_s": speeds[name].round(1).tolist(),
+            "ratio": round(float(np.median(ratios)), 2),
+            "ratio_range": [round(float(x), 2) for x in (ratios.min(), ratios.max())],
+        }
+        if "peak_mb" in reports[0]:
+            results[name]["peak_mb"] = round(float(np.median([r["peak_mb"] for r in reports])))
+    return results
+
+
+def runs_parser(doc: str | None, tasks: Iterable[str]) -> argparse.ArgumentParser:
+    """The options that the benchmarks of whole agents have in common."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=steps, help="timed steps a run")
+    parser.add_argument("--tasks", nargs="+", default=list(tasks), choices=tasks)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--note", default="", help="a remark to keep with the results")
     parser.add_argument("--no-save", action="store_true", help="print only")
-    options(parser)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    report = {"machine": machine(), "repeats": args.repeats, "steps": args.steps, "note": args.note}
-    report["machine"]["versions"]["gymnasium"] = gymnasium.__version__
-    report |= measure(args)
-    text = markdown(report)
+    return parser
+
+
+def runs_report(
+    name: str,
+    args: argparse.Namespace,
+    records: Iterable[dict[str, Any]],
+    label: Callable[[Any], str],
+    installed: Mapping[str, tuple[str, str]],
+) -> None:
+    """Print `records`, each as it comes, then their table, and keep both in bench/results/`name`.json and .md.
+
+    A record holds what `interleaved_speeds` gave as "results"; `label` names its row.  installed: what to call a
+    version -> the interpreter and the distribution whose version it is.
+    """
+    kept = []
+    for record in records:
+        print(json.dumps(record), flush=True)
+        kept.append(record)
+    versions = []
+    for what, (python, distribution) in installed.items():
+        code = f"from importlib.metadata import version; print(version({distribution!r}))"
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd="/")
+        versions.append(f"{what} {done.stdout.strip()}")
+    report = {"machine": machine(), "rounds": args.rounds, "threads": args.threads, "note": args.note}
+    report |= {"versions": versions, "records": kept}
+    text = _runs_markdown(name, report, label)
     print(text)
     if not args.no_save:
-        RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-        (RESULTS / f"{name}.md").write_text(text + "\n")
+        (RESULTS / f"{name}.md").write_text(text)
+
+
+def _runs_markdown(name: str, report: Mapping[str, Any], label: Callable[[Any], str]) -> str:
+    m, records = report["machine"], report["records"]
+    contenders = list(dict.fromkeys(contender for r in records for contender in r["results"]))
+    lines = [
+        f"# {name}",
+        "",
+        f"`python bench/{name}.py --rounds {report['rounds']} --threads {report['threads']} ...` on {m['cpu']} "
+        f"({m['cores']} cores, {m['system']}).",
+        "Environment steps a second with updates running: medians of interleaved rounds; in brackets the median (and "
+        f"range) of the ratios {contenders[0]} / other; then the peak memory of the process.",
+        "Versions: " + ", ".join(report["versions"]) + f". {report['note']}".rstrip(),
+        "",
+        "| task | " + " | ".join(contenders) + " |",
+        "|---" * (len(contenders) + 1) + "|",
+    ]
+    for r in records:
+        cells = []
+        for contender in contenders:
+            if (found := r["results"].get(contender)) is None:
+                cells.append("-")
+                continue
+            speed, (low, high) = f"{np.median(found['steps_per_s']):,.0f}", found["ratio_range"]
+            ratio = f" ({found['ratio']:.1f}x, {low:.1f} to {high:.1f})" if contender != contenders[0] else ""
+            cells.append(f"{speed}{ratio}, {found['peak_mb']} MB")
+        lines.append(f"| {label(r)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

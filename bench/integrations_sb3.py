@@ -10,15 +10,11 @@ an update a step, warm-up and compilation not counted.  On one thread a second i
 other programs on the machine change least.
 """
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
+import functools
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from _harness import RESULTS, machine
+from _harness import fresh_run, interleaved_speeds, runs_parser, runs_report
 
 
 class Task(NamedTuple):
@@ -41,53 +37,38 @@ TASKS = {
 }
 HOST, OURS, SBX = "stable_baselines3", "fastrl.integrations.sb3", "sbx"
 CODE = """
-import importlib, json, os, sys, time, warnings
 warnings.filterwarnings("error", message=".*is not compiled.*")
-library, algorithm, env, envs, settings, hidden, warm, steps, seed, threads = json.loads(sys.argv[1])
-if library != "sbx":
+if LIBRARY != "sbx":
     import torch
-    torch.set_num_threads(threads)
+    torch.set_num_threads(THREADS)
+import importlib
 from stable_baselines3.common.env_util import make_vec_env
-make = getattr(importlib.import_module(library), algorithm, None) or sys.exit(3)
+make = getattr(importlib.import_module(LIBRARY), algorithm, None) or sys.exit(3)
 model = make(
-    "MlpPolicy", make_vec_env(env, envs, seed=seed), seed=seed, device="cpu", policy_kwargs={"net_arch": [hidden] * 2},
+    "MlpPolicy", make_vec_env(env, envs, seed=SEED), seed=SEED, device="cpu", policy_kwargs={"net_arch": [hidden] * 2},
     **settings,
 )
 model.learn(warm)
-clock = time.process_time if threads == 1 else time.perf_counter
+clock = time.process_time if THREADS == 1 else time.perf_counter
 start, before = clock(), model.num_timesteps
 if steps:
     model.learn(steps, reset_num_timesteps=False)
-speed = (model.num_timesteps - before) / (clock() - start)
-found = {"speed": speed, "obs": model._last_obs.tolist(), "updates": int(model._n_updates)}
-if library != "sbx":
+found = {"speed": (model.num_timesteps - before) / (clock() - start)}
+if LIBRARY != "sbx":
     found["parameters"] = [p.detach().norm().item() for p in model.policy.parameters()]
-print("RESULT", json.dumps(found))
+report(**found, obs=model._last_obs.tolist(), updates=int(model._n_updates))
 """
 
 
-def run(library: str, python: str, task: Task, seed: int, threads: int) -> dict:
-    """What CODE reports; {} if the library has no such class."""
-    arguments = json.dumps([library, *task, seed, threads])
-    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[-threads:]))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "FASTRL_NUM_THREADS")
-    flags = f"--xla_cpu_multi_thread_eigen={'false' if threads == 1 else 'true'}"
-    environment = {**os.environ, **dict.fromkeys(names, str(threads)), "XLA_FLAGS": flags, "CUDA_VISIBLE_DEVICES": ""}
-    command = ["taskset", "-c", cpus, python, "-c", CODE, arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT"):
-            return json.loads(line.removeprefix("RESULT"))
-    if done.returncode == 3:
-        return {}
-    raise SystemExit(f"{library} {task.algorithm} failed: {done.stderr[-2000:]}")
+def run(library: str, python: str, task: Task, threads: int, seed: int) -> Any:
+    return fresh_run(python, CODE, threads, LIBRARY=library, THREADS=threads, SEED=seed, **task._asdict())
 
 
 def check(name: str, task: Task) -> None:
     """The same seed, the same run: 50 updates at least, then the observations and the norm of every parameter."""
     start = task.settings.get("learning_starts")
     short = task._replace(warm=start + 50 if start else 512, steps=0)
-    theirs, ours = (run(library, sys.executable, short, 0, 1) for library in (HOST, OURS))
+    theirs, ours = (run(library, sys.executable, short, 1, 0) for library in (HOST, OURS))
     assert ours["updates"] == theirs["updates"] > 0, (name, ours["updates"], theirs["updates"])
     for key in ("obs", "parameters"):
         pairs = zip(_flat(ours[key]), _flat(theirs[key]), strict=True)
@@ -99,84 +80,36 @@ def _flat(x: object) -> list[float]:
     return [z for y in x for z in _flat(y)] if isinstance(x, list) else [x]
 
 
-def measure(name: str, pythons: dict[str, str], rounds: int, threads: int) -> dict:
-    task = TASKS[name]
+def measure(name: str, pythons: dict[str, str], rounds: int, threads: int) -> dict[str, Any]:
+    task, updates = TASKS[name], set()
     check(name, task)
-    speeds = {library: [] for library in pythons}
-    for seed in range(rounds):
-        for library, python in pythons.items():
-            speeds[library].append(run(library, python, task, seed, threads).get("speed"))
-    results = {}
-    for library, found in speeds.items():
-        if None in found:
-            continue
-        ratios = [ours / x for ours, x in zip(speeds[OURS], found, strict=True)]
-        results[library] = {
-            "steps_per_s": [round(x, 1) for x in found],
-            "ratio": round(statistics.median(ratios), 2),
-            "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
-        }
+
+    def timed(library: str, seed: int) -> Any:
+        found = run(library, pythons[library], task, threads, seed)
+        if found is not None:
+            updates.add(found["updates"])
+        return found
+
+    results = interleaved_speeds({library: functools.partial(timed, library) for library in pythons}, rounds)
+    assert len(updates) == 1 and 0 not in updates, f"{name}: not all made as many updates, but {updates}"
     return {"task": name, **task._asdict(), "results": results}
 
 
-def markdown(report: dict) -> str:
-    m, libraries = report["machine"], list(report["records"][0]["results"])
-    lines = [
-        "# integrations_sb3",
-        "",
-        f"`python bench/integrations_sb3.py --rounds {report['rounds']} --threads {report['threads']}` on {m['cpu']} "
-        f"({m['cores']} cores, {m['system']}).",
-        "Environment steps a second (of CPU time, on one thread), medians of rounds in turns; in brackets the median "
-        "(and range) of the ratios ours / other.",
-        "Versions: " + ", ".join(report["versions"]) + f". {report['note']}".rstrip(),
-        "",
-        "| task | " + " | ".join(libraries) + " |",
-        "|---" * (len(libraries) + 1) + "|",
-    ]
-    for r in report["records"]:
-        cells = []
-        for library in libraries:
-            if (found := r["results"].get(library)) is None:
-                cells.append("has none")
-                continue
-            speed, (low, high) = f"{statistics.median(found['steps_per_s']):,.0f}", found["ratio_range"]
-            cells.append(speed + (f" ({found['ratio']:.1f}x, {low:.1f} to {high:.1f})" if library != OURS else ""))
-        what = f"{r['algorithm']} {r['env']}, {r['hidden']}-{r['hidden']}, batch {r['settings'].get('batch_size', 40)}"
-        lines.append(f"| {what} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def label(r: Any) -> str:
+    batch = r["settings"].get("batch_size", 40)  # of A2C: 5 steps of 8 environments
+    return f"{r['algorithm']} {r['env']}, {r['hidden']}-{r['hidden']}, batch {batch}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = runs_parser(__doc__, TASKS)
     parser.add_argument("--sbx", metavar="PY", help="an interpreter with sbx-rl")
-    parser.add_argument("--note", default="", help="a remark to keep with the results")
-    parser.add_argument("--no-save", action="store_true", help="print only")
     args = parser.parse_args()
     pythons = {OURS: sys.executable, HOST: sys.executable} | ({SBX: args.sbx} if args.sbx else {})
-    records = []
-    for name in args.tasks:
-        records.append(measure(name, pythons, args.rounds, args.threads))
-        print(json.dumps(records[-1]), flush=True)
-    versions = []
-    for python, distribution in [
-        (sys.executable, "stable-baselines3"),
-        (sys.executable, "torch"),
-        (args.sbx, "sbx-rl"),
-    ]:
-        if python:
-            code = f"from importlib.metadata import version; print(version({distribution!r}))"
-            done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd="/")
-            versions.append(f"{distribution} {done.stdout.strip()}")
-    report = {"machine": machine(), "rounds": args.rounds, "threads": args.threads, "note": args.note}
-    report |= {"versions": versions, "records": records}
-    text = markdown(report)
-    print(text)
-    if not args.no_save:
-        (RESULTS / "integrations_sb3.json").write_text(json.dumps(report, indent=1) + "\n")
-        (RESULTS / "integrations_sb3.md").write_text(text)
+    installed = {name: (sys.executable, name) for name in ("stable-baselines3", "torch")}
+    if args.sbx:
+        installed["sbx-rl"] = args.sbx, "sbx-rl"
+    records = (measure(name, pythons, args.rounds, args.threads) for name in args.tasks)
+    runs_report("integrations_sb3", args, records, label, installed)
 
 
 if __name__ == "__main__":

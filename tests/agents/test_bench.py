@@ -13,18 +13,38 @@ from algorithms import DEEP
 BENCH = Path(__file__).parents[2] / "bench"
 
 
-def test_agents_benchmark_runs_and_adds_up(tmp_path):
+def test_whole_agents_benchmark_runs_and_adds_up(tmp_path):
     code = (
-        "import sys, json; sys.path.insert(0, sys.argv[1]); import agents; "
-        "records = [agents.measure(10, 1, 100)]; report = {'machine': __import__('_harness').machine(), 'repeats': 1, "
-        "'steps': 100, 'note': '', 'records': records}; agents.markdown(report); print(json.dumps(records[0]))"
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import whole_agents as b; "
+        "b.TASKS['dqn'] = b.Task('CartPole-v1', 8, 16, 510, 40, int(sys.argv.pop(1))); b.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code, BENCH], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout.splitlines()[-1])
-    assert all(speed > 0 for speeds in record["steps_per_s"].values() for speed in speeds)
-    assert record["ratio"] > 0 and all(share > 0 for share in record["profile"].values())
-    assert abs(sum(record["profile"].values()) - 100) < 1  # rounded shares
+    python = sys.executable
+    options = ["--tasks", "dqn", "--no-save", "--python", f"fastrl={python}", "--python", f"baseline={python}"]
+    done = {}
+    for updates in (40, 41):
+        command = [python, "-c", code, BENCH, str(updates), *options, "--rounds", "1"]
+        done[updates] = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done[41].returncode and "40 updates in the timed steps, not 41" in done[41].stderr
+    assert done[40].returncode == 0, done[40].stderr
+    results = json.loads(done[40].stdout.splitlines()[0])["results"]
+    (ours,), (other,) = (results[name]["steps_per_s"] for name in ("fastrl", "baseline"))
+    assert ours > 0 and results["fastrl"]["ratio"] == 1 and results["fastrl"]["peak_mb"] > 0
+    assert results["baseline"]["ratio"] == pytest.approx(ours / other, abs=0.01)
+    assert "| dqn: CartPole-v1, 8-8, batch 16 |" in done[40].stdout
+
+
+@pytest.mark.parametrize("after", [[1.0, 2.0, 3.0], [1.0, 2.0, 4.0], [2.0, 3.0, float("nan")]])
+def test_whole_agents_benchmark_counts_no_agent_that_did_not_learn(after, tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import whole_agents as b, numpy as np; "
+        "seen = {'UPDATES': 3, 'report': lambda speed: print('counted')}; exec(b.CHECK, seen); "
+        "check = lambda after: seen['checked'](1.0, np.array([1.0, 2.0, 3.0]), np.array(after)); "
+        "check([2.0, 3.0, 3.0]); check(eval(sys.argv[2], {'nan': np.nan}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, BENCH, repr(after)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == "counted\n" and "% changed, finite: " in done.stderr
 
 
 @pytest.fixture
