@@ -225,6 +225,10 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         (["info", "bogus"], "info takes no arguments, got 'bogus'; usage: fastrl info"),
         (["info", "--hlep"], "info takes no arguments, got '--hlep'"),
         ([*TRAIN, "--device", "tpu"], "^fastrl: --device must be cpu, cuda or auto, got 'tpu'"),
+        (
+            ["train", "sarsa", "--env", "FrozenLake-v1", "--device", "cuda"],
+            "^fastrl: --device must be cpu, got 'cuda'$",
+        ),
         ([*TRAIN, "--config", "no/such.json"], "no/such.json: No such file"),
         (["eval", "no/such/run"], "no/such/run: no checkpoint here"),
         (["eval"], "^fastrl: RUN is missing: fastrl eval RUN"),

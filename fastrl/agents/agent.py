@@ -63,6 +63,7 @@ class Agent(ABC, Generic[C]):
     continuous: ClassVar[bool] = True  # and Box ones?
     multi: ClassVar[bool] = False  # and MultiDiscrete and MultiBinary ones?
     tabular: ClassVar[bool] = False  # does it take Discrete observation spaces, and no others?
+    cpu_only: ClassVar[bool] = False  # is the CPU its one device?
     _trained: ClassVar[dict[str, str]] = {}  # names of the networks, and of the optimizers of their vectors
     buffer: ReplayBuffer | None = None  # of those that have one; saved beside the rest
 
@@ -86,7 +87,9 @@ class Agent(ABC, Generic[C]):
         given: dict[str, Any] = asdict(config) if config is not None else {}  # type: ignore[call-overload]
         c: Any = make_config(self.config_class, {**given, **overrides}, type(self).__name__)
         check_kept(c, overrides)
-        self.device = resolve_device(c.device)
+        if self.cpu_only and c.device not in ("cpu", "auto"):
+            raise InputError(f"{type(self).__name__}: device must be cpu, got {c.device!r}")
+        self.device = resolve_device("cpu" if self.cpu_only else c.device)
         asked = "num_envs" in overrides or c.num_envs != self.config_class.num_envs
         if asked and not isinstance(env, (str, EnvConfig)):
             number = env.num_envs if isinstance(env, VectorEnv) else 1

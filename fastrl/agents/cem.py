@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Agent, Env
-from fastrl.agents.config import InputError
 from fastrl.agents.deploy import TorchPolicy
 from fastrl.agents.hyperparameters.on_policy import CEMConfig
 from fastrl.agents.policies import ActorCritic
@@ -21,9 +20,9 @@ class CEM(Agent[CEMConfig]):
     In each generation `population` policies play, with weights theta_k ~ N(m, diag(sigma^2)); m and sigma^2 become mean
     and variance of those with the largest returns, and sigma^2 grows by extra_std^2.  No gradient is taken.
 
-    For discrete and for continuous (Box) actions; observations are Boxes, which an MLP sees flattened.  `network`: a
-    torch module of your own instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1)
-    to ``[B, K]``, of which the largest is the action, or the Box action itself.
+    For discrete and for continuous (Box) actions.  An MLP sees observations flattened, and discrete ones one-hot.
+    `network`: a torch module of your own instead, or a function that makes one, that maps observations ``[B, ...]``
+    (bytes as 0..1) to ``[B, K]``, of which the largest is the action, or the Box action itself.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode, whose episodes must end.
     `config` and keyword overrides set the hyperparameters of `CEMConfig`.  Raises InputError for anything that cannot
@@ -35,12 +34,11 @@ class CEM(Agent[CEMConfig]):
 
     algorithm = "cem"
     config_class = CEMConfig
+    cpu_only = True
 
     def __init__(self, env: Env, config: CEMConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
         c, envs = self.config, self.envs
-        if self.device.type != "cpu":
-            raise InputError(f"CEM: device must be cpu, got {str(self.device)!r}")
         self.policy = ActorCritic(
             envs.observation_space,
             envs.action_space,

@@ -1,4 +1,4 @@
-"""What agents for bounded Box actions share: settings and units; and DDPG, TD3 and SAC: how their networks are made."""
+"""What agents for bounded Box actions share: units, the networks of actor and critics, a deterministic actor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastrl.agents.hyperparameters.off_policy import BoxConfig, ContinuousConfig
 from fastrl.agents.networks import Network, own_network
 from fastrl.agents.off_policy import OffPolicyAgent
 from fastrl.agents.training import check_loss
-from fastrl.kernels import MLP, FlatAdam
+from fastrl.kernels import MLP, FlatAdam, tanh_normal_mode
 
 BC = TypeVar("BC", bound="BoxConfig")
 CC = TypeVar("CC", bound="ContinuousConfig")
@@ -100,7 +100,7 @@ class BoxAgent(OffPolicyAgent[BC]):
 
 
 class ContinuousAgent(BoxAgent[CC]):
-    """Base of DDPG, TD3 and SAC: an actor and `n_critics` critics, with target networks."""
+    """Base of DDPG, D4PG, TD3 and SAC: an actor and `n_critics` critics, with target networks."""
 
     n_critics: ClassVar[int]
     actor_outputs: ClassVar[int]  # for each dimension of the actions
@@ -162,3 +162,20 @@ class ContinuousAgent(BoxAgent[CC]):
             "actor_optimizer": self.actor_optimizer,
             "critic_optimizer": self.critic_optimizer,
         }
+
+
+class DeterministicAgent(ContinuousAgent[CC]):
+    """Base of DDPG, D4PG and TD3: the actor is mu(s) = tanh(out), and has a target network, too."""
+
+    actor_outputs = 1
+
+    def __init__(self, env: Env, config: CC | None = None, **overrides: Any) -> None:
+        super().__init__(env, config, **overrides)
+        self.target_actor = copy.deepcopy(self.actor)
+
+    def _mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
+        mode: NDArray[np.float32] = tanh_normal_mode(self._forward(self.actor, obs))
+        return mode
+
+    def _parts(self) -> dict[str, Any]:
+        return {**super()._parts(), "target_actor": self.target_actor}

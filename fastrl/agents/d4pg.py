@@ -10,28 +10,26 @@ The paper's actors are environments stepped together here (`num_envs`).
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
-from fastrl.agents.continuous import ContinuousAgent
+from fastrl.agents.continuous import DeterministicAgent
 from fastrl.agents.hyperparameters.off_policy import D4PGConfig
 from fastrl.agents.noise import NoisyAgent
 from fastrl.kernels import c51_loss, tanh_normal_mode
 
 
-class D4PG(NoisyAgent[D4PGConfig], ContinuousAgent[D4PGConfig]):
+class D4PG(NoisyAgent[D4PGConfig], DeterministicAgent[D4PGConfig]):
     """Distributed distributional deterministic policy gradients (Barth-Maron et al. 2018, arXiv:1804.08617).
 
     Critic: the distribution Z(s, a) of the return, as probabilities p of `n_atoms` atoms z from v_min to v_max; mean w
     times the cross-entropy of p(s, a) to the projection of r + gamma (1 - terminated) Z'(s', mu'(s')).  Actor:
     -mean Q(s, mu(s)) with Q = sum_j p_j z_j.
 
-    For bounded Box actions; observations are Boxes, which an MLP sees flattened.
+    For bounded Box actions.  An MLP sees observations flattened, and discrete ones one-hot.
 
     `network`: torch modules of your own, ``{"actor": ..., "critic": ...}`` or one of the two: the actor maps
     observations ``[B, ...]`` (bytes as 0..1) to ``[B, A]``, a critic observations and actions in [-1, 1] ``[B, A]``
@@ -46,12 +44,11 @@ class D4PG(NoisyAgent[D4PGConfig], ContinuousAgent[D4PGConfig]):
 
     algorithm = "d4pg"
     config_class = D4PGConfig
-    n_critics, actor_outputs = 1, 1
+    n_critics = 1
 
     def __init__(self, env: Env, config: D4PGConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
         c = self.config
-        self.target_actor = copy.deepcopy(self.actor)
         self._atoms = self._array(np.linspace(c.v_min, c.v_max, c.n_atoms, dtype=np.float32))
         self._only = self._array(np.zeros(c.batch_size, np.int64))  # the loss is that of a value of several actions
 
@@ -96,10 +93,3 @@ class D4PG(NoisyAgent[D4PGConfig], ContinuousAgent[D4PGConfig]):
             p = torch.softmax(logits, 1)
         q = p @ self._atoms
         return -q.mean(), p * (q[:, None] - self._atoms) / len(q)
-
-    def _mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        mode: NDArray[np.float32] = tanh_normal_mode(self._forward(self.actor, obs))
-        return mode
-
-    def _parts(self) -> dict[str, Any]:
-        return {**super()._parts(), "target_actor": self.target_actor}

@@ -7,20 +7,13 @@ n_step       Sutton and Barto 2018, section 7.1
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from fastrl.agents.agent import Env
-from fastrl.agents.continuous import ContinuousAgent
+from fastrl.agents.continuous import DeterministicAgent
 from fastrl.agents.hyperparameters.off_policy import DDPGConfig
 from fastrl.agents.noise import NoisyAgent
 from fastrl.kernels import min_q_loss, min_q_targets, q_regression_loss, tanh_normal_mode
 
 
-class DDPG(NoisyAgent[DDPGConfig], ContinuousAgent[DDPGConfig]):
+class DDPG(NoisyAgent[DDPGConfig], DeterministicAgent[DDPGConfig]):
     """Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv:1509.02971).
 
     Critic: mean w (Q(s, a) - y)^2 with y = r + gamma (1 - terminated) Q'(s', mu'(s')).  Actor: -mean Q(s, mu(s)).
@@ -40,11 +33,7 @@ class DDPG(NoisyAgent[DDPGConfig], ContinuousAgent[DDPGConfig]):
 
     algorithm = "ddpg"
     config_class = DDPGConfig
-    n_critics, actor_outputs = 1, 1
-
-    def __init__(self, env: Env, config: DDPGConfig | None = None, **overrides: Any) -> None:
-        super().__init__(env, config, **overrides)
-        self.target_actor = copy.deepcopy(self.actor)
+    n_critics = 1
 
     def _update(self) -> None:
         """One gradient step of the critic and of the actor, and then the targets' turn.
@@ -70,10 +59,3 @@ class DDPG(NoisyAgent[DDPGConfig], ContinuousAgent[DDPGConfig]):
         self.actor_optimizer.step(lr=lr, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
         self.n_updates += 1
         self._learned(b, q_loss)
-
-    def _mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        mode: NDArray[np.float32] = tanh_normal_mode(self._forward(self.actor, obs))
-        return mode
-
-    def _parts(self) -> dict[str, Any]:
-        return {**super()._parts(), "target_actor": self.target_actor}

@@ -117,7 +117,7 @@ class OffPolicyAgent(Agent[C]):
         c: Any = self.config
         obs = self.envs.obs
         if self._reached is not None and obs is not self._reached:
-            self.buffer.new_episodes()  # somebody has reset the environments since
+            self._new_episodes()  # somebody has reset the environments since
         action = self._act(obs, self.rng)
         t = self.envs.step(self._to_env(action))
         self._reached = self.envs.obs

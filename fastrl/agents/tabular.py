@@ -65,6 +65,7 @@ class TabularAgent(Agent[C]):
 
     continuous = False
     tabular = True
+    cpu_only = True
 
     def __init__(self, env: Env, config: C | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
@@ -119,7 +120,7 @@ class TabularAgent(Agent[C]):
     def _iterate(self) -> None:
         obs, table, rng = self.envs.obs, self.table, self.rng
         if self._reached is not None and obs is not self._reached:
-            table.new_episodes()  # somebody has reset the environments since
+            self._new_episodes()  # somebody has reset the environments since
         states = (obs - self._first).tolist()
         chosen = table.chosen or [self._choose(s, rng) for s in states]
         t = self.envs.step(np.array(chosen, np.int64) + self._start)

@@ -6,19 +6,17 @@ n_step       Sutton and Barto 2018, section 7.1
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.agents.agent import Env
-from fastrl.agents.continuous import ContinuousAgent, clip
+from fastrl.agents.continuous import DeterministicAgent, clip
 from fastrl.agents.hyperparameters.off_policy import TD3Config
 from fastrl.kernels import min_q_loss, min_q_targets, q_regression_loss, tanh_normal_mode
 
 
-class TD3(ContinuousAgent[TD3Config]):
+class TD3(DeterministicAgent[TD3Config]):
     """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, arXiv:1802.09477).
 
     Critics: sum_k mean w (Q_k(s, a) - y)^2 with y = r + gamma (1 - terminated) min_k Q'_k(s', a'), a' = mu'(s') with
@@ -39,11 +37,7 @@ class TD3(ContinuousAgent[TD3Config]):
 
     algorithm = "td3"
     config_class = TD3Config
-    n_critics, actor_outputs = 2, 1
-
-    def __init__(self, env: Env, config: TD3Config | None = None, **overrides: Any) -> None:
-        super().__init__(env, config, **overrides)
-        self.target_actor = copy.deepcopy(self.actor)
+    n_critics = 2
 
     def _update(self) -> None:
         """One gradient step of the critics, and every `policy_delay` times one of the actor and the targets' turn.
@@ -81,10 +75,3 @@ class TD3(ContinuousAgent[TD3Config]):
         noise = self.config.exploration_noise * rng.standard_normal(mean.shape, np.float32)
         action: NDArray[np.float32] = clip(mean + noise, 1)
         return action
-
-    def _mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        mode: NDArray[np.float32] = tanh_normal_mode(self._forward(self.actor, obs))
-        return mode
-
-    def _parts(self) -> dict[str, Any]:
-        return {**super()._parts(), "target_actor": self.target_actor}

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from fastrl.agents import DQN, SAC
+from fastrl.agents import D4PG, DDPG, DQN, NAF, SAC, QTOpt
 
 
 class Count(gym.Env):
@@ -50,6 +50,17 @@ def test_environments_reset_between_two_calls_of_learn(cls, prioritized):
         agent.learn(steps, progress=False)
         check(agent.buffer)
         agent.envs.reset()
+
+
+@pytest.mark.parametrize("cls", [DDPG, D4PG, NAF, QTOpt])
+def test_exploration_begins_anew_with_an_environment_reset_between_two_calls_of_learn(cls):
+    agent = cls(Count(ACTIONS[SAC]), seed=0, noise="ou", ou_theta=1e-6, learning_starts=0, updates=1, batch_size=1)
+    agent.learn(4, progress=False)
+    assert agent.ou.x.any()
+    agent.ou.x[:] = 1e6  # and falls by a millionth a step, unless it begins at 0
+    agent.envs.reset()
+    agent.learn(5, progress=False)
+    assert abs(agent.ou.x) < 1
 
 
 def test_an_environment_that_cannot_be_brought_back(tmp_path):

@@ -265,6 +265,17 @@ def test_networks_are_made_on_their_device_whatever_the_default(cls):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("name", ["cem", "q_learning", "sarsa", "expected_sarsa"])
+def test_agents_of_the_cpu_alone(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    cls, env = ALGORITHMS[name], "CartPole-v1" if name == "cem" else "FrozenLake-v1"
+    assert cls(env, device="auto").device.type == "cpu"
+    for device in ("cuda", "tpu"):
+        with pytest.raises(InputError, match=f"^{cls.__name__}: device must be cpu, got '{device}'$"):
+            cls(env, device=device)
+
+
 @pytest.mark.parametrize("chosen", [False, True])
 def test_threads_of_small_networks(chosen, monkeypatch):
     agent, seen = PPO("CartPole-v1", network=torch.nn.Linear(4, 3), num_envs=2, n_steps=16), []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastrl.agents.config import InputError, check_range
+from fastrl.agents.config import check_range
 
 INF = float("inf")
 
@@ -46,8 +46,6 @@ class TabularConfig:
         check_range(self, 0, 1, "learning_rate_end", "learning_rate_power", "gamma", "epsilon_start", "epsilon_end")
         check_range(self, -1e30, 1e30, "initial_value")
         check_range(self, 0, 2**63 - 1, "seed")
-        if self.device not in ("cpu", "auto"):
-            raise InputError(f"{type(self).__name__}: device must be cpu, got {self.device!r}")
 
 
 @dataclass(frozen=True)
