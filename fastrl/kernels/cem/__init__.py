@@ -53,7 +53,7 @@ def cem_argmax(
             normals, drawn as those of `normal_sample`.
 
     Returns:
-        action [B, A] and value [B], of the kind and on the device of `obs`.
+        action [B, A] and value [B], of the kind and on the device of `obs`, without gradients.
 
     Raises:
         TypeError, ValueError: a wrong kind, dtype, shape or value.
@@ -110,7 +110,7 @@ def _checked(q: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         if not isinstance(value, type(action)) or tuple(value.shape) != (len(action),):
             got = f"a {type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
             raise ValueError(f"cem_argmax: q must give a {type(action).__name__} of shape ({len(action)},), got {got}")
-        return value
+        return value if isinstance(value, np.ndarray) else value.detach()
 
     return checked
 

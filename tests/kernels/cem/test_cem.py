@@ -103,6 +103,9 @@ def test_functions_and_values_that_are_nan(backend, torch):
     tensors = cem_argmax(q, torch.from_numpy(obs), 1, samples=50, iterations=4, generator=Generator(1))
     np.testing.assert_allclose(tensors[0], action, atol=1e-5)
     np.testing.assert_allclose(tensors[1], value, atol=1e-5)
+    weight = torch.ones(1, requires_grad=True)
+    kept["value"] = cem_argmax(lambda s, a: a[:, 0] * weight, torch.from_numpy(obs), 1, generator=Generator(1))[1]
+    assert not kept["value"].requires_grad
     some, _ = cem_argmax(lambda s, a: np.where(a[:, 0] > 0, np.nan, a[:, 0]), obs, 1, generator=Generator(1))
     assert (some <= 0).all() and (some > -0.2).all()
     _, none = cem_argmax(lambda s, a: np.full(len(a), np.nan, np.float32), obs, 1, generator=Generator(1))
