@@ -44,6 +44,7 @@ def test_extras():
         "bench",
         "box2d",
         "dev",
+        "docs",
         "jax",
         "minari",
         "mujoco",
