@@ -239,22 +239,49 @@ def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
     return f"{rows[-1][1]:.1f} after {seconds:.0f} s"
 
 
-def table() -> str:
-    """Of all kept logs: interquartile mean over the seeds of the last evaluation, with its 95 % bootstrap interval.
+class Summary(NamedTuple):
+    """The kept logs of one variant of an algorithm on one environment."""
 
-    Where the bar is the variant sb3: p of the two-sided Mann-Whitney test between the seeds of the two.
-    """
+    env: str
+    algorithm: str
+    variant: str
+    task: Task
+    final: Any  # [seeds], float64: the last evaluation of each seed
+    iqm: float
+    low: float  # 95 % bootstrap interval of iqm
+    high: float
+    wanted: float | None
+    p: float | None  # of the two-sided Mann-Whitney test against the variant sb3, where that is the bar
+
+    @property
+    def reached(self) -> str:
+        if self.wanted is None:
+            return ""
+        text = f"{'>=' if self.iqm >= self.wanted else 'MISSED'} {round(self.wanted, 1):g}"
+        return text if self.p is None else f"{text}, p = {self.p:.2f}"
+
+
+def final_returns(algorithm: str, env: str, variant: str, steps: int) -> Any:
+    """[seeds]: the last evaluation of each kept log."""
     import numpy as np
-    from numpy.typing import NDArray
+
+    last = []
+    logs = log_path(algorithm, env, variant, 0).parent.glob("seed*.csv")
+    for path in sorted(logs, key=lambda path: int(path.stem.removeprefix("seed"))):
+        with path.open() as file:
+            last.append(list(csv.DictReader(file))[-1])
+    if any(int(row["step"]) < steps for row in last):
+        raise SystemExit(f"{algorithm} {env} {variant}: a log ends before step {steps}")
+    return np.array([float(row["greedy_return"]) for row in last])
+
+
+def summaries() -> list[Summary]:
+    """Of all kept logs: interquartile mean over the seeds of the last evaluation, with its bootstrap interval."""
     from scipy.stats import bootstrap, mannwhitneyu, trim_mean
 
     def iqm(x, axis=-1):
         return trim_mean(x, 0.25, axis=axis)
 
-    lines = [
-        "| environment | algorithm | variant | IQM [95 % interval] | each seed | wanted | steps |",
-        "|---" * 7 + "|",
-    ]
     rows = [
         (env, algorithm, variant, envs[env])
         for env in ENVS
@@ -262,34 +289,33 @@ def table() -> str:
         for variant, envs in variants.items()
         if env in envs
     ]
-
-    def final_returns(algorithm: str, env: str, variant: str, steps: int) -> NDArray[np.float64]:
-        last = []
-        logs = log_path(algorithm, env, variant, 0).parent.glob("seed*.csv")
-        for path in sorted(logs, key=lambda path: int(path.stem.removeprefix("seed"))):
-            with path.open() as file:
-                last.append(list(csv.DictReader(file))[-1])
-        if any(int(row["step"]) < steps for row in last):
-            raise SystemExit(f"{algorithm} {env} {variant}: a log ends before step {steps}")
-        return np.array([float(row["greedy_return"]) for row in last])
-
+    found = []
     for env, algorithm, variant, task in rows:
-        final, wanted = final_returns(algorithm, env, variant, task.steps), task.wanted
+        final, wanted, p = final_returns(algorithm, env, variant, task.steps), task.wanted, None
         if not len(final):
             continue
-        chance = ""
         if wanted is None and variant != SB3:
             peer = final_returns(algorithm, env, SB3, task.steps)
-            wanted = iqm(peer) if len(peer) else None
-            chance = f", p = {mannwhitneyu(final, peer).pvalue:.2f}" if len(peer) else ""
+            if len(peer):
+                wanted, p = iqm(peer), mannwhitneyu(final, peer).pvalue
         low, high = final.min(), final.max()
         if low < high:
             low, high = bootstrap((final,), iqm, n_resamples=9999, method="percentile", rng=0).confidence_interval
-        each = " ".join(f"{x:.0f}" for x in final)
-        reached = "" if wanted is None else f"{'>=' if iqm(final) >= wanted else 'MISSED'} {round(wanted, 1):g}{chance}"
+        found.append(Summary(env, algorithm, variant, task, final, iqm(final), low, high, wanted, p))
+    return found
+
+
+def table() -> str:
+    """The summaries in markdown."""
+    lines = [
+        "| environment | algorithm | variant | IQM [95 % interval] | each seed | wanted | steps |",
+        "|---" * 7 + "|",
+    ]
+    for row in summaries():
+        each = " ".join(f"{x:.0f}" for x in row.final)
         lines.append(
-            f"| {env} | {algorithm} | {variant} | {iqm(final):.1f} [{low:.1f}, {high:.1f}] | {each} | {reached} "
-            f"| {task.steps:,} |"
+            f"| {row.env} | {row.algorithm} | {row.variant} | {row.iqm:.1f} [{row.low:.1f}, {row.high:.1f}] | {each} "
+            f"| {row.reached} | {row.task.steps:,} |"
         )
     return "\n".join(lines)
 

@@ -146,12 +146,5 @@ def fisher() -> str:
     return "\n".join(lines)
 
 
-def learning() -> str:
-    """The kept logs' table, from learning.py."""
-    from learning import table  # beside this file
-
-    return table()
-
-
 if __name__ == "__main__":
-    print(agents(), bench(), speed(), scans(), tanh_normal(), fisher(), learning(), sep="\n\n")
+    print(agents(), bench(), speed(), scans(), tanh_normal(), fisher(), sep="\n\n")

@@ -18,7 +18,11 @@ PAGES = {  # file of the repository -> page
     "CONTRIBUTING.md": "contributing.md",
     "LICENSE": "licence.md",
 }
-FOLDERS = {"examples": "examples/index.md", "bench/results": "measured/index.md", "bench/results/learning": "index.md"}
+FOLDERS = {
+    "examples": "examples/index.md",
+    "bench/results": "measured/index.md",
+    "bench/results/learning": "results.md",
+}
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))|(?<=\bsrc=\")([^\"]+)|(?<=\bsrcset=\")([^\"]+)")
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
 
