@@ -37,6 +37,7 @@ class A2C(OnPolicyAgent[A2CConfig]):
     algorithm = "a2c"
     config_class = A2CConfig
     multi = True
+    masks = True
 
     def __init__(self, env: Env, config: A2CConfig | None = None, *, network: Any = None, **overrides: Any) -> None:
         super().__init__(env, config, network=network, **overrides)
@@ -73,9 +74,11 @@ class A2C(OnPolicyAgent[A2CConfig]):
             advantages = targets - values
         else:
             advantages, targets, _ = r.advantages(c.gamma, c.gae_lambda, self.scale_rewards)
-        obs, action, _, advantage, target = r.batch(advantages, targets)
+        obs, action, _, advantage, target, *allowed = r.batch(
+            advantages, targets, *([] if r.allowed is None else [r.allowed])
+        )
         if len(obs):  # a rollout can hold nothing but resets
-            losses = self._loss(obs, action, advantage, target)
+            losses = self._loss(obs, action, advantage, target, *allowed)
             self._step()
             self._log = {name: float(value) for name, value in losses.items()}
             check_loss(self._log["loss"], self.steps, self.policy.vector)
@@ -93,16 +96,17 @@ class A2C(OnPolicyAgent[A2CConfig]):
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
 
-    def _loss(self, obs: Any, action: Any, advantage: Any, target: Any) -> dict[str, Any]:
+    def _loss(self, obs: Any, action: Any, advantage: Any, target: Any, allowed: Any = None) -> dict[str, Any]:
         """L = -mean A log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)), and its parts.
 
         With `normalize_advantages` A is shifted to mean 0 and divided by its standard deviation (divisor B, not
-        B - 1) + 1e-8, if there is more than one; G never is.  The gradient overwrites the policy's `grad`.
+        B - 1) + 1e-8, if there is more than one; G never is.  pi has only actions that are `allowed` ``[B, K]``.  The
+        gradient overwrites the policy's `grad`.
         """
         c, policy = self.config, self.policy
         if c.normalize_advantages:
             advantage = normalized(advantage)
-        out, value = policy.forward_cached(obs)
+        out, value = policy.forward_cached(obs, allowed)
         log_prob, entropy, d_out, d_log_std = policy.policy_gradient(out, action, advantage, c.entropy_coef)
         loss_v, d_value = value_loss(value, target)
         policy.backward(d_out, c.value_coef * d_value, d_log_std)

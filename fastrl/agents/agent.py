@@ -6,6 +6,7 @@ An algorithm's file defines a frozen dataclass of hyperparameters and a subclass
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import os
@@ -28,6 +29,7 @@ from fastrl.agents.config import InputError, check_int, check_kept, describe_set
 from fastrl.agents.env_config import EnvConfig
 from fastrl.agents.envs import Envs, make_env
 from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, episodes_of
+from fastrl.agents.masks import masks_given
 from fastrl.agents.networks import TorchNetwork, evaluating, threads_for
 from fastrl.agents.parts import NETWORKS, check_weights, load_parts, parts_state
 from fastrl.agents.policies import ActorCritic
@@ -63,6 +65,7 @@ class Agent(ABC, Generic[C]):
     continuous: ClassVar[bool] = True  # and Box ones?
     multi: ClassVar[bool] = False  # and MultiDiscrete and MultiBinary ones?
     tabular: ClassVar[bool] = False  # does it take Discrete observation spaces, and no others?
+    masks: ClassVar[bool] = False  # does it keep to action masks?
     cpu_only: ClassVar[bool] = False  # is the CPU its one device?
     _trained: ClassVar[dict[str, str]] = {}  # names of the networks, and of the optimizers of their vectors
     buffer: ReplayBuffer | None = None  # of those that have one; saved beside the rest
@@ -100,7 +103,7 @@ class Agent(ABC, Generic[C]):
                 )
         self._made_from = env
         seeded = "seed" in overrides or c.seed != self.config_class.seed
-        self.envs = Envs(env, c.num_envs, c.seed, seeded=seeded, flatten=not self.tabular)
+        self.envs = Envs(env, c.num_envs, c.seed, seeded=seeded, flatten=not self.tabular, masks=self.masks)
         self.config: C = replace(c, num_envs=self.envs.num_envs)
         self._check_spaces()
         shape = self.envs.observation_space.shape or ()
@@ -287,20 +290,18 @@ class Agent(ABC, Generic[C]):
         holds JSON types only.  Those that carry something through an episode have `new_episodes`, which forgets it.
         """
 
-    def predict(self, obs: Any, deterministic: bool = True) -> Any:
+    def predict(self, obs: Any, deterministic: bool = True, action_masks: Any = None) -> Any:
         """The action for one observation, or actions ``[B, ...]`` for a batch ``[B, ...]``.
 
         The best by the policy (its mode), or with ``deterministic=False`` one drawn as in training, from a generator
-        of its own.  A discrete action for one observation is an int.
-        Observations are as the environment gives them, a batch as vector environments do (of a Dict space: a dict of
-        arrays).  Raises InputError for one of another shape, or one that is not finite.
+        of its own.  A discrete action for one observation is an int.  `action_masks` ``[K]`` or ``[B, K]``: what is
+        allowed (DQN, PPO and A2C); None: every action.  Observations are as the environment gives them, a batch as
+        vector environments do (of a Dict space: a dict of arrays).  Raises InputError for another shape, or NaN.
         """
         batch, one = self.envs.given(obs)
-        if self._network is None:
-            actions = self._predict(batch, deterministic)
-        else:
-            with evaluating(self._modules()):
-                actions = self._predict(batch, deterministic)
+        how = {} if action_masks is None else {"allowed": masks_given(self, action_masks, len(batch))}
+        with contextlib.nullcontext() if self._network is None else evaluating(self._modules()):
+            actions = self._predict(batch, deterministic, **how)
         if not one:
             return actions
         return int(actions[0]) if isinstance(self.envs.action_space, gym.spaces.Discrete) else actions[0]
@@ -324,8 +325,7 @@ class Agent(ABC, Generic[C]):
 
         Episode i begins with ``reset(seed + i)``.  `env` is needed if the agent's own cannot be made a second time.
         An episode is cut after `max_steps` steps (None or 0: never), and its return is that of these steps; a warning
-        says how many were.  If `env` is one that the agent trains
-        in, training goes on with new episodes.
+        says how many were.  If `env` is one that the agent trains in, training goes on with new episodes.
         """
         played = list(self._play(episodes, seed, env, max_steps))
         if cut := sum(episode.cut for episode in played):
@@ -351,14 +351,14 @@ class Agent(ABC, Generic[C]):
             with self.envs.lend(env) as trained_in:
                 if trained_in:
                     self._new_episodes()
-                yield from episodes_of(self.predict, env, episodes, seed, max_steps, tick)
+                yield from episodes_of(self.predict, env, episodes, seed, max_steps, tick, self.masks)
             return
         if self.envs.spec is None:
             raise InputError("evaluate: give it `env`, because the agent was made from an environment without a spec")
         own = make_env(self.envs.spec)
         self.envs.share_statistics(own)
         try:
-            yield from episodes_of(self.predict, own, episodes, seed, max_steps, tick)
+            yield from episodes_of(self.predict, own, episodes, seed, max_steps, tick, self.masks)
         finally:
             own.close()
 

@@ -45,6 +45,7 @@ class CompiledLoop:
     """As `EnvLoop`: the same seeds and actions give the same, and a moment is saved as the environments' own state."""
 
     restorable = True
+    masks = None  # no actions are forbidden
 
     def __init__(self, env: Any) -> None:
         self.env = env

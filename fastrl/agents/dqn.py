@@ -27,6 +27,7 @@ from fastrl.agents.agent import Env
 from fastrl.agents.config import InputError
 from fastrl.agents.deploy import TorchPolicy
 from fastrl.agents.hyperparameters.off_policy import DQNConfig
+from fastrl.agents.masks import Masks, masked, of_allowed, random_allowed
 from fastrl.agents.networks import Network, own_network
 from fastrl.agents.noisy import NoisyMLP
 from fastrl.agents.off_policy import OffPolicyAgent
@@ -40,6 +41,8 @@ class DQN(OffPolicyAgent[DQNConfig]):
 
     mean w (Q(s, a) - y)^2 with y = r + gamma (1 - terminated) Q'(s', a'), a' = argmax Q'(s', .) or, with `double`,
     argmax Q(s', .); with `distributional` the loss of `fastrl.c51_loss` or `fastrl.quantile_huber_loss`
+
+    Where the environment has action masks (`fastrl.agents.masks`), only allowed actions are taken, and a' is one.
 
     For discrete actions.  An MLP sees observations flattened, and discrete ones one-hot.  `network`: a torch module of
     your own instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) to
@@ -56,6 +59,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
     algorithm = "dqn"
     config_class = DQNConfig
     continuous = False
+    masks = True
     _trained = {"online": "optimizer"}  # noqa: RUF012
 
     def __init__(self, env: Env, config: DQNConfig | None = None, **overrides: Any) -> None:
@@ -120,60 +124,75 @@ class DQN(OffPolicyAgent[DQNConfig]):
         The target network's forward is first: the online network's last one is what is gone back through.
         """
         c = self.config
-        x = [self.target.forward(b.next_obs)]
+        following, online = self.target.forward(b.next_obs), None
         if c.double:
-            x.append(self.online.forward(b.next_obs))
-        x.append(self.online.forward_cached(b.obs))
+            online = self.online.forward(b.next_obs)
+        out = self.online.forward_cached(b.obs)
+        if c.distributional is not None:
+            shape = (-1, self.n_actions, c.atoms)
+            out, following = out.reshape(shape), following.reshape(shape)
+            online = None if online is None else online.reshape(shape)
+        if self._next_allowed is not None:
+            following = of_allowed(following, self._means(following if online is None else online), self._next_allowed)
+            online = None
         weights = b.weights if c.prioritized else None
+        transitions = (out, b.action, b.reward, b.discount, following)
         if c.distributional is None:
-            online = x[1] if c.double else None
-            return q_learning_loss(
-                x[-1], b.action, b.reward, b.discount, x[0], next_q_online=online, weights=weights, loss=c.loss
-            )
-        x = [out.reshape(len(out), self.n_actions, c.atoms) for out in x]
-        online = x[1] if c.double else None
-        transitions = (x[-1], b.action, b.reward, b.discount, x[0])
+            return q_learning_loss(*transitions, next_q_online=online, weights=weights, loss=c.loss)
         if c.distributional == "qr":
             return quantile_huber_loss(*transitions, next_quantiles_online=online, weights=weights)
         return c51_loss(*transitions, next_logits_online=online, weights=weights, v_min=c.v_min, v_max=c.v_max)
 
     def _values(self, network: Network | NoisyMLP, obs: NDArray[Any]) -> NDArray[np.float32]:
         """Q(s, .) ``[B, n_actions]`` for observations ``[B, ...]``."""
-        out, c = self._forward(network, obs), self.config
-        if c.distributional is None:
+        out = self._forward(network, obs)
+        if self.config.distributional is None:
             return out
-        out = out.reshape(len(out), self.n_actions, c.atoms)
-        if c.distributional == "qr":
-            return out.mean(2)  # type: ignore[no-any-return]
+        return self._means(out.reshape(len(out), self.n_actions, -1))  # type: ignore[no-any-return]
+
+    def _means(self, out: Any) -> Any:
+        """Q ``[B, n_actions]`` of outputs, which with `distributional` are ``[B, n_actions, N]``."""
+        kind = self.config.distributional
+        if kind is None:
+            return out
+        if kind == "qr":
+            return out.mean(2)
+        if not isinstance(out, np.ndarray):
+            return out.softmax(2) @ self._array(self._atoms)
         p = np.exp(out - out.max(2, keepdims=True))
-        values: NDArray[np.float32] = p @ self._atoms / p.sum(2)
-        return values
+        return p @ self._atoms / p.sum(2)
 
     def _act(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Actions ``[B]`` of the exploring policy for observations ``[B, ...]``."""
+        return self._explore(obs, rng, self.envs.allowed)
+
+    def _explore(self, obs: NDArray[Any], rng: np.random.Generator, allowed: Masks | None) -> NDArray[np.int64]:
+        """Actions ``[B]`` of the exploring policy for observations ``[B, ...]``, of those `allowed` ``[B, n_actions]``.
+
+        None: all are.
+        """
         c, n = self.config, len(obs)
         if isinstance(self.online, NoisyMLP):
             self.online.resample(rng)
         if c.exploration == "boltzmann":  # the largest of logits + Gumbel noise is a draw from their softmax
             logits = self._values(self.online, obs) / c.temperature
-            action: NDArray[np.int64] = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+            action: NDArray[np.int64] = masked(logits + rng.gumbel(size=logits.shape), allowed).argmax(1)
             return action
         random = rng.random(n) < self.epsilon
         n_random = np.count_nonzero(random)
-        if n_random == n:
-            return rng.integers(self.n_actions, size=n)
-        action = self._values(self.online, obs).argmax(1)
+        if n_random < n:
+            action = masked(self._values(self.online, obs), allowed).argmax(1)
         if n_random:
-            action[random] = rng.integers(self.n_actions, size=n)[random]
+            drawn = rng.integers(self.n_actions, size=n) if allowed is None else random_allowed(allowed, rng)
+            action = drawn if n_random == n else np.where(random, drawn, action)
         return action
 
     def _to_env(self, action: NDArray[Any]) -> NDArray[Any]:
         return action + self._start if self._start else action
 
-    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
+    def _predict(self, obs: NDArray[Any], deterministic: bool, allowed: Masks | None = None) -> NDArray[Any]:
         if not deterministic:
-            return self._to_env(self._act(obs, self._predict_rng))
-        return self._to_env(self._values(self._judged, obs).argmax(1))
+            return self._to_env(self._explore(obs, self._predict_rng, allowed))
+        return self._to_env(masked(self._values(self._judged, obs), allowed).argmax(1))
 
     def policy_to_torch(self) -> TorchPolicy:
         c = self.config

@@ -13,6 +13,7 @@ from gymnasium.wrappers.utils import RunningMeanStd
 from numpy.typing import NDArray
 
 from fastrl.agents.config import InputError
+from fastrl.agents.masks import KEY, MaskReader, Masks, source_of
 from fastrl.agents.spaces import Flattened
 
 Array = NDArray[Any]
@@ -97,9 +98,12 @@ def own_array(x: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str, n
 class EnvLoop:
     """Single environments, driven as by a plain loop of reset() and step(): nothing is asked of them but that.
 
-    So infos are not read, nobody's arrays are kept, and no environment is reset but by `reset`.  What is kept is how
-    to get back to this moment: of every environment the random generator, and the running statistics of Gymnasium's
-    normalising wrappers, as of just before the episode's reset, and the actions taken since.
+    So infos are not read but for action masks, if there is a `reader`, nobody's arrays are kept, and no environment is
+    reset but by `reset`.  What is kept is how to get back to this moment: of every environment the random generator,
+    and the running statistics of Gymnasium's normalising wrappers, as of just before the episode's reset, and the
+    actions taken since.
+
+    `masks`: ``[N, K]`` of the last observations, in an array that is not changed later; None: there are none.
     """
 
     def __init__(
@@ -109,8 +113,12 @@ class EnvLoop:
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
         flat: Flattened | None = None,
+        reader: MaskReader | None = None,
     ) -> None:
         self.envs, self.name, self._flat = list(envs), name, flat
+        self.masks: Masks | None = None
+        self._reader = reader
+        self._sources: list[Any] = []  # of the masks
         self._shape: tuple[int, ...] = observation_space.shape or ()
         self._dtype: Any = observation_space.dtype
         self._action_space = action_space
@@ -135,6 +143,7 @@ class EnvLoop:
     def reset(self, which: Iterable[int], obs: Array | None = None) -> Array:
         """Begin an episode in these environments; `obs` ``[N, ...]`` with their rows replaced, in a new array."""
         obs = self._empty() if obs is None else obs.copy()
+        self.masks = None if self.masks is None else self.masks.copy()
         for i in which:
             self._starts[i], self._actions[i] = self._start(i), []
             obs[i] = self._reset(i)
@@ -145,6 +154,7 @@ class EnvLoop:
         n = len(self.envs)
         obs, reward, terminated, truncated = self._empty(), np.empty(n), np.empty(n, np.bool_), np.empty(n, np.bool_)
         kept = actions.copy() if actions.ndim > 1 else actions  # of one dimension, the rows are numbers
+        self.masks = None if self.masks is None else self.masks.copy()
         for i in range(n):
             obs[i], reward[i], terminated[i], truncated[i] = self._step(i, actions[i])
         if self._generators:
@@ -208,20 +218,37 @@ class EnvLoop:
         if not isinstance(result, tuple) or len(result) != 2:
             got = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
             raise InputError(f"{self.name}: {RETURNS['reset']}, got {got}; {CHECK_ENV}")
+        if self._reader is not None:
+            self._read_mask(i, result[1])
         return self._row(result[0])
 
     def _step(self, i: int, action: Any) -> tuple[Array, float, bool, bool]:
         reward: Any
         try:
-            obs, reward, terminated, truncated, _ = self.envs[i].step(action)
+            obs, reward, terminated, truncated, info = self.envs[i].step(action)
             if reward.__class__ is not float:
                 if np.ndim(reward):
                     got = f"an array of shape {np.shape(reward)}"
                     raise InputError(f"the reward of {self.name} must be a number, got {got}; {CHECK_ENV}")
                 reward = float(reward)
+            if self._reader is not None:
+                self._read_mask(i, info, bool(terminated or truncated))
             return self._row(obs), reward, bool(terminated), bool(truncated)
         except Exception as error:
             explain(error, "step", self.name)
+
+    def _read_mask(self, i: int, info: Any, ended: bool = False) -> None:
+        """Write row i of the masks, which all environments have if the first one has one at its first reset."""
+        assert self._reader is not None
+        if len(self._sources) <= i:
+            self._sources.append(source_of(self.envs[i], info))
+            if i == 0 and self._sources[0] is not None:
+                self.masks = np.ones((len(self.envs), self._reader.size), np.bool_)
+        if self.masks is not None:
+            source = self._sources[i]
+            self.masks[i] = self._reader(None if source is None else source(info), ended)
+        elif KEY in info:
+            raise InputError(f'{self.name}: info["{KEY}"] must be there at reset too, not only at step')
 
     def _row(self, obs: Any) -> Array:
         if self._flat is not None:

@@ -31,6 +31,7 @@ from fastrl.agents.env_loop import (
     share_statistics,
     to_numpy,
 )
+from fastrl.agents.masks import Masks, VectorMasks, reader_of
 from fastrl.agents.spaces import OnlySpaces, flattened
 
 FINAL_OBS = ("final_obs", "final_observation")  # the second is the key of Gymnasium before 1.0
@@ -44,6 +45,7 @@ class Transition(NamedTuple):
     terminated: NDArray[np.bool_]  # [N]
     truncated: NDArray[np.bool_]  # [N]
     mask: NDArray[np.bool_] | None  # [N]; False: a reset, not a transition (NEXT_STEP autoreset); None: all True
+    next_allowed: Masks | None = None  # [N, K], the action masks of next_obs; None: all actions are allowed
 
 
 def make_env(spec: str | EnvSpec | EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -66,6 +68,7 @@ class Envs:
 
     `seeded`: did the user ask for this seed?  Then what ignores it may say so.
     `flatten`: observations that are not of a Box, as one.
+    `masks`: read action masks, where there are some: `allowed` ``[N, K]`` are those of `obs`, else None.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Envs:
         *,
         seeded: bool = True,
         flatten: bool = True,
+        masks: bool = False,
     ) -> None:
         self.made_from_id = isinstance(env, (str, EnvConfig))
         self._open: list[Any] = []  # what `close` closes
@@ -100,17 +104,18 @@ class Envs:
         self.name = self.env_id or _name(env)  # in errors
         self._check_spaces(flatten)
         space, flat = self.observation_space, self.flattened
+        reader = reader_of(self.action_space, self.name) if masks else None
         if isinstance(env, VectorEnv):
             self.num_envs = int(env.num_envs)  # a NumPy integer could not be saved
             plain = type(env).step is SyncVectorEnv.step and type(env).reset is SyncVectorEnv.reset
             if isinstance(env, SyncVectorEnv) and plain and self.mode != AutoresetMode.NEXT_STEP:
                 # SAME_STEP comes to the same, and its final_obs are the environments' own arrays, which may be reused.
-                self._loop = EnvLoop(env.envs, self.name, space, self.action_space, flat)
+                self._loop = EnvLoop(env.envs, self.name, space, self.action_space, flat, reader)
         elif compiled is not None:
             self.num_envs, self._loop = num_envs, CompiledLoop(compiled)
         else:
             self.num_envs = len(self._open)
-            self._loop = EnvLoop(self._open, self.name, space, self.action_space, flat)
+            self._loop = EnvLoop(self._open, self.name, space, self.action_space, flat, reader)
         self.vec: Any = self._open[0] if self._loop is None else self._loop
         self.episodes = 0  # that have ended
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the last of them
@@ -123,12 +128,15 @@ class Envs:
         self._dtype: Any = space.dtype
         self._floats = isinstance(space, gym.spaces.Box) and np.issubdtype(self._dtype, np.floating)
         self.obs: Array = np.empty(0)
+        self.allowed: Masks | None = None
+        self._masks: VectorMasks | None = None  # of a vector environment that steps itself
+        self._reader = reader
         if not isinstance(space, (gym.spaces.Box, gym.spaces.Discrete)):
             return  # agents refuse it, each in its own words
         if self._loop is not None:
             # A second reset makes the first episodes restorable too.
             self.obs = self._loop.seed(seed, again=self.mode == AutoresetMode.DISABLED)
-            self.mode = AutoresetMode.DISABLED
+            self.mode, self.allowed = AutoresetMode.DISABLED, self._loop.masks
         else:  # EnvPool warns of every seed
             self.obs = self._vector_reset(seed=seed if seeded or not _is_envpool(self.vec) else None)
         self._check_finite(self.obs)
@@ -140,6 +148,7 @@ class Envs:
         self._done[:] = False
         if self._loop is not None:
             self.obs = self._loop.reset(range(self.num_envs))
+            self.allowed = self._loop.masks
         else:
             self.obs = self._vector_reset()
         self._check_finite(self.obs)
@@ -167,12 +176,13 @@ class Envs:
         next_obs = self.obs = obs
         done = self._done = terminated | truncated
         self.ended = ()
+        if self.mode is None and np.count_nonzero(done):
+            self.mode = self._find_mode(info)
+        next_allowed = self._take_masks(info, done)
         if np.count_nonzero(done):
             self.ended = list(zip(self._returns[done].tolist(), self._lengths[done].tolist(), strict=True))
             self.episodes += len(self.ended)
             self.recent.extend(self.ended)
-            if self.mode is None:
-                self.mode = self._find_mode(info)
             if self.mode == AutoresetMode.SAME_STEP:
                 next_obs = self._final_obs(obs, info, done)
                 self._check_finite(next_obs)
@@ -182,7 +192,7 @@ class Envs:
             if self.mode != AutoresetMode.NEXT_STEP:
                 self._returns[done] = 0.0
                 self._lengths[done] = 0
-        self.last = Transition(next_obs, reward, terminated, truncated, mask)
+        self.last = Transition(next_obs, reward, terminated, truncated, mask, next_allowed)
         return self.last
 
     def close(self) -> None:
@@ -249,7 +259,9 @@ class Envs:
     def _reset(self, which: NDArray[np.bool_]) -> Array:
         """The observations with those of newly begun episodes, in a new array."""
         if self._loop is not None:
-            return self._loop.reset(np.flatnonzero(which), self.obs)
+            obs = self._loop.reset(np.flatnonzero(which), self.obs)
+            self.allowed = self._loop.masks
+            return obs
         obs = self.obs.copy()
         obs[which] = self._vector_reset(options={"reset_mask": which.copy()})[which]
         return obs
@@ -293,7 +305,23 @@ class Envs:
             explain(error, "reset", self.name)
         if not isinstance(result, tuple) or len(result) != 2:
             raise InputError(f"{self.name}: {RETURNS['reset']}, got {type(result).__name__}")
+        if self._masks is not None:
+            which = (kwargs.get("options") or {}).get("reset_mask")
+            self._masks.begin(result[1], np.ones(self.num_envs, np.bool_) if which is None else which)
+            self.allowed = self._masks.now
+        elif not self.obs.size and self._reader is not None and VectorMasks.present(self.vec, result[1]):  # the first
+            self._masks = VectorMasks(self._reader, self.vec, self.num_envs, result[1])
+            self.allowed = self._masks.now
         return self._own(result[0])
+
+    def _take_masks(self, info: Any, done: NDArray[np.bool_]) -> Masks | None:
+        """Those of the observations to act on, as far as they are known; returns those of the ones really reached."""
+        if self._masks is None:
+            self.allowed = None if self._loop is None else self._loop.masks
+            return self.allowed
+        reached = self._masks.step(info, done, self.mode == AutoresetMode.SAME_STEP)
+        self.allowed = self._masks.now
+        return reached
 
     def _vector_step(self, actions: Array) -> tuple[Array, Array, Array, Array, Any]:
         try:
@@ -358,7 +386,7 @@ class Envs:
         if not self._loop.replay(state, obs, state["returns"]):
             self.reset()
             return False
-        self.obs = obs
+        self.obs, self.allowed = obs, self._loop.masks
         self._returns = np.asarray(state["returns"], np.float64)
         self._lengths = np.asarray(state["lengths"], np.int64)
         return True

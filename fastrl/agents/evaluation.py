@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from fastrl.agents.config import InputError, check_int
 from fastrl.agents.env_config import EnvConfig
 from fastrl.agents.envs import Envs, make_env
+from fastrl.agents.masks import reader_of, source_of
 
-Policy = Callable[[Any], Any]  # observation -> action
+Policy = Callable[..., Any]  # observation (, action_masks) -> action
 MAX_EPISODE_STEPS = 30_000  # of an evaluation's episode; those of Atari have 27,000
 EVERY = 5_000  # environment steps from one evaluation to the next, where only `stop_at` is given
 SEED = 2_000_000  # of a run's evaluations; the best agent is not judged by the episodes that it was chosen by
@@ -110,7 +111,8 @@ class Evaluator:
         """An evaluation now; `tick` is that of `episodes_of`."""
         assert self._env is not None
         self._envs.share_statistics(self._env)
-        played = list(episodes_of(policy, self._env, self.episodes, SEED, MAX_EPISODE_STEPS, tick))
+        masks = self._envs.allowed is not None
+        played = list(episodes_of(policy, self._env, self.episodes, SEED, MAX_EPISODE_STEPS, tick, masks))
         returns = np.array([episode.reward for episode in played])
         lengths = np.array([episode.length for episode in played])
         best = bool(returns.mean() > self.best)
@@ -125,17 +127,21 @@ def episodes_of(
     seed: int,
     max_steps: int | None = None,
     tick: Callable[[int, int], None] | None = None,
+    masks: bool = False,
 ) -> Iterator[Episode]:
     """Episodes of `policy` (observation -> action) as they end; episode i begins with ``env.reset(seed + i)``.
 
     Each is cut after `max_steps` steps (None or 0: never).  `tick` gets the numbers of the episode (from 1) and of the
-    step in it, every 100 steps.
+    step in it, every 100 steps.  With `masks` the policy gets the environment's, if it has some, as `action_masks`.
     """
+    reader = reader_of(env.action_space, str(env)) if masks else None
     for i in range(episodes):
-        obs, _ = env.reset(seed=seed + i)
+        obs, info = env.reset(seed=seed + i)
         total, steps, done = 0.0, 0, False
+        source = None if reader is None else source_of(env, info)
         while not done and (not max_steps or steps < max_steps):
-            obs, reward, terminated, truncated, _ = env.step(policy(obs))
+            action = policy(obs) if source is None else policy(obs, action_masks=reader(source(info)))  # type: ignore[misc]
+            obs, reward, terminated, truncated, info = env.step(action)
             total += float(reward)
             steps += 1
             done = bool(terminated or truncated)

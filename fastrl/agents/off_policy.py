@@ -47,12 +47,13 @@ class OffPolicyAgent(Agent[C]):
         # Of the initial weights of the networks, one after another.
         self._seeds = [int(x) for x in np.random.SeedSequence([c.seed, 2]).generate_state(8, np.uint64)]
         self._reached: NDArray[Any] | None = None  # the observations after the last step
+        self._next_allowed: Any = None  # the action masks of a batch's next observations ``[B, K]``
         self._last: dict[str, Any] = {}  # of the last update, numbers not read from the device yet, for the log
 
     def _replay(self, action_space: Any) -> ReplayBuffer:
         """An empty buffer as the config wants it, for actions of `action_space`."""
         c: Any = self.config
-        space = (c.buffer_size, self.envs.observation_space, action_space, c.num_envs)
+        space = (c.buffer_size, self._kept_space(), action_space, c.num_envs)
         device = None if self._cpu else self.device
         settings: dict[str, Any] = {"n_step": c.n_step, "gamma": c.gamma, "device": device, "seed": c.seed}
         if not c.prioritized:
@@ -61,6 +62,12 @@ class OffPolicyAgent(Agent[C]):
         if c.per_beta_steps is not None:
             settings["beta_steps"] = c.per_beta_steps
         return PrioritizedReplay(*space, **settings, alpha=c.per_alpha, eps=c.per_eps)
+
+    def _kept_space(self) -> Any:
+        """What the buffer keeps as an observation: with action masks a dict of the two."""
+        if self.envs.allowed is None:
+            return self.envs.observation_space
+        return {"obs": self.envs.observation_space, "allowed": (self.envs.allowed.shape[1:], np.bool_)}
 
     def _array(self, x: NDArray[Any]) -> Any:
         """An array as updates use them: NumPy's on the CPU, else a tensor on the device."""
@@ -77,7 +84,10 @@ class OffPolicyAgent(Agent[C]):
     def _sample(self) -> Batch:
         """A batch, with its observations as the networks take them."""
         c: Any = self.config
-        batch = self.buffer.sample(c.batch_size)
+        batch, self._next_allowed = self.buffer.sample(c.batch_size), None
+        if isinstance(batch.obs, dict):
+            self._next_allowed = batch.next_obs["allowed"]
+            batch = batch._replace(obs=batch.obs["obs"], next_obs=batch.next_obs["obs"])
         if self._as_they_are:
             return batch
         return batch._replace(obs=self._inputs(batch.obs), next_obs=self._inputs(batch.next_obs))
@@ -118,10 +128,14 @@ class OffPolicyAgent(Agent[C]):
         obs = self.envs.obs
         if self._reached is not None and obs is not self._reached:
             self._new_episodes()  # somebody has reset the environments since
-        action = self._act(obs, self.rng)
+        allowed, action = self.envs.allowed, self._act(obs, self.rng)
         t = self.envs.step(self._to_env(action))
         self._reached = self.envs.obs
-        self.buffer.add(obs, action, t.reward, t.next_obs, t.terminated, t.truncated, t.mask)
+        kept: Any = obs
+        kept_next: Any = t.next_obs
+        if allowed is not None:
+            kept, kept_next = {"obs": obs, "allowed": allowed}, {"obs": t.next_obs, "allowed": t.next_allowed}
+        self.buffer.add(kept, action, t.reward, kept_next, t.terminated, t.truncated, t.mask)
         self._after_step(t)
         before, self.steps = self.steps, self.steps + c.num_envs
         if self.on_step is not None:

@@ -37,8 +37,8 @@ class OnPolicyAgent(Agent[C]):
         self.generator = Generator(c.seed, self.device)  # type: ignore[attr-defined]  # of the actions
         self._predict_generator = Generator(self._predict_seed, self.device)
 
-    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
-        return self.policy.predict(obs, None if deterministic else self._predict_generator)
+    def _predict(self, obs: NDArray[Any], deterministic: bool, allowed: Any = None) -> NDArray[Any]:
+        return self.policy.predict(obs, None if deterministic else self._predict_generator, allowed)
 
     def policy_to_torch(self) -> TorchPolicy:
         policy = self.policy

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.on_policy import Activation
+from fastrl.agents.masks import masked
 from fastrl.agents.networks import TorchNetwork, own_network
 from fastrl.agents.spaces import input_scale, values_of
 from fastrl.kernels import (
@@ -198,9 +199,10 @@ class ActorCritic:
         """Logits or mean ``[B, K or A]`` and V ``[B]`` (None without one)."""
         return self._both(obs, False)
 
-    def forward_cached(self, obs: Any) -> tuple[Any, Any]:
-        """`forward`, and what `backward` needs is kept."""
-        return self._both(obs, True)
+    def forward_cached(self, obs: Any, allowed: Any = None) -> tuple[Any, Any]:
+        """`forward`, and what `backward` needs is kept; logits of actions not `allowed` ``[B, K]`` are -inf."""
+        out, value = self._both(obs, True)
+        return masked(out, allowed), value
 
     def _both(self, obs: Any, cached: bool) -> tuple[Any, Any]:
         x = obs.reshape(len(obs), -1)
@@ -227,11 +229,11 @@ class ActorCritic:
         if self._d_log_std is not None:
             self._d_log_std[...] = d_log_std
 
-    def output(self, obs: Any, cached: bool = False) -> Any:
-        """Logits or mean ``[B, K or A]``; `cached`: what `backward` needs is kept."""
+    def output(self, obs: Any, cached: bool = False, allowed: Any = None) -> Any:
+        """Logits or mean ``[B, K or A]``; `cached`: what `backward` needs is kept; `allowed`: see `forward_cached`."""
         x = obs.reshape(len(obs), -1)
         out = self.actor.forward_cached(x) if cached else self.actor.forward(x)
-        return out[:, :-1] if self.shared else out
+        return masked(out[:, :-1] if self.shared else out, allowed)
 
     def value(self, obs: Any) -> Any:
         """V ``[B]``."""
@@ -332,12 +334,9 @@ class ActorCritic:
         old, new = _double(old_out), _double(out)
         if self.multi:
             parts = zip(self._parts(old), self._parts(new), strict=True)
-            logs = [(p.log_softmax(1), q.log_softmax(1)) for p, q in parts]
-            return torch.stack([(p.exp() * (p - q)).sum(1) for p, q in logs]).sum(0)
+            return torch.stack([_categorical_kl(p, q) for p, q in parts]).sum(0)
         if self.log_std is None:
-            old, new = old.log_softmax(1), new.log_softmax(1)
-            kl: Tensor = (old.exp() * (old - new)).sum(1)
-            return kl
+            return _categorical_kl(old, new)
         old_log_std, log_std = _double(old_log_std), _double(self.log_std)
         ratio = torch.exp(2 * (old_log_std - log_std))
         distance = ((old - new) * torch.exp(-log_std)).square()
@@ -360,12 +359,14 @@ class ActorCritic:
         x = np.asarray(obs, np.float32)
         return x if self._input_scale is None else x * np.float32(self._input_scale)
 
-    def act(self, obs: NDArray[Any], generator: Generator) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """Draw actions for observations ``[B, ...]``, with their log pi(a|s).
+    def act(
+        self, obs: NDArray[Any], generator: Generator, allowed: Any = None
+    ) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Draw actions for observations ``[B, ...]``, with their log pi(a|s), of those `allowed` ``[B, K]``.
 
         They are int64 ``[B]`` or ``[B, parts]``, or float32 ``[B, A]``.
         """
-        out = self.output(self.array(self.prepare(obs)))
+        out = self._outputs(obs, allowed)
         if self.multi:
             drawn = [categorical_sample(part, generator=generator) for part in self._parts(out)]
             action = np.stack([to_numpy(one) for one, _ in drawn], 1)
@@ -376,9 +377,9 @@ class ActorCritic:
             action, log_prob = normal_sample(out, self.log_std, generator=generator)
         return to_numpy(action), to_numpy(log_prob)
 
-    def mode(self, obs: NDArray[Any]) -> NDArray[Any]:
+    def mode(self, obs: NDArray[Any], allowed: Any = None) -> NDArray[Any]:
         """The most probable actions, as `act` gives them."""
-        out = to_numpy(self.output(self.array(self.prepare(obs))))
+        out = to_numpy(self._outputs(obs, allowed))
         if self.multi:
             return np.stack([part.argmax(1) for part in self._parts(out)], 1)
         return out.argmax(1) if self.discrete else out  # type: ignore[no-any-return]
@@ -398,9 +399,19 @@ class ActorCritic:
         clipped: NDArray[Any] = np.minimum(np.maximum(action, space.low), space.high)  # as np.clip, in less time
         return clipped.astype(space.dtype, copy=False)
 
-    def predict(self, obs: NDArray[Any], generator: Generator | None) -> NDArray[Any]:
+    def predict(self, obs: NDArray[Any], generator: Generator | None, allowed: Any = None) -> NDArray[Any]:
         """Actions for the environment: the mode, or draws from `generator`."""
-        return self.to_env(self.mode(obs) if generator is None else self.act(obs, generator)[0])
+        return self.to_env(self.mode(obs, allowed) if generator is None else self.act(obs, generator, allowed)[0])
+
+    def _outputs(self, obs: NDArray[Any], allowed: Any) -> Any:
+        return self.output(self.array(self.prepare(obs)), allowed=None if allowed is None else self.array(allowed))
+
+
+def _categorical_kl(old: Tensor, new: Tensor) -> Tensor:
+    """KL ``[B]`` of the softmax of the one logits from that of the others; what both forbid adds 0."""
+    old, new = old.log_softmax(1), new.log_softmax(1)
+    each: Tensor = old.exp() * torch.where(old == -torch.inf, 0.0, old - new)
+    return each.sum(1)
 
 
 def _double(x: Any) -> Tensor:

@@ -60,6 +60,7 @@ class PPO(OnPolicyAgent[PPOConfig]):
     algorithm = "ppo"
     config_class = PPOConfig
     multi = True
+    masks = True
 
     def __init__(self, env: Env, config: PPOConfig | None = None, *, network: Any = None, **overrides: Any) -> None:
         super().__init__(env, config, network=network, **overrides)
@@ -88,19 +89,23 @@ class PPO(OnPolicyAgent[PPOConfig]):
         """
         c, policy = self.config, self.policy
         batch = self.rollout.batch(*self.rollout.advantages(c.gamma, c.gae_lambda, self.scale_rewards))
+        more: dict[str, Any] = {}
+        if self.rollout.allowed is not None:
+            more["allowed"] = policy.array(self.rollout.real(self.rollout.allowed))
         if c.objective == "penalty":  # the old policy, from which the KL is measured
-            batch.append(policy.output(batch[0]) + 0)
+            more["old_out"] = policy.output(batch[0], **more) + 0
             self._old_log_std = None if policy.log_std is None else policy.log_std + 0
-        one_pass = Minibatches(batch, c.minibatches, self.rng)
+        one_pass, n = Minibatches([*batch, *more.values()], c.minibatches, self.rng), len(batch)
         for _ in range(c.epochs):
             for minibatch in one_pass:
-                terms = self._loss(*minibatch)
+                terms = self._loss(*minibatch[:n], **dict(zip(more, minibatch[n:], strict=True)))
                 self.optimizer.step(max_grad_norm=c.max_grad_norm)
                 self.n_updates += 1
             if c.target_kl is not None and float(terms["kl"]) > c.target_kl:
                 break
         if c.objective == "penalty":
-            self.penalty.adapt(policy.kl(batch[-1], self._old_log_std, policy.output(batch[0])).mean().item())
+            old_out = more.pop("old_out")
+            self.penalty.adapt(policy.kl(old_out, self._old_log_std, policy.output(batch[0], **more)).mean().item())
         self._log = {name: float(value) for name, value in terms.items()}  # of the last minibatch
         check_loss(self._log["loss"], self.steps, policy.vector)
         self._update_moments()
@@ -113,6 +118,7 @@ class PPO(OnPolicyAgent[PPOConfig]):
         advantage: Any,
         target: Any,
         old_value: Any,
+        allowed: Any = None,
         old_out: Any = None,
     ) -> dict[str, Any]:
         """L = L_policy + value_coef L_value - entropy_coef H of one minibatch, and its parts; the gradient: `grad`.
@@ -123,10 +129,10 @@ class PPO(OnPolicyAgent[PPOConfig]):
         L_value = mean (V - G)^2 / 2, or with clip_value = e
         L_value = mean max((V - G)^2, (V_old + clip(V - V_old, -e, e) - G)^2) / 2.
         A is shifted to mean 0 and divided by its standard deviation (divisor B, not B - 1) + 1e-8; G never is.
-        "kl" is exact with "penalty", else estimated by mean(rho - 1 - log rho).
+        "kl" is exact with "penalty", else estimated by mean(rho - 1 - log rho).  pi has only `allowed` actions.
         """
         c, policy = self.config, self.policy
-        out, value = policy.forward_cached(obs)
+        out, value = policy.forward_cached(obs, allowed)
         how: dict[str, Any] = {"clip_range": c.clip_range}
         if c.objective == "penalty":
             how = {"old": (old_out, self._old_log_std), "kl_coef": self.penalty.beta}

@@ -22,7 +22,7 @@ class Rollout:
     """T steps of N environments, written in place: arrays ``[T, N]``, ``[T, N, ...]`` of observations and actions.
 
     `mask` is None, or False where a step is not to be learned from, because it was no transition but a reset
-    (NEXT_STEP autoreset).
+    (NEXT_STEP autoreset).  `allowed` ``[T, N, K]`` are the action masks of the environments; None: they have none.
     """
 
     def __init__(self, envs: Envs, policy: ActorCritic, n_steps: int) -> None:
@@ -34,6 +34,7 @@ class Rollout:
         self.terminated: NDArray[np.bool_]
         self.truncated: NDArray[np.bool_]
         self.mask: NDArray[np.bool_] | None = None
+        self.allowed: NDArray[np.bool_] | None = None
         self._mask: NDArray[np.bool_]
         self._final: list[tuple[int, int, NDArray[Any]]] = []  # t, n and the final observation of a truncated episode
         self._store: dict[str, NDArray[Any]] = {}
@@ -63,7 +64,9 @@ class Rollout:
         if t == self._capacity:
             self._grow(2 * t)
         self.obs[t] = obs = self.envs.obs
-        action, log_prob = self.policy.act(obs, generator)
+        action, log_prob = self.policy.act(obs, generator, self.envs.allowed)
+        if self.allowed is not None:
+            self.allowed[t] = self.envs.allowed
         step = self.envs.step(self.policy.to_env(action))
         self.action[t], self.log_prob[t] = action, log_prob
         self.reward[t], self.terminated[t], self.truncated[t] = step.reward, step.terminated, step.truncated
@@ -103,7 +106,7 @@ class Rollout:
         return advantages, returns, values
 
     def batch(self, *arrays: NDArray[Any]) -> list[Any]:
-        """Prepared observations, actions, log pi(a|s), and further arrays ``[T, N]``: ``[B, ...]``, on the device.
+        """Prepared observations, actions, log pi(a|s), and further arrays ``[T, N, ...]``: ``[B, ...]``, on the device.
 
         B counts the steps to learn from, in order of time.  On the CPU they share the arrays' memory if they can.
         """
@@ -126,6 +129,8 @@ class Rollout:
             "truncated": np.zeros((capacity, n), np.bool_),
             "_mask": np.ones((capacity, n), np.bool_),
         }
+        if envs.allowed is not None:
+            store["allowed"] = np.ones((capacity, *envs.allowed.shape), np.bool_)
         for name, array in self._store.items():
             store[name][: self._capacity] = array
         self._capacity, self._store = capacity, store
