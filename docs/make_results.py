@@ -19,6 +19,13 @@ training (not the best of it), with its 95 % bootstrap interval. [All logs](../b
 `python docs/make_results.py` makes this page from them. The last column, after `python bench/learning.py`, runs what is
 missing; that program's `TASKS` say where hyperparameters differ from the defaults.
 
+<picture>
+<source media="(prefers-color-scheme: dark)" srcset="pictures/learning-dark.svg">
+<img src="pictures/learning-light.svg" width="480" alt="Return of the greedy policy over environment steps">
+</picture>
+
+The lines are interquartile means over the seeds, the bands their 95 % bootstrap intervals.
+
 Published figures have protocols of their own and often more steps:
 
 - **Zoo**: [rl-baselines3-zoo](https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md), one run, the

@@ -117,3 +117,16 @@ def test_the_ledger_is_that_of_the_kept_logs(monkeypatch):
     logs = {path.parent for path in (ROOT / "bench" / "results" / "learning").glob("*/*/*/seed*.csv")}
     assert len(rows) == len({folder for folder in logs if folder.name != "sb3"})
     assert "489 +- 16 at 500k (CleanRL)" in text
+
+
+@pytest.mark.parametrize(("name", "data"), [("speed", "speeds"), ("learning", "curves")])
+def test_the_pictures_are_of_the_kept_results(name, data, monkeypatch):
+    if not (ROOT / "bench" / "results").exists():
+        pytest.skip("an sdist holds no results")
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    pictures = importlib.import_module("pictures")
+    found = getattr(pictures, data)()
+    assert len(found) >= 3
+    for theme in pictures.COLOURS:
+        text = (pictures.PICTURES / f"{name}-{theme}.svg").read_text(encoding="utf-8")
+        assert f">{pictures.digest(found)}<" in text, "run `python bench/pictures.py`"

@@ -23,7 +23,9 @@ FOLDERS = {
     "bench/results": "measured/index.md",
     "bench/results/learning": "results.md",
 }
-LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))|(?<=\bsrc=\")([^\"]+)|(?<=\bsrcset=\")([^\"]+)")
+LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+PICTURE = re.compile(r'<picture>\n.*srcset="(.*)">\n<img src="(.*)" width="(\d+)" alt="(.*)">\n</picture>')
+ONE_EACH = r'![\4](\2#only-light){ width="\3" }![\4](\1#only-dark){ width="\3" }'  # they follow the page's own switch
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
 
 
@@ -76,6 +78,6 @@ def on_page_markdown(markdown, page, **kwargs):
             raise PluginError(f"{source}: the site has no page for {link}")
         return posixpath.relpath(to, posixpath.dirname(own) or ".") + hash_ + anchor
 
-    parts = CODE.split(markdown)  # the odd ones are code
+    parts = CODE.split(PICTURE.sub(ONE_EACH, markdown))  # the odd ones are code
     parts[::2] = [LINK.sub(relinked, part) for part in parts[::2]]
     return "".join(parts)
