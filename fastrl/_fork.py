@@ -34,6 +34,7 @@ class _Living:
 guarded = _Living()  # with acquire() -> bool and release(), as a threading.Lock has them
 outer = _Living()  # likewise, but of objects that use guarded ones under it: taken first
 unseeded = _Living()  # with reseed()
+children = _Living()  # with after_fork(), for the child
 
 _forking = threading.Lock()  # one thread at a time: two could take the others in different orders
 _held: list[Any] = []
@@ -55,6 +56,8 @@ def _after_in_child() -> None:
     _after()
     for stream in unseeded.all():
         stream.reseed()
+    for item in children.all():
+        item.after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -222,8 +222,9 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         ([*TRAIN, "--threads", "0"], r"--threads must be in \[1, 1024\], got 0"),
         ([*TRAIN, "--threads", "100000"], r"--threads must be in \[1, 1024\], got 100000"),
         (["bench", "--threads", "1025"], r"--threads must be in \[1, 1024\], got 1025"),
-        (["info", "bogus"], "info takes no arguments, got 'bogus'; usage: fastrl info"),
-        (["info", "--hlep"], "info takes no arguments, got '--hlep'"),
+        (["info", "bogus"], "^fastrl: .*No such file or directory: 'bogus'"),
+        (["info", "--hlep"], "info takes a folder or a file or nothing, got '--hlep'"),
+        (["info", "a", "b"], "info takes a folder or a file or nothing, got 'a b'; usage: fastrl info "),
         ([*TRAIN, "--device", "tpu"], "^fastrl: --device must be cpu, cuda or auto, got 'tpu'"),
         (
             ["train", "sarsa", "--env", "FrozenLake-v1", "--device", "cuda"],
@@ -356,7 +357,7 @@ def test_version_info_and_usage(capsys):
     assert "sum_tree" in capsys.readouterr().out
     assert cli.main(["info", "--help"]) == 0 and cli.main(["info", "-h"]) == 0
     text = capsys.readouterr().out
-    assert text.count("usage: fastrl info\n") == 2 and "sum_tree" not in text
+    assert text.count("usage: fastrl info [STORAGE]\n") == 2 and "sum_tree" not in text
     assert cli.main(["--help"]) == 0 and cli.main([]) == 2
     assert "fastrl train ALGORITHM" in capsys.readouterr().out
     assert cli.main(["train", "--help"]) == 0 and cli.main(["train"]) == 2

@@ -23,6 +23,7 @@ usage: fastrl train ALGORITHM --env ENV [--total-steps N] [--seed S] [--out DIR]
        fastrl list [RUNS]                                                              the algorithms, or the runs
        fastrl bench [-o FOLDER] [--kernels gae sum_tree ...] [--quick]                 the kernels' speed here
        fastrl info                                                                     versions and backends
+       fastrl info STORAGE                                                             what a replay buffer's folder has
        fastrl --version
 
 `fastrl train --help` lists the algorithms, and `fastrl train dqn --help` the hyperparameters of one."""

@@ -6,15 +6,24 @@ from typing import Any
 
 from fastrl import _info
 from fastrl.cli.errors import fail
+from fastrl.replay.mapped import describe
+
+_USAGE = "usage: fastrl info [STORAGE]"
 
 
 def command(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
-        print("usage: fastrl info\n\nVersions, the backend of each kernel and why, threads, SIMD level, CUDA devices.")
+        print(
+            f"{_USAGE}\n\nVersions, the backend of each kernel and why, threads, SIMD level, CUDA devices; or what the"
+        )
+        print("storage folder or the saved file of a replay buffer holds.")
         return 0
-    if args:
-        return fail(f"info takes no arguments, got {args[0]!r}; usage: fastrl info")
-    info = _info.info()
+    if len(args) > 1 or (args and args[0].startswith("-")):
+        return fail(f"info takes a folder or a file or nothing, got {' '.join(args)!r}; {_USAGE}")
+    try:
+        info = describe(args[0]) if args else _info.info()
+    except (OSError, ValueError) as error:
+        return fail(str(error))
     try:
         from rich.console import Console
         from rich.table import Table
@@ -22,7 +31,7 @@ def command(args: list[str]) -> int:
         for name, value in _flat(info):
             print(f"{name}: {value}")
         return 0
-    table = Table("", "", title="fastrl info", show_header=False)
+    table = Table("", "", title=" ".join(["fastrl info", *args]), show_header=False)
     for name, value in _flat(info):
         table.add_row(name, value)
     Console().print(table, markup=False)

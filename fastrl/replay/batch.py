@@ -30,3 +30,20 @@ class Batch(NamedTuple):
     """[B] float32: importance weights in [0, 1], 0 only by underflow; all 1 in a uniform buffer."""
     discount: Any
     """[B] float32: gamma^m (1 - terminated), so that the target is reward + discount * V(next_obs)."""
+
+
+def to_device(batch: Any, torch: Any, device: Any) -> Any:
+    """A named tuple of NumPy arrays, or tensors, as one of tensors on this device; indices stay on the CPU."""
+
+    def move(value: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, dict):
+            return {key: move(part) for key, part in value.items()}
+        if isinstance(value, tuple):
+            return tuple(map(move, value))
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
+        return tensor.to(device, non_blocking=True)
+
+    fields = zip(batch._fields, batch, strict=True)
+    return type(batch)(*[torch.from_numpy(x) if name == "indices" else move(x) for name, x in fields])

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastrl import _fork
 from fastrl.kernels import SumTree
-from fastrl.replay import checks, storage
+from fastrl.replay import checks
 from fastrl.replay import state as states
-from fastrl.replay.batch import Batch
+from fastrl.replay.batch import Batch, to_device
+from fastrl.replay.mapped import Folder
+from fastrl.replay.saved import Saved
 from fastrl.replay.spaces import Space
 from fastrl.replay.store import Store
 
-# Of an instance's attributes those that are made anew for a copy.
-_DERIVED = {"_lock", "_tree", "_store", "_ring", "_torch", "_rows", "_priorities"}
 
-
-class ReplayBuffer:
+class ReplayBuffer(Saved):
     """The last transitions of `num_envs` environments, drawn uniformly with replacement.
 
     P(i) = 1 / len(buffer).
@@ -48,14 +47,18 @@ class ReplayBuffer:
         store_next_obs: keep `next_obs` apart.  False stores an observation once where the next transition starts from
             it, byte for byte, and twice where not; if that is most of the time (normalisation or noise between the
             two, transitions in random order) True is as small and faster.  The batches are the same.
+        storage: None for memory, or a folder whose files are mapped into it: see `flush`.  One that is not there or is
+            empty is made; another one has to be that of a buffer with the same arguments (`device`, `seed` and beta may
+            differ), which goes on from its last flush.
         device: None: `sample` returns NumPy arrays.  A torch device or its name: torch tensors there; to a CUDA device
             through pinned memory, without waiting for the copy.  The storage stays in host memory.
         seed: int in [0, 2^64); None draws from the default generator (see `fastrl.manual_seed`).
 
     Raises:
         TypeError: a space that has other parts than arrays of numbers, or a `capacity` or `num_envs` that is no int.
-        ValueError: a number out of range, spaces that are no such stacks, `store_next_obs` with stacks, or an unknown
-            device.
+        ValueError: a number out of range, spaces that are no such stacks, `store_next_obs` with stacks, an unknown
+            device, or a `storage` with something else in it, which is left as it was.
+        OSError: no room on the disk of `storage`, or another process has it open (BlockingIOError).
         RuntimeError: `device` given, but torch or that device missing.
         MemoryError: with the sum; a buffer larger than the memory of this machine, which fills as it is used, is a
             warning.
@@ -88,6 +91,7 @@ class ReplayBuffer:
         gamma: float = 0.99,
         frame_stack: int = 1,
         store_next_obs: bool = False,
+        storage: str | os.PathLike[str] | None = None,
         device: Any = None,
         seed: int | None = None,
     ) -> None:
@@ -113,8 +117,12 @@ class ReplayBuffer:
         self._most = -(-self.capacity // self.num_envs)  # transitions of each environment
         obs = self._obs.nbytes * (2 if self.store_next_obs else 1)
         slots = self._most + self.frame_stack + 1
-        self._memory = checks.check_memory(self.capacity, self.num_envs, slots, (obs, self._action.nbytes))
+        sizes = obs, self._action.nbytes
+        self._memory = checks.check_memory(self.capacity, self.num_envs, slots, sizes, warn=storage is None)
+        self._path = storage
         self._make_storage()
+        if self._folder is not None:
+            self._open_folder()
 
     def _make_storage(self) -> None:
         pinned = self._torch if self._torch is not None and self.device.type == "cuda" else None
@@ -124,6 +132,12 @@ class ReplayBuffer:
                 gamma=self.gamma, unread=self._unread, pinned=pinned,
             )  # fmt: skip
             self._tree = SumTree(self._store.rows, dtype=np.float32, seed=self._seed)
+            self._folder = None if self._path is None else Folder(self._path, self._config(), self._store.specs())
+            if self._folder is None:
+                self._store.set_columns(self._store.new_columns())
+            else:
+                self._store.counts = self._folder.added
+                self._store.set_columns(self._folder.columns)
         except MemoryError:
             raise MemoryError(f"replay: {self._memory}, more than there is") from None
         self._ring = self._store.ring
@@ -360,118 +374,4 @@ class ReplayBuffer:
         if self._draws_rows and self.device.type == "cpu" and self._is_single:  # in the fewest steps
             # Wrapping NumPy's results costs less than having torch allocate them.
             return Batch(*[self._torch.from_numpy(x) for x in batch])
-        fields = zip(batch._fields, batch, strict=True)
-        return type(batch)(
-            *[self._torch.from_numpy(x) if name == "indices" else self._to_tensor(x) for name, x in fields]
-        )
-
-    def _to_tensor(self, value: Any) -> Any:
-        if value is None:
-            return None
-        if isinstance(value, dict):
-            return {key: self._to_tensor(part) for key, part in value.items()}
-        if isinstance(value, tuple):
-            return tuple(map(self._to_tensor, value))
-        tensor = value if isinstance(value, self._torch.Tensor) else self._torch.from_numpy(value)
-        return tensor.to(self.device, non_blocking=True)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that decides what the buffer will do to one file, checksummed and without pickle.
-
-        Atomic: after a crash at any moment `path` is the old file or the new one (a file ``.NAME.*.fastrl-tmp`` may be
-        left beside it, which the next save removes).  Other threads that add or sample wait meanwhile.
-
-        Raises:
-            OSError: the file cannot be written; an earlier one is left as it was.
-        """
-        with self._lock:
-            header, arrays = self._state()
-            storage.write(path, header, arrays)
-
-    def load(self, path: str | os.PathLike[str] | BinaryIO) -> None:
-        """Go on bit for bit where `save` was called, random draws included; `path` may be a file opened to be read.
-
-        Whatever raises leaves the buffer as it was.  With seed=None the default generator is set back as well.  Files
-        of before `store_next_obs` are read too; their transitions get new numbers.
-
-        Raises:
-            ValueError: not a file of `save`; cut off or changed since; or of a buffer with another class, capacity,
-                num_envs, spaces, n_step, gamma, frame_stack, store_next_obs, alpha or eps (`device` and beta may
-                differ).
-            OSError: the file cannot be read.
-        """
-        if isinstance(path, (str, os.PathLike)):
-            with open(path, "rb") as file:
-                return self.load(file)
-        where = f"replay.load: {path.name}"
-        try:
-            columns = [np.zeros(self._tree.capacity, np.float32), *self._store.new_columns()]
-            header, arrays = states.read(
-                storage.Reader(path),
-                self._config(),
-                columns,
-                self.num_envs,
-                self._most,
-                self.frame_stack,
-                self._draws_rows,
-            )
-            self._set_state(header, arrays)
-        except ValueError as error:
-            raise ValueError(f"{where} is {error}") from None
-        except (TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from None
-
-    def _config(self) -> dict[str, Any]:
-        """What a saved state must agree in."""
-        own = {"class": type(self).__name__, "capacity": self.capacity, "n_step": self.n_step, "gamma": self.gamma}
-        return {**own, **self._store.config()}
-
-    def _state(self) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-        """The header, and views of the arrays."""
-        tree, store = self._tree.state_dict(), self._store
-        arrays = store.arrays(tree["priorities"])
-        header = {
-            "config": self._config(),
-            "layout": states.LAYOUT,
-            "added": store.counts.tolist(),
-            "start": store.start.tolist(),
-            "broken": store.broken.tolist(),
-            "steps": self._added,
-            "extras": len(arrays[len(store.columns) + 2]),
-            "new_priority": self._new_priority,
-            "generator": tree["generator"],
-        }
-        if self.frame_stack > 1:
-            header["heads"] = len(arrays[-1])
-        return header, arrays
-
-    def _set_state(self, header: dict[str, Any], arrays: list[NDArray[Any]]) -> None:
-        """Go on from what `states.read` gave."""
-        tree = {"capacity": self._tree.capacity, "dtype": "float32", "priorities": arrays[0]}
-        with self._lock:
-            try:
-                self._tree.load_state_dict({**tree, "generator": header["generator"]})
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"damaged: {error}") from None
-            self._store.set_arrays(header["added"], header["start"], header["broken"], arrays[1:])
-            self._ring = self._store.ring
-            self._added = header["steps"]
-            self._new_priority = header["new_priority"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            kept = {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
-            header, arrays = self._state()
-            kept["_saved"] = header, [array.copy() for array in arrays]
-            return kept
-
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        header, arrays = kept["_saved"]
-        self.__dict__.update((name, value) for name, value in kept.items() if name != "_saved")
-        self._torch, _ = checks.load_torch(self.device)
-        self._make_storage()
-        columns, sides = arrays[: len(self._store.columns) + 1], arrays[len(self._store.columns) + 1 :]
-        whole = [np.zeros((self._store.rows, *array.shape[1:]), array.dtype) for array in columns]
-        for column, array in zip(whole, columns, strict=True):
-            column[: len(array)] = array
-        self._set_state(header, [*whole, *sides])
+        return to_device(batch, self._torch, self.device)

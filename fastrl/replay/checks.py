@@ -59,7 +59,7 @@ def load_torch(device: Any) -> tuple[Any, Any]:
     return torch, device
 
 
-def check_memory(capacity: int, num_envs: int, slots: int, item_bytes: tuple[int, int]) -> str:
+def check_memory(capacity: int, num_envs: int, slots: int, item_bytes: tuple[int, int], *, warn: bool) -> str:
     """What the storage takes, in words; a warning if this machine has less memory, since it is only filled in use."""
     rows = slots * num_envs
     if rows > _MAX_ROWS:
@@ -76,7 +76,7 @@ def check_memory(capacity: int, num_envs: int, slots: int, item_bytes: tuple[int
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return text
-    if size > memory:
+    if warn and size > memory:
         warnings.warn(f"replay: {text}, more than the {memory / 2**30:.1f} GiB of this machine", stacklevel=3)
     return text
 

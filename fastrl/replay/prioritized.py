@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +44,7 @@ class PrioritizedReplay(ReplayBuffer):
         gamma: float = 0.99,
         frame_stack: int = 1,
         store_next_obs: bool = False,
+        storage: str | os.PathLike[str] | None = None,
         device: Any = None,
         seed: int | None = None,
         alpha: float = 0.6,
@@ -63,7 +65,7 @@ class PrioritizedReplay(ReplayBuffer):
         self._normalize = normalize
         super().__init__(
             capacity, obs_space, action_space, num_envs, n_step=n_step, gamma=gamma, frame_stack=frame_stack,
-            store_next_obs=store_next_obs, device=device, seed=seed,
+            store_next_obs=store_next_obs, storage=storage, device=device, seed=seed,
         )  # fmt: skip
 
     @property

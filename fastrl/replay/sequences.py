@@ -225,8 +225,8 @@ class SequenceReplay(PrioritizedReplay):
         store.broken[:] = True
         self._forget_runs()
 
-    def _forget_runs(self) -> None:
-        self._run[:], self._is_whole[:], self._is_over[:] = 0, True, False
+    def _forget_runs(self, envs: Any = slice(None)) -> None:
+        self._run[envs], self._is_whole[envs], self._is_over[envs] = 0, True, False
 
     def clear(self) -> None:
         with self._lock:
@@ -313,3 +313,7 @@ class SequenceReplay(PrioritizedReplay):
         with self._lock:
             super()._set_state(header, arrays)
             self._run[:], self._is_whole[:], self._is_over[:] = runs["run"], runs["whole"], runs["over"]
+            # Of a storage folder the first steps of the running window may have been lost.
+            lost = self._store.counts - self._last_window(self._run) < self._store.start
+            self._forget_runs(lost)
+            self._store.broken[lost] = True

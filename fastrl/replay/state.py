@@ -13,6 +13,8 @@ from fastrl.replay.storage import Reader
 from fastrl.replay.store import saved_rows
 
 LAYOUT = 2
+# What reading a file can raise that nobody made, or somebody made up.
+DAMAGES = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 Array = NDArray[Any]
 
 
@@ -24,27 +26,19 @@ def read(
     most: int,
     frames: int,
     every: bool,
+    stored: list[Array] | None = None,
 ) -> tuple[dict[str, Any], list[Array]]:
     """The header, and what `Store.arrays` gives; ValueError for what no buffer has.
 
     `columns`: empty ones of priorities, obs, action, reward, terminated, truncated, cut and maybe next_obs or depth, to
-    be filled.  `config`: what the file must agree in.  `every`: each transition held has a priority.
+    be filled.  `config`: what the file must agree in.  `every`: each transition held has a priority.  `stored`: what is
+    in the file in the place of the columns, which are filled already.
     """
     header: Any = reader.header
-    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
-        raise ValueError("damaged: its header is not that of a buffer")
+    check_config(header, config)
     layout = header.get("layout", 1)
-    # What files of before these arguments do not say.
-    theirs = {"frame_stack": 1} | ({"store_next_obs": False} if layout == 1 else {}) | header["config"]
-    differing = [
-        f"{name} {theirs.get(name)!r} (here {config.get(name)!r})"
-        for name in {**config, **theirs}
-        if theirs.get(name) != config.get(name)
-    ]
-    if differing:
-        raise ValueError(f"of a buffer with {', '.join(differing)}")
     slots = len(columns[0]) // num_envs - 1
-    if layout == 1:
+    if layout == 1 and stored is None:
         used: Any = header.get("slots")
         if not _is(used, int, slots + 1):
             raise ValueError(f"damaged: slots is {used!r}")
@@ -59,23 +53,44 @@ def read(
     flags = [np.zeros(len(columns[0]), np.bool_) for _ in sides]
     data = [np.zeros((header[name], length), np.uint8) for name, length in sides]
     beside = [array for pair in zip(flags, data, strict=True) for array in pair]
-    reader.read_into([c[:rows] for c in columns] + [a[:rows] if a.dtype == np.bool_ else a for a in beside])
-    _check_arrays(columns, _held_rows(added, start, slots, most), flags, data, every)
+    reader.read_into([c[:rows] for c in stored or columns] + [a[:rows] if a.dtype == np.bool_ else a for a in beside])
+    _check_arrays(columns, held_rows(added, start, slots, most), flags, data, every)
     if frames > 1 and columns[7].max() >= frames:
         raise ValueError("damaged: a depth is that of no frame")
     return header, [*columns, *beside]
 
 
+def damage(error: Exception) -> str:
+    """One of `DAMAGES` in words."""
+    return str(error) if isinstance(error, ValueError) else f"damaged: {type(error).__name__}: {error}"
+
+
+def check_config(header: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise ValueError unless the header is that of a buffer of this configuration."""
+    if not isinstance(header.get("config"), dict):
+        raise ValueError("damaged: its header is not that of a buffer")
+    # What files of before these arguments do not say.
+    old = {"store_next_obs": False} if header.get("layout", 1) == 1 else {}
+    theirs = {"frame_stack": 1, **old, **header["config"]}
+    differing = [
+        f"{name} {theirs.get(name)!r} (here {config.get(name)!r})"
+        for name in {**config, **theirs}
+        if theirs.get(name) != config.get(name)
+    ]
+    if differing:
+        raise ValueError(f"of a buffer with {', '.join(differing)}")
+
+
 def settle(tree: SumTree, added: Array, start: Array, slots: int, most: int, priority: float) -> None:
     """Make the tree fit the ring again, after something (Ctrl-C) came between the two."""
     now = tree.state_dict()["priorities"]
-    held = _held_rows(added, start, slots, most)
+    held = held_rows(added, start, slots, most)
     wanted = np.where(held, np.where(now > 0, now, priority), 0).astype(now.dtype)
     rows = np.flatnonzero(now != wanted)
     tree.update(rows, wanted[rows])
 
 
-def _held_rows(added: Array, start: Array, slots: int, most: int) -> NDArray[np.bool_]:
+def held_rows(added: Array, start: Array, slots: int, most: int) -> NDArray[np.bool_]:
     """[(slots + 1) * num_envs]: which rows hold a transition that can be drawn, `most` of each environment."""
     age = (added - 1 - np.arange(slots)[:, None]) % slots  # [slots, num_envs], from the newest
     held = (added - 1 - age >= start) & (age < most)
@@ -177,6 +192,6 @@ def _from_layout_1(
         "extras": len(rows), "new_priority": header.get("new_priority"), "generator": header.get("generator"),
     }  # fmt: skip
     _check_priority(converted)
-    held = _held_rows(np.array(added), np.zeros(num_envs, np.int64), slots, slots - 1)
+    held = held_rows(np.array(added), np.zeros(num_envs, np.int64), slots, slots - 1)
     _check_arrays(new, held, [has_extra], [data], True)
     return converted, [*new, has_extra, data]

@@ -21,7 +21,7 @@ Rows = NDArray[np.int64]
 
 
 class Store:
-    """Rings of the newest transitions of `num_envs` environments.
+    """Rings of the newest transitions of `num_envs` environments; `set_columns` first.
 
     Args:
         obs, action: spaces; `obs.frames` > 1 for stacks of frames.
@@ -47,18 +47,26 @@ class Store:
         self._split = len(obs.leaves), len(obs.leaves) + len(action.leaves) - unread
         self.counts, self.start, self.cursor = (np.zeros(num_envs, np.int64) for _ in range(3))
         self.broken = np.ones(num_envs, np.bool_)
-        self.set_columns(self.new_columns())
+
+    def specs(self) -> list[tuple[str, tuple[int, ...], Any]]:
+        """Name, shape and dtype of each column: see ring.py."""
+        wanted: list[tuple[str, tuple[int, ...], Any]] = [
+            ("obs", self.obs.shape, self.obs.dtype),
+            ("action", self.action.shape, self.action.dtype),
+            ("reward", (), np.float32),
+            ("terminated", (), np.bool_),
+            ("truncated", (), np.bool_),
+            ("cut", (), np.bool_),
+        ]
+        if self._apart:
+            wanted.append(("next_obs", self.obs.shape, self.obs.dtype))
+        if self.obs.frames > 1:
+            wanted.append(("depth", (), np.uint8))
+        return [(name, (self.rows, *shape), dtype) for name, shape, dtype in wanted]
 
     def new_columns(self) -> list[Array]:
-        """Of obs, action, reward, terminated, truncated, cut, and maybe next_obs or depth: see ring.py."""
-        obs = (self.obs.shape, self.obs.dtype)
-        flag: tuple[tuple[int, ...], Any] = ((), np.bool_)
-        wanted = [obs, (self.action.shape, self.action.dtype), ((), np.float32), flag, flag, flag]
-        if self._apart:
-            wanted.append(obs)
-        if self.obs.frames > 1:
-            wanted.append(((), np.uint8))
-        return [np.zeros((self.rows, *shape), dtype) for shape, dtype in wanted]
+        """Of `specs`, for `set_columns`."""
+        return [np.zeros(shape, dtype) for _, shape, dtype in self.specs()]
 
     def set_columns(self, columns: list[Array]) -> None:
         """Use these, with a ring that has no extras."""

@@ -44,12 +44,13 @@ def cases(draw):
     }
 
 
-def new_buffer(case):
+def new_buffer(case, **options):
     cls = PrioritizedReplay if case["prioritized"] else ReplayBuffer
     with with_ring(case["ring"]):
         return cls(
             case["capacity"], space_of(case["kind"], case["frames"]), ((), np.int64), case["num_envs"],
             n_step=case["n"], gamma=case["gamma"], frame_stack=case["frames"], store_next_obs=case["apart"], seed=0,
+            **options,
         )  # fmt: skip
 
 
@@ -114,11 +115,11 @@ def check(buffer, lists, case, tolerance):
         assert stale == sum(number not in held for number in old.tolist())
 
 
-def run(case, tolerance):
+def run(case, tolerance, storage=None):
     envs = Envs(case["kind"], case["num_envs"], case["frames"], case["padding"], case["seed"], case["values"])
     share = -(-case["capacity"] // case["num_envs"])
     lists = Lists(case["num_envs"], share, case["n"], case["gamma"])
-    buffer, waiting = new_buffer(case), []
+    buffer, waiting = new_buffer(case, storage=storage), []
     for events, how in case["steps"]:
         rows = envs.step(events)
         if how == "extend" and all(row[7] is None for row in rows):
@@ -130,6 +131,9 @@ def run(case, tolerance):
         if how == "clear":
             buffer.clear()
             lists.clear()
+        elif storage is not None and how in ("save", "pickle"):
+            buffer.close()
+            buffer = new_buffer(case, storage=storage)
         elif how in ("save", "pickle"):
             buffer = replaced(case, buffer, how)
         check(buffer, lists, case, tolerance)
@@ -141,6 +145,13 @@ def run(case, tolerance):
 @given(case=cases())
 def test_everything_in_combination(tolerance, case):
     run(case, tolerance)
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=cases())
+def test_everything_in_a_folder(tolerance, case):
+    with tempfile.TemporaryDirectory() as folder:
+        run(case, tolerance, Path(folder) / "folder")
 
 
 @pytest.mark.long

@@ -1,0 +1,66 @@
+"""Processes that add to a replay buffer until they are killed.
+
+Each transition tells by its action which one it is, so that a reader sees what has been torn.
+"""
+
+import os
+
+import numpy as np
+
+from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay
+
+WIDTH, EPISODE, ENVS = 100, 7, 2
+KINDS = {
+    "plain": lambda **options: PrioritizedReplay(40, ((WIDTH,), np.int32), ((), np.int64), ENVS, **options),
+    "apart": lambda **options: ReplayBuffer(
+        40, ((WIDTH,), np.int32), ((), np.int64), ENVS, store_next_obs=True, **options
+    ),
+    "stacks": lambda **options: PrioritizedReplay(
+        40, ((3, WIDTH), np.int32), ((), np.int64), ENVS, frame_stack=3, n_step=3, **options
+    ),
+    "sequences": lambda **options: SequenceReplay(
+        40, ((WIDTH,), np.int32), ((), np.int64), ENVS, length=3, burn_in=2, **options
+    ),
+}
+
+
+def transition(kind, k):
+    """Of both environments: obs, action, reward, next_obs, terminated, truncated."""
+    first = k - k % EPISODE
+    ends = k - first == EPISODE - 1
+
+    def stack(newest):
+        frames = np.array([newest]) if kind != "stacks" else np.maximum(newest + np.arange(-2, 1), first)
+        frames = np.repeat(frames[:, None], WIDTH, 1) * 2
+        return frames if kind == "stacks" else frames[0]
+
+    obs, reached = stack(k), stack(k + 1)
+    if ends:
+        (reached[-1] if kind == "stacks" else reached)[:] += (
+            1  # the final observation: no other transition starts from it
+        )
+    sign = np.array([1, -1]).reshape(2, *[1] * obs.ndim)  # of the other environment
+    return sign * obs, np.full(2, k), np.full(2, float(k)), sign * reached, np.full(2, ends), np.zeros(2, bool)
+
+
+def write_and_flush(folder, kind, pipe):
+    """Forever; the pipe gets how many transitions of each environment have been flushed, in 8 bytes."""
+    buffer = KINDS[kind](storage=folder)
+    rng, k = np.random.default_rng(), int(buffer._store.counts[0])
+    while True:
+        for _ in range(int(rng.integers(1, 30))):
+            buffer.add(*transition(kind, k))
+            k += 1
+        buffer.flush()
+        os.write(pipe, k.to_bytes(8, "little"))
+
+
+def forked(function, *arguments):
+    """The pid of a child that calls the function."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        function(*arguments)
+    finally:
+        os._exit(1)

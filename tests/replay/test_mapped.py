@@ -1,0 +1,321 @@
+"""Replay buffers in a folder: they go on bit for bit, outlive a kill, and refuse what is not theirs."""
+
+import errno
+import os
+import pickle
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from replay_killed import ENVS, KINDS, forked, transition, write_and_flush
+from replay_worlds import ACTION, BOTH, OBS, fill
+
+from fastrl import cli
+from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay, mapped, storage
+
+
+def forks(test):
+    """Of a test that forks."""
+    test = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")(test)
+    return pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")(test)
+
+
+def held(buffer):
+    return [int(k) for k in buffer.transitions().indices]
+
+
+@BOTH
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("steps", [0, 1, 9, 10, 40])
+def test_a_closed_buffer_goes_on_bit_for_bit(tmp_path, state, cls, n_step, steps):
+    options = {"n_step": n_step, "seed": 3}
+    memory = fill(cls(20, OBS, ACTION, 2, **options), steps)
+    buffer = fill(cls(20, OBS, ACTION, 2, storage=tmp_path / "folder", **options), steps)
+    for i in range(3):
+        assert state(buffer) == state(memory)
+        buffer.close()
+        buffer = cls(20, OBS, ACTION, 2, storage=str(tmp_path / "folder"), n_step=n_step, seed=99)
+        assert state(buffer) == state(memory)
+        for each in (buffer, memory):
+            fill(each, 5, rng=i)
+        if len(memory):
+            assert buffer.sample(8).obs.tobytes() == memory.sample(8).obs.tobytes()
+
+
+def test_every_kind_goes_on(tmp_path, state):
+    for kind in KINDS:
+        memory, buffer = KINDS[kind](seed=0), KINDS[kind](seed=0, storage=tmp_path / kind)
+        for k in range(100):
+            if k % 30 == 29:
+                buffer.close()
+                buffer = KINDS[kind](seed=0, storage=tmp_path / kind)
+                assert state(buffer) == state(memory)
+            for each in (memory, buffer):
+                each.add(*transition(kind, k))
+        assert buffer.sample(8).obs.tobytes() == memory.sample(8).obs.tobytes()
+
+
+@pytest.mark.parametrize("since", [0, 1, 5, 19, 20, 21, 50])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_what_was_flushed_is_there_but_for_what_was_overwritten(tmp_path, kind, since):
+    buffer, most = KINDS[kind](storage=tmp_path / "folder"), 20
+    for k in range(43 + since):
+        buffer.add(*transition(kind, k))
+        if k == 42:
+            buffer.flush()
+    del buffer
+    found = mapped.describe(tmp_path / "folder")
+    for _ in range(2):  # opening it loses nothing more
+        buffer = KINDS[kind](storage=tmp_path / "folder")
+        check(buffer, kind, 43)
+        assert held(buffer) == [k * ENVS + e for k in range(min(43 + since + 1 - most, 43), 43) for e in range(ENVS)]
+        assert found["transitions"] == len(held(buffer)) and found["added since"] == since * ENVS
+        del buffer
+    buffer = KINDS[kind](storage=tmp_path / "folder")
+    for k in range(43, 100):
+        buffer.add(*transition(kind, k))
+    check(buffer, kind, 100)
+    assert len(held(buffer)) == most * ENVS
+
+
+def check(buffer, kind, end):
+    """Every transition is whole, and they are the newest ones before `end`."""
+    batch = buffer.transitions()
+    numbers = batch.indices // ENVS
+    assert numbers.size == 0 or numbers.max() == end - 1
+    for i, k in enumerate(numbers):
+        wanted = transition(kind, k)
+        for column, values in zip(batch[:6], wanted, strict=True):
+            np.testing.assert_array_equal(column[i], values[batch.indices[i] % ENVS])
+    for k in set(numbers.tolist()) if kind == "stacks" else ():  # the returns of n steps
+        batch = buffer[np.array([k * ENVS])]
+        m = min(3, end - k, 7 - k % 7)
+        np.testing.assert_array_equal(batch.next_obs[0], transition(kind, k + m - 1)[3][0])
+
+
+def killed(folder, kind, rng):
+    """Kill a process in the middle of its writes; the transitions that it said it had flushed."""
+    read, write = os.pipe()
+    pid = forked(write_and_flush, folder, kind, write)
+    os.close(write)
+    with open(read, "rb", buffering=0) as pipe:
+        for _ in range(int(rng.integers(1, 5))):
+            flushed = pipe.read(8)
+        time.sleep(rng.random() * 0.01)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        flushed = (flushed + pipe.read())[-8:]
+    return int.from_bytes(flushed, "little")
+
+
+def kill_and_reopen(folder, kind, rng):
+    flushed = killed(folder, kind, rng)
+    found, added = mapped.describe(folder), np.load(folder / "added.npy")
+    with open(folder / "state", "rb") as file:
+        start = storage.Reader(file).header["start"]
+    buffer = KINDS[kind](storage=folder)
+    counts = buffer._store.counts.copy()
+    assert counts[0] >= flushed and (added >= counts).all()
+    assert found["transitions"] == len(held(buffer)) and found["open"] == "no"
+    first = np.minimum(np.maximum(added + 1 - 20, start), counts)  # of what the dead process had not overwritten
+    assert sorted(held(buffer)) == sorted(k * ENVS + e for e in range(ENVS) for k in range(first[e], counts[e]))
+    check(buffer, kind, counts[0])
+
+
+@forks
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_killed_writer(tmp_path, kind):
+    rng = np.random.default_rng()
+    for _ in range(2):
+        kill_and_reopen(tmp_path / "folder", kind, rng)
+
+
+@forks
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_killed_writers(tmp_path, kind):
+    rng = np.random.default_rng()
+    for _ in range(10):
+        kill_and_reopen(tmp_path / "folder", kind, rng)
+
+
+def test_one_at_a_time(tmp_path):
+    buffer = fill(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder"), 5)
+    with pytest.raises(BlockingIOError, match=r"replay: another buffer or process has it open.*folder"):
+        ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder")
+    assert mapped.describe(tmp_path / "folder")["open"] == "by a process"
+    buffer.close()
+    for use in (buffer.flush, buffer.close, buffer.transitions, lambda: buffer.sample(1), lambda: fill(buffer, 1)):
+        with pytest.raises(ValueError, match="replay: the buffer is closed"):
+            use()
+    assert len(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder")) == 5
+
+
+@forks
+def test_a_forked_child_leaves_the_folder_alone(tmp_path):
+    buffer = fill(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder"), 5)
+
+    def use():
+        with pytest.raises(ValueError, match="belongs to the process that forked"):
+            fill(buffer, 1)
+        os._exit(7)
+
+    pid = forked(use)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert len(fill(buffer, 1)) == 6
+    with pytest.raises(BlockingIOError):
+        ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder")
+
+
+def test_copies_are_in_memory_and_load_goes_into_the_folder(tmp_path, state):
+    buffer = fill(PrioritizedReplay(10, OBS, ACTION, storage=tmp_path / "folder", seed=0), 25)
+    copied = pickle.loads(pickle.dumps(buffer))
+    fill(copied, 3, rng=5)
+    with pytest.raises(ValueError, match="the buffer is in memory"):
+        copied.flush()
+    copied.save(tmp_path / "file")
+    buffer.load(tmp_path / "file")
+    assert state(buffer) == state(copied)
+    del buffer  # the load was flushed
+    buffer = PrioritizedReplay(10, OBS, ACTION, storage=tmp_path / "folder")
+    assert held(buffer) == held(copied)[1:]
+
+
+def test_an_interrupted_load_is_said(tmp_path, monkeypatch):
+    buffer = fill(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder"), 5)
+    buffer.save(tmp_path / "file")
+    monkeypatch.setattr(type(buffer), "flush", lambda self: None)
+    buffer.load(tmp_path / "file")
+    del buffer
+    with pytest.raises(ValueError, match="it has no state; a load into it may have been interrupted"):
+        ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder")
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="the columns take 5.03 GiB, more than is free on the disk"):
+        ReplayBuffer(200_000_000, OBS, ((), np.uint8), storage=tmp_path / "folder")
+    assert os.listdir(tmp_path) == []
+
+
+def snapshot(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def damages(folder):
+    """What may be there instead of a good folder: of each the name, and what makes it."""
+
+    def edit(header):
+        arrays = [np.zeros(12, np.float32), np.zeros((1, 3), np.float32), np.zeros(12, bool)]
+        with open(folder / "state", "rb") as file:
+            reader = storage.Reader(file)
+            data = np.zeros((reader.header["extras"], 12), np.uint8)
+            reader.read_into([*arrays, data])
+        storage.write(folder / "state", {**reader.header, **header}, [*arrays, data])
+
+    def truncate(name, size):
+        os.truncate(folder / name, size)
+
+    for name in ("obs.npy", "added.npy", "reward.npy"):
+        yield f"{name} cut", lambda name=name: truncate(name, (folder / name).stat().st_size - 1), "bytes instead of"
+        yield f"{name} empty", lambda name=name: truncate(name, 0), "damaged"
+        yield f"{name} longer", lambda name=name: truncate(name, 10_000), "10000 bytes instead of"
+        yield f"{name} a folder", lambda name=name: [os.unlink(folder / name), os.mkdir(folder / name)], "not a file|no"
+        yield f"{name} objects", lambda name=name: np.save(folder / name, np.array([{}])), "instead of"
+    yield "reward.npy missing", lambda: os.unlink(folder / "reward.npy"), "reward.npy is missing"
+    yield "state missing", lambda: os.unlink(folder / "state"), "it has no state"
+    yield "state cut", lambda: truncate("state", 300), "cut off|checksum"
+    yield "state text", lambda: (folder / "state").write_text("{}" * 500), "not a file of a fastrl replay buffer"
+    yield "added before", lambda: np.save(folder / "added.npy", np.array([3])), "added.npy does not fit"
+    yield "added huge", lambda: np.save(folder / "added.npy", np.array([2**63 - 1])), "added.npy does not fit"
+    yield "not closed", lambda: edit({"closed": "no"}), "added.npy does not fit"
+    yield "no runs", lambda: edit({"start": [26]}), "start has 26"
+    yield "layout 1", lambda: edit({"layout": 1, "slots": 11}), "layout 1"
+    yield "generator", lambda: edit({"generator": {"seed": "x"}}), "damaged"
+    yield "a flag", lambda: np.save(folder / "cut.npy", np.full(12, 2, np.uint8).view(bool)), "a flag is neither"
+    yield "a reward", lambda: np.save(folder / "reward.npy", np.full(12, np.nan, np.float32)), "is not finite"
+
+
+def test_damaged_folders_are_refused(tmp_path):
+    good, folder = tmp_path / "good", tmp_path / "folder"
+    fill(ReplayBuffer(10, OBS, ACTION, storage=good, seed=0), 25).flush()
+    shutil.copytree(good, folder)
+    names = [name for name, _, _ in damages(folder)]
+    assert len(set(names)) == len(names) > 20
+    for i, name in enumerate(names):
+        shutil.rmtree(folder)
+        shutil.copytree(good, folder)
+        _, damage, text = list(damages(folder))[i]
+        damage()
+        before = snapshot(folder)
+        with pytest.raises(ValueError, match=rf"replay: .*folder is .*({text})"):
+            ReplayBuffer(10, OBS, ACTION, storage=folder)
+        assert snapshot(folder) == before, name
+    shutil.rmtree(folder)
+    shutil.copytree(good, folder)
+    assert len(ReplayBuffer(10, OBS, ACTION, storage=folder)) == 9
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (lambda p: ReplayBuffer(11, OBS, ACTION, storage=p), r"capacity 10 \(here 11\)"),
+        (lambda p: ReplayBuffer(10, OBS, ACTION, 2, storage=p), r"num_envs 1 \(here 2\)"),
+        (lambda p: ReplayBuffer(10, OBS, ACTION, n_step=2, storage=p), r"n_step 1 \(here 2\)"),
+        (lambda p: ReplayBuffer(10, ((3,), np.float64), ACTION, storage=p), "obs_dtype 'float32'"),
+        (lambda p: SequenceReplay(10, OBS, ACTION, length=2, storage=p), "class 'ReplayBuffer'"),
+    ],
+)
+def test_another_buffers_folder(tmp_path, other, difference):
+    buffer = fill(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder", seed=0), 25)
+    buffer.close()
+    before = snapshot(tmp_path / "folder")
+    with pytest.raises(ValueError, match=f"replay: .*folder is of a buffer with .*{difference}"):
+        other(tmp_path / "folder")
+    assert snapshot(tmp_path / "folder") == before
+
+
+def test_foreign_folders(tmp_path):
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data" / "obs.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="is neither empty nor the folder of a replay buffer"):
+        ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "data")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "file")
+    with pytest.raises(OSError, match="nowhere"):
+        ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "nowhere" / "folder")
+    assert (tmp_path / "file").read_text() == "x" and os.listdir(tmp_path / "data") == ["obs.npy"]
+    (tmp_path / "empty").mkdir()
+    assert len(fill(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "empty"), 3)) == 3
+
+
+def test_a_killed_creation_is_no_folder(tmp_path):
+    (tmp_path / ".folder.fastrl-new").mkdir()
+    (tmp_path / ".folder.fastrl-new" / "obs.npy").write_text("half")
+    fill(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder"), 3)
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_one_command_shows_what_is_in_it(tmp_path, capsys):
+    buffer = fill(PrioritizedReplay(10, OBS, ACTION, storage=tmp_path / "folder"), 25)
+    buffer.save(tmp_path / "file")
+    buffer.close()
+    for name, more in (("folder", {"open": "no", "added since": 0}), ("file", {})):
+        found = mapped.describe(tmp_path / name)
+        assert {"class": "PrioritizedReplay", "capacity": 10, "added": 25, "transitions": 10, **more}.items() <= (
+            found.items()
+        )
+        assert cli.main(["info", str(tmp_path / name)]) == 0
+        text = capsys.readouterr().out
+        assert "PrioritizedReplay" in text and "transitions" in text
+    Path(tmp_path / "text").write_text("x")
+    for bad in ("text", "missing", "."):
+        assert cli.main(["info", str(tmp_path / bad)]) == 2
+        assert capsys.readouterr().err.startswith("fastrl: ")
