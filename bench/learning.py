@@ -141,6 +141,15 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         },
         SB3: {"HalfCheetah-v5": Task(100_000, None, SAC_CHEETAH)},
     },
+    "tqc": {  # two critics, as in sb3-contrib
+        "default": {
+            "Pendulum-v1": Task(
+                20_000,
+                -180,
+                {**OFF_POLICY_PENDULUM, "n_critics": 2, "learning_rate": 1e-3, "actor_learning_rate": 1e-3},
+            )
+        },
+    },
     "td3": {
         "default": {
             "Pendulum-v1": Task(20_000, -180, OFF_POLICY_PENDULUM),

@@ -23,6 +23,8 @@ SETTINGS = {
     "td3": {},
     "ddpg": {},
     "d4pg": {},
+    "sac": {},
+    "tqc": {},
     "naf": {},
     "qt_opt": {"cem_samples": 16, "cem_elites": 4},
     "qt_opt, 64 samples": {},

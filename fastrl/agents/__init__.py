@@ -22,6 +22,7 @@ from fastrl.agents.hyperparameters import (
     SARSAConfig,
     TabularConfig,
     TD3Config,
+    TQCConfig,
     TRPOConfig,
 )
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from fastrl.agents.sac import SAC
     from fastrl.agents.tabular import SARSA, ExpectedSARSA, QLearning
     from fastrl.agents.td3 import TD3
+    from fastrl.agents.tqc import TQC
     from fastrl.agents.trpo import TRPO
 
     ALGORITHMS: dict[str, type[Agent[Any]]]
@@ -68,6 +70,7 @@ _MODULES = {
     "SAC": "sac",
     "SARSA": "tabular",
     "TD3": "td3",
+    "TQC": "tqc",
     "TRPO": "trpo",
     "load": "loading",
 }
@@ -85,6 +88,7 @@ CLASS_NAMES = {
     "d4pg": "D4PG",
     "td3": "TD3",
     "sac": "SAC",
+    "tqc": "TQC",
     "q_learning": "QLearning",
     "sarsa": "SARSA",
     "expected_sarsa": "ExpectedSARSA",
@@ -103,6 +107,7 @@ __all__ = [
     "SAC",
     "SARSA",
     "TD3",
+    "TQC",
     "TRPO",
     "A2CConfig",
     "ActorCriticConfig",
@@ -126,6 +131,7 @@ __all__ = [
     "SACConfig",
     "SARSAConfig",
     "TD3Config",
+    "TQCConfig",
     "TRPOConfig",
     "TabularConfig",
     "load",

@@ -100,7 +100,7 @@ class BoxAgent(OffPolicyAgent[BC]):
 
 
 class ContinuousAgent(BoxAgent[CC]):
-    """Base of DDPG, D4PG, TD3 and SAC: an actor and `n_critics` critics, with target networks."""
+    """Base of DDPG, D4PG, TD3, SAC and TQC: an actor and `n_critics` critics, with target networks."""
 
     n_critics: ClassVar[int]
     actor_outputs: ClassVar[int]  # for each dimension of the actions
@@ -115,8 +115,9 @@ class ContinuousAgent(BoxAgent[CC]):
         self.critic_optimizer = FlatAdam(self.critics.vector, self.critics.grad, lr=c.learning_rate)
         self._log = {"loss": 0.0, "actor_loss": 0.0, "mean_q": 0.0}
 
-    def _critic_outputs(self) -> int:
-        return 1
+    def _critic_shape(self) -> tuple[int, int]:
+        """How many critics there are, and of how many outputs each."""
+        return self.n_critics, 1
 
     def _networks(self) -> tuple[Network, Network]:
         """The actor ``[B, obs]`` -> ``[B, A * actor_outputs]`` the critics ``[B, obs + A]`` -> ``[n, B, outputs]``."""
@@ -130,7 +131,7 @@ class ContinuousAgent(BoxAgent[CC]):
             self.n_actions,
             self.n_actions * self.actor_outputs,
         )
-        n, out, seeds = self.n_critics, self._critic_outputs(), self._seeds
+        (n, out), seeds = self._critic_shape(), self._seeds
         actor: Network
         critics: Network
         if "actor" in given:

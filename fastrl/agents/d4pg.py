@@ -52,8 +52,8 @@ class D4PG(NoisyAgent[D4PGConfig], DeterministicAgent[D4PGConfig]):
         self._atoms = self._array(np.linspace(c.v_min, c.v_max, c.n_atoms, dtype=np.float32))
         self._only = self._array(np.zeros(c.batch_size, np.int64))  # the loss is that of a value of several actions
 
-    def _critic_outputs(self) -> int:
-        return self.config.n_atoms
+    def _critic_shape(self) -> tuple[int, int]:
+        return self.n_critics, self.config.n_atoms
 
     def _update(self) -> None:
         """One gradient step of the critic and of the actor, and then the targets' turn.

@@ -27,6 +27,8 @@ from fastrl.kernels import (
     tanh_normal_sample,
     tanh_normal_sample_pullback,
 )
+from fastrl.kernels.mlp.losses import QLoss
+from fastrl.replay import Batch
 
 
 class SAC(ContinuousAgent[SACConfig]):
@@ -93,10 +95,7 @@ class SAC(ContinuousAgent[SACConfig]):
             out[:, :n], out[:, n:], generator=self.generator, **self._log_std_limits
         )
         next_q = self.target_critics.forward((b.next_obs, next_action))
-        bonus = alpha * next_log_prob
-        y = min_q_targets(next_q, b.reward, b.discount, next_log_prob=bonus, temperature=1.0)
-        q = self.critics.forward_cached((b.obs, b.action))
-        q_loss = q_regression_loss(q, y, weights=b.weights if c.prioritized else None)
+        q_loss = self._critic_loss(b, self.critics.forward_cached((b.obs, b.action)), next_q, alpha * next_log_prob)
         self.critics.backward(q_loss.d_q)
         lr, target = self.learning_rate, self.target_critics.vector
         self.critic_optimizer.step(lr=lr, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
@@ -105,7 +104,7 @@ class SAC(ContinuousAgent[SACConfig]):
         action, log_prob, pullback = tanh_normal_sample_pullback(
             out[:, :n], out[:, n:], generator=self.generator, **self._log_std_limits
         )
-        actor_loss, d_q = min_q_loss(self.critics.forward_cached((b.obs, action)))
+        actor_loss, d_q = self._actor_loss(self.critics.forward_cached((b.obs, action)))
         d_action = self.critics.backward(d_q, parameters=False, inputs=slice(-n, None))
         d_out = pullback(d_action, alpha * self._mean)
         self.actor.backward(np.concatenate(d_out, 1) if self._cpu else torch.cat(d_out, 1))
@@ -122,6 +121,15 @@ class SAC(ContinuousAgent[SACConfig]):
             "entropy": entropy,
         }
         self._learned(b, q_loss)
+
+    def _critic_loss(self, b: Batch, q: Any, next_q: Any, bonus: Any) -> QLoss:
+        """sum_k mean w (Q_k - y)^2, from the critics' and target critics' outputs and alpha log pi(a'|s')."""
+        y = min_q_targets(next_q, b.reward, b.discount, next_log_prob=bonus, temperature=1.0)
+        return q_regression_loss(q, y, weights=b.weights if self.config.prioritized else None)
+
+    def _actor_loss(self, q: Any) -> tuple[Any, Any]:
+        """-mean min_k Q_k, and its gradient in the critics' outputs."""
+        return min_q_loss(q)
 
     def _explore(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
         generator = self._action_generator if rng is self.rng else self._predict_generator

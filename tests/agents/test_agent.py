@@ -185,6 +185,7 @@ def test_weights_that_are_not_finite_are_not_saved(cls, value, tmp_path):
             "d4pg": "target_actor",
             "td3": "target_actor",
             "sac": "target_critics",
+            "tqc": "target_critics",
         },
     )
     weights_of(agent._parts()[name.get(cls.algorithm, "actor")])[-1] = value

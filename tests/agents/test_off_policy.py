@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
-from fastrl.agents import D4PG, DDPG, NAF, SAC, TD3, QTOpt, sac
+from fastrl.agents import D4PG, DDPG, NAF, SAC, TD3, TQC, QTOpt, sac
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.off_policy import ContinuousConfig
 from fastrl.agents.parts import parts_state
@@ -42,6 +42,8 @@ CASES = {
             "updates": 3,
         },
     ),
+    "tqc": (TQC, {"n_critics": 2, "n_quantiles": 5}),
+    "tqc_all": (TQC, {"n_critics": 3, "n_quantiles": 4, "drop_per_critic": 1, "prioritized": True, "num_envs": 2}),
     "sac_fixed": (SAC, {"temperature": 0.1, "train_every": 2, "max_grad_norm": 0.5}),
 }
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastrl.agents import D4PG, DDPG, DQN, NAF, SAC, TD3, QTOpt, sac
+from fastrl.agents import D4PG, DDPG, DQN, NAF, SAC, TD3, TQC, QTOpt, sac
 from fastrl.kernels import normal_sample
 from fastrl.replay import Batch
 
@@ -130,22 +130,27 @@ def test_dqn(switches, own, monkeypatch):
 
 
 class Critic(nn.Module):
-    def __init__(self):
+    def __init__(self, n_out=1):
         super().__init__()
-        self.net = mlp(4, 16, 12, 1)
+        self.net = mlp(4, 16, 12, n_out)
 
     def forward(self, obs, action):
         return self.net(torch.cat((obs, action), 1))
 
 
+def quantiles(critics, obs, action):
+    """The critics' outputs: ``[n, B, N]``."""
+    x = torch.cat((obs, action), 1)
+    return torch.stack([(q.net if isinstance(q, Critic) else q)(x) for q in critics])
+
+
 def values(critics, obs, action):
     """Q_k(s, a): ``[n, B]``."""
-    x = torch.cat((obs, action), 1)
-    return torch.stack([(q.net if isinstance(q, Critic) else q)(x)[:, 0] for q in critics])
+    return quantiles(critics, obs, action)[:, :, 0]
 
 
-def make(cls, own, n_out, **settings):
-    network = {"actor": functools.partial(mlp, 3, 16, 12, n_out), "critic": Critic} if own else None
+def make(cls, own, n_out, critic=Critic, **settings):
+    network = {"actor": functools.partial(mlp, 3, 16, 12, n_out), "critic": critic} if own else None
     rates = {"learning_rate": 2e-3, "actor_learning_rate": 1e-3}
     agent = cls("Pendulum-v1", hidden=(16, 12), batch_size=B, seed=5, **rates, **settings, network=network)
     agent.target_critics.vector += np.float32(0.05)
@@ -188,16 +193,10 @@ def test_td3_and_ddpg(cls, switches, own, monkeypatch):
     assert_same(pairs, starts)
 
 
-class Logits(Critic):
-    def __init__(self):
-        super().__init__()
-        self.net = mlp(4, 16, 12, 11)
-
-
 @OWN
 @pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
 def test_d4pg(switches, own, monkeypatch):
-    network = {"actor": functools.partial(mlp, 3, 16, 12, 1), "critic": Logits} if own else None
+    network = {"actor": functools.partial(mlp, 3, 16, 12, 1), "critic": functools.partial(Critic, 11)} if own else None
     settings = {"hidden": (16, 12), "batch_size": B, "n_atoms": 11, "v_min": -2.0, "v_max": 3.0, **switches}
     agent = D4PG("Pendulum-v1", **settings, seed=5, network=network)
     agent.target_critics.vector += np.float32(0.05)
@@ -295,11 +294,22 @@ def test_qt_opt(switches, own, monkeypatch):
     assert_same(pairs, starts)
 
 
+def quantile_loss(theta, y):
+    """Dabney et al. 2018, eq. 10: ``[B]`` for quantiles ``[B, N]`` and targets ``[B, J]``."""
+    tau = (torch.arange(theta.shape[1]) + 0.5) / theta.shape[1]
+    u = y[:, None, :] - theta[:, :, None]
+    huber = F.huber_loss(u, torch.zeros_like(u), reduction="none")
+    return ((tau[:, None] - (u < 0).double()).abs() * huber).mean(2).sum(1)
+
+
 @OWN
 @pytest.mark.parametrize("temperature", [None, 0.3])
 @pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
-def test_sac(switches, temperature, own, monkeypatch):
-    agent, (actor, critics, target_critics) = make(SAC, own, 2, temperature=temperature, **switches)
+@pytest.mark.parametrize("cls", [SAC, TQC])
+def test_sac_and_tqc(cls, switches, temperature, own, monkeypatch):
+    more = {"n_critics": 3, "n_quantiles": 5, "drop_per_critic": 1} if cls is TQC else {}
+    critic = functools.partial(Critic, 5 if cls is TQC else 1)
+    agent, (actor, critics, target_critics) = make(cls, own, 2, critic, temperature=temperature, **switches, **more)
     c = agent.config
     pairs = [(agent.actor, actor), (agent.critics, critics), (agent.target_critics, target_critics)]
     starts = [of(network) for network, _ in pairs]
@@ -325,12 +335,21 @@ def test_sac(switches, temperature, own, monkeypatch):
         alpha = log_alpha.detach().exp()
         with torch.no_grad():
             next_action, next_log_prob = draw(b.next_obs)
-            next_value = values(target_critics, b.next_obs, next_action).amin(0) - alpha * next_log_prob
+            if cls is SAC:
+                next_value = values(target_critics, b.next_obs, next_action).amin(0) - alpha * next_log_prob
+            else:
+                pooled = torch.cat(list(quantiles(target_critics, b.next_obs, next_action)), 1)
+                next_value = (pooled.sort(1).values[:, : 3 * 4] - alpha * next_log_prob[:, None]).T
             y = b.reward + b.discount * next_value
         w = b.weights if c.prioritized else 1
-        step(critic_adam, (w * (values(critics, b.obs, b.action) - y) ** 2).mean(1).sum(), c.max_grad_norm)
+        if cls is SAC:
+            losses = (values(critics, b.obs, b.action) - y) ** 2
+        else:
+            losses = torch.stack([quantile_loss(theta, y.T) for theta in quantiles(critics, b.obs, b.action)])
+        step(critic_adam, (w * losses).mean(1).sum(), c.max_grad_norm)
         action, log_prob = draw(b.obs)
-        step(actor_adam, (alpha * log_prob - values(critics, b.obs, action).amin(0)).mean(), c.max_grad_norm)
+        q = values(critics, b.obs, action).amin(0) if cls is SAC else quantiles(critics, b.obs, action).mean((0, 2))
+        step(actor_adam, (alpha * log_prob - q).mean(), c.max_grad_norm)
         if temperature is None:
             step(alpha_adam, -log_alpha * (log_prob.detach() + agent.target_entropy).mean())
         follow(target_critics, critics, c.tau)

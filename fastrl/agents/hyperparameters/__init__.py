@@ -10,6 +10,7 @@ from fastrl.agents.hyperparameters.off_policy import (
     QTOptConfig,
     SACConfig,
     TD3Config,
+    TQCConfig,
 )
 from fastrl.agents.hyperparameters.on_policy import (
     A2CConfig,
@@ -35,6 +36,7 @@ CONFIGS: dict[str, type[Any]] = {
     "d4pg": D4PGConfig,
     "td3": TD3Config,
     "sac": SACConfig,
+    "tqc": TQCConfig,
     "q_learning": TabularConfig,
     "sarsa": SARSAConfig,
     "expected_sarsa": TabularConfig,
@@ -55,6 +57,7 @@ __all__ = [
     "SACConfig",
     "SARSAConfig",
     "TD3Config",
+    "TQCConfig",
     "TRPOConfig",
     "TabularConfig",
 ]

@@ -365,3 +365,29 @@ class SACConfig(ContinuousConfig):
             raise InputError(
                 f"SACConfig: log_std_min must be at most log_std_max, got {self.log_std_min!r} and {self.log_std_max!r}"
             )
+
+
+@dataclass(frozen=True)
+class TQCConfig(SACConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [K] Kuznetsov et al. 2020; the others are those of SAC.
+    # The string under a setting is its help on the command line.
+    n_critics: int = 5  # [K]
+    """Critics, whose quantiles are pooled."""
+    n_quantiles: int = 25  # [K]
+    """Quantiles of the return that a critic gives."""
+    drop_per_critic: int = 2  # [K] 0 to 5 by task
+    """Of the target's pooled quantiles the largest are left out, so many for each critic."""
+    learning_rate: float = 3e-4  # [K]
+    """Of the critics' Adam, and of the temperature's, at the start."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, 1024, "n_critics")
+        check_range(self, 1, 10_000, "n_quantiles")
+        check_range(self, 0, 10_000, "drop_per_critic")
+        if self.drop_per_critic >= self.n_quantiles:
+            raise InputError(
+                f"TQCConfig: drop_per_critic must be < n_quantiles, got {self.drop_per_critic} and {self.n_quantiles}"
+            )
