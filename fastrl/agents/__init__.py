@@ -19,6 +19,7 @@ from fastrl.agents.hyperparameters import (
     QTOptConfig,
     REINFORCEConfig,
     SACConfig,
+    SACDiscreteConfig,
     SARSAConfig,
     TabularConfig,
     TD3Config,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from fastrl.agents.qt_opt import QTOpt
     from fastrl.agents.reinforce import REINFORCE
     from fastrl.agents.sac import SAC
+    from fastrl.agents.sac_discrete import SACDiscrete
     from fastrl.agents.tabular import SARSA, ExpectedSARSA, QLearning
     from fastrl.agents.td3 import TD3
     from fastrl.agents.tqc import TQC
@@ -68,6 +70,7 @@ _MODULES = {
     "QTOpt": "qt_opt",
     "REINFORCE": "reinforce",
     "SAC": "sac",
+    "SACDiscrete": "sac_discrete",
     "SARSA": "tabular",
     "TD3": "td3",
     "TQC": "tqc",
@@ -88,6 +91,7 @@ CLASS_NAMES = {
     "d4pg": "D4PG",
     "td3": "TD3",
     "sac": "SAC",
+    "sac_discrete": "SACDiscrete",
     "tqc": "TQC",
     "q_learning": "QLearning",
     "sarsa": "SARSA",
@@ -129,6 +133,8 @@ __all__ = [
     "QTOptConfig",
     "REINFORCEConfig",
     "SACConfig",
+    "SACDiscrete",
+    "SACDiscreteConfig",
     "SARSAConfig",
     "TD3Config",
     "TQCConfig",

@@ -7,7 +7,6 @@ n_step       Sutton and Barto 2018, section 7.1
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from numpy.typing import NDArray
 from fastrl.agents.agent import Env
 from fastrl.agents.continuous import ContinuousAgent
 from fastrl.agents.hyperparameters.off_policy import SACConfig
+from fastrl.agents.temperature import Temperature
 from fastrl.kernels import (
-    FlatAdam,
     Generator,
     min_q_loss,
     min_q_targets,
@@ -31,7 +30,7 @@ from fastrl.kernels.mlp.losses import QLoss
 from fastrl.replay import Batch
 
 
-class SAC(ContinuousAgent[SACConfig]):
+class SAC(Temperature, ContinuousAgent[SACConfig]):
     """Soft actor-critic (Haarnoja et al. 2018, arXiv:1801.01290 and arXiv:1812.05905).
 
     Critics: sum_k mean w (Q_k(s, a) - y)^2 with y = r + gamma (1 - terminated) [min_k Q'_k(s', a') - alpha log
@@ -53,6 +52,7 @@ class SAC(ContinuousAgent[SACConfig]):
 
     algorithm = "sac"
     config_class = SACConfig
+    config: SACConfig
     n_critics = 2
     actor_outputs = 2  # mean and log standard deviation before the tanh
 
@@ -60,24 +60,13 @@ class SAC(ContinuousAgent[SACConfig]):
         super().__init__(env, config, **overrides)
         c = self.config
         self._log_std_limits: dict[str, Any] = {"log_std_min": c.log_std_min, "log_std_max": c.log_std_max}
-        self.target_entropy = -float(self.n_actions) if c.target_entropy is None else c.target_entropy
-        start = c.initial_temperature if c.temperature is None else c.temperature
-        # As a logarithm, so that it stays positive; of a fixed temperature 0 it is -inf.
-        self.log_temperature = self._array(np.full(1, math.log(start) if start else -math.inf, np.float32))
-        self._d_log_temperature = self._array(np.zeros(1, np.float32))
-        vectors = self.log_temperature, self._d_log_temperature
-        self.temperature_optimizer = FlatAdam(*vectors, lr=c.learning_rate) if c.temperature is None else None
+        alpha = self._make_temperature(-float(self.n_actions))
         self._mean = self._array(np.full(c.batch_size, 1 / c.batch_size, np.float32))
         # Not the seed itself: these draws have to be independent of the buffer's.
         seeds = [int(seed) for seed in np.random.SeedSequence(c.seed).generate_state(3, np.uint64)]
         self.generator = Generator(seeds[0], self.device)  # of the updates
         self._action_generator, self._predict_generator = Generator(seeds[1]), Generator(seeds[2])
-        self._log |= {"temperature": start, "entropy": 0.0}
-
-    @property
-    def temperature(self) -> float:
-        """alpha, the weight of the entropy now."""
-        return math.exp(float(self.log_temperature[0]))
+        self._log |= {"temperature": alpha, "entropy": 0.0}
 
     def _update(self) -> None:
         """One gradient step of the critics, of the actor and of the temperature alpha, and then the targets' turn.
@@ -89,7 +78,7 @@ class SAC(ContinuousAgent[SACConfig]):
         Temperature: L = - log(alpha) mean_i [log pi(a|s_i) + target_entropy].
         """
         c, b, n = self.config, self._sample(), self.n_actions
-        alpha = np.exp(self.log_temperature) if self._cpu else self.log_temperature.exp()  # [1]
+        alpha = self._alpha()
         out = self.actor.forward(b.next_obs)
         next_action, next_log_prob = tanh_normal_sample(
             out[:, :n], out[:, n:], generator=self.generator, **self._log_std_limits
@@ -111,9 +100,7 @@ class SAC(ContinuousAgent[SACConfig]):
         self.actor_optimizer.step(lr=self.actor_learning_rate, max_grad_norm=c.max_grad_norm)
 
         entropy = -(log_prob @ self._mean)
-        if self.temperature_optimizer is not None:
-            self._d_log_temperature[0] = entropy - self.target_entropy
-            self.temperature_optimizer.step(lr=lr)
+        self._tune_temperature(entropy)
         self.n_updates += 1
         self._last |= {
             "actor_loss": actor_loss - alpha[0] * entropy,
@@ -143,9 +130,8 @@ class SAC(ContinuousAgent[SACConfig]):
         return mode
 
     def _switches(self) -> list[str]:
-        return ["fixed temperature"] * (self.temperature_optimizer is None) + super()._switches()
+        return self._temperature_switches() + super()._switches()
 
     def _parts(self) -> dict[str, Any]:
-        tuned = {} if self.temperature_optimizer is None else {"temperature_optimizer": self.temperature_optimizer}
         generators = {"generator": self.generator, "action_generator": self._action_generator}
-        return {**super()._parts(), "log_temperature": self.log_temperature, **tuned, **generators}
+        return {**super()._parts(), **self._temperature_parts(), **generators}

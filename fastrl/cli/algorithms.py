@@ -36,6 +36,7 @@ ALGORITHMS = {
     "d4pg": Algorithm(100_000, "DDPG with a distribution of returns; continuous actions"),
     "td3": Algorithm(100_000, "twin delayed DDPG; continuous actions"),
     "sac": Algorithm(100_000, "soft actor-critic; continuous actions"),
+    "sac_discrete": Algorithm(50_000, "soft actor-critic; discrete actions"),
     "tqc": Algorithm(100_000, "SAC with truncated distributions of returns; continuous actions"),
     "q_learning": Algorithm(100_000, "Q-learning on a table; discrete observations and actions"),
     "sarsa": Algorithm(100_000, "SARSA(lambda) on a table; discrete observations and actions"),

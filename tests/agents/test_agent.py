@@ -186,6 +186,7 @@ def test_weights_that_are_not_finite_are_not_saved(cls, value, tmp_path):
             "td3": "target_actor",
             "sac": "target_critics",
             "tqc": "target_critics",
+            "sac_discrete": "target_critics",
         },
     )
     weights_of(agent._parts()[name.get(cls.algorithm, "actor")])[-1] = value

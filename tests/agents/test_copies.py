@@ -36,6 +36,7 @@ CASES = {
     "d4pg": {**OFF, "n_atoms": 11},
     "td3": {**OFF, "n_step": 2},
     "sac": {**OFF, "learning_rate_end": 0.0},
+    "sac_discrete": OFF,
     "tqc": {**OFF, "n_critics": 2, "n_quantiles": 3, "drop_per_critic": 1},
 }
 assert CASES.keys() == DEEP.keys()

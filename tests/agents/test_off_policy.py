@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
-from fastrl.agents import D4PG, DDPG, NAF, SAC, TD3, TQC, QTOpt, sac
+from fastrl.agents import D4PG, DDPG, NAF, SAC, TD3, TQC, QTOpt, SACDiscrete, sac
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.off_policy import ContinuousConfig
 from fastrl.agents.parts import parts_state
@@ -44,13 +44,15 @@ CASES = {
     ),
     "tqc": (TQC, {"n_critics": 2, "n_quantiles": 5}),
     "tqc_all": (TQC, {"n_critics": 3, "n_quantiles": 4, "drop_per_critic": 1, "prioritized": True, "num_envs": 2}),
+    "sac_discrete": (SACDiscrete, {}),
+    "sac_discrete_all": (SACDiscrete, {"prioritized": True, "n_step": 3, "num_envs": 2, "learning_rate_end": 1e-4}),
     "sac_fixed": (SAC, {"temperature": 0.1, "train_every": 2, "max_grad_norm": 0.5}),
 }
 
 
 def make(case, **more):
     cls, settings = CASES[case]
-    return cls("Pendulum-v1", **{**SMALL, **settings, **more})
+    return cls("Pendulum-v1" if cls.continuous else "CartPole-v1", **{**SMALL, **settings, **more})
 
 
 def tensors(agent):

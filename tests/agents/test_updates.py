@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastrl.agents import D4PG, DDPG, DQN, NAF, SAC, TD3, TQC, QTOpt, sac
+from fastrl.agents import D4PG, DDPG, DQN, NAF, SAC, TD3, TQC, QTOpt, SACDiscrete, sac
 from fastrl.kernels import normal_sample
 from fastrl.replay import Batch
 
@@ -355,6 +355,45 @@ def test_sac_and_tqc(cls, switches, temperature, own, monkeypatch):
         follow(target_critics, critics, c.tau)
 
     run(agent, "Pendulum-v1", monkeypatch, update)
+    assert_same(pairs, starts)
+    assert agent.temperature == pytest.approx(log_alpha.exp().item(), rel=1e-5)
+    assert temperature is not None or agent.temperature != 1.0
+
+
+@OWN
+@pytest.mark.parametrize("temperature", [None, 0.3])
+@pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
+def test_sac_discrete(switches, temperature, own, monkeypatch):
+    network = dict.fromkeys(("actor", "critic"), functools.partial(mlp, 4, 16, 12, 2)) if own else None
+    settings = {"hidden": (16, 12), "batch_size": B, "temperature": temperature, "learning_rate": 2e-3, **switches}
+    agent = SACDiscrete("CartPole-v1", **settings, seed=5, network=network)
+    agent.target_critics.vector += np.float32(0.05)
+    pairs = [(x, twin(x)) for x in (agent.actor, agent.critics, agent.target_critics)]
+    actor, critics, target_critics = (module for _, module in pairs)
+    c, starts = agent.config, [of(network) for network, _ in pairs]
+    log_alpha = torch.tensor(np.log(temperature or 1.0), dtype=torch.float64, requires_grad=True)
+    actor_adam, critic_adam = adam(actor, c.actor_learning_rate), adam(critics, c.learning_rate)
+    alpha_adam = torch.optim.Adam([log_alpha], lr=c.learning_rate)
+
+    def q(networks, obs):
+        return torch.stack([network(obs) for network in networks])
+
+    def update(b):
+        alpha = log_alpha.detach().exp()
+        with torch.no_grad():
+            policy = torch.distributions.Categorical(logits=actor(b.next_obs))
+            next_q = q(target_critics, b.next_obs).amin(0)
+            y = b.reward + b.discount * ((policy.probs * next_q).sum(1) + alpha * policy.entropy())
+        error = q(critics, b.obs).gather(2, b.action.expand(2, -1)[:, :, None])[:, :, 0] - y
+        step(critic_adam, ((b.weights if c.prioritized else 1) * error**2).mean(1).sum(), c.max_grad_norm)
+        policy = torch.distributions.Categorical(logits=actor(b.obs))
+        best = (policy.probs * q(critics, b.obs).detach().amin(0)).sum(1)
+        step(actor_adam, -(best + alpha * policy.entropy()).mean(), c.max_grad_norm)
+        if temperature is None:
+            step(alpha_adam, log_alpha * (policy.entropy().detach().mean() - 0.98 * np.log(2)))
+        follow(target_critics, critics, c.tau)
+
+    run(agent, "CartPole-v1", monkeypatch, update)
     assert_same(pairs, starts)
     assert agent.temperature == pytest.approx(log_alpha.exp().item(), rel=1e-5)
     assert temperature is not None or agent.temperature != 1.0

@@ -9,6 +9,7 @@ from fastrl.agents.hyperparameters.off_policy import (
     NAFConfig,
     QTOptConfig,
     SACConfig,
+    SACDiscreteConfig,
     TD3Config,
     TQCConfig,
 )
@@ -36,6 +37,7 @@ CONFIGS: dict[str, type[Any]] = {
     "d4pg": D4PGConfig,
     "td3": TD3Config,
     "sac": SACConfig,
+    "sac_discrete": SACDiscreteConfig,
     "tqc": TQCConfig,
     "q_learning": TabularConfig,
     "sarsa": SARSAConfig,
@@ -55,6 +57,7 @@ __all__ = [
     "QTOptConfig",
     "REINFORCEConfig",
     "SACConfig",
+    "SACDiscreteConfig",
     "SARSAConfig",
     "TD3Config",
     "TQCConfig",

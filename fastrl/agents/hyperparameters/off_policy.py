@@ -191,7 +191,7 @@ class BoxConfig:
 
 @dataclass(frozen=True)
 class ContinuousConfig(BoxConfig):
-    """Hyperparameters of all agents on `ContinuousAgent`."""
+    """Hyperparameters of all agents on `ContinuousAgent`, and of SAC for discrete actions."""
 
     actor_learning_rate: float = 3e-4
     """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
@@ -391,3 +391,33 @@ class TQCConfig(SACConfig):
             raise InputError(
                 f"TQCConfig: drop_per_critic must be < n_quantiles, got {self.drop_per_critic} and {self.n_quantiles}"
             )
+
+
+@dataclass(frozen=True)
+class SACDiscreteConfig(ContinuousConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [D] Christodoulou 2019, [T] tuned here on CartPole-v1; the others are those of SAC.
+    # The string under a setting is its help on the command line.
+    hidden: tuple[int, ...] = (64, 64)  # [T]
+    """Sizes of the hidden layers of each network."""
+    learning_rate: float = 3e-4  # [D]
+    """Of the critics' Adam, and of the temperature's, at the start."""
+    actor_learning_rate: float = 3e-4  # [D]
+    """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
+    batch_size: int = 64  # [D]
+    """Transitions in an update."""
+    buffer_size: int = 1_000_000  # [D]
+    """Transitions kept for replay."""
+    temperature: float | None = None  # [D]
+    """Weight of the entropy; None: tuned so that the policy has the target entropy."""
+    initial_temperature: float = 1.0  # [D]
+    """Where the tuning starts."""
+    target_entropy: float | None = None  # [D]
+    """Of the policy; None: 0.98 of the largest, log(number of actions)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 0, 1e12, "temperature")  # the losses have its square, in float32
+        check_range(self, 1e-12, 1e12, "initial_temperature")
+        check_range(self, 0, INF, "target_entropy")
