@@ -141,6 +141,9 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         },
         SB3: {"HalfCheetah-v5": Task(100_000, None, SAC_CHEETAH)},
     },
+    "sac_discrete": {
+        "default": {"CartPole-v1": Task(50_000, 475, {})},
+    },
     "tqc": {  # two critics, as in sb3-contrib
         "default": {
             "Pendulum-v1": Task(

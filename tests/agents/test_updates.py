@@ -365,7 +365,7 @@ def test_sac_and_tqc(cls, switches, temperature, own, monkeypatch):
 @pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
 def test_sac_discrete(switches, temperature, own, monkeypatch):
     network = dict.fromkeys(("actor", "critic"), functools.partial(mlp, 4, 16, 12, 2)) if own else None
-    settings = {"hidden": (16, 12), "batch_size": B, "temperature": temperature, "learning_rate": 2e-3, **switches}
+    settings = {"hidden": (16, 12), "batch_size": B, "temperature": temperature, "learning_rate_end": None, **switches}
     agent = SACDiscrete("CartPole-v1", **settings, seed=5, network=network)
     agent.target_critics.vector += np.float32(0.05)
     pairs = [(x, twin(x)) for x in (agent.actor, agent.critics, agent.target_critics)]

@@ -399,17 +399,23 @@ class SACDiscreteConfig(ContinuousConfig):
 
     # Sources: [D] Christodoulou 2019, [T] tuned here on CartPole-v1; the others are those of SAC.
     # The string under a setting is its help on the command line.
-    hidden: tuple[int, ...] = (64, 64)  # [T]
+    hidden: tuple[int, ...] = (128, 128)  # [T]
     """Sizes of the hidden layers of each network."""
-    learning_rate: float = 3e-4  # [D]
+    learning_rate: float = 1e-3  # [T]; [D] has 3e-4
     """Of the critics' Adam, and of the temperature's, at the start."""
-    actor_learning_rate: float = 3e-4  # [D]
+    learning_rate_end: float | None = 1e-5  # [T]
+    """Of Adam, from learning_rate_steps on; None: constant."""
+    actor_learning_rate: float = 1e-3  # [T]; [D] has 3e-4
     """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
-    batch_size: int = 64  # [D]
+    batch_size: int = 256
     """Transitions in an update."""
-    buffer_size: int = 1_000_000  # [D]
-    """Transitions kept for replay."""
-    temperature: float | None = None  # [D]
+    tau: float = 0.02  # [T]
+    """Target <- tau online + (1 - tau) target; 1 copies."""
+    train_every: int = 2  # [T]
+    """Environment steps from one round of updates to the next."""
+    max_grad_norm: float | None = 1.0  # [T]
+    """Gradients are scaled down to this norm; None leaves them alone."""
+    temperature: float | None = 0.1  # [T]; [D] tunes it, which on CartPole-v1 let it grow without end
     """Weight of the entropy; None: tuned so that the policy has the target entropy."""
     initial_temperature: float = 1.0  # [D]
     """Where the tuning starts."""
