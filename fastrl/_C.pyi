@@ -281,6 +281,9 @@ class MlpFisher:
     def refresh(self, weights: list[Any], values: list[Any], slopes: list[Any], scale: Any) -> None: ...
     def product(self, v: Any, damping: float) -> Any: ...
 
+def publish(counter: Any, value: int) -> None: ...
+def observe(counter: Any) -> int: ...
+
 @final
 class ReplayRing:
     def __init__(
@@ -317,6 +320,8 @@ class ReplayRing:
     def write(
         self,
         steps: int,
+        first: int,
+        envs: int,
         obs: Any,
         action: Any,
         reward: Any,

@@ -36,8 +36,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(os.path.realpath(path))
     mode = _mode(path)
-    _remove_leftovers(path)
-    temporary, file = _temporary(path, mode)
+    remove_leftovers(path)
+    new, file = temporary(path, mode)
     try:
         with file:
             yield file
@@ -47,10 +47,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
             if os.name == "nt":  # an open file cannot be renamed; elsewhere it stays locked until it has its name
                 file.close()
-            os.replace(temporary, path)
+            os.replace(new, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            new.unlink()
         raise
     fsync(path.parent)
 
@@ -111,19 +111,19 @@ def _mode(path: Path) -> int | None:
     return stat.S_IMODE(status.st_mode)
 
 
-def _temporary(path: Path, mode: int | None) -> tuple[Path, BinaryIO]:
+def temporary(path: Path, mode: int | None) -> tuple[Path, BinaryIO]:
     """A new file beside `path`, locked as long as it is open: so the others see that its writer lives."""
     while True:
-        temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.fastrl-tmp")
-        fd = os.open(temporary, _NEW_FILE, 0o666 if mode is None else mode & 0o666 | 0o200)
+        new = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.fastrl-tmp")
+        fd = os.open(new, _NEW_FILE, 0o666 if mode is None else mode & 0o666 | 0o200)
         with contextlib.suppress(OSError):  # of a file system without locks
             if fcntl is not None and _taken(fd):
                 os.close(fd)
                 continue  # another write took it for a leftover before it was locked
-        return temporary, open(fd, "wb")
+        return new, open(fd, "wb")
 
 
-def _remove_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of `path` whose writers are dead."""
     ours = re.compile(rf"\.{re.escape(path.name[:50])}\.[0-9a-f]{{16}}\.fastrl-tmp")
     try:

@@ -1,3 +1,4 @@
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -75,6 +76,7 @@ class RingCore {
                      py::handle truncated, py::handle mask, py::handle episode_start, double priority, py::handle rows,
                      py::handle priorities) {
     ReplaySteps s{};
+    s.envs = envs_;
     int64_t scalars[3];
     uint8_t flags[4];
     s.obs = read(obs, stacked_, &scalars[0]);
@@ -92,12 +94,14 @@ class RingCore {
     return py::int_(store(s, 1, priority, rows, priorities));
   }
 
-  // [steps, envs, ...] arrays that the caller has converted and checked.
-  int64_t write(int64_t steps, py::handle obs, py::handle action, py::handle reward, py::handle next_obs,
-                py::handle terminated, py::handle truncated, py::handle mask, py::handle episode_start, double priority,
-                py::handle rows, py::handle priorities) {
+  // [steps, envs, ...] arrays, of the environments from `first` on, that the caller has converted and checked.
+  int64_t write(int64_t steps, int64_t first, int64_t envs, py::handle obs, py::handle action, py::handle reward,
+                py::handle next_obs, py::handle terminated, py::handle truncated, py::handle mask,
+                py::handle episode_start, double priority, py::handle rows, py::handle priorities) {
+    if (steps < 0 || first < 0 || envs < 1 || first + envs > envs_) raise_value("replay_ring: no such environments");
     ReplaySteps s{};
-    const int64_t n = steps * envs_;
+    s.first = first, s.envs = envs;
+    const int64_t n = steps * envs;
     s.obs = whole(obs, stacked_, n);
     s.action = whole(action, action_, n);
     s.reward = reinterpret_cast<const float*>(whole(reward, reward_, n));
@@ -324,11 +328,11 @@ class RingCore {
   int64_t store(const ReplaySteps& s, int64_t steps, double priority, py::handle rows, py::handle priorities) {
     const Array r = load_cpu(rows.ptr(), "replay_ring: rows", {DType::i64});
     const Array p = load_cpu(priorities.ptr(), "replay_ring: priorities", {DType::f64});
-    if (r.size() < 2 * steps * envs_ || p.size() < r.size() || !r.is_contiguous() || !p.is_contiguous())
+    if (r.size() < 2 * steps * s.envs || p.size() < r.size() || !r.is_contiguous() || !p.is_contiguous())
       raise_value("replay_ring: rows and priorities must have room for 2 numbers a transition");
     auto* row = reinterpret_cast<int64_t*>(r.data);
     auto* value = reinterpret_cast<double*>(p.data);
-    if (steps * envs_ * stacked_.item_bytes < kLongCopy) return ring_->write(s, steps, priority, row, value);
+    if (steps * s.envs * stacked_.item_bytes < kLongCopy) return ring_->write(s, steps, priority, row, value);
     ReleaseGil release;
     return ring_->write(s, steps, priority, row, value);
   }
@@ -342,8 +346,30 @@ class RingCore {
   int64_t envs_ = 0, frames_;
 };
 
+int64_t* counter(py::handle array) {
+  const Array a = load_cpu(array.ptr(), "replay_ring: counter", {DType::i64});
+  if (a.size() != 1 || !a.writable) raise_value("replay_ring: counter must be one number");
+  return reinterpret_cast<int64_t*>(a.data);
+}
+
+// A number that another process reads: what this one wrote before is seen by who sees the number.
+void publish(py::handle array, int64_t value) {
+  volatile int64_t* to = counter(array);
+  std::atomic_thread_fence(std::memory_order_release);
+  *to = value;
+}
+
+int64_t observe(py::handle array) {
+  const volatile int64_t* from = counter(array);
+  const int64_t value = *from;
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return value;
+}
+
 void bind(py::handle m) {
   using O = py::object;
+  def<&publish>(m, "publish(counter, value)");
+  def<&observe>(m, "observe(counter)");
   Class<RingCore, O, O, O, O, O, O, O, O, O, O, O, O, int64_t, py::list>(
       m,
       "ReplayRing(obs, next_obs, action, reward, terminated, truncated, cut, added, start, cursor, broken, depth, "
@@ -352,7 +378,8 @@ void bind(py::handle m) {
           "try_add(obs, action, reward, next_obs, terminated, truncated, mask, episode_start, priority, rows, "
           "priorities)")
       .method<&RingCore::write>(
-          "write(steps, obs, action, reward, next_obs, terminated, truncated, mask, episode_start, priority, rows, "
+          "write(steps, first, envs, obs, action, reward, next_obs, terminated, truncated, mask, episode_start, "
+          "priority, rows, "
           "priorities)")
       .method<&RingCore::unshifted>("unshifted(steps, obs, next_obs, mask)")
       .method<&RingCore::stack_rows>("stack_rows(rows, next)")

@@ -101,8 +101,8 @@ int64_t ReplayRing::unshifted(const char* obs, const char* next_obs, const uint8
 int64_t ReplayRing::write(const ReplaySteps& items, int64_t steps, double priority, int64_t* rows, double* priorities) {
   const int64_t N = c_.envs;
   int64_t count = 0;
-  for (int64_t i = 0; i < steps * N; ++i) {
-    const int64_t e = i % N;
+  for (int64_t i = 0; i < steps * items.envs; ++i) {
+    const int64_t e = items.first + i % items.envs;
     if (items.mask && !items.mask[i]) {
       c_.broken[e] = 1;  // what comes next does not continue what is stored
       continue;

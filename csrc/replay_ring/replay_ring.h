@@ -43,8 +43,9 @@ struct ReplayLeaf {
   int64_t offset, bytes;
 };
 
-// [steps, envs], contiguous; mask and episode_start may be null.
+// [steps, envs] of the environments from `first` on, contiguous; mask and episode_start may be null.
 struct ReplaySteps {
+  int64_t first, envs;
   const char *obs, *action;  // obs and next_obs: `frames` each, the newest last
   const float* reward;
   const char* next_obs;

@@ -7,12 +7,14 @@ from fastrl.replay.limiter import SampleToInsertRatio
 from fastrl.replay.offline import from_minari
 from fastrl.replay.prioritized import PrioritizedReplay
 from fastrl.replay.sequences import SequenceBatch, SequenceReplay
+from fastrl.replay.shared import ReplayWriter
 
 __all__ = [
     "Batch",
     "HindsightReplay",
     "PrioritizedReplay",
     "ReplayBuffer",
+    "ReplayWriter",
     "SampleToInsertRatio",
     "SequenceBatch",
     "SequenceReplay",

@@ -20,6 +20,7 @@ from fastrl.replay import state as states
 from fastrl.replay.batch import Batch, to_device
 from fastrl.replay.mapped import Folder
 from fastrl.replay.saved import Saved
+from fastrl.replay.shared import Lanes, ReplayWriter
 from fastrl.replay.spaces import Space
 from fastrl.replay.store import Store
 
@@ -79,6 +80,7 @@ class ReplayBuffer(Saved):
     _stratified = False
     _normalize: Literal["batch", "tree"] = "batch"
     __iter__ = None  # else Python would iterate by __getitem__
+    _lanes: Lanes | None = None
 
     def __init__(
         self,
@@ -273,7 +275,9 @@ class ReplayBuffer(Saved):
             try:
                 for i in range(0, steps, per):
                     part = [None if item is None else item[i : i + per] for item in items]
-                    n = self._ring.write(min(per, steps - i), *part, self._new_priority, rows, priorities)
+                    n = self._ring.write(
+                        min(per, steps - i), 0, self.num_envs, *part, self._new_priority, rows, priorities
+                    )
                     least = min(least, self._publish(n, rows, priorities))
             except BaseException:
                 self._settle()
@@ -290,6 +294,45 @@ class ReplayBuffer(Saved):
     def _settle(self) -> None:
         store = self._store
         states.settle(self._tree, store.counts, store.start, store.slots, store.most, self._new_priority)
+
+    def writers(self, n: int, *, steps: int = 256) -> list[ReplayWriter]:
+        """For `n` other processes, spawned or forked, that add to this buffer: writer w has the environments from
+        w * num_envs / n on.  What they add is taken in by the next `sample`, `transitions`, `save` or `receive`.
+
+        Args:
+            steps: int >= 1: those that a writer may be ahead before it waits.
+
+        Raises:
+            ValueError: `n` does not divide num_envs, or the buffer has writers already.
+            OSError: no room in the shared memory.
+            RuntimeError: an install without the compiled extension.
+        """
+        n, steps = checks.check_int("n", n), checks.check_int("steps", steps)
+        if self.num_envs % n:
+            raise ValueError(f"replay.writers: n must divide num_envs = {self.num_envs}, got {n}")
+        if self._lanes is not None:
+            raise ValueError("replay.writers: the buffer has writers already")
+        with self._lock:
+            # `_publish` of sequences sees no row twice.
+            self._lanes = Lanes(self._obs, self._action, self.num_envs, n, min(steps, self._most))
+        _fork.children.add(self._lanes)
+        return self._lanes.writers
+
+    def receive(self) -> int:
+        """Take in what the writers have added; how many steps of one writer that was."""
+        if self._lanes is None:
+            return 0
+        with self._lock:
+            return self._lanes.receive(self._write_lane)
+
+    def _write_lane(self, steps: int, first: int, envs: int, items: list[Any]) -> None:
+        rows, priorities = np.empty(2 * steps * envs, np.int64), np.empty(2 * steps * envs)
+        try:
+            n = self._ring.write(steps, first, envs, *items, self._new_priority, rows, priorities)
+            self._publish(n, rows, priorities)
+        except BaseException:
+            self._settle()
+            raise
 
     def new_episodes(self) -> None:
         """The next transition of every environment begins an episode: they were reset without an end being added."""
@@ -313,6 +356,8 @@ class ReplayBuffer(Saved):
             ValueError: nothing has been added yet, or batch_size < 1.
             TypeError: batch_size is not an int.
         """
+        if self._lanes is not None:
+            self.receive()
         tree = self._tree
         with self._lock:
             try:
@@ -345,6 +390,7 @@ class ReplayBuffer(Saved):
         """All transitions held, each once and of one step whatever `n_step`, in the order of their `indices`,
         which is of each environment oldest first.
         """
+        self.receive()
         with self._lock:
             rows = self._store.held()
             batch = self._store.read(rows, 1, np.ones(len(rows), np.float32))

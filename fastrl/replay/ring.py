@@ -64,27 +64,29 @@ class ReplayRing:
         return None
 
     def write(
-        self, steps: int, obs: Array, action: Array, reward: Array, next_obs: Array, terminated: Array,
-        truncated: Array, mask: Array | None, episode_start: Array | None, priority: float, rows: Array,
-        priorities: Array,
+        self, steps: int, first: int, envs: int, obs: Array, action: Array, reward: Array, next_obs: Array,
+        terminated: Array, truncated: Array, mask: Array | None, episode_start: Array | None, priority: float,
+        rows: Array, priorities: Array,
     ) -> int:  # fmt: skip
-        """Store ``[steps, num_envs]`` transitions, of arrays that the caller has converted and checked.
+        """Store ``[steps, envs]`` transitions, of arrays that the caller has converted and checked.
 
+        They are of the environments from `first` on.
         obs and next_obs have an axis of `frames` behind these two where that is more than 1.  rows, priorities
         [2 * steps * num_envs] get what the sum tree is to be updated with: for each transition its own row, then the
         row whose transition is held no more.  Returns the number n of transitions, or ~n when it is time to say that
         most observations differ from those reached before.
         """
         N, count = self._num_envs, 0
-        for t, e in np.ndindex(steps, N):
-            if mask is not None and not mask[t, e]:
+        for t, i in np.ndindex(steps, envs):
+            e = first + i
+            if mask is not None and not mask[t, i]:
                 self._broken[e] = True  # what comes next does not continue what is stored
                 continue
             slot = int(self._cursor[e])
             after = (slot + 1) % self._slots
             row, row_after, row_gone = slot * N + e, after * N + e, (after + self._frames - 1) % self._slots * N + e
-            frame, reached = (obs[t, e], next_obs[t, e]) if self._frames == 1 else (obs[t, e, -1], next_obs[t, e, -1])
-            starts = bool(self._broken[e] if episode_start is None else episode_start[t, e])
+            frame, reached = (obs[t, i], next_obs[t, i]) if self._frames == 1 else (obs[t, i, -1], next_obs[t, i, -1])
+            starts = bool(self._broken[e] if episode_start is None else episode_start[t, i])
             if self._next_obs is not None:
                 self._obs[row], self._next_obs[row] = frame, reached
             else:
@@ -101,14 +103,14 @@ class ReplayRing:
                 self._extras.pop(row_gone, None)
                 if self._depth is not None:
                     self._heads.pop(row_after, None)
-                    self._stack(row, obs[t, e], bool(follows))
+                    self._stack(row, obs[t, i], bool(follows))
                 if follows and not starts and episode_start is None:
                     self._continuing += 1
                     self._differing += not same
             for column, item in zip(self._columns, (action, reward, terminated, truncated), strict=True):
-                column[row] = item[t, e]
+                column[row] = item[t, i]
             self._cut[row] = starts
-            self._broken[e] = terminated[t, e] or truncated[t, e]
+            self._broken[e] = terminated[t, i] or truncated[t, i]
             self._cursor[e] = after
             self._added[e] += 1
             rows[2 * count : 2 * count + 2] = row, row_gone

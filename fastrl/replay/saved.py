@@ -14,7 +14,7 @@ from fastrl.replay import state as states
 from fastrl.replay.mapped import Closed
 
 # Of an instance's attributes those that are made anew for a copy.
-_DERIVED = {"_lock", "_tree", "_store", "_ring", "_torch", "_rows", "_priorities", "_folder", "_path"}
+_DERIVED = {"_lock", "_tree", "_store", "_ring", "_torch", "_rows", "_priorities", "_folder", "_path", "_lanes"}
 
 
 class Saved:
@@ -41,6 +41,9 @@ class Saved:
     def _make_storage(self) -> None:
         raise NotImplementedError
 
+    def receive(self) -> int:
+        raise NotImplementedError
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that decides what the buffer will do to one file, checksummed and without pickle.
 
@@ -50,6 +53,7 @@ class Saved:
         Raises:
             OSError: the file cannot be written; an earlier one is left as it was.
         """
+        self.receive()
         with self._lock:
             header, arrays = self._state()
             storage.write(path, header, arrays)
@@ -118,6 +122,7 @@ class Saved:
         self._flush(closed=False)
 
     def _flush(self, *, closed: bool) -> None:
+        self.receive()
         with self._lock:
             header, arrays = self._state()  # first, as a closed buffer says so
             if self._folder is None:
@@ -177,6 +182,7 @@ class Saved:
             self._new_priority = header["new_priority"]
 
     def __getstate__(self) -> dict[str, Any]:
+        self.receive()
         with self._lock:
             kept = {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
             header, arrays = self._state()

@@ -6,6 +6,7 @@ Each transition tells by its action which one it is, so that a reader sees what 
 import os
 
 import numpy as np
+import pytest
 
 from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay
 
@@ -43,6 +44,12 @@ def transition(kind, k):
     return sign * obs, np.full(2, k), np.full(2, float(k)), sign * reached, np.full(2, ends), np.zeros(2, bool)
 
 
+def forks(test):
+    """Of a test that forks."""
+    test = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")(test)
+    return pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")(test)
+
+
 def write_and_flush(folder, kind, pipe):
     """Forever; the pipe gets how many transitions of each environment have been flushed, in 8 bytes."""
     buffer = KINDS[kind](storage=folder)
@@ -64,3 +71,13 @@ def forked(function, *arguments):
         function(*arguments)
     finally:
         os._exit(1)
+
+
+def write_shared(writer, number, kind, k, pipe):
+    """Forever; the pipe gets a byte for each `add` that returned."""
+    while True:
+        obs, action, reward, next_obs, terminated, truncated = transition(kind, k)
+        i = slice(number, number + 1)
+        writer.add(obs[i], action[i], reward[i], next_obs[i], terminated[i], truncated[i])
+        os.write(pipe, b".")
+        k += 1

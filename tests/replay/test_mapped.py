@@ -10,17 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replay_killed import ENVS, KINDS, forked, transition, write_and_flush
+from replay_killed import ENVS, KINDS, forked, forks, transition, write_and_flush
 from replay_worlds import ACTION, BOTH, OBS, fill
 
 from fastrl import cli
 from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay, mapped, storage
-
-
-def forks(test):
-    """Of a test that forks."""
-    test = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")(test)
-    return pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")(test)
 
 
 def held(buffer):
