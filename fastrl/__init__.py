@@ -58,7 +58,7 @@ from fastrl.kernels import (
 )
 from fastrl.replay import HindsightReplay, PrioritizedReplay, ReplayBuffer, SequenceReplay
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "MLP",

@@ -37,6 +37,14 @@ def test_version_is_that_of_the_distribution():
     assert fastrl.__version__ == metadata.version("fastrl-kernels")
 
 
+def test_the_version_is_everywhere_the_same():
+    root = Path(__file__).parents[1]
+    assert f"version: {fastrl.__version__}\n" in (root / "CITATION.cff").read_text()
+    assert f"note = {{Version {fastrl.__version__}}}" in (root / "README.md").read_text()
+    headings = [line for line in (root / "CHANGELOG.md").read_text().splitlines() if line.startswith("## [")]
+    assert any(heading.startswith(f"## [{fastrl.__version__}]") for heading in headings[:2])
+
+
 def test_extras():
     extras = set(metadata.metadata("fastrl-kernels").get_all("Provides-Extra"))
     assert extras == {

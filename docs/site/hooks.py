@@ -16,6 +16,8 @@ PAGES = {  # file of the repository -> page
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "CITATION.cff": "citation.md",
     "LICENSE": "licence.md",
 }
 FOLDERS = {
@@ -32,7 +34,9 @@ CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
 def pages():
     """page -> (file of the repository, text), for all that do not stand in docs/."""
     made = {page: (name, (ROOT / name).read_text(encoding="utf-8")) for name, page in PAGES.items()}
-    made["licence.md"] = ("LICENSE", f"# Licence\n\n```text\n{made['licence.md'][1]}```\n")
+    for page, title in (("licence.md", "Licence"), ("citation.md", "Citation")):
+        source, text = made[page]
+        made[page] = (source, f"# {title}\n\n```text\n{text}```\n")
     titles = []
     for path in sorted((ROOT / "examples").glob("*.py")):
         text = path.read_text(encoding="utf-8")
