@@ -128,6 +128,11 @@ def set_num_threads(n: int) -> None:
         _C.set_num_threads(n)
 
 
+def chosen_threads() -> int:
+    """What `set_num_threads` or FASTRL_NUM_THREADS said, else 0."""
+    return _python_num_threads
+
+
 def get_num_threads() -> int:
     """The number of threads that a large kernel call may use now."""
     if _C is not None:

@@ -372,7 +372,7 @@ def test_version_info_and_usage(capsys):
 
 BLOCK = """
 import sys
-for name in ("torch", "rich", "gymnasium", "safetensors", "tensorboard"):
+for name in ("rich", "gymnasium", "safetensors", "tensorboard"):
     sys.modules[name] = None
 from fastrl.cli import main
 sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """Agents: one file an algorithm, on networks, environments, training loop and checkpoints that they share.
 
-Settings and errors are there at once; PyTorch and the agents are imported when one is first used.
+Settings and errors are there at once; Gymnasium and the agents are imported when one is first used, PyTorch only for a
+CUDA device, a network of the user's own or a policy as a torch module.
 """
 
 from importlib import import_module
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
     ALGORITHMS: dict[str, type[Agent[Any]]]
 
-# In which module each is that needs PyTorch or Gymnasium; and the agents by their names on the command line.
+# In which module each is that needs Gymnasium; and the agents by their names on the command line.
 _MODULES = {
     "A2C": "a2c",
     "Agent": "agent",

@@ -4,17 +4,18 @@ actor-critic (Sutton & Barto 2018, section 13.5), which is A2C with rollouts of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
+import numpy as np
 
 from fastrl.agents.agent import Env
 from fastrl.agents.hyperparameters.on_policy import A2CConfig, ActorCriticConfig
-from fastrl.agents.networks import clip_norm
 from fastrl.agents.on_policy import OnPolicyAgent
 from fastrl.agents.rollout import RewardScaling, normalized
 from fastrl.agents.training import check_loss
 from fastrl.kernels import FlatAdam, n_step_returns, value_loss
+from fastrl.kernels._core.arrays import assign
 
 
 class A2C(OnPolicyAgent[A2CConfig]):
@@ -47,9 +48,7 @@ class A2C(OnPolicyAgent[A2CConfig]):
         if c.optimizer == "adam":
             self.optimizer = FlatAdam(vector, grad, lr=c.learning_rate, eps=c.optimizer_eps)
         else:
-            self._parameter = torch.nn.Parameter(torch.as_tensor(vector))
-            self._parameter.grad = torch.as_tensor(grad)
-            self.optimizer = torch.optim.RMSprop([self._parameter], lr=c.learning_rate, alpha=0.99, eps=c.optimizer_eps)
+            self.optimizer = FlatRMSprop(vector, grad, eps=c.optimizer_eps)
         self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
         self._log = dict.fromkeys(("loss", "policy_loss", "value_loss", "entropy"), 0.0)
 
@@ -79,22 +78,11 @@ class A2C(OnPolicyAgent[A2CConfig]):
         )
         if len(obs):  # a rollout can hold nothing but resets
             losses = self._loss(obs, action, advantage, target, *allowed)
-            self._step()
+            self.optimizer.step(lr=self.learning_rate, max_grad_norm=c.max_grad_norm)
             self._log = {name: float(value) for name, value in losses.items()}
             check_loss(self._log["loss"], self.steps, self.policy.vector)
         self.n_updates += 1
         self._update_moments()
-
-    def _step(self) -> None:
-        """One step of the optimizer down the gradient, whose norm is first scaled down to `max_grad_norm`."""
-        lr, max_norm = self.learning_rate, self.config.max_grad_norm
-        if isinstance(self.optimizer, FlatAdam):
-            self.optimizer.step(lr=lr, max_grad_norm=max_norm)
-            return
-        assert self._parameter.grad is not None
-        clip_norm(self._parameter.grad, max_norm)
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
 
     def _loss(self, obs: Any, action: Any, advantage: Any, target: Any, allowed: Any = None) -> dict[str, Any]:
         """L = -mean A log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)), and its parts.
@@ -117,6 +105,39 @@ class A2C(OnPolicyAgent[A2CConfig]):
     def _switches(self) -> list[str]:
         c = self.config
         return ["n-step"] * (c.gae_lambda is None and c.n_steps > 1) + ["shared network"] * c.shared_network
+
+
+class FlatRMSprop:
+    """RMSprop on one vector (Tieleman and Hinton 2012), as ``torch.optim.RMSprop`` has it.
+
+        g <- g min(1, max_grad_norm / (|g| + 1e-6));  s <- alpha s + (1 - alpha) g^2;  p <- p - lr g / (sqrt(s) + eps)
+
+    `vector` and `grad` are p and g, float32 ``[P]``, changed in place; s starts from 0.
+    """
+
+    def __init__(self, vector: Any, grad: Any, *, alpha: float = 0.99, eps: float = 1e-8) -> None:
+        self.vector, self.grad, self.alpha, self.eps = vector, grad, alpha, eps
+        self.square_avg = 0 * vector
+
+    def step(self, *, lr: float, max_grad_norm: float | None = None) -> None:
+        g, s = self.grad, self.square_avg
+        with np.errstate(over="ignore", invalid="ignore"):
+            if max_grad_norm is not None:
+                g *= min(max_grad_norm / (float(g @ g) ** 0.5 + 1e-6), 1.0)  # in this order a NaN stays one
+            s *= self.alpha
+            s += (1 - self.alpha) * g * g
+            self.vector -= lr * g / (s**0.5 + self.eps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"square_avg": self.square_avg + 0}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave, or the state of torch's optimizer, which earlier checkpoints hold."""
+        square_avg = state["square_avg" if "square_avg" in state else "0.square_avg"]
+        if tuple(square_avg.shape) != tuple(self.square_avg.shape):
+            wanted, got = tuple(self.square_avg.shape), tuple(square_avg.shape)
+            raise ValueError(f"RMSprop: square_avg must have shape {wanted}, got {got}")
+        assign(self.square_avg, square_avg)
 
 
 class OneStepActorCritic(A2C):

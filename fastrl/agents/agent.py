@@ -15,28 +15,39 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from fastrl.agents.callbacks import Callbacks
 from fastrl.agents.checkpoint import load_checkpoint, save_checkpoint
-from fastrl.agents.config import InputError, check_int, check_kept, describe_settings, make_config, resolve_device
+from fastrl.agents.config import (
+    InputError,
+    check_int,
+    check_kept,
+    describe_settings,
+    import_torch,
+    kind_of,
+    make_config,
+    resolve_device,
+)
 from fastrl.agents.env_config import EnvConfig
 from fastrl.agents.envs import Envs, make_env
 from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, episodes_of
 from fastrl.agents.masks import masks_given
-from fastrl.agents.networks import TorchNetwork, evaluating, threads_for
+from fastrl.agents.networks import evaluating, threads_for
 from fastrl.agents.parts import NETWORKS, check_weights, load_parts, parts_state
 from fastrl.agents.policies import ActorCritic
-from fastrl.agents.saved import copied, kept, pickled, restored
+from fastrl.agents.saved import kept, restored, taken_apart
 from fastrl.agents.spaces import actions_fit, input_scale, space_json
 from fastrl.agents.training import Training
 from fastrl.replay import ReplayBuffer
+
+if TYPE_CHECKING:
+    from torch import nn
 
 C = TypeVar("C")
 A = TypeVar("A", bound="Agent[Any]")
@@ -130,10 +141,10 @@ class Agent(ABC, Generic[C]):
             help_ = f"the call is {this}(env, {wanted}(...)) or {this}(env, seed=0, ...)"
             if isinstance(config, envs):  # Stable-Baselines3's order
                 help_ += ": the environment comes first, and no kind of policy is named"
-            raise InputError(f"{this}: config must be of type {wanted}, got {_kind(config)}; {help_}")
+            raise InputError(f"{this}: config must be of type {wanted}, got {kind_of(config)}; {help_}")
         if not isinstance(env, envs):
             wanted = "an environment id, a gymnasium.Env or a gymnasium.vector.VectorEnv"
-            raise InputError(f"{this}: env must be {wanted}, got {_kind(env)}")
+            raise InputError(f"{this}: env must be {wanted}, got {kind_of(env)}")
 
     def _check_spaces(self) -> None:
         observations, actions = self.envs.observation_space, self.envs.action_space
@@ -213,7 +224,7 @@ class Agent(ABC, Generic[C]):
         folder's evaluations.csv, and the best agent so far in its `best`, without the replay buffer.  `stop_at` ends
         the training at that mean return (`eval_every` is 5,000 then, if not given).
 
-        Torch has one thread meanwhile if the networks are small, on the CPU, and no number of threads was chosen.
+        One thread works meanwhile if the networks are small, on the CPU, and no number of threads was chosen.
 
         Raises InputError for arguments that cannot work, and then leaves the agent as it was.
         """
@@ -234,7 +245,7 @@ class Agent(ABC, Generic[C]):
                 f"{type(self).__name__}: {', '.join(replaced)} has other parameters than its optimizer; they cannot be "
                 "replaced, moved or converted, but load_state_dict gives them other values"
             )
-        with run, threads_for(self._modules()):
+        with run, threads_for(self._all_networks()):
             self.total_steps = run.total_steps
             self._begin(span)
             run.begin()
@@ -256,10 +267,8 @@ class Agent(ABC, Generic[C]):
             this = type(self).__name__
             raise InputError(f"{what}: the agent was loaded without its environment; {this}.load(folder) gives it one")
 
-    def _modules(self) -> list[torch.nn.Module]:
-        """The networks that torch computes."""
-        parts = (part.module if isinstance(part, TorchNetwork) else part for part in self._parts().values())
-        return [part for part in parts if isinstance(part, torch.nn.Module)]
+    def _all_networks(self) -> list[Any]:
+        return [part for part in self._parts().values() if isinstance(part, NETWORKS)]
 
     def _replaced(self) -> list[str]:
         """Names of the networks that the optimizer no longer trains."""
@@ -300,19 +309,26 @@ class Agent(ABC, Generic[C]):
         """
         batch, one = self.envs.given(obs)
         how = {} if action_masks is None else {"allowed": masks_given(self, action_masks, len(batch))}
-        with contextlib.nullcontext() if self._network is None else evaluating(self._modules()):
+        with contextlib.nullcontext() if self._network is None else evaluating(self._all_networks()):
             actions = self._predict(batch, deterministic, **how)
         if not one:
             return actions
         return int(actions[0]) if isinstance(self.envs.action_space, gym.spaces.Discrete) else actions[0]
 
-    @abstractmethod
-    def policy_to_torch(self) -> torch.nn.Module:
+    def policy_to_torch(self) -> nn.Module:
         """A plain torch module of the greedy policy, for deployment: observations ``[B, ...]`` -> actions ``[B, ...]``.
 
         The actions are those of `predict`; observations that are not of a Box come flattened.  It is on the CPU,
-        computes in float32 and shares nothing with the agent.
+        computes in float32 and shares nothing with the agent.  Raises InputError where PyTorch is not installed.
         """
+        import_torch("policy_to_torch")
+        from fastrl.agents import deploy
+
+        return self._deploy(deploy)  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def _deploy(self, deploy: Any) -> Any:
+        """The `policy_to_torch` that the classes of the module `fastrl.agents.deploy` make."""
 
     def evaluate(
         self,
@@ -421,9 +437,8 @@ class Agent(ABC, Generic[C]):
         save_replay = None if self.buffer is None or not replay else self.buffer.save
         save_checkpoint(folder, config, state, tensors, save_replay)
 
-    def _state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """All that changes in training but the buffer: JSON types, and tensors, which are not copied."""
-        tensors = {"obs": torch.from_numpy(self.envs.obs)}
+    def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """All that changes in training but the buffer: JSON types, and arrays, which are not copied."""
         state: dict[str, Any] = {
             "steps": self.steps,
             "total_steps": self.total_steps,
@@ -434,9 +449,9 @@ class Agent(ABC, Generic[C]):
             "envs": self.envs.state_dict(),
         }
         parts, weights = parts_state(self._parts())
-        return state | parts, tensors | weights
+        return state | parts, {"obs": self.envs.obs} | weights
 
-    def _load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    def _load_state(self, state: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
         """Give back what `_state` took to an agent that was just made; warn if the environments do not come back."""
         load_parts(self._parts(), state, tensors)
         self.rng.bit_generator.state = state["rng"]
@@ -446,7 +461,7 @@ class Agent(ABC, Generic[C]):
         if self.envs.absent:
             return
         try:
-            restored = self.envs.load_state_dict(state["envs"], tensors["obs"].numpy())
+            restored = self.envs.load_state_dict(state["envs"], tensors["obs"])
         except InputError:
             raise
         except Exception as error:  # the environment's own, for actions that it does not take
@@ -457,18 +472,7 @@ class Agent(ABC, Generic[C]):
             warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=5)
 
     def __reduce__(self) -> Any:
-        state, tensors = self._state()
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        env: Any
-        env, network = self._made_from, self._network
-        if not isinstance(env, str):
-            env = pickled(
-                env,
-                f"{type(self).__name__} cannot be copied, because its environment cannot; agents made from an id can",
-            )
-        if network is not None:
-            network = pickled(network, f"{type(self).__name__} cannot be copied, because its network cannot")
-        return copied, (type(self), env, self.config, network, state, tensors, self.buffer)
+        return taken_apart(self)
 
     def __copy__(self: A) -> A:  # two agents cannot share networks and environments
         return copy.deepcopy(self)
@@ -494,7 +498,3 @@ class Agent(ABC, Generic[C]):
         """
         with load_checkpoint(folder) as checkpoint:
             return restored(cls, checkpoint, env, device, network)
-
-
-def _kind(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

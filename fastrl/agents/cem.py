@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Agent, Env
-from fastrl.agents.deploy import TorchPolicy
 from fastrl.agents.hyperparameters.on_policy import CEMConfig
 from fastrl.agents.policies import ActorCritic
 
@@ -108,8 +107,8 @@ class CEM(Agent[CEMConfig]):
     def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
         return self.policy.predict(obs, None)
 
-    def policy_to_torch(self) -> TorchPolicy:
-        return TorchPolicy(self.policy.actor, self.envs, units=self.policy.units)
+    def _deploy(self, deploy: Any) -> Any:
+        return deploy.TorchPolicy(self.policy.actor, self.envs, units=self.policy.units)
 
     def _replaced(self) -> list[str]:
         return [] if self.policy.whole else ["policy"]

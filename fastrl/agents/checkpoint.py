@@ -29,10 +29,10 @@ from typing import Any, BinaryIO, TypeVar
 
 import gymnasium
 import numpy as np
-import safetensors.torch
-import torch
+import safetensors.numpy
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 import fastrl
 from fastrl._files import beside, fsync, locked
@@ -52,7 +52,7 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     state: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, NDArray[Any]]
     replay: BinaryIO | None = None
     made_by: dict[str, str] = field(default_factory=dict)
 
@@ -77,7 +77,7 @@ def save_checkpoint(
     folder: str | os.PathLike[str],
     config: dict[str, Any],
     state: dict[str, Any],
-    tensors: dict[str, torch.Tensor],
+    tensors: dict[str, NDArray[Any]],
     save_replay: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the checkpoint `folder`; an earlier checkpoint there is replaced only when the new one is complete.
@@ -103,7 +103,7 @@ def _replace(
     folder: Path,
     config: dict[str, Any],
     state: dict[str, Any],
-    tensors: dict[str, torch.Tensor],
+    tensors: dict[str, NDArray[Any]],
     save_replay: Callable[[Path], None] | None,
 ) -> None:
     new, old = beside(folder, "new"), beside(folder, "old")
@@ -112,7 +112,7 @@ def _replace(
         new.mkdir()
         _write_json(new / "config.json", config)
         _write_json(new / "state.json", state)
-        save_file({k: v.detach().cpu().clone() for k, v in tensors.items()}, new / "model.safetensors")
+        save_file({name: np.asarray(x, order="C") for name, x in tensors.items()}, new / "model.safetensors")
         if save_replay is not None:
             save_replay(new / REPLAY)
         files = {}
@@ -159,37 +159,11 @@ def load_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, torch.Tensor]:
-    """The optimizer's state by parameter number: ``{"optimizer.0.exp_avg": ...}``."""
-    state = optimizer.state_dict()["state"]
-    return {f"{prefix}{i}.{name}": tensor for i, slots in state.items() for name, tensor in slots.items()}
-
-
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], prefix: str = "optimizer."
-) -> None:
-    """Give back what `optimizer_tensors` took; the settings stay those the optimizer was made with.
-
-    Raises ValueError for the state of other parameters.
-    """
-    shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith(prefix):
-            number, name = key[len(prefix) :].split(".")
-            if int(number) not in range(len(shapes)) or tensor.shape not in (shapes[int(number)], ()):
-                raise ValueError(f"{key} of shape {tuple(tensor.shape)} is of no parameter of the optimizer")
-            state.setdefault(int(number), {})[name] = tensor
-    if state and (len(state) < len(shapes) or len({tuple(sorted(slots)) for slots in state.values()}) > 1):
-        raise ValueError(f"{prefix}* is not the whole state of the optimizer")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 def _checkpoint(opened: _Folder) -> Checkpoint:
     manifest = opened.manifest()
     data = {name: opened.checked(name, manifest) for name in FILES}
     try:
-        tensors = safetensors.torch.load(data["model.safetensors"])
+        tensors = safetensors.numpy.load(data["model.safetensors"])
     except (SafetensorError, ValueError, KeyError, OverflowError, RuntimeError) as error:
         what = " ".join(str(error).split())
         raise InputError(f"checkpoint {opened.path} is damaged: model.safetensors: {what}") from error
@@ -321,9 +295,10 @@ def made_by() -> dict[str, str]:
 
 
 def _versions() -> dict[str, str]:
+    torch = sys.modules.get("torch")  # which has no part in anything if it is not loaded
     return {
         "fastrl": fastrl.__version__,
-        "torch": torch.__version__,
+        **({} if torch is None else {"torch": torch.__version__}),
         "numpy": np.__version__,
         "gymnasium": gymnasium.__version__,
         "python": platform.python_version(),

@@ -13,12 +13,9 @@ import typing
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 T = TypeVar("T")
 
@@ -153,20 +150,39 @@ def _integral(value: Any) -> int | None:
         return None
 
 
-def resolve_device(name: str) -> torch.device:
-    """``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"`` (cuda if there is one) as a torch device."""
-    import torch  # more than a second, which who only reads settings does not wait for
+def kind_of(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+
+def import_torch(what: str) -> Any:
+    """The module; raises InputError, which says that `what` needs it, where it is not installed."""
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device must be cpu, cuda or auto, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
+        import torch
+    except ImportError:
+        raise InputError(f'{what} needs PyTorch; to install: pip install "fastrl-kernels[torch]"') from None
+    return torch
+
+
+def resolve_device(name: str) -> str:
+    """``"cpu"`` or ``"cuda:N"`` for ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"`` (cuda if there is one).
+
+    Raises InputError for another name, or a device that is not there.  Imports torch for all but the CPU.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "auto") or (index and (kind == "auto" or not index.isdecimal())):
         raise InputError(f"device must be cpu, cuda or auto, got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if kind == "cpu":
+        return "cpu"
+    try:
+        torch = import_torch(f"device {name!r}")
+    except InputError:
+        if kind == "auto":
+            return "cpu"
+        raise
+    if not torch.cuda.is_available():
+        if kind == "auto":
+            return "cpu"
         raise InputError(f"device {name!r} was asked for, but PyTorch finds no CUDA device here")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if int(index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
-    return device
+    return f"cuda:{int(index)}" if index else "cuda"

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
 from fastrl.agents.config import InputError
-from fastrl.agents.deploy import TorchPolicy
 from fastrl.agents.hyperparameters.off_policy import BoxConfig, ContinuousConfig
 from fastrl.agents.networks import Network, own_network
 from fastrl.agents.off_policy import OffPolicyAgent
@@ -121,7 +120,7 @@ class ContinuousAgent(BoxAgent[CC]):
 
     def _networks(self) -> tuple[Network, Network]:
         """The actor ``[B, obs]`` -> ``[B, A * actor_outputs]`` the critics ``[B, obs + A]`` -> ``[n, B, outputs]``."""
-        this, device = type(self).__name__, str(self.device)
+        this, device = type(self).__name__, self.device
         given, hidden = {} if self._network is None else self._network, self.config.hidden
         if not isinstance(given, Mapping) or not set(given) <= {"actor", "critic"}:
             got = ", ".join(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
@@ -151,8 +150,8 @@ class ContinuousAgent(BoxAgent[CC]):
         c = self.config
         return c.actor_learning_rate * self.learning_rate / c.learning_rate
 
-    def policy_to_torch(self) -> TorchPolicy:
-        return TorchPolicy(self.actor, self.envs, tanh=True, units=(self._bias, self._scale))
+    def _deploy(self, deploy: Any) -> Any:
+        return deploy.TorchPolicy(self.actor, self.envs, tanh=True, units=(self._bias, self._scale))
 
     def _parts(self) -> dict[str, Any]:
         return {

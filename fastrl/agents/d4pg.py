@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from fastrl.agents.agent import Env
 from fastrl.agents.continuous import DeterministicAgent
@@ -90,6 +89,6 @@ class D4PG(NoisyAgent[D4PGConfig], DeterministicAgent[D4PGConfig]):
             p = np.exp(logits - logits.max(1, keepdims=True))
             p /= p.sum(1, keepdims=True)
         else:
-            p = torch.softmax(logits, 1)
+            p = logits.softmax(1)
         q = p @ self._atoms
         return -q.mean(), p * (q[:, None] - self._atoms) / len(q)

@@ -1,4 +1,4 @@
-"""A trained policy as a plain torch module, to be exported or run where fastrl is not."""
+"""A trained policy as a plain torch module, to be exported or run where fastrl is not.  Imports torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastrl.agents.envs import Envs
-from fastrl.agents.networks import Network, TorchNetwork
+from fastrl.agents.hyperparameters.off_policy import QTOptConfig
+from fastrl.agents.networks import Network, OwnNetwork
 from fastrl.agents.spaces import input_scale, values_of
 
 
@@ -59,7 +61,7 @@ class TorchPolicy(nn.Module):
         for p in self.network.parameters():
             p.grad = None
             p.requires_grad_(False)
-        self.tanh, self._flat = tanh, not isinstance(network, TorchNetwork)
+        self.tanh, self._flat = tanh, not isinstance(network, OwnNetwork)
         self._input_scale = input_scale(envs.observation_space) if moments is None else None
         self._moments = moments is not None
         if moments is not None:
@@ -98,3 +100,54 @@ class TorchPolicy(nn.Module):
         action = (action.tanh() if self.tanh else action).to(self.scale.dtype).reshape(-1, *self._shape)
         scaled = self.middle + self.scale * action
         return torch.minimum(torch.maximum(scaled, self.low), self.high)
+
+
+class Search(nn.Module):
+    """`cem_argmax` in plain torch: observations ``[B, n]`` -> actions ``[B, A]``.
+
+    `own`: the shape of the observations that a network of the user's own takes, beside the actions.
+    """
+
+    noise: Tensor
+
+    def __init__(self, q: nn.Module, own: tuple[int, ...] | None, noise: NDArray[Any], config: QTOptConfig) -> None:
+        super().__init__()
+        self.q, self.own = q, own
+        self.register_buffer("noise", torch.as_tensor(noise, dtype=torch.float64))
+        self.elites, self.std = config.cem_elites, config.cem_std
+
+    def forward(self, obs: Tensor) -> Tensor:
+        iterations, samples, a = self.noise.shape
+        states = obs[:, None].expand(-1, samples, -1).flatten(0, 1)
+        mean, sigma = self.noise.new_zeros(obs.shape[0], 1, a), self.noise.new_full((1,), self.std)
+        found, values = [], []
+        for t in range(iterations):
+            x = (mean + sigma * self.noise[t]).clamp(-1, 1).float()
+            flat = x.flatten(0, 1)
+            if self.own is None:
+                q = self.q(torch.cat((states, flat), 1))
+            else:
+                q = self.q(states.reshape(-1, *self.own), flat)
+            order = q.reshape(-1, samples).argsort(dim=1, descending=True, stable=True)[:, : self.elites]
+            chosen = x.gather(1, order[:, :, None].expand(-1, -1, a))
+            found.append(chosen[:, 0])
+            values.append(q.reshape(-1, samples).amax(1))
+            mean = chosen.double().mean(1, keepdim=True)
+            sigma = chosen.double().std(1, correction=0, keepdim=True)
+        best = torch.stack(values).argmax(0)
+        return torch.stack(found, 1).gather(1, best[:, None, None].expand(-1, 1, a))[:, 0]
+
+
+class TablePolicy(nn.Module):
+    """Observations ``[B]`` -> actions ``[B]``, from a table; raises IndexError for states that it does not have."""
+
+    actions: Tensor
+
+    def __init__(self, actions: NDArray[Any], first: int) -> None:
+        super().__init__()
+        self.register_buffer("actions", torch.from_numpy(actions.astype(np.int64)))
+        self._first = first
+
+    def forward(self, obs: Tensor) -> Tensor:
+        states = obs.long() - self._first
+        return self.actions.index_select(0, states.flatten()).reshape(states.shape)  # below 0 it raises, too

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
 from fastrl.agents.config import InputError
-from fastrl.agents.deploy import TorchPolicy
 from fastrl.agents.hyperparameters.off_policy import DQNConfig
 from fastrl.agents.masks import Masks, masked, of_allowed, random_allowed
 from fastrl.agents.networks import Network, own_network
@@ -64,7 +63,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
 
     def __init__(self, env: Env, config: DQNConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
-        c, action_space, device = self.config, self.envs.action_space, str(self.device)
+        c, action_space, device = self.config, self.envs.action_space, self.device
         assert isinstance(action_space, gym.spaces.Discrete)
         self.n_actions, self._start = int(action_space.n), int(action_space.start)
         self._atoms = np.linspace(c.v_min, c.v_max, c.atoms, dtype=np.float32)
@@ -194,10 +193,10 @@ class DQN(OffPolicyAgent[DQNConfig]):
             return self._to_env(self._explore(obs, self._predict_rng, allowed))
         return self._to_env(masked(self._values(self._judged, obs), allowed).argmax(1))
 
-    def policy_to_torch(self) -> TorchPolicy:
+    def _deploy(self, deploy: Any) -> Any:
         c = self.config
         atoms = {"c51": self._atoms, "qr": c.atoms, None: None}[c.distributional]
-        return TorchPolicy(self._judged, self.envs, atoms=atoms)
+        return deploy.TorchPolicy(self._judged, self.envs, atoms=atoms)
 
     @property
     def _judged(self) -> Network:

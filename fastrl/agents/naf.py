@@ -12,11 +12,10 @@ import copy
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
-from fastrl.agents.deploy import TorchPolicy
+from fastrl.agents.arrays import concatenate
 from fastrl.agents.hyperparameters.off_policy import NAFConfig
 from fastrl.agents.networks import Network, own_network
 from fastrl.agents.noise import NoisyAgent
@@ -54,7 +53,7 @@ class NAF(NoisyAgent[NAFConfig]):
 
     def __init__(self, env: Env, config: NAFConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
-        c, a, seed, device = self.config, self.n_actions, self._seeds[0], str(self.device)
+        c, a, seed, device = self.config, self.n_actions, self._seeds[0], self.device
         n_out = a + 1 + a * (a + 1) // 2
         self.online: Network
         if self._network is None:
@@ -81,7 +80,7 @@ class NAF(NoisyAgent[NAFConfig]):
         d_q = q_loss.d_q[0]
         d_mean, d_cholesky, _ = pullback(d_q)
         d_out = (d_mean * (1 - mean * mean), d_q[:, None], d_cholesky)
-        self.online.backward(np.concatenate(d_out, 1) if self._cpu else torch.cat(d_out, 1))
+        self.online.backward(concatenate(d_out, 1))
         lr, target = self.learning_rate, self.target.vector
         self.optimizer.step(lr=lr, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
         self.n_updates += 1
@@ -91,8 +90,8 @@ class NAF(NoisyAgent[NAFConfig]):
         mode: NDArray[np.float32] = tanh_normal_mode(self._forward(self.online, obs)[:, : self.n_actions])
         return mode
 
-    def policy_to_torch(self) -> TorchPolicy:
-        return TorchPolicy(self.online, self.envs, tanh=True, units=(self._bias, self._scale))
+    def _deploy(self, deploy: Any) -> Any:
+        return deploy.TorchPolicy(self.online, self.envs, tanh=True, units=(self._bias, self._scale))
 
     def _parts(self) -> dict[str, Any]:
         return {**super()._parts(), "online": self.online, "target": self.target, "optimizer": self.optimizer}

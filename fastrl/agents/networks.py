@@ -1,67 +1,84 @@
-"""Networks that the agents share."""
+"""Networks that the agents share: `fastrl.MLP`, or a torch module of the user's own."""
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from fastrl.agents.config import InputError
-from fastrl.kernels import MLP
+import fastrl
+from fastrl import _backend
+from fastrl.agents.config import import_torch
+from fastrl.agents.network_kinds import Network, OwnNetwork
+
+__all__ = ["Network", "OwnNetwork", "Policy", "evaluating", "own_network", "threads_for"]
 
 Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
+def own_network(given: Any, what: str, shapes: Sequence[Sequence[int]], n_out: int, **how: Any) -> Any:
+    """The network that the user gave, see `torch_networks.own_network`; raises InputError."""
+    import_torch("network=")
+    from fastrl.agents import torch_networks
+
+    return torch_networks.own_network(given, what, shapes, n_out, **how)
+
+
 SMALL = 1_000_000  # parameters: in networks below that, threads wait for each other longer than they work
-_DEFAULT_THREADS = torch.get_num_threads()
+
+
+def _torch_threads() -> int | None:
+    """Torch's number of threads, if it is loaded."""
+    get = getattr(sys.modules.get("torch"), "get_num_threads", None)
+    return None if get is None else int(get())
+
+
+_default_threads = _torch_threads()  # what torch chose itself, as far as is known
 
 
 @contextmanager
-def building(seed: int) -> Iterator[None]:
-    """Layers made inside are float32, on the CPU, and drawn from `seed`, whatever torch's defaults are.
+def threads_for(networks: Iterable[Any]) -> Iterator[None]:
+    """Inside, one thread works if all `networks` are small ones on the CPU and nobody has chosen a number.
 
-    Torch's global generator, from which layers draw, and its defaults are left as they were.
+    Chosen is what `fastrl.set_num_threads`, FASTRL_NUM_THREADS, OMP_NUM_THREADS, MKL_NUM_THREADS or, if torch was
+    loaded before this module, ``torch.set_num_threads`` says.  Afterwards all is as before.
     """
-    dtype = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
-
-
-@contextmanager
-def threads_for(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, torch has one thread if all `networks` are small ones on the CPU and nobody has chosen a number.
-
-    Chosen is what OMP_NUM_THREADS, MKL_NUM_THREADS or ``torch.set_num_threads`` says; afterwards all is as before.
-    """
-    before = torch.get_num_threads()
-    chosen = before != _DEFAULT_THREADS or any(os.environ.get(f"{name}_NUM_THREADS") for name in ("OMP", "MKL"))
-    parameters = [p for network in networks for p in network.parameters()]
-    if chosen or sum(p.numel() for p in parameters) > SMALL or any(p.device.type != "cpu" for p in parameters):
+    global _default_threads
+    torch, before, of_environment = sys.modules.get("torch"), _torch_threads(), _of_environment()
+    _default_threads = _default_threads or before
+    vectors = [network.vector for network in networks]
+    small = sum(map(len, vectors)) <= SMALL and all(isinstance(x, np.ndarray) for x in vectors)
+    threads = of_environment if torch is None else 0  # which torch, and so the kernels, would heed
+    if _backend.chosen_threads() or before != _default_threads or not (threads or (small and not of_environment)):
         yield
         return
-    torch.set_num_threads(1)
+    fastrl.set_num_threads(threads or 1)
+    if torch is not None:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        fastrl.set_num_threads(0)
+        if torch is not None:
+            torch.set_num_threads(before)
+
+
+def _of_environment() -> int:
+    """The number that OMP_NUM_THREADS or MKL_NUM_THREADS gives, else 0."""
+    numbers = [os.environ.get(f"{name}_NUM_THREADS", "") for name in ("OMP", "MKL")]
+    return next((int(text) for text in numbers if text.isdecimal()), 0)
 
 
 @contextmanager
-def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, modules of the user's own are in evaluation mode: no dropout, and batch statistics that stand still."""
-    changed = [m for module in modules for m in module.modules() if m.training]
+def evaluating(networks: Iterable[Any]) -> Iterator[None]:
+    """Inside, the user's own among them are in evaluation mode: no dropout, and batch statistics that stand still."""
+    own = [network.module for network in networks if isinstance(network, OwnNetwork)]
+    changed = [m for module in own for m in module.modules() if m.training]
     for m in changed:
         m.training = False
     try:
@@ -69,190 +86,3 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for m in changed:
             m.training = True
-
-
-class TorchNetwork:
-    """A torch module behind the calls of `fastrl.MLP`: the user's own architecture, differentiated by autograd.
-
-    `module` maps a float32 batch ``[B, *shape]`` to ``[B, out]``; with a tuple of `shapes` it takes as many arguments.
-    A ``ModuleList`` is networks side by side, results ``[n, B, out]``.  On the CPU arrays go in and come out as NumPy,
-    on CUDA as tensors.  The parameters, in float32, become views of `vector`, and their gradients of `grad`; what a
-    module keeps besides (running statistics, say) belongs to it alone and does not go to targets or averages.
-    """
-
-    def __init__(self, module: nn.Module, *shapes: Sequence[int], device: Any = "cpu") -> None:
-        self.module, self._shapes, self.device = module.float().to(device), shapes, str(device)
-        self.n = len(module) if isinstance(module, nn.ModuleList) else None
-        self._networks = list(module) if isinstance(module, nn.ModuleList) else [module]
-        self._parameter, self._gradient = flatten_parameters(self.module)
-        vector = self._parameter.detach()
-        cpu = vector.device.type == "cpu"
-        self.vector: Any = vector.numpy() if cpu else vector
-        self.grad: Any = self._gradient.numpy() if cpu else self._gradient
-        self._trained = [p for p in self.module.parameters() if p.requires_grad]
-        self._cached: tuple[list[Tensor], Tensor] | None = None
-
-    def forward(self, x: Any, *, first: int | None = None) -> Any:
-        with torch.no_grad():
-            return self._give(self._outputs(self._take(x), first))
-
-    __call__ = forward
-
-    def forward_cached(self, x: Any, *, first: int | None = None) -> Any:
-        inputs = [part.requires_grad_() for part in self._take(x)]
-        with torch.enable_grad():
-            self._cached = inputs, self._outputs(inputs, first)
-        return self._give(self._cached[1].detach())
-
-    def backward(self, d_out: Any, *, parameters: bool = True, inputs: slice | bool | None = None) -> Any:
-        if self._cached is None:
-            raise RuntimeError("backward needs forward_cached before it")
-        xs, out = self._cached
-        wanted = (self._trained if parameters else []) + (xs if inputs else [])
-        d = torch.as_tensor(d_out, device=out.device).reshape(out.shape)
-        found = list(torch.autograd.grad(out, wanted, d, retain_graph=True, allow_unused=True))
-        if parameters:
-            self._gradient.zero_()  # of what took no part
-            for p in self._trained:
-                if (g := found.pop(0)) is not None and p.grad is not None:
-                    p.grad.copy_(g)
-        if not inputs:
-            return None
-        columns = torch.cat([torch.zeros_like(x) if g is None else g for x, g in zip(xs, found, strict=True)], 1)
-        return self._give(columns if inputs is True else columns[:, inputs])
-
-    def parameters(self, vector: Any = None) -> dict[str, Any]:
-        """Name -> view, of `vector` or of another vector like it."""
-        flat, views, start = self.vector if vector is None else vector, {}, 0
-        for name, p in self.module.named_parameters():
-            views[name] = flat[start : start + p.numel()].reshape(tuple(p.shape))
-            start += p.numel()
-        return views
-
-    def move(self, vector: Any, grad: Any) -> None:
-        """Let the parameters be views of `vector`, which holds their values, and their gradients of `grad`."""
-        self.vector, self.grad = vector, grad
-        self._parameter, self._gradient = nn.Parameter(torch.as_tensor(vector)), torch.as_tensor(grad)
-        gradients = self.parameters(self._gradient)
-        values = self.parameters(self._parameter.data)
-        for name, p in self.module.named_parameters():
-            p.data, p.grad = values[name], gradients[name]
-
-    @property
-    def whole(self) -> bool:
-        """Are the module's parameters still views of `vector`?  Not if it was moved, converted or changed."""
-        return are_views(self.module, self._parameter)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state)
-
-    def to_torch(self) -> nn.Module:
-        """The module, whose parameters are this vector's memory."""
-        return self.module
-
-    def __reduce__(self) -> Any:
-        return _torch_network, (self.module, self._shapes, self.device)
-
-    def _take(self, x: Any) -> list[Tensor]:
-        parts = x if isinstance(x, tuple) else (x,)
-        device = self._parameter.device
-        return [torch.as_tensor(part, dtype=torch.float32, device=device).detach().flatten(1) for part in parts]
-
-    def _give(self, out: Tensor) -> Any:
-        return out.numpy() if out.device.type == "cpu" else out
-
-    def _outputs(self, flat: list[Tensor], first: int | None) -> Tensor:
-        xs = [x.reshape(len(x), *shape) for x, shape in zip(flat, self._shapes, strict=True)]
-        outs = [network(*xs) for network in self._networks[:first]]
-        return outs[0] if self.n is None else torch.stack(outs)
-
-
-def _torch_network(module: nn.Module, shapes: tuple[Sequence[int], ...], device: str) -> TorchNetwork:
-    return TorchNetwork(module, *shapes, device=device)
-
-
-Network = MLP | TorchNetwork
-
-
-def own_network(
-    given: Any,
-    what: str,
-    shapes: Sequence[Sequence[int]],
-    n_out: int,
-    *,
-    n: int | None = None,
-    seed: int,
-    device: str,
-) -> TorchNetwork:
-    """A `TorchNetwork` of what the user gave: a copy of a module, or what a function makes; raises InputError.
-
-    Several side by side (`n`; None: one) need a function or a ModuleList, because copies of one would stay equal.
-    """
-    takes = " and ".join(f"[B, {', '.join(map(str, shape))}]" for shape in shapes)
-    made: Any
-    if isinstance(given, nn.Module) and (n is None or isinstance(given, nn.ModuleList)):
-        made = copy.deepcopy(given)
-    elif isinstance(given, nn.Module) and n == 1:
-        made = nn.ModuleList([copy.deepcopy(given)])
-    elif callable(given) and not isinstance(given, nn.Module):
-        with building(seed):
-            modules = [given() for _ in range(n or 1)]
-        made = modules[0] if n is None or not isinstance(modules[0], nn.Module) else nn.ModuleList(modules)
-    else:
-        wanted = "a torch.nn.Module or a function that makes one" if n in (None, 1) else "a function that makes one"
-        raise InputError(f"{what} must be {wanted}, got {type(given).__name__}")
-    if not isinstance(made, nn.Module) or next(made.parameters(), None) is None:
-        raise InputError(f"{what} must be a torch.nn.Module with parameters, got {type(made).__name__}")
-    if isinstance(made, nn.ModuleList) and len(made) != n:
-        raise InputError(f"{what} must be {n} modules, got {len(made)}")
-    network = TorchNetwork(made, *shapes, device=device)
-    x = [torch.zeros(2, *shape, device=device) for shape in shapes]
-    wanted_shape = (2, n_out) if n is None else (n, 2, n_out)
-    try:
-        got = tuple(network.forward(tuple(x)).shape)
-    except Exception as error:  # the module's own
-        text = " ".join(str(error).split())
-        raise InputError(f"{what} must take {takes}: {type(error).__name__}: {text}") from error
-    if got != wanted_shape:
-        got = got[1:] if n is not None and len(got) == 3 else got
-        raise InputError(f"{what} must map {takes} to [B, {n_out}], got {list(got)} for B = 2")
-    return network
-
-
-def flatten_parameters(module: nn.Module) -> tuple[nn.Parameter, Tensor]:
-    """Make the parameters of `module` and their gradients views of one vector each, and return the two.
-
-    Optimizer, gradient clipping, zeroing and target update then take one call each instead of one a layer, which for
-    small networks is what they cost.  Do it after the module has been moved to its device.
-    """
-    parameters = list(module.parameters())
-    vector = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
-    gradient = vector.grad = torch.zeros_like(vector)
-    start = 0
-    for p in parameters:
-        part = slice(start, start + p.numel())
-        p.data, p.grad = vector.data[part].view_as(p), gradient[part].view_as(p)
-        start += p.numel()
-    return vector, gradient
-
-
-def are_views(module: nn.Module, vector: Tensor) -> bool:
-    """Whether the parameters of `module` are still what `flatten_parameters` made of them: views of `vector`."""
-    at = vector.data_ptr()
-    for p in module.parameters():
-        if p.data_ptr() != at or p.dtype != vector.dtype:
-            return False
-        at += p.numel() * p.element_size()
-    return at == vector.data_ptr() + vector.numel() * vector.element_size()
-
-
-def clip_norm(gradient: Tensor, max_norm: float | None) -> None:
-    """Scale `gradient` down to the norm `max_norm`, if there is one and its own is larger.
-
-    ``torch.nn.utils.clip_grad_norm_`` to the bit, without what that does for lists of tensors.
-    """
-    if max_norm is not None:
-        gradient.mul_((max_norm / (gradient.norm() + 1e-6)).clamp_(max=1.0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrl.agents.arrays import concatenate, on_device
 from fastrl.kernels import MLP
 
 
@@ -35,11 +36,6 @@ class NoisyMLP:
         first = MLP(sizes, dueling=dueling, seed=seed, device=device)
         self.device, n = first.device, len(first.vector)
         zeros = [0 * first.vector for _ in range(2)]
-        concatenate: Any = np.concatenate
-        if not isinstance(first.vector, np.ndarray):
-            import torch
-
-            concatenate = torch.cat
         self.vector, self.grad = (concatenate([x, x]) for x in (first.vector, zeros[0]))
         self.mean = MLP(sizes, dueling=dueling, device=device, vector=self.vector[:n], grad=self.grad[:n])
         self._sigma = self.vector[n:]
@@ -70,9 +66,7 @@ class NoisyMLP:
             np.multiply(self._sigma, self._epsilon, out=weights)
             weights += self.vector[:n]
         else:
-            import torch
-
-            self._on_device = torch.from_numpy(self._epsilon).to(weights.device)
+            self._on_device = on_device(self._epsilon, str(weights.device))
             weights.copy_(self.vector[:n] + self._sigma * self._on_device)
 
     def forward(self, x: Any) -> Any:

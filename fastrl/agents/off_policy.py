@@ -10,10 +10,10 @@ from abc import abstractmethod
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Agent, Env
+from fastrl.agents.arrays import on_device, to_numpy
 from fastrl.agents.envs import Transition
 from fastrl.agents.networks import Network
 from fastrl.agents.noisy import NoisyMLP
@@ -40,7 +40,7 @@ class OffPolicyAgent(Agent[C]):
         space = self.envs.observation_space
         self._obs_shape: tuple[int, ...] = space.shape or ()
         self._n_obs = int(np.prod(self._obs_shape))
-        self._cpu = self.device.type == "cpu"
+        self._cpu = self.device == "cpu"
         self._input_scale = input_scale(space)
         self._as_they_are = space.dtype == np.float32 and len(self._obs_shape) == 1
         self._predict_rng = np.random.default_rng(self._predict_seed)
@@ -71,7 +71,7 @@ class OffPolicyAgent(Agent[C]):
 
     def _array(self, x: NDArray[Any]) -> Any:
         """An array as updates use them: NumPy's on the CPU, else a tensor on the device."""
-        return x if self._cpu else torch.from_numpy(x).to(self.device)
+        return on_device(x, self.device)
 
     def _inputs(self, obs: Any) -> Any:
         """Observations ``[B, ...]`` as the networks take them: float32 ``[B, n]``, and bytes 0..255 as 0..1."""
@@ -95,8 +95,7 @@ class OffPolicyAgent(Agent[C]):
     def _forward(self, network: Network | NoisyMLP, obs: NDArray[Any]) -> NDArray[np.float32]:
         """The network's output for observations ``[B, ...]``, as NumPy."""
         x = self._inputs(np.asarray(obs, np.float32))
-        out = network.forward(self._array(x))
-        result: NDArray[np.float32] = out if self._cpu else out.cpu().numpy()
+        result: NDArray[np.float32] = to_numpy(network.forward(self._array(x)))
         return result
 
     def _begin(self, schedule_steps: int) -> None:
@@ -158,11 +157,11 @@ class OffPolicyAgent(Agent[C]):
         self._log |= {name: float(value) for name, value in self._last.items()}
         return super().metrics()
 
-    def _state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         self.metrics()  # brings the log up to date
         return super()._state()
 
-    def _load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    def _load_state(self, state: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
         super()._load_state(state, tensors)
         self._span_beta()
 

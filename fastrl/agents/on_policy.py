@@ -7,7 +7,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Agent, C
-from fastrl.agents.deploy import TorchPolicy
 from fastrl.agents.policies import ActorCritic
 from fastrl.agents.rollout import RewardScaling, Rollout
 from fastrl.kernels import Generator
@@ -16,7 +15,7 @@ from fastrl.kernels import Generator
 class OnPolicyAgent(Agent[C]):
     """An agent that learns from what its policy did last, and then forgets it."""
 
-    optimizer: Any  # FlatAdam, or torch's RMSprop
+    optimizer: Any  # FlatAdam or FlatRMSprop
     scale_rewards: RewardScaling | None = None
 
     def _make_policy(self, n_steps: int, **settings: Any) -> None:
@@ -40,10 +39,10 @@ class OnPolicyAgent(Agent[C]):
     def _predict(self, obs: NDArray[Any], deterministic: bool, allowed: Any = None) -> NDArray[Any]:
         return self.policy.predict(obs, None if deterministic else self._predict_generator, allowed)
 
-    def policy_to_torch(self) -> TorchPolicy:
+    def _deploy(self, deploy: Any) -> Any:
         policy = self.policy
         moments = None if policy.moments is None else (policy.moments.mean, policy.moments.var)
-        return TorchPolicy(policy.actor, self.envs, units=policy.units, moments=moments)
+        return deploy.TorchPolicy(policy.actor, self.envs, units=policy.units, moments=moments)
 
     def _replaced(self) -> list[str]:
         return [] if self.policy.whole else ["policy"]

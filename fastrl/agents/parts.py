@@ -6,35 +6,32 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fastrl.agents.checkpoint import load_optimizer_tensors, optimizer_tensors
-from fastrl.agents.networks import TorchNetwork
+from fastrl.agents.arrays import exp, to_numpy
+from fastrl.agents.networks import OwnNetwork
 from fastrl.agents.noisy import NoisyMLP
 from fastrl.agents.training import Diverged
-from fastrl.kernels import MLP, FlatAdam
+from fastrl.kernels import MLP
+from fastrl.kernels._core.arrays import assign, is_tensor
 
 Parts = Mapping[str, Any]
-NETWORKS = (MLP, NoisyMLP, TorchNetwork, torch.nn.Module)
-ARRAYS = (np.ndarray, torch.Tensor)
+NETWORKS = (MLP, NoisyMLP, OwnNetwork)
 
 
-def parts_state(parts: Parts) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The state of all parts, by name: JSON types, and tensors, which need not be copies.
+def parts_state(parts: Parts) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The state of all parts, by name: JSON types, and arrays, which need not be copies.
 
     A network's weights are ``{part}.{name}``, as plain torch has them; Adam's moments are ``{part}.exp_avg`` and
     ``{part}.exp_avg_sq``, ``{part}.steps`` its number of steps.
     """
     state: dict[str, Any] = {}
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for name, part in parts.items():
-        if isinstance(part, (*NETWORKS, FlatAdam)):
-            tensors |= {f"{name}.{k}": torch.as_tensor(v) for k, v in part.state_dict().items()}
-        elif isinstance(part, torch.optim.Optimizer):
-            tensors |= optimizer_tensors(part, f"{name}.")
-        elif isinstance(part, ARRAYS):
-            tensors[name] = torch.as_tensor(part)
+        if _has_vector(part):
+            tensors |= {f"{name}.{k}": np.asarray(to_numpy(v)) for k, v in part.state_dict().items()}
+        elif _is_array(part):
+            tensors[name] = to_numpy(part)
         elif isinstance(part, np.random.Generator):
             state[name] = part.bit_generator.state
         else:
@@ -42,18 +39,16 @@ def parts_state(parts: Parts) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return state, tensors
 
 
-def load_parts(parts: Parts, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+def load_parts(parts: Parts, state: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
     """Give back what `parts_state` took; raises ValueError, RuntimeError or KeyError for what does not fit."""
     for name, part in parts.items():
-        if isinstance(part, (*NETWORKS, FlatAdam)):
+        if _has_vector(part):
             start = f"{name}."
             part.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
-        elif isinstance(part, torch.optim.Optimizer):
-            load_optimizer_tensors(part, dict(tensors), f"{name}.")
-        elif isinstance(part, ARRAYS):
-            if tuple(tensors[name].shape) != tuple(part.shape):
-                raise ValueError(f"{name} must have shape {tuple(part.shape)}, got {tuple(tensors[name].shape)}")
-            part[...] = tensors[name]
+        elif _is_array(part):
+            if tensors[name].shape != tuple(part.shape):
+                raise ValueError(f"{name} must have shape {tuple(part.shape)}, got {tensors[name].shape}")
+            assign(part, tensors[name])
         elif isinstance(part, np.random.Generator):
             part.bit_generator.state = state[name]
         else:
@@ -63,18 +58,21 @@ def load_parts(parts: Parts, state: Mapping[str, Any], tensors: Mapping[str, tor
 def check_weights(parts: Parts, step: int) -> None:
     """Raise Diverged for weights that are NaN or infinite, which the last loss need not show."""
     for part in parts.values():
-        if not all(map(_finite, _weights(part))):
+        if isinstance(part, NETWORKS):
+            weights = part.vector
+        elif _is_array(part):  # a logarithm, of a temperature say, which may be 0
+            with np.errstate(over="ignore"):
+                weights = exp(part)
+        else:
+            continue
+        if not np.isfinite(to_numpy(weights)).all():
             raise Diverged(f"weights are not finite at step {step}: training diverged; try a lower learning_rate")
 
 
-def _weights(part: Any) -> list[Any]:
-    if isinstance(part, torch.nn.Module):
-        # A number by itself is the logarithm of a temperature, which may be 0.
-        return [p if p.ndim else p.exp() for p in part.parameters()]
-    if isinstance(part, NETWORKS):
-        return [part.vector]
-    return [torch.as_tensor(part).exp()] if isinstance(part, ARRAYS) else []  # logarithms too
+def _has_vector(part: Any) -> bool:
+    """Is it a network, or the optimizer of one's vector?"""
+    return hasattr(part, "vector")
 
 
-def _finite(x: NDArray[Any] | torch.Tensor) -> bool:
-    return bool(np.isfinite(x).all()) if isinstance(x, np.ndarray) else bool(torch.isfinite(x).all())
+def _is_array(part: Any) -> bool:
+    return isinstance(part, np.ndarray) or is_tensor(part)

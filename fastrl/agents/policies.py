@@ -8,14 +8,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from fastrl.agents.arrays import concatenate, double, exp, log_softmax, on_device, to_numpy
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.on_policy import Activation
 from fastrl.agents.masks import masked
-from fastrl.agents.networks import TorchNetwork, own_network
+from fastrl.agents.networks import OwnNetwork, own_network
 from fastrl.agents.spaces import input_scale, values_of
 from fastrl.kernels import (
     MLP,
@@ -27,6 +26,7 @@ from fastrl.kernels import (
     ppo_categorical_loss,
     ppo_normal_loss,
 )
+from fastrl.kernels._core.arrays import assign
 from fastrl.kernels.mlp import PPOLoss
 
 
@@ -61,10 +61,10 @@ class ActorCritic:
         log_std: float = 0.0,
         normalize_obs: bool = False,
         seed: int = 0,
-        device: torch.device | None = None,
+        device: str = "cpu",
         network: Any = None,
     ) -> None:
-        self.device = device or torch.device("cpu")
+        self.device = device
         self.action_space, self.shared = action_space, shared
         self.discrete = not isinstance(action_space, gym.spaces.Box)
         # Of discrete actions, the number of values of each part, and the first of each.
@@ -80,9 +80,9 @@ class ActorCritic:
         self.actor: Any
         self.critic: Any = None
         if network is None:
-            self.actor = MLP((n_in, *hidden, self.n_out + shared), activation, device=str(self.device))
+            self.actor = MLP((n_in, *hidden, self.n_out + shared), activation, device=device)
             if critic and not shared:
-                self.critic = MLP((n_in, *hidden, 1), activation, device=str(self.device))
+                self.critic = MLP((n_in, *hidden, 1), activation, device=device)
         else:
             self._take_networks(network, shape, critic, seed)
         self._flatten()
@@ -116,7 +116,7 @@ class ActorCritic:
             if net is None:
                 continue
             memory["vector"][...] = net.vector
-            if isinstance(net, TorchNetwork):
+            if isinstance(net, OwnNetwork):
                 net.move(**memory)
             else:
                 setattr(self, name, MLP(net.sizes, net.activation, device=net.device, **memory))
@@ -191,7 +191,7 @@ class ActorCritic:
             if tuple(state[name].shape) != tuple(view.shape):
                 raise ValueError(f"policy: {name} must have shape {tuple(view.shape)}, got {tuple(state[name].shape)}")
         for name, view in views.items():
-            view[...] = self.array(np.asarray(torch.as_tensor(state[name]).detach().cpu(), np.float32))
+            assign(view, state[name])
 
     # ---- what the networks compute, of prepared observations ``[B, *observation]``
 
@@ -221,7 +221,7 @@ class ActorCritic:
         """
         if self.shared:
             both = (d_out, d_value[:, None])
-            self.actor.backward(torch.cat(both, 1) if isinstance(d_out, Tensor) else np.concatenate(both, 1))
+            self.actor.backward(concatenate(both, 1))
         else:
             self.actor.backward(d_out)
             if self.critic is not None and d_value is not None:
@@ -274,7 +274,7 @@ class ActorCritic:
         """The logits ``[B, K]`` of the parts of an action, contiguous."""
         ends = np.cumsum(self.sizes)
         cut = [x[:, end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
-        return [part.contiguous() if isinstance(part, Tensor) else np.ascontiguousarray(part) for part in cut]
+        return [np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part.contiguous() for part in cut]
 
     def _factors(self, out: Any, action: Any) -> tuple[list[Any], Any]:
         """log pi of each part ``[B]``, and the entropy of all ``[B]``, which is the sum of the parts'."""
@@ -304,7 +304,7 @@ class ActorCritic:
             policy_loss,
             entropy,
             kl,
-            torch.cat(d_out, 1) if isinstance(out, Tensor) else np.concatenate(d_out, 1),
+            concatenate(d_out, 1),
         )
 
     def policy_gradient(
@@ -319,35 +319,32 @@ class ActorCritic:
             pi = self.loss(out, action, log_prob, advantage, entropy_coef=entropy_coef)
             return log_prob, pi.entropy, pi.d_out, None
         # Not so here: far from the mean the rounding of log pi makes another rho.
-        exp = torch.exp if isinstance(out, Tensor) else np.exp
         with np.errstate(over="ignore", invalid="ignore"):
             inverse = exp(-self.log_std)
             z, d = (action - out) * inverse, advantage[:, None] * (-1 / len(out))
             return log_prob, entropy.mean(), d * z * inverse, (d * (z * z - 1)).sum(0) - entropy_coef
 
-    def kl(self, old_out: Any, old_log_std: Any, out: Any) -> Tensor:
+    def kl(self, old_out: Any, old_log_std: Any, out: Any) -> Any:
         """KL(pi_old || pi) ``[B]``, exact and in float64, from the actor's outputs then and now, and log_std then.
 
         Categorical: sum_k p_old,k (log p_old,k - log p_k).
         Gaussian: sum_j [log(s_j / s_old,j) + (s_old,j^2 + (m_old,j - m_j)^2) / (2 s_j^2) - 1/2].
         """
-        old, new = _double(old_out), _double(out)
-        if self.multi:
-            parts = zip(self._parts(old), self._parts(new), strict=True)
-            return torch.stack([_categorical_kl(p, q) for p, q in parts]).sum(0)
-        if self.log_std is None:
-            return _categorical_kl(old, new)
-        old_log_std, log_std = _double(old_log_std), _double(self.log_std)
-        ratio = torch.exp(2 * (old_log_std - log_std))
-        distance = ((old - new) * torch.exp(-log_std)).square()
-        each: Tensor = log_std - old_log_std + 0.5 * (ratio + distance - 1)
-        return each.sum(1)
+        old, new = double(old_out), double(out)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.log_std is None:
+                parts = zip(self._parts(old), self._parts(new), strict=True) if self.multi else [(old, new)]
+                return sum(_categorical_kl(p, q) for p, q in parts)
+            old_log_std, log_std = double(old_log_std), double(self.log_std)
+            distance = (old - new) * exp(-log_std)
+            ratio = exp(2 * (old_log_std - log_std))
+            return (log_std - old_log_std + 0.5 * (ratio + distance * distance - 1)).sum(1)
 
     # ---- acting
 
     def array(self, x: NDArray[Any]) -> Any:
         """`x` itself on the CPU, a tensor on a CUDA device."""
-        return x if self.device.type == "cpu" else torch.from_numpy(x).to(self.device)
+        return on_device(x, self.device)
 
     def prepare(self, obs: NDArray[Any]) -> NDArray[np.float32]:
         """Observations ``[..., *observation]`` as the networks take them: float32, normalised if that is wanted.
@@ -407,19 +404,12 @@ class ActorCritic:
         return self.output(self.array(self.prepare(obs)), allowed=None if allowed is None else self.array(allowed))
 
 
-def _categorical_kl(old: Tensor, new: Tensor) -> Tensor:
+def _categorical_kl(old: Any, new: Any) -> Any:
     """KL ``[B]`` of the softmax of the one logits from that of the others; what both forbid adds 0."""
-    old, new = old.log_softmax(1), new.log_softmax(1)
-    each: Tensor = old.exp() * torch.where(old == -torch.inf, 0.0, old - new)
-    return each.sum(1)
-
-
-def _double(x: Any) -> Tensor:
-    return torch.as_tensor(x).detach().double()
-
-
-def to_numpy(x: Any) -> Any:
-    return x.detach().cpu().numpy() if isinstance(x, Tensor) else x
+    old, new = log_softmax(old), log_softmax(new)
+    difference = old - new
+    difference[old == -np.inf] = 0.0
+    return (exp(old) * difference).sum(1)
 
 
 def orthogonal(shape: Sequence[int], gain: float, rng: np.random.Generator) -> NDArray[np.float32]:

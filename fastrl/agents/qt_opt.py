@@ -12,12 +12,10 @@ import copy
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from fastrl.agents.agent import Env
-from fastrl.agents.deploy import TorchPolicy
+from fastrl.agents.arrays import stack, to_numpy
 from fastrl.agents.hyperparameters.off_policy import QTOptConfig
 from fastrl.agents.networks import Network, own_network
 from fastrl.agents.noise import NoisyAgent
@@ -48,7 +46,7 @@ class QTOpt(NoisyAgent[QTOptConfig]):
 
     def __init__(self, env: Env, config: QTOptConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
-        c, a, device = self.config, self.n_actions, str(self.device)
+        c, a, device = self.config, self.n_actions, self.device
         self.online: Network
         if self._network is None:
             self.online = MLP((self._n_obs + a, *c.hidden, 1), seed=self._seeds[0], device=device)
@@ -88,7 +86,7 @@ class QTOpt(NoisyAgent[QTOptConfig]):
         c, b = self.config, self._sample()
         next_action, next_q = self._argmax(self.target, b.next_obs, generator=self.generator)
         lagged_q = self.lagged_target.forward((b.next_obs, next_action))[:, 0]
-        both = np.stack((next_q, lagged_q)) if self._cpu else torch.stack((next_q, lagged_q))
+        both = stack((next_q, lagged_q))
         y = min_q_targets(both, b.reward, b.discount)
         q = self.online.forward_cached((b.obs, b.action))
         q_loss = q_regression_loss(q[None], y, weights=b.weights if c.prioritized else None)
@@ -103,50 +101,14 @@ class QTOpt(NoisyAgent[QTOptConfig]):
     def _mode(self, obs: NDArray[Any]) -> NDArray[np.float32]:
         x = self._array(self._inputs(np.asarray(obs, np.float32)))
         action, _ = self._argmax(self.target, x, noise=self._noise)
-        mode: NDArray[np.float32] = action if self._cpu else action.cpu().numpy()
+        mode: NDArray[np.float32] = to_numpy(action)
         return mode
 
-    def policy_to_torch(self) -> TorchPolicy:
+    def _deploy(self, deploy: Any) -> Any:
         own = None if isinstance(self.target, MLP) else self._obs_shape
-        search = _Search(self.target.to_torch(), own, torch.as_tensor(self._noise), self.config)
-        return TorchPolicy(search, self.envs, units=(self._bias, self._scale))
+        search = deploy.Search(self.target.to_torch(), own, to_numpy(self._noise), self.config)
+        return deploy.TorchPolicy(search, self.envs, units=(self._bias, self._scale))
 
     def _parts(self) -> dict[str, Any]:
         networks = {"online": self.online, "target": self.target, "lagged_target": self.lagged_target}
         return {**super()._parts(), **networks, "optimizer": self.optimizer, "generator": self.generator}
-
-
-class _Search(nn.Module):
-    """`cem_argmax` in plain torch: observations ``[B, n]`` -> actions ``[B, A]``.
-
-    `own`: the shape of the observations that a network of the user's own takes, beside the actions.
-    """
-
-    noise: Tensor
-
-    def __init__(self, q: nn.Module, own: tuple[int, ...] | None, noise: Tensor, config: QTOptConfig) -> None:
-        super().__init__()
-        self.q, self.own = q, own
-        self.register_buffer("noise", noise.double())
-        self.elites, self.std = config.cem_elites, config.cem_std
-
-    def forward(self, obs: Tensor) -> Tensor:
-        iterations, samples, a = self.noise.shape
-        states = obs[:, None].expand(-1, samples, -1).flatten(0, 1)
-        mean, sigma = self.noise.new_zeros(obs.shape[0], 1, a), self.noise.new_full((1,), self.std)
-        found, values = [], []
-        for t in range(iterations):
-            x = (mean + sigma * self.noise[t]).clamp(-1, 1).float()
-            flat = x.flatten(0, 1)
-            if self.own is None:
-                q = self.q(torch.cat((states, flat), 1))
-            else:
-                q = self.q(states.reshape(-1, *self.own), flat)
-            order = q.reshape(-1, samples).argsort(dim=1, descending=True, stable=True)[:, : self.elites]
-            chosen = x.gather(1, order[:, :, None].expand(-1, -1, a))
-            found.append(chosen[:, 0])
-            values.append(q.reshape(-1, samples).amax(1))
-            mean = chosen.double().mean(1, keepdim=True)
-            sigma = chosen.double().std(1, correction=0, keepdim=True)
-        best = torch.stack(values).argmax(0)
-        return torch.stack(found, 1).gather(1, best[:, None, None].expand(-1, 1, a))[:, 0]

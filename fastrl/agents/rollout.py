@@ -7,12 +7,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from fastrl.agents.arrays import on_device, to_numpy
 from fastrl.agents.envs import Envs
-from fastrl.agents.policies import ActorCritic, RunningMoments, to_numpy
+from fastrl.agents.policies import ActorCritic, RunningMoments
 from fastrl.kernels import Generator, gae, gather_rows, reverse_affine_scan
 
 Floats = NDArray[np.float32]
@@ -153,12 +152,12 @@ class Minibatches:
         self.batch, self.rng = list(batch), rng
         self.size = len(batch[0])
         self.bounds = np.linspace(0, self.size, min(parts, self.size) + 1).astype(int).tolist()
-        self.shuffled = [torch.empty_like(x) if isinstance(x, Tensor) else np.empty_like(x) for x in batch]
+        self.shuffled = [np.empty_like(x) if isinstance(x, np.ndarray) else x.new_empty(x.shape) for x in batch]
 
     def __iter__(self) -> Iterator[list[Any]]:
         order: Any = self.rng.permutation(self.size)
-        if isinstance(self.batch[0], Tensor):
-            order = torch.from_numpy(order).to(self.batch[0].device)
+        if not isinstance(self.batch[0], np.ndarray):
+            order = on_device(order, str(self.batch[0].device))
         gather_rows(self.batch, order, out=self.shuffled)
         for i, j in pairwise(self.bounds):
             yield [x[i:j] for x in self.shuffled]

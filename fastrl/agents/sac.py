@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
+from fastrl.agents.arrays import concatenate
 from fastrl.agents.continuous import ContinuousAgent
 from fastrl.agents.hyperparameters.off_policy import SACConfig
 from fastrl.agents.temperature import Temperature
@@ -96,7 +96,7 @@ class SAC(Temperature, ContinuousAgent[SACConfig]):
         actor_loss, d_q = self._actor_loss(self.critics.forward_cached((b.obs, action)))
         d_action = self.critics.backward(d_q, parameters=False, inputs=slice(-n, None))
         d_out = pullback(d_action, alpha * self._mean)
-        self.actor.backward(np.concatenate(d_out, 1) if self._cpu else torch.cat(d_out, 1))
+        self.actor.backward(concatenate(d_out, 1))
         self.actor_optimizer.step(lr=self.actor_learning_rate, max_grad_norm=c.max_grad_norm)
 
         entropy = -(log_prob @ self._mean)

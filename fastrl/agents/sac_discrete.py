@@ -14,12 +14,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
+from fastrl.agents.arrays import exp, log_softmax
 from fastrl.agents.config import InputError
-from fastrl.agents.deploy import TorchPolicy
 from fastrl.agents.hyperparameters.off_policy import SACDiscreteConfig
 from fastrl.agents.networks import Network, own_network
 from fastrl.agents.off_policy import OffPolicyAgent
@@ -69,7 +68,7 @@ class SACDiscrete(Temperature, OffPolicyAgent[SACDiscreteConfig]):
 
     def _networks(self) -> tuple[Network, Network]:
         """The actor ``[B, obs]`` -> ``[B, n_actions]`` and the critics ``[B, obs]`` -> ``[2, B, n_actions]``."""
-        given, n, seeds, device = self._network or {}, self.n_actions, self._seeds, str(self.device)
+        given, n, seeds, device = self._network or {}, self.n_actions, self._seeds, self.device
         if not isinstance(given, Mapping) or not set(given) <= {"actor", "critic"}:
             got = ", ".join(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
             wanted = "a dict with the keys actor, critic or one of them"
@@ -105,20 +104,20 @@ class SACDiscrete(Temperature, OffPolicyAgent[SACDiscreteConfig]):
         """
         c, b = self.config, self._sample()
         alpha = self._alpha()
-        log_p = self._log_softmax(self.actor.forward(b.next_obs))
+        log_p = log_softmax(self.actor.forward(b.next_obs))
         soft_q = self._least(self.target_critics.forward(b.next_obs)) - alpha * log_p
-        y = min_q_targets(((self._exp(log_p) * soft_q).sum(1))[None], b.reward, b.discount)
+        y = min_q_targets(((exp(log_p) * soft_q).sum(1))[None], b.reward, b.discount)
         q = self.critics.forward_cached(b.obs)
         taken = (slice(None), self._rows, b.action)
         q_loss = q_regression_loss(q[taken], y, weights=b.weights if c.prioritized else None)
-        d_q = np.zeros_like(q) if self._cpu else torch.zeros_like(q)
+        d_q = np.zeros_like(q) if self._cpu else q.new_zeros(q.shape)
         d_q[taken] = q_loss.d_q
         self.critics.backward(d_q)
         target = self.target_critics.vector
         self.critic_optimizer.step(lr=self.learning_rate, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
 
-        log_p = self._log_softmax(self.actor.forward_cached(b.obs))
-        p, cost = self._exp(log_p), alpha * log_p - self._least(self.critics.forward(b.obs))
+        log_p = log_softmax(self.actor.forward_cached(b.obs))
+        p, cost = exp(log_p), alpha * log_p - self._least(self.critics.forward(b.obs))
         each = (p * cost).sum(1)
         self.actor.backward(p * (cost - each[:, None]) / len(p))
         self.actor_optimizer.step(lr=self.actor_learning_rate, max_grad_norm=c.max_grad_norm)
@@ -129,18 +128,9 @@ class SACDiscrete(Temperature, OffPolicyAgent[SACDiscreteConfig]):
         self._last |= {"actor_loss": each.mean(), "temperature": alpha[0], "entropy": entropy}
         self._learned(b, q_loss)
 
-    def _log_softmax(self, logits: Any) -> Any:
-        if not self._cpu:
-            return torch.log_softmax(logits, 1)
-        shifted = logits - logits.max(1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-
-    def _exp(self, x: Any) -> Any:
-        return np.exp(x) if self._cpu else x.exp()
-
     def _least(self, q: Any) -> Any:
         """min_k Q_k ``[B, n_actions]``."""
-        return np.minimum(q[0], q[1]) if self._cpu else torch.minimum(q[0], q[1])
+        return np.minimum(q[0], q[1]) if self._cpu else q.amin(0)
 
     def _act(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
         if self.steps < self.config.learning_starts and rng is self.rng:
@@ -157,8 +147,8 @@ class SACDiscrete(Temperature, OffPolicyAgent[SACDiscreteConfig]):
             return self._to_env(self._act(obs, self._predict_rng))
         return self._to_env(self._forward(self.actor, obs).argmax(1))
 
-    def policy_to_torch(self) -> TorchPolicy:
-        return TorchPolicy(self.actor, self.envs)
+    def _deploy(self, deploy: Any) -> Any:
+        return deploy.TorchPolicy(self.actor, self.envs)
 
     def _switches(self) -> list[str]:
         c = self.config

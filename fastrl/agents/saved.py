@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloudpickle  # type: ignore[import-untyped]  # Gymnasium needs it, so it is there
-import torch
+import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
@@ -136,16 +136,29 @@ def pickled(value: Any, error: str) -> bytes:
     return pickled
 
 
+def taken_apart(agent: Agent[Any]) -> tuple[Any, ...]:
+    """What `Agent.__reduce__` returns; raises InputError for an agent that cannot be copied."""
+    this, (state, tensors) = type(agent).__name__, agent._state()
+    tensors = {name: np.array(tensor) for name, tensor in tensors.items()}
+    env: Any
+    env, network = agent._made_from, agent._network
+    if not isinstance(env, str):
+        env = pickled(env, f"{this} cannot be copied, because its environment cannot; agents made from an id can")
+    if network is not None:
+        network = pickled(network, f"{this} cannot be copied, because its network cannot")
+    return copied, (type(agent), env, agent.config, network, state, tensors, agent.buffer)
+
+
 def copied(
     cls: type[A],
     env: str | bytes,
     config: Any,
     network: bytes | None,
     state: dict[str, Any],
-    tensors: dict[str, torch.Tensor],
+    tensors: dict[str, NDArray[Any]],
     buffer: Any,
 ) -> A:
-    """The agent that `Agent.__reduce__` took apart."""
+    """The agent that was `taken_apart`."""
     made_from = pickle.loads(env) if isinstance(env, bytes) else env
     agent = cls(made_from, config, network=None if network is None else pickle.loads(network))
     if buffer is not None:
@@ -186,7 +199,7 @@ def check_state(saved: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
 
 def check_obs(checkpoint: Checkpoint, fresh: NDArray[Any]) -> None:
     """Raise ValueError unless the saved observations are such as the new agent's, if it has as many environments."""
-    obs = checkpoint.tensors["obs"].numpy()
+    obs = checkpoint.tensors["obs"]
     if checkpoint.state["envs"]["num_envs"] == len(fresh) and (obs.shape, obs.dtype) != (fresh.shape, fresh.dtype):
         raise ValueError(f"obs must be {fresh.dtype}{fresh.shape}, got {obs.dtype}{obs.shape}")
 

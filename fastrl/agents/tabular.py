@@ -13,9 +13,7 @@ from abc import abstractmethod
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.config import InputError
@@ -170,8 +168,8 @@ class TabularAgent(Agent[C]):
             actions = np.array([self._choose(s, self._predict_rng) for s in states.tolist()], np.int64)
         return actions + self._start
 
-    def policy_to_torch(self) -> nn.Module:
-        return TablePolicy(self.q.argmax(1) + self._start, self._first)
+    def _deploy(self, deploy: Any) -> Any:
+        return deploy.TablePolicy(self.q.argmax(1) + self._start, self._first)
 
     def metrics(self) -> dict[str, float]:
         """For the logs: of the last update the squared TD error and Q(s, a), and the exploration now."""
@@ -236,18 +234,3 @@ class ExpectedSARSA(TabularAgent[TabularConfig]):
     def _next_value(self, state: int, action: int | None) -> float:
         row, epsilon = self.q[state], self.epsilon
         return float((1 - epsilon) * row.max() + epsilon * row.mean())
-
-
-class TablePolicy(nn.Module):
-    """Observations ``[B]`` -> actions ``[B]``, from a table; raises IndexError for states that it does not have."""
-
-    actions: Tensor
-
-    def __init__(self, actions: NDArray[Any], first: int) -> None:
-        super().__init__()
-        self.register_buffer("actions", torch.from_numpy(actions.astype(np.int64)))
-        self._first = first
-
-    def forward(self, obs: Tensor) -> Tensor:
-        states = obs.long() - self._first
-        return self.actions.index_select(0, states.flatten()).reshape(states.shape)  # below 0 it raises, too

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrl.agents.arrays import exp
 from fastrl.kernels import FlatAdam
 
 
@@ -16,7 +17,6 @@ class Temperature:
     config: Any  # with temperature and initial_temperature
     learning_rate: Any
     _array: Any
-    _cpu: bool
 
     def _make_temperature(self, target_entropy: float) -> float:
         """Returns alpha at the start."""
@@ -37,7 +37,7 @@ class Temperature:
 
     def _alpha(self) -> Any:
         """``[1]``."""
-        return np.exp(self.log_temperature) if self._cpu else self.log_temperature.exp()
+        return exp(self.log_temperature)
 
     def _tune_temperature(self, entropy: Any) -> None:
         """A step on log(alpha) (entropy - target_entropy), unless alpha is fixed."""

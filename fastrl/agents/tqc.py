@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from fastrl.agents.agent import Env
 from fastrl.agents.hyperparameters.off_policy import TQCConfig
@@ -66,7 +65,7 @@ class TQC(SAC):
             z = np.partition(pooled, kept - 1, 1)[:, :kept]
             theta = q.transpose(1, 0, 2).reshape(n_rows, 1, -1)
         else:
-            z = torch.sort(next_q.transpose(0, 1).reshape(n_rows, -1), 1).values[:, :kept]
+            z = next_q.transpose(0, 1).reshape(n_rows, -1).sort(1).values[:, :kept]
             theta = q.transpose(0, 1).reshape(n_rows, 1, -1)
         weights = b.weights if c.prioritized else None
         next_theta = (z - bonus[:, None])[:, None]
@@ -79,5 +78,5 @@ class TQC(SAC):
 
     def _actor_loss(self, q: Any) -> tuple[Any, Any]:
         """-mean_k,i theta_k,i, and its gradient in the critics' outputs."""
-        d_q = np.full_like(q, -1 / q.size) if self._cpu else torch.full_like(q, -1 / q.numel())
+        d_q = np.full_like(q, -1 / q.size) if self._cpu else q.new_full(q.shape, -1 / q.numel())
         return -q.mean(), d_q

@@ -16,7 +16,6 @@ from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -336,7 +335,7 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def check_loss(loss: float, step: int, weights: torch.Tensor | None = None) -> None:
+def check_loss(loss: float, step: int, weights: Any = None) -> None:
     """Raise InputError for a loss that is NaN or infinite: training has diverged, and goes on no more.
 
     `weights`: those after the update, whose gradient can be infinite when its loss is not.

@@ -8,18 +8,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
 from fastrl.agents.agent import Env
+from fastrl.agents.arrays import exp
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.on_policy import TRPOConfig
-from fastrl.agents.networks import TorchNetwork
 from fastrl.agents.on_policy import OnPolicyAgent
 from fastrl.agents.rollout import Minibatches, RewardScaling, normalized
 from fastrl.agents.training import check_loss
-from fastrl.kernels import FisherVectorProduct, FlatAdam, line_search, natural_gradient_step, value_loss
+from fastrl.kernels import MLP, FlatAdam, line_search, natural_gradient_step, value_loss
+from fastrl.kernels.curvature.mlp import MLPFisherProduct
 
 CG_STATUS = ("converged", "max_iter", "negative_curvature", "breakdown")
 
@@ -52,9 +49,9 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         if policy.critic is None:  # a step that fits the value would move the policy too
             raise InputError("network: TRPO needs a dict of actor and critic, got one network")
         n = policy.n_policy
-        self.theta, self._theta_grad = (torch.as_tensor(x)[:n] for x in (policy.vector, policy.grad))
+        self.theta, self._theta_grad = policy.vector[:n], policy.grad[:n]
         self.optimizer = FlatAdam(policy.vector[n:], policy.grad[n:], lr=c.learning_rate, eps=c.adam_eps)
-        self._fisher: FisherVectorProduct | None = None
+        self._fisher: Any = None
         self.scale_rewards = RewardScaling(c.num_envs, c.gamma) if c.normalize_rewards else None
         names = ("loss", "policy_loss", "value_loss", "entropy", "kl", "step_fraction", "cg_iterations", "cg_status")
         self._log = dict.fromkeys(names, 0.0)  # step_fraction: of the whole step; cg_status: its place in CG_STATUS
@@ -98,17 +95,16 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         once more when the parameters have their new values, is not within max_kl all the same.
         """
         c, policy, theta, max_kl = self.config, self.policy, self.theta, self.max_kl
-        old_theta = theta.clone()
+        old_theta = theta + 0
         # What follows is relative to these, made as `evaluate` makes its own: of one or two states, the pass that keeps
         # what backward needs may differ from them in the last bit.
         out = policy.output(obs)
         policy.output(obs, cached=True)
         old_log_prob, entropy, d_out, d_log_std = policy.policy_gradient(out, action, advantage)
         old = out, None if policy.log_std is None else policy.log_std + 0
-        exp = torch.exp if isinstance(out, Tensor) else np.exp
 
-        def evaluate(candidate: Tensor) -> tuple[float, float]:
-            theta.copy_(candidate)
+        def evaluate(candidate: Any) -> tuple[float, float]:
+            theta[...] = candidate
             out = policy.output(obs)
             log_prob, _ = policy.log_prob_entropy(out, action)
             gain = (exp(log_prob - old_log_prob) * advantage).mean()
@@ -117,7 +113,6 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         policy.backward(d_out, None, d_log_std)
         g = -self._theta_grad
         self._refresh_fisher(obs)
-        assert self._fisher is not None
         step, info = natural_gradient_step(self._fisher, g, max_kl=max_kl, max_iter=c.cg_iterations, rtol=c.cg_rtol)
         before = float(advantage.mean())  # rho is 1
         gain, kl, fraction = before, 0.0, 0.0
@@ -126,7 +121,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
                 evaluate,
                 old_theta,
                 step,
-                expected_improvement=torch.dot(g, step).item(),
+                expected_improvement=float(g @ step),
                 max_kl=max_kl,
                 max_backtracks=c.backtracks,
                 backtrack=c.backtrack,
@@ -136,7 +131,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
                 gain, kl = evaluate(found.params)
                 fraction = found.fraction
             if not (found.accepted and kl <= max_kl and math.isfinite(gain)):
-                theta.copy_(old_theta)
+                theta[...] = old_theta
                 gain, kl, fraction = before, 0.0, 0.0
         return {
             "policy_loss": -gain,
@@ -148,19 +143,17 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         }
 
     def _refresh_fisher(self, obs: Any) -> None:
-        """The Fisher matrix in these states, by a torch view of the policy's parameters."""
-        x = torch.as_tensor(obs if isinstance(self.policy.actor, TorchNetwork) else obs.reshape(len(obs), -1))
+        """The Fisher matrix of the policy in these states: of an MLP on the CPU in NumPy's arrays, else by torch."""
+        actor, log_std, damping = self.policy.actor, self.policy.log_std, self.config.cg_damping
+        x = obs.reshape(len(obs), -1) if isinstance(actor, MLP) else obs
         if self._fisher is not None:
             self._fisher.refresh(x)
-            return
-        net = self.policy.actor.to_torch()
-        parameters = list(net.parameters())
-        if not all(p.requires_grad for p in parameters):
-            raise InputError("network: TRPO trains all parameters of the policy, got some without requires_grad")
-        if self.policy.log_std is not None:
-            net = Gaussian(net, torch.as_tensor(self.policy.log_std))
-            parameters.append(net.log_std)
-        self._fisher = FisherVectorProduct(net, x, self.config.cg_damping, parameters=parameters)
+        elif isinstance(actor, MLP) and self.device == "cpu":
+            self._fisher = MLPFisherProduct(actor, log_std, x, damping)
+        else:
+            from fastrl.agents.torch_networks import PolicyFisher
+
+            self._fisher = PolicyFisher(actor, log_std, x, damping)
 
     def _fit_value(self, obs: Any, target: Any) -> float:
         """`value_epochs` passes of Adam on mean (V(s) - G)^2 / 2; returns that of the last minibatch."""
@@ -172,14 +165,3 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
                 critic.backward(d_value)
                 self.optimizer.step()
         return float(loss)
-
-
-class Gaussian(nn.Module):
-    """Mean and log_std as `FisherVectorProduct` takes them."""
-
-    def __init__(self, net: nn.Module, log_std: Tensor) -> None:
-        super().__init__()
-        self.net, self.log_std = net, nn.Parameter(log_std)
-
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        return self.net(obs), self.log_std

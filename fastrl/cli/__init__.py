@@ -27,7 +27,7 @@ usage: fastrl train ALGORITHM --env ENV [--total-steps N] [--seed S] [--out DIR]
        fastrl --version
 
 `fastrl train --help` lists the algorithms, and `fastrl train dqn --help` the hyperparameters of one."""
-AGENT_PACKAGES = ("gymnasium", "rich", "safetensors", "tensorboard", "torch")
+AGENT_PACKAGES = ("gymnasium", "rich", "safetensors", "tensorboard")
 COMMANDS = {name: name for name in ("train", "eval", "plot", "list", "bench", "info")} | {"list": "listing"}
 
 

@@ -37,6 +37,8 @@ def command(args: list[str]) -> int:
         did = f"did you mean {meant}? " if meant else ""
         raise InputError(f"unknown kernel {unknown[0]!r}; {did}known are {', '.join(bench.KERNELS)}")
     check_threads(options.threads)
+    if importlib.util.find_spec("torch") is None:
+        raise InputError('bench needs PyTorch; to install: pip install "fastrl-kernels[torch]"')
     if options.out is not None:
         if importlib.util.find_spec("matplotlib") is None:
             raise InputError('-o needs matplotlib; to install: pip install "fastrl-kernels[plot]"')

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fastrl
 from fastrl.agents.config import InputError, check_kept, make_config
 from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.cli import runs, seeds
@@ -64,7 +65,7 @@ class Train:
     stop_at: float | None = None
     """Mean return of an evaluation with which the training ends; --eval-every is 5000 then, if not given."""
     threads: int = 1
-    """PyTorch's threads on the CPU; more than one pays only for large networks, and slows small ones down."""
+    """Threads on the CPU; more than one pays only for large networks, and slows small ones down."""
     max_episode_steps: int = 30_000
     """Steps after which an episode of the evaluation at the end is cut; 0: never."""
 
@@ -105,7 +106,7 @@ def command(args: list[str]) -> int:
     if options.seeds is not None:
         return _run_seeds(name, flags, options, config.seed, total)
     make: Any = algorithm_class(name)
-    _set_threads(options.threads)
+    fastrl.set_num_threads(options.threads)
     with device_option():
         agent: Agent[Any] = make(described(options.env, options.env_kwargs, options.wrapper), config)
     with closing(agent):
@@ -205,12 +206,6 @@ def _stem(env: str) -> str:
     return re.sub("[/:]", "_", env)
 
 
-def _set_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-
-
 def _config(name: str, file: Path | None, given: dict[str, Any]) -> Any:
     """The hyperparameters: the options that were given over the file's over the defaults."""
     config = CONFIGS[name]() if file is None else _hyperparameters(name, _read_config(file), f"--config {file}")
@@ -281,7 +276,7 @@ def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
 
     assert options.resume is not None
     algorithm = algorithm_class(name)
-    _set_threads(options.threads)
+    fastrl.set_num_threads(options.threads)
     _, env = _unchanged(name, options.resume, options, given)
     if options.out is not None:
         check_new(options.out)

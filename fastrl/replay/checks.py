@@ -48,7 +48,7 @@ def load_torch(device: Any) -> tuple[Any, Any]:
         import torch
     except ImportError as error:
         raise RuntimeError(
-            'replay: a device needs torch: pip install "fastrl-kernels[agents]"; device=None gives NumPy arrays'
+            'replay: a device needs torch: pip install "fastrl-kernels[torch]"; device=None gives NumPy arrays'
         ) from error
     try:
         device = torch.device(device)

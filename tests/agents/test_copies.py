@@ -50,7 +50,7 @@ def make(name, env=None, **more):
 def everything(agent):
     """All that decides what the agent does next, as comparable values."""
     state, tensors = agent._state()
-    arrays = {name: tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items()}
+    arrays = {name: tensor.tobytes() for name, tensor in tensors.items()}
     if agent.buffer is not None:
         arrays |= {f"buffer {i}": column.tobytes() for i, column in enumerate(agent.buffer._store.columns)}
         arrays["priorities"] = agent.buffer._tree.state_dict()["priorities"].tobytes()

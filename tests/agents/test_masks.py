@@ -69,7 +69,7 @@ def vector(mode, kind="info"):
 
 def same(a, b):
     (state_a, x), (state_b, y) = a._state(), b._state()
-    return state_a == state_b and x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+    return state_a == state_b and x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x)
 
 
 @pytest.mark.parametrize("kind", ["info", "method"])

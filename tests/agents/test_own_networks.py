@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fastrl.agents import DDPG, DQN, NAF, SAC, TD3, InputError
-from fastrl.agents.networks import TorchNetwork
+from fastrl.agents.torch_networks import TorchNetwork
 from fastrl.kernels import MLP
 
 SMALL = {"hidden": (8,), "learning_starts": 30, "batch_size": 16, "buffer_size": 200, "seed": 2}
@@ -56,7 +56,7 @@ def convolutional():
 
 def same(a, b):
     (state_a, x), (state_b, y) = a._state(), b._state()
-    return state_a == state_b and x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+    return state_a == state_b and x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x)
 
 
 def test_a_convolution_learns_from_images_and_is_not_warned_of():

@@ -208,6 +208,14 @@ def like(result: Any, obj: Any) -> Any:
     return result
 
 
+def assign(view: Any, value: Any) -> None:
+    """`value`, an array or tensor of any device, into `view`, one of another perhaps."""
+    if isinstance(view, np.ndarray):
+        view[...] = value.detach().cpu().numpy() if hasattr(value, "detach") else value
+    else:
+        view.detach()[...] = view.detach().new_tensor(value) if isinstance(value, np.ndarray) else value
+
+
 def mark_written(out: Any) -> None:
     """Tell autograd that the tensors in `out` have changed: a backward pass that kept one of them raises then."""
     for x in out if isinstance(out, (tuple, list)) else (out,):

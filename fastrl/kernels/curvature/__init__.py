@@ -1,6 +1,7 @@
 """Products with the Hessian of a loss and with a policy's Fisher matrix, and the natural gradient step made of them.
 
-Parameters are one flat vector [n]: those given, in their order, each row-major.  Needs torch; importing this does not.
+Parameters are one flat vector [n]: those given, in their order, each row-major.  Needs torch; importing this does not,
+nor do the products of a `fastrl.MLP` in `mlp.py`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fastrl import _backend
+from fastrl.kernels.curvature.mlp import CODES, NARROW
 from fastrl.kernels.curvature.products import OutputFisher
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.SiLU: "silu"}
@@ -118,11 +119,6 @@ def find_chain(head: Any, parameters: Any, observations: Any) -> Direct | None:
     return product if product.refresh(observations) else None
 
 
-# The C++ kernel serves chains no wider than this; for wider ones a BLAS is as fast.
-_NARROW = 192
-_CODES = {"": 0, "tanh": 1, "relu": 2, "silu": 3}
-
-
 class Direct:
     def __init__(self, layers: list[_Layer], log_std: Any, log_std_at: Any, parameters: Any, head: Any) -> None:
         self.layers, self.log_std, self.log_std_at = layers, log_std, log_std_at
@@ -136,7 +132,7 @@ class Direct:
     def _fused(self, parameters: Any) -> Any:
         """The C++ kernel for this chain, or None."""
         widest = max(max(layer.weight.shape) for layer in self.layers)
-        usable = widest <= _NARROW and parameters.dtype == torch.float32 and parameters.device.type == "cpu"
+        usable = widest <= NARROW and parameters.dtype == torch.float32 and parameters.device.type == "cpu"
         if not usable or _backend.CPU_BACKEND != "cpp":
             return None
         nowhere = (-1, -1)
@@ -144,7 +140,7 @@ class Direct:
             (
                 layer.weight.shape[1],
                 layer.weight.shape[0],
-                _CODES[layer.activation],
+                CODES[layer.activation],
                 (layer.weight_at or nowhere)[0],
                 (layer.bias_at or nowhere)[0],
             )

@@ -15,7 +15,9 @@ def import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise RuntimeError("curvature products need PyTorch; to install: pip install torch") from error
+        raise RuntimeError(
+            'curvature products need PyTorch; to install: pip install "fastrl-kernels[torch]"'
+        ) from error
     return torch
 
 

@@ -207,14 +207,14 @@ class MLP:
             if tuple(state[name].shape) != tuple(view.shape):
                 raise ValueError(f"MLP: {name} must have shape {tuple(view.shape)}, got {tuple(state[name].shape)}")
         for name, view in views.items():
-            _assign(view, state[name])
+            _arrays.assign(view, state[name])
 
     def reset(self, seed: int | None = None) -> None:
         """New initial parameters."""
         rng = np.random.default_rng(seed)
         for view, p in zip(self.parameters().values(), self._layout * self._networks, strict=True):
             new = rng.uniform(-p.bound, p.bound, p.shape) if p.bound else np.full(p.shape, p.start)
-            _assign(view, new.astype(np.float32))
+            _arrays.assign(view, new.astype(np.float32))
 
     def to_torch(self) -> Any:
         """A ``torch.nn.Sequential`` (a ``ModuleList`` of them with `n`) whose parameters ARE this vector's memory.
@@ -249,14 +249,6 @@ class MLP:
         n = "" if self.n is None else f", n={self.n}"
         extras = ", layer_norm=True" * self.layer_norm + (f", dueling={self.dueling}" if self.dueling else "")
         return f"MLP({self.sizes}, {self.activation!r}{n}{extras})"
-
-
-def _assign(view: Any, value: Any) -> None:
-    """`value`, an array or tensor of any device, into a view of the vector."""
-    if isinstance(view, np.ndarray):
-        view[...] = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-    else:
-        view.detach()[...] = view.detach().new_tensor(value) if isinstance(value, np.ndarray) else value
 
 
 def _checked_sizes(sizes: Iterable[int], dueling: bool | int) -> tuple[int, ...]:
@@ -354,7 +346,8 @@ class FlatAdam:
                 raise ValueError(
                     f"FlatAdam: {name} must have shape {tuple(self.exp_avg.shape)}, got {tuple(state[name].shape)}"
                 )
-        self.exp_avg[...], self.exp_avg_sq[...] = state["exp_avg"], state["exp_avg_sq"]
+        _arrays.assign(self.exp_avg, state["exp_avg"])
+        _arrays.assign(self.exp_avg_sq, state["exp_avg_sq"])
         self.steps = int(state["steps"])
 
 

@@ -25,7 +25,7 @@ def device_name(device: Any, where: str) -> str:
     try:
         import torch
     except ImportError:
-        raise RuntimeError(f'{where}: device {device} needs torch: pip install "fastrl-kernels[agents]"') from None
+        raise RuntimeError(f'{where}: device {device} needs torch: pip install "fastrl-kernels[torch]"') from None
     if not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count():
         raise RuntimeError(f"{where}: device is {device}, but torch finds no such CUDA device")
     return f"cuda:{int(index) if index else torch.cuda.current_device()}"

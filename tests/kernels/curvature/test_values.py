@@ -43,7 +43,7 @@ def package_policy(discrete):
     """A torch view of an agent's policy."""
     pytest.importorskip("gymnasium", reason="gymnasium is not installed")
     from fastrl import MLP
-    from fastrl.agents.trpo import Gaussian as AgentGaussian
+    from fastrl.agents.torch_networks import Gaussian as AgentGaussian
 
     net = MLP((5, 7, 6, 4 if discrete else 3), "tanh", seed=1).to_torch()
     return net if discrete else AgentGaussian(net, torch.full((3,), -0.3))
