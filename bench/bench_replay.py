@@ -68,10 +68,9 @@ class Fastrl(Library):
         ):
             buffer.add(obs, action, reward, next_obs, done, done)
         assert len(buffer) == len(self.td)
-        rows = np.flatnonzero(buffer._tree[np.arange(buffer._tree.capacity)])
         self.buffer = buffer
         if self.options:
-            buffer.update_priorities(rows, self.td[buffer._reward[rows].astype(np.int64)])
+            buffer.update_priorities(np.arange(len(self.td)), self.td)  # in the order in which they were added
 
     def sample(self):
         return self.buffer.sample(self.batch)
