@@ -106,3 +106,16 @@ def test_a_run_is_tracked(tmp_path):
         assert rows[0]["config"]["algorithm"] == "dqn" and rows[0]["config"]["hidden"] == [32, 32]
         assert [row["step"] for row in rows if "loss" in row] == [1000, 2000, 3000, 4000, 5000, 6000]
         assert [row["step"] for row in rows if "eval_return" in row] == [2000, 4000, 6000]
+
+
+@pytest.mark.slow
+def test_the_notebook_of_a_script_taken_over():
+    pytest.importorskip("torch")
+    pytest.importorskip("gymnasium")
+    text = (EXAMPLES / "ppo_from_script.ipynb").read_text(encoding="utf-8")
+    cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) == 5
+    namespace = {}
+    for number, cell in enumerate(cells, 1):  # the cells themselves compare with what they replace
+        exec(compile(cell, f"cell {number}", "exec"), namespace)
+    assert namespace["mean_return"] > 60  # a random policy gets 22 on CartPole-v1

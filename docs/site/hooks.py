@@ -4,6 +4,7 @@ A link leads to a file of the repository, relative to the file that has it; here
 that has no page ends the build.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -43,6 +44,11 @@ def pages():
         title = text.split('"""')[1].split("\n\n")[0].split(".  ")[0].split(". ")[0].replace("\n", " ").rstrip(".")
         titles.append(f"- [{path.name}]({path.name}): {title}")
         made[f"examples/{path.stem}.md"] = (f"examples/{path.name}", f"# {path.name}\n\n```python\n{text}```\n")
+    for path in sorted((ROOT / "examples").glob("*.ipynb")):
+        cells = [(x["cell_type"], "".join(x["source"])) for x in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+        titles.append(f"- [{path.name}]({path.name}): {cells[0][1].splitlines()[0].lstrip('# ')}")
+        text = "\n\n".join(x if kind == "markdown" else f"```python\n{x}\n```" for kind, x in cells)
+        made[f"examples/{path.stem}.md"] = (f"examples/{path.name}", text + "\n")
     made["examples/index.md"] = ("examples/", "# Examples\n\nEach runs in a test.\n\n" + "\n".join(titles) + "\n")
     titles = []
     for path in sorted((ROOT / "bench" / "results").glob("*.md")):
