@@ -103,6 +103,9 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
     "a2c": {
         "gae": {"CartPole-v1": Task(500_000, 475, {}), "Acrobot-v1": Task(500_000, -100, {})},
     },
+    "a3c": {
+        "two_workers": {"CartPole-v1": Task(300_000, 450, {"workers": 2})},
+    },
     "trpo": {
         "default": {
             "CartPole-v1": Task(100_000, 475, {}),

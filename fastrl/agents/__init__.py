@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters import (
     A2CConfig,
+    A3CConfig,
     ActorCriticConfig,
     CEMConfig,
     D4PGConfig,
@@ -30,6 +31,7 @@ from fastrl.agents.hyperparameters import (
 
 if TYPE_CHECKING:
     from fastrl.agents.a2c import A2C, OneStepActorCritic
+    from fastrl.agents.a3c import A3C
     from fastrl.agents.agent import Agent
     from fastrl.agents.callbacks import Callback
     from fastrl.agents.cem import CEM
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 # In which module each is that needs Gymnasium; and the agents by their names on the command line.
 _MODULES = {
     "A2C": "a2c",
+    "A3C": "a3c",
     "Agent": "agent",
     "Callback": "callbacks",
     "CEM": "cem",
@@ -83,6 +86,7 @@ CLASS_NAMES = {
     "reinforce": "REINFORCE",
     "actor_critic": "OneStepActorCritic",
     "a2c": "A2C",
+    "a3c": "A3C",
     "ppo": "PPO",
     "trpo": "TRPO",
     "cem": "CEM",
@@ -101,6 +105,7 @@ CLASS_NAMES = {
 
 __all__ = [
     "A2C",
+    "A3C",
     "ALGORITHMS",
     "CEM",
     "D4PG",
@@ -115,6 +120,7 @@ __all__ = [
     "TQC",
     "TRPO",
     "A2CConfig",
+    "A3CConfig",
     "ActorCriticConfig",
     "Agent",
     "CEMConfig",

@@ -5,7 +5,7 @@ actor-critic (Sutton & Barto 2018, section 13.5), which is A2C with rollouts of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class A2C(OnPolicyAgent[A2CConfig]):
     """
 
     algorithm = "a2c"
-    config_class = A2CConfig
+    config_class: ClassVar[type[A2CConfig]] = A2CConfig
     multi = True
     masks = True
 

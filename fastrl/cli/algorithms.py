@@ -25,6 +25,7 @@ ALGORITHMS = {
     ),
     "actor_critic": Algorithm(500_000, "one-step actor-critic; discrete or continuous actions"),
     "a2c": Algorithm(500_000, "advantage actor-critic; discrete or continuous actions"),
+    "a3c": Algorithm(500_000, "asynchronous A2C, in several processes; discrete or continuous actions"),
     "ppo": Algorithm(
         100_000, "proximal policy optimization, clipped or with a KL penalty; discrete or continuous actions"
     ),

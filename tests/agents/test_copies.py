@@ -27,6 +27,7 @@ CASES = {
     "reinforce": {**ON, "episodes": 1},
     "actor_critic": ON,
     "a2c": {**ON, **NORMALIZED, "shared_network": True, "optimizer": "rmsprop"},
+    "a3c": {**ON, "n_steps": 8, "normalize_rewards": True},
     "ppo": {**ON, **NORMALIZED, "n_steps": 8, "objective": "penalty"},
     "trpo": {**ON, **NORMALIZED, "n_steps": 16, "value_epochs": 2},
     "cem": {**ON, "population": 4, "elites": 2},

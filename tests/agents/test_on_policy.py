@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from fastrl.agents import A2C, ALGORITHMS, PPO, REINFORCE, TRPO, OneStepActorCritic
+from fastrl.agents import A2C, A3C, ALGORITHMS, PPO, REINFORCE, TRPO, OneStepActorCritic
 from fastrl.agents.config import InputError
 
 ON_POLICY = [A2C, OneStepActorCritic, PPO, REINFORCE, TRPO]
@@ -22,6 +22,7 @@ PPO_SMALL = {**SMALL, "n_steps": 16, "epochs": 2, "minibatches": 3}
 CASES = {
     "a2c": (A2C, "CartPole-v1", SMALL),
     "a2c_all": (A2C, "Pendulum-v1", {**SMALL, **NORMALIZED, "gae_lambda": None, "shared_network": True}),
+    "a3c": (A3C, "CartPole-v1", {**SMALL, "n_steps": 5}),
     "a2c_rmsprop": (A2C, "CartPole-v1", {**SMALL, "optimizer": "rmsprop", "n_steps": 5}),
     "actor_critic": (OneStepActorCritic, "CartPole-v1", SMALL),
     "ppo": (PPO, "CartPole-v1", PPO_SMALL),
@@ -146,7 +147,7 @@ def test_algorithms_and_descriptions():
     assert {name: cls.algorithm for name, cls in ALGORITHMS.items()} == {name: name for name in ALGORITHMS}
     others = {"cem", "q_learning", "sarsa", "expected_sarsa"}
     values = {"dqn", "naf", "qt_opt", "ddpg", "d4pg", "td3", "sac", "sac_discrete", "tqc"}
-    assert set(ALGORITHMS) == others | values | {"reinforce", "a2c", "actor_critic", "ppo", "trpo"}
+    assert set(ALGORITHMS) == others | values | {"reinforce", "a2c", "a3c", "actor_critic", "ppo", "trpo"}
     assert PPO("CartPole-v1").describe() == "PPO on CartPole-v1"
     assert PPO("CartPole-v1", objective="penalty").describe() == "PPO (penalty) on CartPole-v1"
     assert (

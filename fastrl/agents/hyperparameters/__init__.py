@@ -15,6 +15,7 @@ from fastrl.agents.hyperparameters.off_policy import (
 )
 from fastrl.agents.hyperparameters.on_policy import (
     A2CConfig,
+    A3CConfig,
     ActorCriticConfig,
     CEMConfig,
     PPOConfig,
@@ -28,6 +29,7 @@ CONFIGS: dict[str, type[Any]] = {
     "reinforce": REINFORCEConfig,
     "actor_critic": ActorCriticConfig,
     "a2c": A2CConfig,
+    "a3c": A3CConfig,
     "ppo": PPOConfig,
     "trpo": TRPOConfig,
     "cem": CEMConfig,
@@ -47,6 +49,7 @@ CONFIGS: dict[str, type[Any]] = {
 __all__ = [
     "CONFIGS",
     "A2CConfig",
+    "A3CConfig",
     "ActorCriticConfig",
     "CEMConfig",
     "D4PGConfig",

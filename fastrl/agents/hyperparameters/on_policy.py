@@ -143,6 +143,43 @@ class ActorCriticConfig(A2CConfig):
 
 
 @dataclass(frozen=True)
+class A3CConfig(A2CConfig):
+    """Hyperparameters of A3C: A2C's, with other defaults.  The schedule counts the steps of all workers together."""
+
+    # Sources: [M] Mnih et al. 2016, [T] tuned here on CartPole-v1.
+    # The string under a setting is its help on the command line.
+    workers: int = 1  # [M] has 16
+    """Processes that act and learn, this one among them; with more than one a run does not repeat itself."""
+    worker_timeout: float = 60.0
+    """Seconds after which a worker that has taken no step is ended, and the others go on."""
+    num_envs: int = 1  # [M]
+    """Environments of each worker, stepped together."""
+    n_steps: int = 20  # [T]; [M] has 5
+    """Steps of each environment from one update to the next; the returns look at most that far ahead."""
+    gae_lambda: float | None = None  # [M]
+    """lambda of GAE, where 0 is the one-step TD error and 1 the n-step return; None: n-step returns [M]."""
+    optimizer: Literal["rmsprop"] = "rmsprop"  # [M]
+    """rmsprop (decay 0.99), whose statistics are shared."""
+    learning_rate: float = 7e-4  # [M]
+    """Of the optimizer, at the start."""
+    gamma: float = 0.99  # [M]
+    """Discount."""
+    normalize_advantages: bool = False  # [M]
+    """Mean 0 and standard deviation 1 within each update of more than one step."""
+    max_grad_norm: float | None = 0.5  # [T]
+    """Gradients are scaled down to this norm; None leaves them alone."""
+    normalize_obs: bool = False
+    """Not here: each worker would have statistics of its own, and all the same weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, 1024, "workers")
+        check_range(self, 1e-3, 1e9, "worker_timeout")
+        if self.normalize_obs:
+            raise InputError("A3CConfig: normalize_obs must be False, got True: workers' statistics would differ")
+
+
+@dataclass(frozen=True)
 class PPOConfig:
     """Hyperparameters.  The learning rate's schedule counts environment steps from the start of training."""
 

@@ -1,0 +1,172 @@
+"""A3C: workers share parameters and statistics; what becomes of a run whose workers die, hang or raise."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from fastrl.agents import A2C, A3C
+from fastrl.agents.config import InputError
+from fastrl.agents.workers import Shared
+
+SMALL = {"hidden": (8,), "n_steps": 5}
+
+
+class Troubled(gym.Env):
+    """CartPole, which does `trouble` at a step after the 20th of every process but the first."""
+
+    first = os.getpid()
+
+    def __init__(self, trouble):
+        self._env = gym.make("CartPole-v1").unwrapped
+        self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
+        self._trouble, self._steps = trouble, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._env.reset(seed=seed)
+
+    def step(self, action):
+        self._steps += 1
+        if self._steps > 20 and os.getpid() != Troubled.first:
+            if self._trouble == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self._trouble == "hangs":
+                time.sleep(1000)
+            else:
+                raise RuntimeError("no more steps")
+        return self._env.step(action)
+
+
+for trouble in ("dies", "hangs", "raises"):
+    gym.register(f"{trouble}-v0", Troubled, kwargs={"trouble": trouble}, max_episode_steps=50)
+
+
+def children():
+    found = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], capture_output=True, text=True)
+    return [line for line in found.stdout.splitlines() if "ps" not in line]
+
+
+def test_with_one_worker_it_is_a2c_with_rmsprop():
+    """Which another test holds against torch's."""
+    ours = A3C("CartPole-v1", **SMALL, seed=3).learn(500, progress=False)
+    settings = {name: getattr(ours.config, name) for name in A2C.config_class.__dataclass_fields__}
+    theirs = A2C("CartPole-v1", **settings).learn(500, progress=False)
+    assert np.array_equal(ours.policy.vector, theirs.policy.vector) and ours.n_updates == theirs.n_updates == 100
+
+
+def test_two_workers_update_the_same_parameters_and_statistics():
+    before = children()
+    agent = A3C("CartPole-v1", **SMALL, workers=2, seed=3)
+    seen = []
+    agent.learn(3000, progress=False, callback=lambda a: seen.append(a._shared.steps.copy()))
+    assert (seen[-1] > 100).all() and agent.steps >= 3000 and agent.n_updates == agent.steps // 5
+    assert agent.optimizer.vector is agent.policy.vector and (agent.optimizer.square_avg > 0).any()
+    assert children() == before  # none is left
+    steps = agent.steps
+    agent.learn(steps + 500, progress=False)  # goes on with others
+    assert agent.steps >= steps + 500 and np.isfinite(agent.policy.vector).all()
+
+
+def test_the_update_of_two_interleaved_workers_is_that_of_plain_torch():
+    """Two agents on one memory, taking turns here: RMSprop with the statistics of both."""
+    one, two = (A3C("CartPole-v1", **SMALL, seed=seed, max_grad_norm=None) for seed in (3, 4))
+    theta = torch.nn.Parameter(torch.from_numpy(one.policy.vector.copy()))
+    optimizer = torch.optim.RMSprop([theta], lr=one.learning_rate, alpha=0.99, eps=one.config.optimizer_eps)
+    one.config.__dict__["learning_rate_end"] = two.config.__dict__["learning_rate_end"] = one.config.learning_rate
+    shared = Shared(len(one.policy.vector), 2)
+    shared.vector[:] = one.policy.vector
+    for index, agent in enumerate((one, two)):
+        agent._share(shared, index)
+    for agent in (one, two, two, one, two) * 4:
+        agent._catch_up()
+        assert np.array_equal(agent.policy.vector, shared.vector)
+        agent._iterate()
+        theta.grad = torch.from_numpy(agent.policy.grad.copy())  # in theta' = theta, as nobody wrote meanwhile
+        optimizer.step()
+        np.testing.assert_allclose(shared.vector, theta.detach().numpy(), rtol=1e-5, atol=1e-7)
+    one._catch_up()
+    two._catch_up()
+    assert shared.steps.tolist() == [8 * 5, 12 * 5] and one.steps == two.steps == 100 == 5 * one.n_updates
+
+
+@pytest.mark.parametrize(
+    ("trouble", "text"),
+    [
+        ("dies", r"^worker 1 has died \(signal SIGKILL\); training goes on with 1 of 2$"),
+        (
+            "hangs",
+            r"^worker 1 has taken no step for 0.5 s and is ended \(worker_timeout\); training goes on with 1 of 2$",
+        ),
+    ],
+)
+def test_a_worker_that_is_dead_or_hangs_does_not_stop_the_run(trouble, text, tmp_path):
+    before = children()
+    agent = A3C(f"{trouble}-v0", **SMALL, workers=2, worker_timeout=0.5)
+    slow = lambda _: time.sleep(0.001)  # noqa: E731
+    with pytest.warns(UserWarning, match=text):
+        agent.learn(2000, progress=False, folder=tmp_path, callback=slow)
+    assert agent.steps >= 2000 and A3C.load(tmp_path).steps == agent.steps and children() == before
+
+
+def test_an_error_of_a_worker_ends_the_run_and_the_checkpoint_is_whole(tmp_path):
+    before = children()
+    agent = A3C("raises-v0", **SMALL, workers=2)
+    with pytest.raises(InputError, match=r"^worker 1: RuntimeError: no more steps$"):
+        agent.learn(10**6, progress=False, folder=tmp_path)
+    assert children() == before
+    assert 0 < A3C.load(tmp_path).steps <= agent.steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_no_worker_outlives_the_run(number, code, tmp_path):
+    command = ["train", "a3c", "--env", "CartPole-v1", "--workers", "2", "--total-steps", "100000000", "--hidden", "8"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "fastrl", *command, "--save-every", "2000", "--out", str(tmp_path / "run")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 100
+    while not list(tmp_path.glob("run/checkpoint/*")) and time.monotonic() < until:
+        time.sleep(0.05)
+    run.send_signal(number)
+    assert run.wait(60) == code
+    while group(run.pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not group(run.pid)
+    assert A3C.load(tmp_path / "run").steps >= 2000
+
+
+def group(number):
+    """The processes of a group that have not ended."""
+    listed = subprocess.run(["ps", "-e", "-o", "pgid=,stat="], capture_output=True, text=True).stdout.splitlines()
+    return [line for line in listed if line.split()[0] == str(number) and not line.split()[1].startswith("Z")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"workers": 0}, "workers must be .*, got 0"),
+        ({"worker_timeout": 0.0}, "worker_timeout must be .*, got 0"),
+        ({"optimizer": "adam"}, "optimizer must be .*, got 'adam'"),
+        ({"normalize_obs": True}, "normalize_obs must be .*, got True"),
+    ],
+)
+def test_bad_settings_are_named(settings, text):
+    with pytest.raises(InputError, match=text):
+        A3C("CartPole-v1", **settings)
+
+
+def test_workers_make_their_environments_from_an_id():
+    with pytest.raises(
+        InputError, match="^A3C: workers must be 1 with an environment as an object, got 2: give its id$"
+    ):
+        A3C(gym.make("CartPole-v1"), workers=2)
