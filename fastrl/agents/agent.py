@@ -37,12 +37,13 @@ from fastrl.agents.config import (
 from fastrl.agents.env_config import EnvConfig
 from fastrl.agents.envs import Envs, make_env
 from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, episodes_of
+from fastrl.agents.images import ready_made
 from fastrl.agents.masks import masks_given
 from fastrl.agents.networks import evaluating, threads_for
 from fastrl.agents.parts import NETWORKS, check_weights, load_parts, parts_state
 from fastrl.agents.policies import ActorCritic
 from fastrl.agents.saved import kept, restored, taken_apart
-from fastrl.agents.spaces import actions_fit, input_scale, space_json
+from fastrl.agents.spaces import actions_fit, space_json
 from fastrl.agents.training import Training
 from fastrl.replay import ReplayBuffer
 
@@ -64,7 +65,7 @@ class Agent(ABC, Generic[C]):
     holds, whatever the default of `num_envs`; another number that is asked for is an InputError.
 
     `network`: the user's own torch module, or a function that makes one, in place of the MLP; a copy of it is trained,
-    by autograd.  What it maps to what is in the algorithm's own class.
+    by autograd.  What it maps to what is in the algorithm's own class.  A name is that of a ready-made one, see there.
 
     A copy (`copy.deepcopy`, `pickle` and what builds on it) is what `save` and `load` would give, with a copy of the
     environment if the agent was made from an object: it trains on like the original, and neither changes the other.
@@ -92,11 +93,14 @@ class Agent(ABC, Generic[C]):
         keywords = [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
             for f in fields(cls.config_class)
+            if f.name != "network"  # which is there already
         ]
         cls.__signature__ = inspect.Signature([env, config, network, *keywords])  # type: ignore[attr-defined]
 
     def __init__(self, env: Env, config: C | None = None, *, network: Any = None, **overrides: Any) -> None:
         self._check_types(env, config)
+        if isinstance(network, str) and hasattr(self.config_class, "network"):
+            network, overrides["network"] = None, network
         self._network = network
         given: dict[str, Any] = asdict(config) if config is not None else {}  # type: ignore[call-overload]
         c: Any = make_config(self.config_class, {**given, **overrides}, type(self).__name__)
@@ -117,13 +121,7 @@ class Agent(ABC, Generic[C]):
         self.envs = Envs(env, c.num_envs, c.seed, seeded=seeded, flatten=not self.tabular, masks=self.masks)
         self.config: C = replace(c, num_envs=self.envs.num_envs)
         self._check_spaces()
-        shape = self.envs.observation_space.shape or ()
-        if network is None and len(shape) in (2, 3) and input_scale(self.envs.observation_space) is not None:
-            warnings.warn(
-                f"{type(self).__name__}: observations of shape {shape} look like images, and an MLP sees them "
-                "flattened, divided by 255; network= takes a convolutional torch module",
-                stacklevel=3,
-            )
+        self._ready_made = ready_made(type(self).__name__, c, network, self.envs.observation_space)
         self.rng = np.random.default_rng(c.seed)  # of the updates
         # Of what `predict` draws, which has to be independent of what is drawn in training.
         self._predict_seed = int(np.random.SeedSequence([c.seed, 1]).generate_state(1, np.uint64)[0])

@@ -43,7 +43,8 @@ class DQN(OffPolicyAgent[DQNConfig]):
 
     Where the environment has action masks (`fastrl.agents.masks`), only allowed actions are taken, and a' is one.
 
-    For discrete actions.  An MLP sees observations flattened, and discrete ones one-hot.  `network`: a torch module of
+    For discrete actions.  Images of bytes are seen by a convolutional network (the setting `network`), all else
+    flattened by an MLP, discrete observations one-hot.  `network`: a torch module of
     your own instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) to
     ``[B, n_actions]``,
     with `distributional` to ``[B, n_actions * atoms]``.
@@ -69,9 +70,15 @@ class DQN(OffPolicyAgent[DQNConfig]):
         self._atoms = np.linspace(c.v_min, c.v_max, c.atoms, dtype=np.float32)
         n = self.n_actions * (c.atoms if c.distributional else 1)
         self.online: Network | NoisyMLP
-        if self._network is None:
+        how: dict[str, Any]
+        if self._ready_made is not None:
+            from fastrl.agents.convolution import q_network
+
+            how = {"dueling": n // self.n_actions if c.dueling else 0, "seed": self._seeds[0], "device": device}
+            self.online = q_network(self._ready_made, self._obs_shape, n, **how)
+        elif self._network is None:
             sizes, dueling = (self._n_obs, *c.hidden, n), n // self.n_actions if c.dueling else False
-            how: dict[str, Any] = {"dueling": dueling, "seed": self._seeds[0], "device": device}
+            how = {"dueling": dueling, "seed": self._seeds[0], "device": device}
             self.online = NoisyMLP(sizes, sigma=c.sigma, **how) if c.noisy else MLP(sizes, **how)
         elif c.dueling:
             raise InputError("DQN: dueling must be False with a network of your own, which has the streams or not")

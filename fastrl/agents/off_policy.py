@@ -56,6 +56,8 @@ class OffPolicyAgent(Agent[C]):
         space = (c.buffer_size, self._kept_space(), action_space, c.num_envs)
         device = None if self._cpu else self.device
         settings: dict[str, Any] = {"n_step": c.n_step, "gamma": c.gamma, "device": device, "seed": c.seed}
+        if self.envs.allowed is None:  # else an observation is a dict, of which not all are frames
+            settings["frame_stack"] = self.envs.frame_stack
         if not c.prioritized:
             return ReplayBuffer(*space, **settings)
         settings |= {"beta": c.per_beta, "beta_end": c.per_beta_end}

@@ -73,7 +73,8 @@ class ActorCritic:
         self.multi = self.discrete and not isinstance(action_space, gym.spaces.Discrete)
         shape = observation_space.shape or ()
         self.moments = RunningMoments(shape) if normalize_obs else None
-        self._input_scale = input_scale(observation_space)
+        self._input_scale = input_scale(observation_space) if self.moments is None else None
+        self.obs_dtype: Any = np.float32 if self._input_scale is None else np.uint8  # of prepared observations
         self.units = box_units(action_space) if isinstance(action_space, gym.spaces.Box) else None
         n_in = int(np.prod(shape))
         self.n_out = int(np.prod(action_space.shape or ()) if self.sizes is None else self.sizes.sum())
@@ -93,6 +94,10 @@ class ActorCritic:
 
     def _take_networks(self, given: Any, shape: Sequence[int], critic: bool, seed: int) -> None:
         own: dict[str, Any] = {"seed": seed, "device": self.device}
+        if isinstance(given, str):
+            from fastrl.agents.convolution import policy_network
+
+            given = policy_network(given, shape, self.n_out, critic)
         self.shared = critic and not isinstance(given, dict)
         if self.shared:
             self.actor = own_network(given, "network: policy and value", [shape], self.n_out + 1, **own)
@@ -205,7 +210,7 @@ class ActorCritic:
         return masked(out, allowed), value
 
     def _both(self, obs: Any, cached: bool) -> tuple[Any, Any]:
-        x = obs.reshape(len(obs), -1)
+        x = self._rows(obs)
         out = self.actor.forward_cached(x) if cached else self.actor.forward(x)
         if self.shared:
             return out[:, :-1], out[:, -1]
@@ -231,14 +236,22 @@ class ActorCritic:
 
     def output(self, obs: Any, cached: bool = False, allowed: Any = None) -> Any:
         """Logits or mean ``[B, K or A]``; `cached`: what `backward` needs is kept; `allowed`: see `forward_cached`."""
-        x = obs.reshape(len(obs), -1)
+        x = self._rows(obs)
         out = self.actor.forward_cached(x) if cached else self.actor.forward(x)
         return masked(out[:, :-1] if self.shared else out, allowed)
 
     def value(self, obs: Any) -> Any:
         """V ``[B]``."""
         net = self.actor if self.shared else self.critic
-        return net.forward(obs.reshape(len(obs), -1))[:, -1]
+        return net.forward(self._rows(obs))[:, -1]
+
+    def _rows(self, obs: Any) -> Any:
+        """Prepared observations as the networks take them: float32 ``[B, n]``, and bytes as 0..1."""
+        x = obs.reshape(len(obs), -1)
+        if self._input_scale is None:
+            return x
+        floats: Any = x.astype(np.float32) if isinstance(x, np.ndarray) else x.float()
+        return floats * np.float32(self._input_scale)
 
     def log_prob_entropy(self, out: Any, action: Any) -> tuple[Any, Any]:
         """log pi(a|s) and the entropy of pi(.|s), ``[B]`` each, from the actor's output."""
@@ -346,15 +359,14 @@ class ActorCritic:
         """`x` itself on the CPU, a tensor on a CUDA device."""
         return on_device(x, self.device)
 
-    def prepare(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        """Observations ``[..., *observation]`` as the networks take them: float32, normalised if that is wanted.
+    def prepare(self, obs: NDArray[Any]) -> NDArray[Any]:
+        """Observations ``[..., *observation]`` as they are kept: float32, normalised if that is wanted.
 
-        Without that, bytes 0..255 become 0..1.
+        Without that, bytes 0..255 stay bytes; the networks get them as 0..1, a batch at a time.
         """
         if self.moments is not None:
             return self.moments.normalize(obs)
-        x = np.asarray(obs, np.float32)
-        return x if self._input_scale is None else x * np.float32(self._input_scale)
+        return np.asarray(obs, np.float32 if self._input_scale is None else None)
 
     def act(
         self, obs: NDArray[Any], generator: Generator, allowed: Any = None

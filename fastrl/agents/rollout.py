@@ -26,7 +26,7 @@ class Rollout:
 
     def __init__(self, envs: Envs, policy: ActorCritic, n_steps: int) -> None:
         self.envs, self.policy = envs, policy
-        self.obs: Floats
+        self.obs: NDArray[Any]
         self.action: NDArray[Any]
         self.log_prob: Floats
         self.reward: Floats
@@ -120,7 +120,7 @@ class Rollout:
         n, envs, policy = self.envs.num_envs, self.envs, self.policy
         n_actions = (int(np.prod(envs.action_space.shape or ())),) if policy.multi or not policy.discrete else ()
         store = {
-            "obs": np.zeros((capacity, n, *(envs.observation_space.shape or ())), np.float32),
+            "obs": np.zeros((capacity, n, *(envs.observation_space.shape or ())), policy.obs_dtype),
             "action": np.zeros((capacity, n, *n_actions), np.int64 if policy.discrete else np.float32),
             "log_prob": np.zeros((capacity, n), np.float32),
             "reward": np.zeros((capacity, n), np.float32),

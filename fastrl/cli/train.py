@@ -42,6 +42,8 @@ class Train:
     """Keyword arguments of the environment: key=value ..., or a JSON object."""
     wrapper: tuple[str, ...] = ()
     """Wrappers, the innermost first: module:Name, or Name of gymnasium.wrappers; 'Name(key=value)' with arguments."""
+    frame_stack: int | None = None
+    """Observations are the last so many frames of the environment, each stored once in a replay buffer."""
     fast_env: bool = False
     """Step the compiled environment that equals --env (classic control): --env fastrl/ENV."""
     total_steps: int | None = None
@@ -97,6 +99,8 @@ def command(args: list[str]) -> int:
         return _resume(name, options, given)
     if options.env is None:
         raise InputError("--env ENV is missing, for instance --env CartPole-v1")
+    if options.frame_stack is not None:
+        options.wrapper += (f"FrameStackObservation(stack_size={options.frame_stack})",)
     if options.fast_env:
         options.env = _fast_env(options.env, options.wrapper)
     config = _config(name, options.config, given)
@@ -125,7 +129,7 @@ def _fast_env(env: str, wrappers: tuple[str, ...]) -> str:
     from fastrl.agents.compiled_envs import compiled_id
 
     if wrappers:
-        raise InputError("--fast-env and --wrapper do not go together: wrappers are of single environments")
+        raise InputError("--fast-env takes neither --wrapper nor --frame-stack: wrappers are of single environments")
     try:
         return compiled_id(env)
     except InputError as error:
@@ -158,6 +162,10 @@ def _check(options: Train) -> None:
         raise InputError(f"--stop-at must be finite, got {options.stop_at}")
     if options.jobs is not None and options.seeds is None and options.resume is None:
         raise InputError("--jobs is of --seeds, which is missing")
+    if options.frame_stack is not None and not 2 <= options.frame_stack <= 256:
+        raise InputError(f"--frame-stack must be in 2..256, got {options.frame_stack}")
+    if options.frame_stack is not None and options.resume is not None:
+        raise InputError("--resume takes the environment of the run; --frame-stack cannot be changed")
     if options.resume is not None and options.seeds is not None:
         raise InputError("--resume goes on with the seeds that there are; --seeds begins new ones")
 

@@ -42,8 +42,10 @@ class DQNConfig:
     """Noise of the noisy layers at the start, times 1 / sqrt(inputs)."""
     num_envs: int = 1
     """Environments stepped together."""
+    network: Literal["auto", "mlp", "nature", "impala"] = "auto"
+    """The ready-made network: an MLP, or a convolutional one for images; auto: nature for images of bytes."""
     hidden: tuple[int, ...] = (128, 128)  # [T]
-    """Sizes of the hidden layers."""
+    """Sizes of the hidden layers of an MLP."""
     learning_rate: float = 1e-3  # [T]
     """Of Adam, at the start."""
     learning_rate_end: float = 3e-4  # [T] a policy learned at a constant rate is lost again now and then

@@ -73,8 +73,10 @@ class A2CConfig:
     """Steps of each environment from one update to the next; the returns look at most that far ahead."""
     gae_lambda: float | None = 0.95  # [T]
     """lambda of GAE, where 0 is the one-step TD error and 1 the n-step return; None: n-step returns [M]."""
+    network: Literal["auto", "mlp", "nature", "impala"] = "auto"
+    """The ready-made network: an MLP, or a convolutional one for images; auto: nature for images of bytes."""
     hidden: tuple[int, ...] = (64, 64)  # [S]
-    """Sizes of the hidden layers."""
+    """Sizes of the hidden layers of an MLP."""
     activation: Activation = "tanh"  # [S]
     """Of the hidden layers: tanh or relu."""
     shared_network: bool = False  # [S]
@@ -196,8 +198,10 @@ class PPOConfig:
     """Passes over the n_steps x num_envs steps in an update."""
     minibatches: int = 1  # [Z]
     """Equal parts of a pass, a gradient step each."""
+    network: Literal["auto", "mlp", "nature", "impala"] = "auto"
+    """The ready-made network: an MLP, or a convolutional one for images; auto: nature for images of bytes."""
     hidden: tuple[int, ...] = (64, 64)  # [P]
-    """Sizes of the hidden layers."""
+    """Sizes of the hidden layers of an MLP."""
     activation: Activation = "tanh"  # [P]
     """Of the hidden layers: tanh or relu."""
     shared_network: bool = False  # [P]

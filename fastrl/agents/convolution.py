@@ -1,0 +1,105 @@
+"""Ready-made convolutional networks for images: `nature` and `impala`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastrl.agents.images import image_shape
+from fastrl.agents.torch_networks import TorchNetwork, building
+
+
+class Convolution(nn.Module):
+    """Images ``[B, *shape]`` of 0..1 -> ``[B, n_out]``: convolutions, one hidden layer, and the outputs.
+
+    nature: three convolutions and 512 hidden units (Mnih et al. 2015, doi:10.1038/nature14236)
+    impala: 15 convolutions in three residual blocks of 16, 32 and 32 channels, and 256 hidden units (Espeholt et al.
+    2018, arXiv:1802.01561, the large one without its LSTM)
+
+    Args:
+        shape: ``[C, H, W]``, ``[H, W, C]`` or ``[H, W]`` (`fastrl.agents.images.image_shape`).
+        dueling: 0, or N: V + A - mean_a A, from hidden layers of their own, of N numbers an action (Wang
+            et al. 2016, arXiv:1511.06581).
+        policy: None, or of a policy with V as its last output, how many outputs are the policy's: the weights are
+            orthogonal, small ones in the policy's row; else they are torch's.
+    """
+
+    def __init__(
+        self, kind: str, shape: Sequence[int], n_out: int, *, dueling: int = 0, policy: int | None = None
+    ) -> None:
+        super().__init__()
+        image = image_shape(tuple(shape))
+        assert image is not None
+        self._image, self._last = image, len(shape) == 3 and tuple(shape) != image  # are the channels last?
+        make, width = {"nature": (_nature, 512), "impala": (_impala, 256)}[kind]
+        self.convolutions = nn.Sequential(*make(image[0]), nn.Flatten())
+        with torch.no_grad():
+            n = self.convolutions(torch.zeros(1, *image)).shape[1]
+        self.head = nn.Sequential(nn.Linear(n, width), nn.ReLU(), nn.Linear(width, n_out))
+        self.value, self._n = None, dueling
+        if dueling:
+            self.value = nn.Sequential(nn.Linear(n, width), nn.ReLU(), nn.Linear(width, dueling))
+        if policy is not None:
+            self._orthogonal(policy)
+
+    def _orthogonal(self, policy: int) -> None:
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.orthogonal_(layer.weight, 2**0.5)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            nn.init.orthogonal_(last.weight[:policy], 0.01)
+            if policy < last.out_features:
+                nn.init.orthogonal_(last.weight[policy:], 1.0)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = obs.permute(0, 3, 1, 2) if self._last else obs.reshape(len(obs), *self._image)
+        features = self.convolutions(x)
+        out: Tensor = self.head(features)
+        if self.value is None:
+            return out
+        each = out.reshape(len(out), -1, self._n)
+        q: Tensor = self.value(features)[:, None] + each - each.mean(1, keepdim=True)
+        return q.flatten(1)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.second(self.first(x.relu()).relu())
+        return out
+
+
+def _nature(channels: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for n, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+        layers += [nn.Conv2d(channels, n, size, stride), nn.ReLU()]
+        channels = n
+    return layers
+
+
+def _impala(channels: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for n in (16, 32, 32):
+        layers += [nn.Conv2d(channels, n, 3, padding=1), nn.MaxPool2d(3, 2, padding=1), _Residual(n), _Residual(n)]
+        channels = n
+    return [*layers, nn.ReLU()]
+
+
+def q_network(kind: str, shape: Sequence[int], n_out: int, *, dueling: int, seed: int, device: str) -> TorchNetwork:
+    """`Convolution` for Q, with torch's initial weights drawn from `seed`."""
+    with building(seed):
+        return TorchNetwork(Convolution(kind, shape, n_out, dueling=dueling), shape, device=device)
+
+
+def policy_network(kind: str, shape: Sequence[int], n_out: int, critic: bool) -> Callable[[], nn.Module]:
+    """A function that makes the `Convolution` of a policy with `n_out` outputs and, with a `critic`, V behind them."""
+    return lambda: Convolution(kind, shape, n_out + critic, policy=n_out)

@@ -1,0 +1,176 @@
+"""Ready-made convolutional networks, and frames that are stored once."""
+
+import copy
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastrl.agents import A2C, DQN, PPO, EnvConfig, InputError
+from fastrl.agents.torch_networks import TorchNetwork
+from fastrl.kernels import MLP
+
+SHAPES = [(2, 40, 36), (40, 36, 2), (40, 36)]
+DQN_SMALL = {"seed": 1, "learning_starts": 20, "batch_size": 8, "buffer_size": 100, "train_every": 4}
+
+
+class Bright(gym.Env):
+    """Single frames ``[36, 36]``: the half that is bright says which action is right; episodes of 6 steps."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, shape=(36, 36), dtype=np.uint8, high=255):
+        self.observation_space = gym.spaces.Box(0, high, shape, dtype)
+
+    def _frame(self):
+        self.side = int(self.np_random.integers(2))
+        frame = self.np_random.integers(0, 60, self.observation_space.shape).astype(self.observation_space.dtype)
+        half = (slice(None),) * (frame.ndim - 1) + (slice(0, 4) if self.side else slice(4, None),)
+        frame[half] += 150
+        return frame
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._frame(), {}
+
+    def step(self, action):
+        reward, self.t = float(action == self.side), self.t + 1
+        return self._frame(), reward, self.t == 6, False, {}
+
+
+gym.register("BrightForTests-v0", Bright)
+STACKED = EnvConfig("BrightForTests-v0", wrappers=["FrameStackObservation(stack_size=3)"])
+
+
+def nature(x, p):
+    """Mnih et al.'s network by torch's functions, for images [B, C, H, W] of 0..1."""
+    f = nn.functional
+    for i, stride in ((0, 4), (2, 2), (4, 1)):
+        x = f.conv2d(x, p[f"convolutions.{i}.weight"], p[f"convolutions.{i}.bias"], stride).relu()
+    x = f.linear(x.flatten(1), p["head.0.weight"], p["head.0.bias"]).relu()
+    return f.linear(x, p["head.2.weight"], p["head.2.bias"])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nature_is_the_papers_whatever_axis_the_channels_are_in(shape):
+    agent = DQN(Bright(shape), network="nature", **DQN_SMALL)
+    p = {name: torch.from_numpy(x) for name, x in agent.online.parameters().items()}
+    assert [tuple(p[f"convolutions.{i}.weight"].shape) for i in (2, 4)] == [(64, 32, 4, 4), (64, 64, 3, 3)]
+    image = agent.envs.observation_space.sample()
+    x = torch.from_numpy(image)[None] / 255
+    x = x[:, None] if len(shape) == 2 else x.permute(0, 3, 1, 2) if shape[2] == 2 else x
+    np.testing.assert_allclose(agent._values(agent.online, image[None]), nature(x, p), rtol=1e-4, atol=1e-5)
+    assert agent.predict(image) == nature(x, p).argmax() == agent.policy_to_torch()(torch.from_numpy(image)[None])
+
+
+@pytest.mark.parametrize("network", ["nature", "impala"])
+@pytest.mark.parametrize("cls", [PPO, A2C])
+def test_a_policy_and_its_value_begin_small_and_see_bytes_as_0_to_1(cls, network):
+    agent = cls(Bright((2, 40, 36)), network=network, seed=1, n_steps=8)
+    policy, image = agent.policy, np.stack([agent.envs.observation_space.sample() for _ in range(3)])
+    assert policy.shared and isinstance(policy.actor, TorchNetwork)
+    weight = policy.actor.parameters()["head.2.weight"]
+    gains = np.linalg.norm(weight, axis=1)
+    np.testing.assert_allclose(gains, [0.01, 0.01, 1.0], rtol=1e-4)
+    out, value = policy.forward(policy.prepare(image))
+    both = policy.actor.module(torch.from_numpy(image) / 255).detach().numpy()
+    np.testing.assert_allclose(np.column_stack([out, value]), both, rtol=1e-3, atol=1e-6)
+    agent.learn(16, progress=False)
+    assert agent.rollout.obs.dtype == np.uint8 and np.isfinite(policy.vector).all()
+
+
+def test_images_of_bytes_get_a_convolution_and_small_ones_a_warning():
+    assert isinstance(DQN(Bright((2, 40, 36)), **DQN_SMALL).online, TorchNetwork)
+    with pytest.warns(UserWarning, match="network= takes a convolutional torch module, or impala"):
+        assert isinstance(DQN(Bright((10, 10, 4)), **DQN_SMALL).online, MLP)
+    with pytest.warns(UserWarning, match="look like images"):
+        assert isinstance(DQN(Bright((2, 40, 36)), network="mlp", **DQN_SMALL).online, MLP)
+    floats = Bright((10, 10, 4), np.float32, 1)  # as MinAtar's
+    assert isinstance(DQN(floats, network="impala", **DQN_SMALL).online, TorchNetwork)
+    assert isinstance(DQN(floats, **DQN_SMALL).online, MLP)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "text"),
+    [
+        ((35, 40, 3), {"network": "nature"}, r"at least 36 x 36 pixels, got shape \(35, 40, 3\)"),
+        ((4, 7, 8), {"network": "impala"}, r"at least 8 x 8 pixels, got shape \(4, 7, 8\)"),
+        ((9,), {"network": "nature"}, r"needs observations that are images .*, got shape \(9,\)"),
+        ((40, 40), {"network": "cnn"}, r"network must be .*'nature', 'impala'.* got 'cnn'"),
+        ((40, 40), {"network": "nature", "noisy": True}, "noisy must be False with network nature"),
+    ],
+)
+def test_images_that_a_network_cannot_see(shape, settings, text):
+    with pytest.raises(InputError, match=rf"^DQN: .*{text}") as error:
+        DQN(Bright(shape), **settings, **DQN_SMALL)
+    assert "\n" not in str(error.value)
+
+
+def test_dueling_streams():
+    agent = DQN(Bright((40, 36)), network="impala", dueling=True, distributional="qr", atoms=5, **DQN_SMALL)
+    module, x = agent.online.module, torch.rand(3, 40, 36)
+    features = module.convolutions(x[:, None])
+    a = module.head(features).reshape(3, 2, 5)
+    q = module.value(features)[:, None] + a - a.mean(1, keepdim=True)
+    torch.testing.assert_close(module(x), q.flatten(1))
+
+
+def same(a, b):
+    (state_a, x), (state_b, y) = a._state(), b._state()
+    return state_a == state_b and x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x)
+
+
+def test_frames_are_stored_once_and_training_goes_on_exactly(tmp_path):
+    first, straight = (DQN(STACKED, **DQN_SMALL, n_step=2) for _ in range(2))
+    assert first.buffer.frame_stack == 3 and first.envs.observation_space.shape == (3, 36, 36)
+    first.learn(40, schedule_steps=60, progress=False)
+    straight.learn(60, progress=False)
+    first.save(tmp_path / "a")
+    loaded = DQN.load(tmp_path / "a")
+    assert loaded.buffer.frame_stack == 3
+    for agent in (first, loaded, copy.deepcopy(loaded)):
+        assert same(agent.learn(60, progress=False), straight)
+
+
+def test_a_wrapper_around_the_stack_is_not_known_to_keep_it():
+    from gymnasium.wrappers import FrameStackObservation, TransformObservation
+
+    stack = FrameStackObservation(Bright(), 3)
+    turned = TransformObservation(stack, lambda obs: obs[::-1], stack.observation_space)
+    assert DQN(gym.wrappers.TimeLimit(stack, 5), **DQN_SMALL).buffer.frame_stack == 3
+    agent = DQN(turned, **DQN_SMALL)
+    assert agent.buffer.frame_stack == 1 and agent.learn(30, progress=False).n_updates > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [
+        (DQN, {"batch_size": 16, "learning_starts": 50, "epsilon_steps": 300, "gamma": 0.5}),
+        (PPO, {"n_steps": 32, "num_envs": 1}),
+    ],
+)
+def test_what_is_in_the_images_is_learned(cls, settings):
+    agent = cls(Bright(), network="nature", seed=0, **settings).learn(800, progress=False)
+    assert agent.evaluate(10, env=Bright()).mean() > 5
+
+
+@pytest.mark.parametrize("mode", [gym.vector.AutoresetMode.NEXT_STEP, gym.vector.AutoresetMode.SAME_STEP])
+def test_ataris_vector_environment(mode):
+    ale = pytest.importorskip("ale_py.vector_env", reason="ale-py is not installed")
+    size = {"img_height": 36, "img_width": 36, "max_num_frames_per_episode": 40}
+    envs = ale.AtariVectorEnv("pong", num_envs=2, autoreset_mode=mode, **size)
+    agent = DQN(envs, **{**DQN_SMALL, "learning_starts": 16}).learn(48, progress=False)
+    assert agent.buffer.frame_stack == 4 and agent.n_updates > 0 and isinstance(agent.online, TorchNetwork)
+    assert agent.envs.episodes > 2
+
+
+def test_minatar():
+    pytest.importorskip("minatar", reason="MinAtar is not installed")
+    gym_minatar = pytest.importorskip("minatar.gym")
+    gym_minatar.register_envs()
+    agent = DQN("MinAtar/Breakout-v1", network="impala", **DQN_SMALL).learn(30, progress=False)
+    assert agent.n_updates > 0
