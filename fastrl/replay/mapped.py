@@ -111,8 +111,10 @@ class Folder:
         stored = [stored[0][:rows], stored[1], *(a[:rows] if a.dtype == np.bool_ else a for a in sides)]
         storage.write(self.path / "state", {**header, "closed": closed}, stored)
 
-    def enter(self, columns: list[Array]) -> list[Array]:
+    def enter(self, columns: list[Array], fill: Any) -> list[Array]:
         """What `read` gave goes on; others are copied into the files, which have no state then until they are flushed.
+
+        `fill` first fills those of them that are the files' own.
 
         To be called before the counts change, which would forget what was overwritten.
         """
@@ -123,8 +125,11 @@ class Folder:
             self.columns[0][rows] = stored[1]
             return self.columns
         os.unlink(self.path / "state")
+        if fill is not None:
+            fill()
         for own, new in zip(self.columns, columns, strict=True):
-            own[...] = new
+            if own is not new:
+                own[...] = new
         return self.columns
 
     def release(self) -> None:

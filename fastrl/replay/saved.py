@@ -12,6 +12,7 @@ from fastrl import _fork
 from fastrl.replay import checks, storage
 from fastrl.replay import state as states
 from fastrl.replay.mapped import Closed
+from fastrl.replay.store import saved_rows
 
 # Of an instance's attributes those that are made anew for a copy.
 _DERIVED = {"_lock", "_tree", "_store", "_ring", "_torch", "_rows", "_priorities", "_folder", "_path", "_lanes"}
@@ -44,6 +45,9 @@ class Saved:
     def receive(self) -> int:
         raise NotImplementedError
 
+    def clear(self) -> None:
+        raise NotImplementedError
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that decides what the buffer will do to one file, checksummed and without pickle.
 
@@ -61,8 +65,10 @@ class Saved:
     def load(self, path: str | os.PathLike[str] | BinaryIO) -> None:
         """Go on bit for bit where `save` was called, random draws included; `path` may be a file opened to be read.
 
-        Whatever raises leaves the buffer as it was.  With seed=None the default generator is set back as well.  Files
-        of before `store_next_obs` are read too; their transitions get new numbers.
+        Whatever raises leaves the buffer as it was, but for a file that changes or fails while it is read, and Ctrl-C,
+        after which it may be empty.  Transitions are read into their places, without a second copy.  With seed=None the
+        default generator is set back as well.  Files of before `store_next_obs` are read too; their transitions get new
+        numbers.
 
         Raises:
             ValueError: not a file of `save`; cut off or changed since; or of a buffer with another class, capacity,
@@ -75,17 +81,28 @@ class Saved:
                 return self.load(file)
         where = f"replay.load: {path.name}"
         try:
-            columns = [np.zeros(self._tree.capacity, np.float32), *self._store.new_columns()]
+            reader, own = storage.Reader(path), self._store.columns
+            # The large ones are read to where they are once all is known to be good, so that there is no second copy.
+            large = [] if reader.header.get("layout", 1) == 1 else [0, 1, *[6] * self._store.apart]
+            columns = [x if i in large else np.zeros(x.shape, x.dtype) for i, x in enumerate(own)]
             header, arrays = states.read(
-                storage.Reader(path),
+                reader,
                 self._config(),
-                columns,
+                [np.zeros(self._tree.capacity, np.float32), *columns],
                 self.num_envs,
                 self._most,
                 self.frame_stack,
                 self._draws_rows,
+                deferred=[i + 1 for i in large],
             )
-            self._set_state(header, arrays)
+
+            def fill() -> None:
+                reader.read_deferred()
+                used = [saved_rows(np.array(x), self._store.slots) for x in (header["added"], self._store.counts)]
+                for i in large:
+                    own[i][used[0] : used[1]] = 0  # as in a buffer that never had more
+
+            self._set_state(header, arrays, fill)
             if self._folder is not None:
                 self.flush()
         except states.DAMAGES as error:
@@ -166,8 +183,8 @@ class Saved:
             header["heads"] = len(arrays[-1])
         return header, arrays
 
-    def _set_state(self, header: dict[str, Any], arrays: list[NDArray[Any]]) -> None:
-        """Go on from what `states.read` gave."""
+    def _set_state(self, header: dict[str, Any], arrays: list[NDArray[Any]], fill: Any = None) -> None:
+        """Go on from what `states.read` gave; `fill` reads what it has deferred."""
         tree = {"capacity": self._tree.capacity, "dtype": "float32", "priorities": arrays[0]}
         with self._lock:
             try:
@@ -175,7 +192,15 @@ class Saved:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"damaged: {error}") from None
             n = 1 + len(self._store.columns)
-            columns = arrays[1:n] if self._folder is None else self._folder.enter(arrays[1:n])
+            columns = arrays[1:n]
+            try:
+                if self._folder is not None:
+                    columns = self._folder.enter(columns, fill)
+                elif fill is not None:
+                    fill()
+            except BaseException:
+                self.clear()
+                raise
             self._store.set_arrays(header["added"], header["start"], header["broken"], columns + arrays[n:])
             self._ring = self._store.ring
             self._added = header["steps"]

@@ -304,14 +304,14 @@ class SequenceReplay(PrioritizedReplay):
         runs = {"run": self._run.tolist(), "whole": self._is_whole.tolist(), "over": self._is_over.tolist()}
         return {**header, "runs": runs}, arrays
 
-    def _set_state(self, header: dict[str, Any], arrays: list[NDArray[Any]]) -> None:
+    def _set_state(self, header: dict[str, Any], arrays: list[NDArray[Any]], fill: Any = None) -> None:
         runs = header.get("runs")
         if type(runs) is not dict or set(runs) != {"run", "whole", "over"}:
             raise ValueError(f"damaged: runs is {runs!r}")
         for name, kind in (("run", int), ("whole", bool), ("over", bool)):
             states.check_list(name, runs[name], kind, header["added"])
         with self._lock:
-            super()._set_state(header, arrays)
+            super()._set_state(header, arrays, fill)
             self._run[:], self._is_whole[:], self._is_over[:] = runs["run"], runs["whole"], runs["over"]
             # Of a storage folder the first steps of the running window may have been lost.
             lost = self._store.counts - self._last_window(self._run) < self._store.start

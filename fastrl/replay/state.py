@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,13 @@ def read(
     frames: int,
     every: bool,
     stored: list[Array] | None = None,
+    deferred: Collection[int] = (),
 ) -> tuple[dict[str, Any], list[Array]]:
     """The header, and what `Store.arrays` gives; ValueError for what no buffer has.
 
     `columns`: empty ones of priorities, obs, action, reward, terminated, truncated, cut and maybe next_obs or depth, to
     be filled.  `config`: what the file must agree in.  `every`: each transition held has a priority.  `stored`: what is
-    in the file in the place of the columns, which are filled already.
+    in the file in the place of the columns, which are filled already.  `deferred`: of `Reader.read_into`.
     """
     header: Any = reader.header
     check_config(header, config)
@@ -53,7 +55,9 @@ def read(
     flags = [np.zeros(len(columns[0]), np.bool_) for _ in sides]
     data = [np.zeros((header[name], length), np.uint8) for name, length in sides]
     beside = [array for pair in zip(flags, data, strict=True) for array in pair]
-    reader.read_into([c[:rows] for c in stored or columns] + [a[:rows] if a.dtype == np.bool_ else a for a in beside])
+    reader.read_into(
+        [c[:rows] for c in stored or columns] + [a[:rows] if a.dtype == np.bool_ else a for a in beside], deferred
+    )
     _check_arrays(columns, held_rows(added, start, slots, most), flags, data, every)
     if frames > 1 and columns[7].max() >= frames:
         raise ValueError("damaged: a depth is that of no frame")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -65,18 +65,36 @@ class Reader:
         if not isinstance(header, dict):
             raise ValueError("damaged: its header is no JSON object")
         self.header: dict[str, Any] = header
+        self._deferred: list[tuple[int, NDArray[Any]]] = []
 
-    def read_into(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Fill C-contiguous `arrays` with those that were given to `write`."""
+    def read_into(self, arrays: Sequence[NDArray[Any]], deferred: Collection[int] = ()) -> None:
+        """Fill C-contiguous `arrays` with those that were given to `write`.
+
+        Those at the positions `deferred` are checked only: `read_deferred` fills them.
+        """
         wanted = self._file.tell() + sum(array.nbytes for array in arrays) + 32
         if wanted != self._size:
             raise ValueError(f"damaged: it has {self._size} bytes instead of {wanted}")
-        for chunk in _chunks(arrays):
-            if self._file.readinto(chunk) != len(chunk):  # type: ignore[attr-defined]
-                raise ValueError("damaged: it was cut off while it was read")
-            self._sha.update(chunk)
+        scratch = np.empty(_CHUNK if deferred else 0, np.uint8)
+        for i, array in enumerate(arrays):
+            if i in deferred:
+                self._deferred.append((self._file.tell(), array))
+            for chunk in _chunks([array]):
+                self._sha.update(self._read(scratch[: len(chunk)] if i in deferred else chunk))
         if self._file.read(32) != self._sha.digest():
             raise ValueError("damaged: the checksum of its data does not fit")
+
+    def read_deferred(self) -> None:
+        """Fill what `read_into` has left, from the file that is still open."""
+        for start, array in self._deferred:
+            self._file.seek(start)
+            for chunk in _chunks([array]):
+                self._read(chunk)
+
+    def _read(self, chunk: Any) -> Any:
+        if self._file.readinto(chunk) != len(chunk):  # type: ignore[attr-defined]
+            raise ValueError("damaged: it was cut off while it was read")
+        return chunk
 
 
 def _chunks(arrays: Sequence[NDArray[Any]]) -> Iterator[Any]:

@@ -40,7 +40,7 @@ class Store:
         self.num_envs, self.most = num_envs, most
         self.slots = most + obs.frames  # see ring.py
         self.rows = num_envs * (self.slots + 1)
-        self._apart, self._pinned = store_next_obs, pinned
+        self.apart, self._pinned = store_next_obs, pinned
         self._gamma, self._discounts = gamma, np.array((gamma, 0), np.float32)
         self._is_plain = obs.is_single and action.is_single and obs.frames == 1
         self._unread: list[Any] = [None] * unread
@@ -58,7 +58,7 @@ class Store:
             ("truncated", (), np.bool_),
             ("cut", (), np.bool_),
         ]
-        if self._apart:
+        if self.apart:
             wanted.append(("next_obs", self.obs.shape, self.obs.dtype))
         if self.obs.frames > 1:
             wanted.append(("depth", (), np.uint8))
@@ -72,7 +72,7 @@ class Store:
         """Use these, with a ring that has no extras."""
         self.columns = columns
         obs, action, reward, terminated, truncated, cut = columns[:6]
-        apart = columns[6] if self._apart else None
+        apart = columns[6] if self.apart else None
         depth = columns[6] if self.obs.frames > 1 else None
         next_obs = obs[self.num_envs :] if apart is None else apart
         self._obs, self._next_obs, self._action = map(
@@ -162,7 +162,7 @@ class Store:
         action_shape, action_dtype = self.action.config()
         return {
             "num_envs": self.num_envs,
-            "store_next_obs": self._apart,
+            "store_next_obs": self.apart,
             "frame_stack": self.obs.frames,
             "obs_shape": obs_shape,
             "obs_dtype": obs_dtype,

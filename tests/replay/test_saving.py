@@ -1,10 +1,12 @@
 """Saving and loading: bit for bit, or refused and the buffer as it was."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from replay_worlds import ACTION, BOTH, OBS, fill
 
-from fastrl.replay import PrioritizedReplay, ReplayBuffer
+from fastrl.replay import PrioritizedReplay, ReplayBuffer, storage
 
 
 @BOTH
@@ -122,3 +124,49 @@ def test_foreign_and_missing_files(tmp_path, state):
     with pytest.raises(OSError, match="nowhere"):
         buffer.save(tmp_path / "nowhere" / "buffer")
     assert state(buffer) == before
+
+
+def test_load_has_no_second_copy(tmp_path):
+    obs = ((1 << 20,), np.uint8)
+
+    def step(buffer, k):
+        buffer.add(*(np.full(1 << 20, k, np.uint8), 0, k, np.full(1 << 20, k + 1, np.uint8), False, False))
+
+    original, buffer = ReplayBuffer(20, obs, ACTION, seed=0), ReplayBuffer(20, obs, ACTION, seed=0)
+    for k in range(5):
+        step(original, k)
+    for _ in range(40):
+        step(buffer, 99)
+    original.save(tmp_path / "file")
+    address, allocated = buffer._store.columns[0].ctypes.data, []
+    tracemalloc.start()
+    try:
+        buffer.load(tmp_path / "file")
+        allocated.append(tracemalloc.get_traced_memory()[1])
+        buffer.save(tmp_path / "again")
+    finally:
+        tracemalloc.stop()
+    assert allocated[0] < 4 << 20 and buffer._store.columns[0].ctypes.data == address
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes()
+    for k in range(5, 30):
+        step(original, k), step(buffer, k)
+    for each, name in ((original, "file"), (buffer, "again")):
+        each.save(tmp_path / name)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes()
+
+
+def test_a_file_that_fails_while_it_is_read(tmp_path, monkeypatch):
+    fill(ReplayBuffer(10, OBS, ACTION, seed=0), 8).save(tmp_path / "file")
+    buffer = fill(ReplayBuffer(10, OBS, ACTION, seed=0), 25)
+
+    def fail(self):
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.Reader, "read_deferred", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            buffer.load(tmp_path / "file")
+    assert len(buffer) == 0
+    assert len(fill(buffer, 3)) == 3
+    buffer.load(tmp_path / "file")
+    assert len(buffer) == 8
