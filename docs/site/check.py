@@ -96,6 +96,7 @@ def in_browser(site, addresses):
     """What the browser's console says of each page, and of a search for gae."""
     from selenium import webdriver
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.select import Select
     from selenium.webdriver.support.wait import WebDriverWait
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -119,9 +120,19 @@ def in_browser(site, addresses):
                     yield f"{address}: {entry['message']}"
             if not driver.find_elements(By.CSS_SELECTOR, "article h1"):
                 yield f"{address} has no heading"
+        driver.get(own + "/plots/")
+        wait = WebDriverWait(driver, 60)
+        benchmark, case, size = wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "#bars select"))
+        wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "#bars .row"))
+        Select(benchmark).select_by_value("sum_tree")
+        wait.until(lambda d: "sum_tree.update" in case.text)
+        Select(size).select_by_index(1)
+        bars = [row.text for row in driver.find_elements(By.CSS_SELECTOR, "#bars .row")]
+        if not any(text.startswith("cpprb: ") for text in bars):
+            yield f"the plots show {bars}"
         driver.get(own + "/")
         driver.find_element(By.CSS_SELECTOR, "[data-md-component=search-query]").send_keys("gae")
-        found = WebDriverWait(driver, 60).until(
+        found = wait.until(
             lambda d: [x.get_attribute("href") for x in d.find_elements(By.CSS_SELECTOR, ".md-search-result__link")]
         )
         if not any("fastrl.kernels.scans.gae" in href for href in found):
