@@ -24,6 +24,17 @@ CASES = {
     "cg_scipy.py": (("scipy",), ["--rows", "300", "--columns", "60"], r"plain: converged after (\d+)[\s\S]*converged"),
     "export_policy.py": (("torch", "gymnasium"), [], ""),
     "track_experiment.py": (("torch", "gymnasium"), [], ""),
+    "cleanrl_ppo.py": (("gymnasium",), ["--total-timesteps", "10240"], r"last 20 of \d+ episodes: (\d+\.\d)"),
+    "cleanrl_dqn.py": (
+        ("gymnasium",),
+        ["--total-timesteps", "3000", "--learning-starts", "500"],
+        r"last 20 of (\d+) episodes: (\d+\.\d), loss (\d+\.\d+)",
+    ),
+    "cleanrl_sac.py": (
+        ("gymnasium",),
+        ["--total-timesteps", "600", "--learning-starts", "300", "--batch-size", "32"],
+        r"last 10 of (\d+) episodes: -\d+\.\d, loss (\d+\.\d+)",
+    ),
     "gae_jax.py": (("jax",), ["--steps", "129", "--envs", "3"], r"advantages \(129, 3\) float32, a JAX array"),
 }
 
@@ -62,6 +73,18 @@ def test_a_policy_of_torch_acts():
 def test_gae_in_a_ppo_script():
     (last,) = numbers("ppo_gae.py")
     assert last > 25  # a random policy gets 22 on CartPole-v1
+
+
+def test_ppo_in_cleanrls_style():
+    (last,) = numbers("cleanrl_ppo.py")
+    assert last > 25
+
+
+def test_dqn_and_sac_in_cleanrls_style():
+    episodes, _, loss = numbers("cleanrl_dqn.py")
+    assert episodes > 20 and 0 < loss < 100
+    episodes, loss = numbers("cleanrl_sac.py")
+    assert episodes == 3 and 0 < loss < 1000
 
 
 def test_sum_tree_behind_a_numpy_buffer():

@@ -21,6 +21,7 @@ class Compiled(ABC):
     """Mixin before a host's algorithm: `_learner` is what was compiled of its policy, or None."""
 
     _fastrl: Learner | None = None
+    _home = "sb3"  # the module of `fastrl.integrations` that it is imported from
 
     @abstractmethod
     def _compile(self) -> Learner:
@@ -63,8 +64,8 @@ class Compiled(ABC):
             return self._compile()
         except CannotCompile as reason:
             warnings.warn(
-                f"fastrl.integrations.sb3.{type(self).__name__} is not compiled, Stable-Baselines3's own code runs "
-                f"instead: {reason}",
+                f"fastrl.integrations.{self._home}.{type(self).__name__} is not compiled, Stable-Baselines3's own code "
+                f"runs instead: {reason}",
                 stacklevel=4,
             )
             return HostOnly(model.policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from stable_baselines3.sac import policies as sac
 from stable_baselines3.td3 import policies as td3
 from torch import nn
 
-from fastrl.integrations.sb3.algorithm import OffPolicy, learned, sample
+from fastrl.integrations.sb3.algorithm import Batch, OffPolicy, learned, sample
 from fastrl.integrations.sb3.networks import (
     CannotCompile,
     Layers,
@@ -35,11 +36,11 @@ def critic_layers(critic: Any) -> Layers:
 
 
 class _ActorCritic(Learner):
-    """Critics with targets, for both of SAC and TD3."""
+    """Critics with targets, for all of SAC, TD3 and TQC."""
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: Any, kind: type = ContinuousCritic) -> None:
         for critic in (policy.critic, policy.critic_target):
-            check_type(critic, ContinuousCritic)
+            check_type(critic, kind)
         check_observations(policy, policy.actor, policy.critic, policy.critic_target)
         super().__init__(policy)
         critics, targets = (self.share(critic_layers(c)) for c in (policy.critic, policy.critic_target))
@@ -62,14 +63,16 @@ class _ActorCritic(Learner):
         return factor * q.loss, q.td_errors
 
 
-class _SACNetworks(_ActorCritic):
-    def __init__(self, model: Any) -> None:
+class SquashedNetworks(_ActorCritic):
+    """Of SAC and of what has its actor and temperature; `kinds`: the types of policy, actor and critics."""
+
+    def __init__(self, model: Any, kinds: tuple[type, type, type]) -> None:
         policy = model.policy
-        check_type(policy, sac.SACPolicy)
-        check_type(policy.actor, sac.Actor)
+        check_type(policy, kinds[0])
+        check_type(policy.actor, kinds[1])
         if policy.actor.use_sde:
             raise CannotCompile("use_sde")
-        super().__init__(policy)
+        super().__init__(policy, kinds[2])
         hidden, last = list(policy.actor.latent_pi), (policy.actor.mu, policy.actor.log_std)
         layers, activation = hidden_layers([*hidden, last[0]])
         hidden_layers([last[1]])
@@ -124,30 +127,29 @@ class Squashed:
         return found
 
 
-class SAC(OffPolicy, stable_baselines3.SAC):  # type: ignore[misc]
-    """``stable_baselines3.SAC`` whose `predict` and `train` are compiled for ``MlpPolicy`` on the CPU.
+class SoftActorCritic(OffPolicy):
+    """Mixin of SAC and what learns like it: a squashed Gaussian actor and a temperature; the critics may differ."""
 
-    Constructor, callbacks, logs, random numbers, ``save`` and ``load`` are the host's, and so are the results, but for
-    the rounding of float32.  For any other policy, and with ``use_sde``, the host's own code runs, after one warning.
-    """
+    @abstractmethod
+    def _critic_step(self, nets: Any, b: Batch, following: Squashed, alpha: float, target: Any) -> tuple[Any, Any]:
+        """One step of the critics, with the `following` actions in s': the loss, and the TD errors ``[B]``."""
 
-    def _compile(self) -> Learner:
-        return _SACNetworks(self)
+    @abstractmethod
+    def _judge(self, nets: Any, obs: Any, action: Any) -> tuple[Any, Any]:
+        """The mean over a batch of -Q(s, a), which the actor goes down, and its gradient in the actions."""
 
     def _act(self, nets: Any, x: Any, deterministic: bool) -> Any:
         out = nets.actor.forward(x)
         return nets.to_env(tanh(out[:, : nets.n_actions]) if deterministic else Squashed(out).action)
 
-    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """Per step, with alpha that of its beginning, a ~ pi(.|s) and a' ~ pi(.|s'):
+    def train(self: Any, gradient_steps: int, batch_size: int = 64) -> None:
+        """So many steps of critics, actor and temperature alpha, a ~ pi(.|s); all with the alpha before the step.
 
-        y = r + gamma (1 - done) [min_k Q_target,k(s', a') - alpha log pi(a'|s')]
-        critics: 1/2 sum_k mean (Q_k(s, a_buffer) - y)^2;  actor: mean [alpha log pi(a|s) - min_k Q_k(s, a)]
-        alpha: -log(alpha) mean [log pi(a|s) + target_entropy]
+        actor: mean [alpha log pi(a|s) - Q(s, a)];  alpha: -log(alpha) mean [log pi(a|s) + target_entropy]
         """
         nets = self._learner()
         if nets is None:
-            super().train(gradient_steps, batch_size)
+            super().train(gradient_steps, batch_size)  # type: ignore[misc]
             return
         tuned = self.ent_coef_optimizer is not None
         self._update_learning_rate(
@@ -165,7 +167,7 @@ class SAC(OffPolicy, stable_baselines3.SAC):  # type: ignore[misc]
             if values:
                 self.logger.record(f"train/{name}", np.mean(values))
 
-    def _update(self, nets: Any, b: Any, target_due: bool, logs: dict[str, list[Any]]) -> None:
+    def _update(self: Any, nets: Any, b: Any, target_due: bool, logs: dict[str, list[Any]]) -> None:
         now = Squashed(nets.actor.forward_cached(b.obs))
         mean_log_prob = float(now.log_prob.mean())
         if nets.alpha_optimizer is None:
@@ -177,19 +179,38 @@ class SAC(OffPolicy, stable_baselines3.SAC):  # type: ignore[misc]
             nets.alpha_optimizer.step()
 
         following = Squashed(nets.actor.forward(b.next_obs))
-        next_q = nets.target_critics.forward((b.next_obs, following.action))
-        y = min_q_targets(next_q, b.reward, b.discount, next_log_prob=following.log_prob, temperature=alpha)
         target = {"target": nets.target_critics.vector, "tau": self.tau} if target_due else {}
-        critic_loss, td_errors = nets.critic_step(b, y, 0.5, **target)
-
-        q_loss, d_q = min_q_loss(nets.critics.forward_cached((b.obs, now.action)))
-        d_action = nets.critics.backward(d_q, parameters=False, inputs=nets.action_columns)
+        critic_loss, td_errors = self._critic_step(nets, b, following, alpha, target)
+        q_loss, d_action = self._judge(nets, b.obs, now.action)
         nets.actor.backward(now.gradient(d_action, alpha / len(b.reward)))
         nets.actor_optimizer.step()
         logs["ent_coef"].append(alpha)
         logs["actor_loss"].append(alpha * mean_log_prob + q_loss)
         logs["critic_loss"].append(critic_loss)
-        learned(self, b, abs(td_errors).mean(0))
+        learned(self, b, td_errors)
+
+
+class SAC(SoftActorCritic, stable_baselines3.SAC):  # type: ignore[misc]
+    """``stable_baselines3.SAC`` whose `predict` and `train` are compiled for ``MlpPolicy`` on the CPU.
+
+    Constructor, callbacks, logs, random numbers, ``save`` and ``load`` are the host's, and so are the results, but for
+    the rounding of float32.  For any other policy, and with ``use_sde``, the host's own code runs, after one warning.
+    """
+
+    def _compile(self) -> Learner:
+        return SquashedNetworks(self, (sac.SACPolicy, sac.Actor, ContinuousCritic))
+
+    def _critic_step(self, nets: Any, b: Batch, following: Squashed, alpha: float, target: Any) -> tuple[Any, Any]:
+        """1/2 sum_k mean (Q_k(s, a) - y)^2 with y = r + gamma (1 - done) [min_k Q'_k(s', a') - alpha log pi(a'|s')]."""
+        next_q = nets.target_critics.forward((b.next_obs, following.action))
+        y = min_q_targets(next_q, b.reward, b.discount, next_log_prob=following.log_prob, temperature=alpha)
+        loss, td_errors = nets.critic_step(b, y, 0.5, **target)
+        return loss, abs(td_errors).mean(0)
+
+    def _judge(self, nets: Any, obs: Any, action: Any) -> tuple[Any, Any]:
+        """Q = min_k Q_k."""
+        loss, d_q = min_q_loss(nets.critics.forward_cached((obs, action)))
+        return loss, nets.critics.backward(d_q, parameters=False, inputs=nets.action_columns)
 
 
 class _TD3Networks(_ActorCritic):

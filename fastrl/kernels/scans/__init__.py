@@ -4,7 +4,8 @@ What all of them share:
 
 - Arrays are time-major, ``[T, N]`` (t = 0 .. T-1 steps of N environments) or ``[T]``, float32 or float64 (one dtype a
   call), NumPy arrays or torch tensors (one kind and device a call), with any strides and without a copy: batch-major
-  data goes in as ``x.T``.  Empty inputs give empty outputs.  No gradient flows through them, except through
+  data goes in as ``x.T``, or with ``layout``: "NT" is [N, T], "TN1" [T, N, 1] and "NT1" [N, T, 1], of all arrays, `out`
+  and results included.  Empty inputs give empty outputs.  No gradient flows through them, except through
   `reverse_affine_scan`.
 - ``terminated[t]``: step t ended in a terminal state, past which nothing is bootstrapped.  ``truncated[t]``: a limit
   cut the episode after step t: bootstrap from ``next_values[t]``, then stop.  Both set count as terminated.  None for
@@ -38,14 +39,17 @@ can be captured in a CUDA graph, and do not wait for the device to check values:
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 from fastrl.kernels._core import arrays as _arrays
 from fastrl.kernels._core.arrays import A
 from fastrl.kernels._core.backends import choose
 from fastrl.kernels.scans import discounts as _discounts
+from fastrl.kernels.scans import layouts as _layouts
 
 backend = choose(__package__)
+
+Layout = Literal["TN", "NT", "TN1", "NT1"]
 
 
 def reverse_affine_scan(a: A, b: A, y_T: Any = None, *, out: Any = None) -> A:
@@ -87,6 +91,7 @@ def gae(
     mask: Any = None,
     out: Any = None,
     discounts: A | None = None,
+    layout: Layout = "TN",
 ) -> tuple[A, A]:
     """Generalized advantage estimation.
 
@@ -108,6 +113,12 @@ def gae(
     Source: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation" (2016),
     arXiv:1506.02438, eq. 16.
     """
+    if layout != "TN":
+        return _layouts.call(  # type: ignore[no-any-return]
+            gae, layout, out,
+            rewards=rewards, values=values, next_values=next_values, terminated=terminated,
+            truncated=truncated, mask=mask, discounts=discounts, lam=lam, gamma=gamma,
+        )  # fmt: skip
     if next_values is None:
         values, next_values = _now_and_next(rewards, values)
     result: tuple[A, A]
@@ -130,6 +141,7 @@ def discounted_returns(
     mask: Any = None,
     out: Any = None,
     discounts: A | None = None,
+    layout: Layout = "TN",
 ) -> A:
     """Reward-to-go.
 
@@ -148,6 +160,12 @@ def discounted_returns(
     Returns:
         returns, like `rewards`.
     """
+    if layout != "TN":
+        return _layouts.call(  # type: ignore[no-any-return]
+            discounted_returns, layout, out,
+            rewards=rewards, terminated=terminated, truncated=truncated, next_values=next_values, mask=mask,
+            discounts=discounts, gamma=gamma,
+        )  # fmt: skip
     if discounts is None:
         returns = _scans_for(rewards).discounted_returns(rewards, terminated, truncated, gamma, next_values, mask, out)
     else:
@@ -170,6 +188,7 @@ def lambda_returns(
     mask: Any = None,
     out: Any = None,
     discounts: A | None = None,
+    layout: Layout = "TN",
 ) -> A:
     """The returns of TD(lambda), which are advantages + values of `gae`.
 
@@ -189,6 +208,12 @@ def lambda_returns(
 
     Source: Sutton and Barto, "Reinforcement Learning" (2018), eq. 12.18.
     """
+    if layout != "TN":
+        return _layouts.call(  # type: ignore[no-any-return]
+            lambda_returns, layout, out,
+            rewards=rewards, next_values=next_values, terminated=terminated, truncated=truncated, mask=mask,
+            discounts=discounts, lam=lam, gamma=gamma,
+        )  # fmt: skip
     if discounts is None and (type(lam) is float or not _discounts.wanted(None, lam)):
         returns = _scans_for(rewards).lambda_returns(rewards, next_values, terminated, truncated, gamma, lam, mask, out)
     else:
@@ -212,6 +237,7 @@ def n_step_returns(
     mask: Any = None,
     out: Any = None,
     discounts: A | None = None,
+    layout: Layout = "TN",
 ) -> tuple[A, A, Any]:
     """n-step returns, shorter at the end of an episode or of the arrays.
 
@@ -239,6 +265,12 @@ def n_step_returns(
 
     Source: Sutton and Barto, "Reinforcement Learning" (2018), eq. 7.1; `cut`: Watkins (1989), Peng and Williams (1996).
     """
+    if layout != "TN":
+        return _layouts.call(  # type: ignore[no-any-return]
+            n_step_returns, layout, out,
+            rewards=rewards, next_values=next_values, terminated=terminated, truncated=truncated, cut=cut,
+            mask=mask, discounts=discounts, gamma=gamma, n=n,
+        )  # fmt: skip
     result: tuple[Any, Any, Any]
     if discounts is None:
         result = _scans_for(rewards).n_step_returns(
@@ -269,6 +301,7 @@ def vtrace(
     mask: Any = None,
     out: Any = None,
     discounts: A | None = None,
+    layout: Layout = "TN",
 ) -> tuple[A, A]:
     """V-trace targets and the advantages of the policy gradient.
 
@@ -279,7 +312,8 @@ def vtrace(
         pg_advantages_t = min(pg_rho_clip, rho_t) (r_t + gamma (V'_t + e_{t+1} [if cont_t]) - V_t)
 
     V'_t + e_{t+1} is vs_{t+1} where V'_t = V_{t+1}, as it is inside an episode.  At truncation the trace is cut and the
-    value of the final observation is used.
+    value of the final observation is used.  The paper's pg_advantages bootstrap from vs_{t+1} whatever lam.  Those of
+    rlax weight e_{t+1} with lam there, and so are GAE(lam)'s on policy: with equal clips they are ``vs - values``.
 
     Dtypes, errors, masks and cont_t are those of all scans: ``help(fastrl.kernels.scans)``.
 
@@ -298,6 +332,13 @@ def vtrace(
 
     Source: Espeholt et al., "IMPALA" (2018), arXiv:1802.01561, eq. 1 and section 4.2.
     """
+    if layout != "TN":
+        return _layouts.call(  # type: ignore[no-any-return]
+            vtrace, layout, out,
+            rewards=rewards, values=values, next_values=next_values, terminated=terminated,
+            truncated=truncated, log_rhos=log_rhos, mask=mask, discounts=discounts, lam=lam, gamma=gamma,
+            rho_clip=rho_clip, c_clip=c_clip, pg_rho_clip=pg_rho_clip,
+        )  # fmt: skip
     if next_values is None:
         values, next_values = _now_and_next(rewards, values)
     result: tuple[A, A]
@@ -352,6 +393,7 @@ def off_policy_returns(
     mask: Any = None,
     out: Any = None,
     discounts: A | None = None,
+    layout: Layout = "TN",
 ) -> A:
     """Off-policy targets for Q with one trace coefficient c_t a step.
 
@@ -375,6 +417,12 @@ def off_policy_returns(
 
     Source: Munos et al., "Safe and Efficient Off-Policy Reinforcement Learning" (2016), arXiv:1606.02647, eq. 3 and 4.
     """
+    if layout != "TN":
+        return _layouts.call(  # type: ignore[no-any-return]
+            off_policy_returns, layout, out,
+            rewards=rewards, q_values=q_values, next_state_values=next_state_values, traces=traces,
+            terminated=terminated, truncated=truncated, mask=mask, discounts=discounts, gamma=gamma,
+        )  # fmt: skip
     if discounts is None:
         returns = _scans_for(rewards).off_policy_returns(
             rewards, q_values, next_state_values, traces, terminated, truncated, gamma, mask, out

@@ -116,7 +116,25 @@ class SumTree:
         self._core.update(indices, priorities)
 
     def __setitem__(self, indices: Any, priorities: Any) -> None:
+        """`update`, of a list or a slice of indices too, and then with a number or a list of priorities."""
+        if isinstance(indices, (list, tuple, range, slice)):
+            number = _arrays.is_number(priorities)
+            if number or isinstance(priorities, (list, tuple)):
+                indices = self._listed(indices, self._is_torch)
+                priorities = np.full(len(indices), priorities) if number else np.array(priorities, np.float64)
+                priorities = self._like_tree(priorities, self._is_torch)
+            else:
+                indices = self._listed(indices, _arrays.is_tensor(priorities))
         self._core.update(indices, priorities)
+
+    def _listed(self, indices: Any, tensor: bool) -> Any:
+        """An array of the indices in a list or a slice."""
+        if isinstance(indices, slice):
+            return self._like_tree(np.arange(*indices.indices(self.capacity)), tensor)
+        return self._like_tree(np.array(indices, None if len(indices) else np.int64), tensor)
+
+    def _like_tree(self, array: Any, tensor: bool) -> Any:
+        return _arrays.torch().from_numpy(array).to(self.device) if tensor or self.device != "cpu" else array
 
     def update_from_td_errors(
         self, indices: Any, td_errors: Any, alpha: float, eps: float, *, keep_zeros: bool = False
@@ -143,7 +161,12 @@ class SumTree:
         return self._core.update_from_td_errors(indices, td_errors, alpha, eps, bool(keep_zeros))
 
     def __getitem__(self, indices: Any) -> Any:
-        """p[indices]: a float for an int; else an array [B] of the tree's dtype, of the same kind as `indices`."""
+        """p[indices]: a float for an int; else an array [B] of the tree's dtype, of the same kind as `indices`.
+
+        Of a list or a slice it is of the kind that `sample` returns.
+        """
+        if isinstance(indices, (list, tuple, range, slice)):
+            indices = self._listed(indices, self._is_torch)
         return self._core.get(indices)
 
     def find(self, prefix_sums: Any) -> Any:

@@ -89,6 +89,20 @@ def test_vtrace_on_policy_is_gae(kernels, tolerance, shape, dtype):
     close(vs, returns, tolerance, dtype)
 
 
+def test_vtrace_advantages_that_weight_the_trace_with_lam(kernels, tolerance, shape, dtype):
+    """With equal clips c vs - V is min(c, rho) (r + gamma [(1 - lam) V' + lam vs'] - V), vs' of the next step."""
+    d = consistent(*shape, dtype=dtype)
+    x, flags = (d.rewards, d.values, d.next_values), (d.terminated, d.truncated)
+    log_rhos = (0.5 * d.rng.standard_normal(d.rewards.shape)).astype(dtype)
+    vs, _ = kernels.scans.vtrace(*x, *flags, log_rhos, gamma=0.97, lam=0.9)
+    r, v, nv, vs = (a.astype(np.float64) for a in (*x, vs))
+    goes_on = ~(d.terminated | d.truncated)
+    goes_on[-1] = False
+    after = np.where(goes_on, np.concatenate([vs[1:], vs[:1]]), nv)
+    target = r + 0.97 * ~d.terminated * (0.1 * nv + 0.9 * after)
+    close(vs - v, np.minimum(1, np.exp(log_rhos.astype(np.float64))) * (target - v), tolerance, dtype)
+
+
 def test_off_policy_returns_with_constant_traces_are_lambda_returns(kernels, tolerance, shape, dtype):
     """Q on policy (Q_t = V_t) and c = lam."""
     d = consistent(*shape, dtype=dtype, mask=True)

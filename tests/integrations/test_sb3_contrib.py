@@ -1,0 +1,117 @@
+"""fastrl.integrations.sb3_contrib is sb3-contrib: updates, whole runs, files, and what falls back."""
+
+# ruff: noqa: NPY002 (the host draws from NumPy's global generator)
+import warnings
+
+import numpy as np
+import pytest
+
+pytest.importorskip("stable_baselines3")
+pytest.importorskip("sb3_contrib")
+
+import gymnasium as gym
+import sb3_contrib as host
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from fastrl.integrations import _version
+from fastrl.integrations import sb3_contrib as ours
+
+OFF = {"learning_starts": 40, "batch_size": 16, "buffer_size": 300, "learning_rate": 1e-3, "seed": 3, "device": "cpu"}
+CASES = {
+    "QRDQN": (
+        "CartPole-v1",
+        {**OFF, "train_freq": 2, "exploration_fraction": 0.5, "target_update_interval": 20},
+        {"net_arch": [24, 16], "n_quantiles": 10},
+    ),
+    "TQC": ("Pendulum-v1", OFF, {"net_arch": [24, 16], "n_quantiles": 7}),
+}
+
+
+def make(module, algorithm, n=1, policy=None, **settings):
+    name, own, small = CASES[algorithm]
+    env = DummyVecEnv([lambda: gym.make(name, max_episode_steps=30)] * n)
+    policy = {**small, **(policy or {})}
+    return getattr(module, algorithm)("MlpPolicy", env, policy_kwargs=policy, **{**own, **settings})
+
+
+def parameters(model):
+    return {name: p.detach().clone() for name, p in model.policy.state_dict().items()}
+
+
+def assert_close(mine, theirs, **tolerance):
+    mine, theirs = parameters(mine), parameters(theirs)
+    assert set(mine) == set(theirs)
+    for name, value in theirs.items():
+        np.testing.assert_allclose(mine[name], value, err_msg=name, **tolerance)
+
+
+@pytest.fixture(autouse=True)
+def no_fallback():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*is not compiled.*")
+        yield
+
+
+UPDATES = {
+    "qrdqn": ("QRDQN", {}),
+    "qrdqn of two environments": ("QRDQN", {"n": 2, "tau": 0.7}),
+    "qrdqn n-step, clipped": ("QRDQN", {"n_steps": 3, "max_grad_norm": 0.1}),
+    "qrdqn tanh": ("QRDQN", {"policy": {"activation_fn": torch.nn.Tanh}}),
+    "tqc": ("TQC", {}),
+    "tqc n-step, fixed": ("TQC", {"n": 2, "n_steps": 3, "ent_coef": 0.2}),
+    "tqc of three": ("TQC", {"policy": {"n_critics": 3}, "top_quantiles_to_drop_per_net": 0, "tau": 0.1}),
+}
+
+
+@pytest.mark.parametrize("case", UPDATES)
+def test_updates_are_the_hosts(case):
+    algorithm, settings = UPDATES[case]
+    models = [make(module, algorithm, **{**settings, "learning_starts": 10**6}).learn(200) for module in (host, ours)]
+    theirs, mine = models
+    for update in range(6):
+        for model in models:
+            np.random.seed(update)
+            torch.manual_seed(update)
+            model.train(1, batch_size=32)
+            for _ in range(12):
+                model._on_step()
+        assert_close(mine, theirs, rtol=1e-4, atol=2e-6)
+        for p, q in zip(mine.policy.parameters(), theirs.policy.parameters(), strict=True):
+            p.data.copy_(q.data)  # so that rounding does not add up
+        logs, wanted = (m.logger.name_to_value for m in (mine, theirs))
+        assert {name for name in logs if "train/" in name} == {name for name in wanted if "train/" in name}
+        for name in wanted:
+            if "train/" in name:
+                assert logs[name] == pytest.approx(wanted[name], rel=1e-3, abs=1e-5), name
+    assert mine._learner() is not None
+
+
+@pytest.mark.parametrize("algorithm", CASES)
+def test_a_whole_run_is_the_hosts_and_files_are_read_by_both(algorithm, tmp_path):
+    theirs, mine = (make(module, algorithm).learn(150) for module in (host, ours))
+    assert isinstance(mine, getattr(host, algorithm)) and mine._n_updates == theirs._n_updates > 0
+    assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    obs = np.random.default_rng(0).normal(size=(20, *mine.observation_space.shape)).astype(np.float32)
+    mine.save(tmp_path / "mine")
+    again = getattr(host, algorithm).load(tmp_path / "mine")
+    actions = [model.predict(obs, deterministic=True)[0] for model in (mine, again)]
+    np.testing.assert_allclose(*actions, rtol=1e-5, atol=1e-6)
+    theirs.save(tmp_path / "theirs")
+    assert_close(getattr(ours, algorithm).load(tmp_path / "theirs"), theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("algorithm", CASES)
+def test_what_is_not_compiled_is_the_hosts_and_said_once(algorithm):
+    policy = {"activation_fn": torch.nn.ELU}
+    with pytest.warns(UserWarning, match=rf"sb3_contrib\.{algorithm} is not compiled.*ELU") as said:
+        mine = make(ours, algorithm, policy=policy).learn(100)
+    assert len([w for w in said if "is not compiled" in str(w.message)]) == 1
+    assert_close(mine, make(host, algorithm, policy=policy).learn(100), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("algorithm", CASES)
+def test_another_version_is_the_hosts_own_code(algorithm, monkeypatch):
+    monkeypatch.setattr(_version, "version", lambda package: "2.11.0")
+    with pytest.warns(UserWarning, match=r"sb3-contrib is 2\.11\.0, and 2\.9 is what was tested"):
+        make(ours, algorithm).learn(60)

@@ -1,0 +1,60 @@
+"""`tree[...]` with lists and slices, as other libraries' trees take them."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(params=["numpy", "torch"])
+def tree(request, kernels):
+    dtype = np.float64
+    if request.param == "torch":
+        dtype = pytest.importorskip("torch").float64
+    made = kernels.SumTree(20, dtype=dtype, seed=0)
+    made[:] = [float(k) for k in range(20)]
+    return made
+
+
+def values(tree):
+    return np.asarray(tree[:]).tolist()
+
+
+def test_slices_and_lists_are_read(tree):
+    p = list(range(20))
+    assert values(tree) == p and tree.total == sum(p)
+    for indices in (slice(3, 9), slice(None, None, 7), slice(-3, None), slice(9, 3), slice(15, 99), slice(5, 0, -2)):
+        assert np.asarray(tree[indices]).tolist() == p[indices]
+    assert np.asarray(tree[[4, 1, 1]]).tolist() == np.asarray(tree[(4, 1, 1)]).tolist() == [4, 1, 1]
+    assert np.asarray(tree[[]]).tolist() == [] and np.asarray(tree[range(2, 6)]).tolist() == [2, 3, 4, 5]
+    assert type(tree[:]) is type(tree.sample(1)[1])
+
+
+def test_slices_and_lists_are_written(tree):
+    wanted = [float(k) for k in range(20)]
+    tree[2:5] = 0.5
+    wanted[2:5] = [0.5] * 3
+    tree[[7, 7, 0]] = [1.0, 2.0, 3]
+    wanted[7], wanted[0] = 2.0, 3.0
+    tree[[]] = []
+    tree[18:] = tree[[4, 5]]
+    wanted[18:] = [0.5, 5.0]
+    assert values(tree) == wanted and tree.total == sum(wanted) and tree.max == max(wanted)
+
+
+@pytest.mark.parametrize(
+    ("indices", "priorities", "error", "text"),
+    [
+        ([0, 20], 1.0, IndexError, r"sum_tree.update: indices\[1\] is 20, outside \[0, 20\)"),
+        ([-1], 1.0, IndexError, r"indices\[0\] is -1, outside"),
+        ([0.5], 1.0, ValueError, "indices must have dtype int64 or int32, got float64"),
+        ([True, False], 1.0, ValueError, "indices must have dtype int64 or int32, got bool"),
+        ([[0, 1]], 1.0, ValueError, "indices must have shape"),
+        ([0, 1], [1.0], ValueError, "priorities must have shape"),
+        (slice(0, 2), [1.0, -1.0], ValueError, r"priorities\[1\] is -1"),
+        ([0], None, TypeError, "priorities must be"),
+    ],
+)
+def test_errors_change_nothing(tree, indices, priorities, error, text):
+    before = values(tree)
+    with pytest.raises(error, match=text):
+        tree[indices] = priorities
+    assert values(tree) == before
