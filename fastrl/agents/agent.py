@@ -93,9 +93,9 @@ class Agent(ABC, Generic[C]):
         keywords = [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
             for f in fields(cls.config_class)
-            if f.name != "network"  # which is there already
         ]
-        cls.__signature__ = inspect.Signature([env, config, network, *keywords])  # type: ignore[attr-defined]
+        own = [p for p in (env, config, network) if p.name not in {k.name for k in keywords}]
+        cls.__signature__ = inspect.Signature([*own, *keywords])  # type: ignore[attr-defined]
 
     def __init__(self, env: Env, config: C | None = None, *, network: Any = None, **overrides: Any) -> None:
         self._check_types(env, config)

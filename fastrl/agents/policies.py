@@ -246,12 +246,14 @@ class ActorCritic:
         return net.forward(self._rows(obs))[:, -1]
 
     def _rows(self, obs: Any) -> Any:
-        """Prepared observations as the networks take them: float32 ``[B, n]``, and bytes as 0..1."""
-        x = obs.reshape(len(obs), -1)
-        if self._input_scale is None:
-            return x
-        floats: Any = x.astype(np.float32) if isinstance(x, np.ndarray) else x.float()
-        return floats * np.float32(self._input_scale)
+        return self.floats(obs.reshape(len(obs), -1))
+
+    def floats(self, obs: Any) -> Any:
+        """Prepared observations as the networks take them: float32, and bytes as 0..1."""
+        if self._input_scale is None or "float" in str(obs.dtype):
+            return obs
+        x: Any = obs.astype(np.float32) if isinstance(obs, np.ndarray) else obs.float()
+        return x * np.float32(self._input_scale)
 
     def log_prob_entropy(self, out: Any, action: Any) -> tuple[Any, Any]:
         """log pi(a|s) and the entropy of pi(.|s), ``[B]`` each, from the actor's output."""
@@ -366,7 +368,10 @@ class ActorCritic:
         """
         if self.moments is not None:
             return self.moments.normalize(obs)
-        return np.asarray(obs, np.float32 if self._input_scale is None else None)
+        if obs.dtype == np.uint8 and self._input_scale is not None:
+            return obs
+        x = np.asarray(obs, np.float32)
+        return x if self._input_scale is None else x * np.float32(self._input_scale)
 
     def act(
         self, obs: NDArray[Any], generator: Generator, allowed: Any = None

@@ -75,6 +75,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         c, r = self.config, self.rollout
         advantages, returns, _ = r.advantages(c.gamma, c.gae_lambda, self.scale_rewards)
         obs, action, _, advantage, target = r.batch(advantages, returns)
+        obs = self.policy.floats(obs)
         if len(obs):  # a rollout can hold nothing but resets
             if c.normalize_advantages:
                 advantage = normalized(advantage)

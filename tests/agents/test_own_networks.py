@@ -115,7 +115,7 @@ def test_a_module_is_copied_and_functions_draw_from_the_seed():
 @pytest.mark.parametrize(
     ("cls", "network", "text"),
     [
-        (TD3, "cnn", r"network must be a dict with the keys actor, critic or one of them, got cnn"),
+        (TD3, "cnn", r"network must be a dict with the keys actor, critic or one of them, got str"),
         (DQN, lambda: 3, r"network must be a torch.nn.Module with parameters, got int"),
         (DQN, nn.ReLU(), r"network must be a torch.nn.Module with parameters, got ReLU"),
         (DQN, nn.Linear(4, 3), r"network must map \[B, 4\] to \[B, 2\], got \[2, 3\] for B = 2"),
