@@ -43,8 +43,8 @@ other seeds than those of the table, but for TRPO, partly on its first two, for 
 `reward_scale` of NAF, tried on four of them. DQN's greedy policy has averaged weights (`averaging`), without which
 single runs are lost again at the end of training. NAF, QT-Opt, DDPG, D4PG, TD3, SAC and TQC ran with networks of
 64-64 and batches of 128, not with their defaults of up to 256-256 and 256, which are for larger tasks. LunarLander-v3
-and HalfCheetah-v5 are logs of agents from before they learned through `fastrl.MLP`: they repeat in distribution, not
-bit for bit.
+and HalfCheetah-v5 are logs of agents from before they learned through `fastrl.MLP`, and TRPO's from before it did so
+without PyTorch: they repeat in distribution, not bit for bit.
 """
 # (algorithm, environment) or (algorithm, environment, variant) -> figures, as published: value, steps, source
 PUBLISHED = {
