@@ -112,6 +112,7 @@ def _replace(
         new.mkdir()
         _write_json(new / "config.json", config)
         _write_json(new / "state.json", state)
+        # Of arrays that are not contiguous safetensors 0.8 writes other numbers.
         save_file({name: np.asarray(x, order="C") for name, x in tensors.items()}, new / "model.safetensors")
         if save_replay is not None:
             save_replay(new / REPLAY)

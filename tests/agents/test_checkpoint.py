@@ -15,6 +15,7 @@ import pytest
 from safetensors import SafetensorError
 
 from fastrl.agents import DQN, checkpoint
+from fastrl.agents.checkpoint import load_checkpoint, save_checkpoint
 from fastrl.agents.config import InputError
 from fastrl.agents.parts import parts_state
 
@@ -95,6 +96,15 @@ def saved(tmp_path):
     agent = DQN("CartPole-v1", **SMALL).learn(200, progress=False)
     agent.save(tmp_path / "a")
     return tmp_path / "a"
+
+
+def test_arrays_of_any_strides_come_back(tmp_path):
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    arrays = {"T": x.T, "step": x[:, ::2], "number": np.asarray(7), "none": x[:0]}
+    save_checkpoint(tmp_path / "a", {}, {}, arrays)
+    found = load_checkpoint(tmp_path / "a").tensors
+    assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    assert found["number"].shape == () and found["none"].shape == (0, 3, 4)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "state.json", "replay", "manifest.json"])
