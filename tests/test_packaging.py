@@ -60,6 +60,7 @@ def test_extras():
         "plot",
         "sb3",
         "test",
+        "torch",
         "video",
     }
 
