@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastrl.agents import ALGORITHMS
 from fastrl.agents.config import meanings
+from fastrl.distributed import ALGORITHMS as DISTRIBUTED
 
 BAR = "\\|"  # in a cell of a table
 PAGE = Path(__file__).with_name("reference-agents.md")
@@ -23,7 +24,7 @@ This page is made by `python docs/make_reference.py`. What the agents have in co
 def page():
     """The text of the page."""
     parts = [HEAD]
-    for name, agent in ALGORITHMS.items():
+    for name, agent in {**ALGORITHMS, **DISTRIBUTED}.items():
         config = agent.config_class
         summary = " ".join(agent.__doc__.split("\n\n")[0].split()).replace("``", "`")
         parts.append(f"## {agent.__name__}\n\n`{name}`, `{config.__name__}`. {summary}\n")

@@ -15,6 +15,7 @@ from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.cli import algorithms
 from fastrl.cli.options import parse
 from fastrl.cli.train import Train
+from fastrl.distributed import ALGORITHMS as DISTRIBUTED
 
 TRAIN = ["train", "dqn", "--env", "CartPole-v1"]
 
@@ -112,8 +113,9 @@ def test_algorithms_in_any_spelling():
 
 
 def test_the_tables_of_the_algorithms_agree():
-    assert list(algorithms.ALGORITHMS) == list(CONFIGS) == list(ALGORITHMS)
-    assert all(CONFIGS[name] is cls.config_class and cls.algorithm == name for name, cls in ALGORITHMS.items())
+    classes = {**ALGORITHMS, **DISTRIBUTED}
+    assert list(algorithms.ALGORITHMS) == list(CONFIGS) == list(classes)
+    assert all(CONFIGS[name] is cls.config_class and cls.algorithm == name for name, cls in classes.items())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import fastrl.agents
+import fastrl.distributed
 from fastrl.agents.checkpoint import load_checkpoint
 from fastrl.agents.config import InputError
 from fastrl.agents.saved import check_config, only_spaces, restored
@@ -29,7 +30,7 @@ def load(
     with load_checkpoint(folder) as checkpoint:
         saved, where = checkpoint.config, f"checkpoint {checkpoint.folder}"
         check_config(saved, where)
-        known = fastrl.agents.ALGORITHMS
+        known = {**fastrl.agents.ALGORITHMS, **fastrl.distributed.ALGORITHMS}
         if saved["algorithm"] not in known:
             raise InputError(f"{where}: unknown algorithm {saved['algorithm']!r}; known are {', '.join(known)}")
         given = only_spaces(saved, where) if env is None else env

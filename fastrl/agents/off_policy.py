@@ -149,10 +149,24 @@ class OffPolicyAgent(Agent[C]):
     def _learned(self, batch: Batch, q: QLoss) -> None:
         """Keep an update's numbers for the log, and give its transitions their priorities, |TD error|."""
         self._last["loss"], self._last["mean_q"] = q.loss, q.mean_q
-        if isinstance(self.buffer, PrioritizedReplay):
+        if self._weighted:
             check_loss(float(q.loss), self.steps)  # no priority can be made of a NaN
-            errors = q.td_errors if q.td_errors.ndim == 1 else abs(q.td_errors).mean(0)
-            self.buffer.update_priorities(batch.indices, errors)
+            self._prioritize(batch, self._td_errors(q))
+
+    @property
+    def _weighted(self) -> bool:
+        """Is replay prioritized?"""
+        return isinstance(self.buffer, PrioritizedReplay)
+
+    @staticmethod
+    def _td_errors(q: QLoss) -> Any:
+        """The TD errors ``[B]``, of twin critics the mean of both."""
+        return q.td_errors if q.td_errors.ndim == 1 else abs(q.td_errors).mean(0)
+
+    def _prioritize(self, batch: Batch, errors: Any) -> None:
+        """Give the batch's transitions the priorities of these TD errors."""
+        assert isinstance(self.buffer, PrioritizedReplay)
+        self.buffer.update_priorities(batch.indices, errors)
 
     def metrics(self) -> dict[str, float]:
         """For the logs: numbers of the last update, and the learning rate now."""

@@ -27,6 +27,8 @@ from fastrl.agents.evaluation import Evaluation, Evaluator
 from fastrl.agents.logs import Logs
 
 BEST = "best"  # in a run folder, the checkpoint of the best evaluation
+# Of the metrics of distributed agents those that are shown while training.
+RATES = {"updates_per_s": "updates/s", "replay_ratio": "replay ratio", "sample_age": "age", "policy_lag": "policy lag"}
 LOCK = ".fastrl-lock"  # in a run folder, of the process that trains there
 
 
@@ -272,6 +274,7 @@ class Training:
         status = f"{row['steps_per_s']:,.0f} steps/s"
         status += f"  return {mean_return:.1f}" if math.isfinite(mean_return) else ""  # none before an episode ends
         status += f"  loss {row['loss']:.3g}" if agent.n_updates else ""
+        status += "".join(f"  {unit} {row[name]:,.0f}" for name, unit in RATES.items() if name in row)
         if self._bar is not None:
             self._bar.update(self._task, completed=agent.steps, status=status)
         elif self._line_every and agent.steps // self._line_every > self._last_steps // self._line_every:

@@ -42,8 +42,9 @@ ALGORITHMS = {
     "q_learning": Algorithm(100_000, "Q-learning on a table; discrete observations and actions"),
     "sarsa": Algorithm(100_000, "SARSA(lambda) on a table; discrete observations and actions"),
     "expected_sarsa": Algorithm(100_000, "expected SARSA on a table; discrete observations and actions"),
+    "apex": Algorithm(100_000, "Ape-X DQN on Ray, actors and replay in processes of their own; discrete actions"),
 }
-ALSO = {"qdn": "dqn", "ac": "actor_critic", "vpg": "reinforce"}
+ALSO = {"qdn": "dqn", "ac": "actor_critic", "vpg": "reinforce", "ape_x": "apex"}
 
 
 def algorithm_name(word: Any, where: str = "") -> str:
@@ -60,9 +61,9 @@ def algorithm_name(word: Any, where: str = "") -> str:
 
 
 def algorithm_class(name: str) -> type[Agent[Any]]:
-    from fastrl.agents import ALGORITHMS as CLASSES  # PyTorch
+    from fastrl import agents, distributed  # PyTorch
 
-    return CLASSES[name]
+    return {**agents.ALGORITHMS, **distributed.ALGORITHMS}[name]
 
 
 def print_algorithms() -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fastrl.agents.hyperparameters.distributed import ApeXConfig
 from fastrl.agents.hyperparameters.off_policy import (
     D4PGConfig,
     DDPGConfig,
@@ -44,6 +45,7 @@ CONFIGS: dict[str, type[Any]] = {
     "q_learning": TabularConfig,
     "sarsa": SARSAConfig,
     "expected_sarsa": TabularConfig,
+    "apex": ApeXConfig,
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "A2CConfig",
     "A3CConfig",
     "ActorCriticConfig",
+    "ApeXConfig",
     "CEMConfig",
     "D4PGConfig",
     "DDPGConfig",
