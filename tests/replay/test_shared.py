@@ -124,6 +124,7 @@ def lane_of(writer):
     return Path(writer.__reduce__()[1][0])
 
 
+@forks
 def test_nothing_is_left_behind():
     buffer = ReplayBuffer(10, OBS, ACTION)
     (writer,) = buffer.writers(1)
