@@ -115,8 +115,8 @@ _python_num_threads = 0  # what set_num_threads stored when there is no extensio
 def set_num_threads(n: int) -> None:
     """Let the kernels use `n` threads (``FASTRL_NUM_THREADS`` at start-up does the same); 0 goes back to the default.
 
-    The default is PyTorch's setting when torch is loaded, else the number of cores this process may use.  Only calls
-    above about 200 us of work leave the calling thread.  Results do not depend on it.
+    The default is PyTorch's setting when torch is loaded, else ``OMP_NUM_THREADS``, else the number of cores this
+    process may use.  Only calls above about 200 us of work leave the calling thread.  Results do not depend on it.
     """
     global _python_num_threads
     if isinstance(n, bool) or not isinstance(n, int):
@@ -142,6 +142,9 @@ def get_num_threads() -> int:
     of_torch = getattr(sys.modules.get("torch"), "get_num_threads", None)  # none while another thread imports torch
     if of_torch is not None:
         return int(of_torch())
+    omp = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if omp.isdecimal() and int(omp) > 0:
+        return min(int(omp), 1024)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

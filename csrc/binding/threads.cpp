@@ -1,5 +1,6 @@
 #include "binding/threads.h"
 
+#include <cstdlib>
 #include <thread>
 
 #include "binding/function.h"
@@ -17,6 +18,9 @@ static int default_threads() {
   py::object torch = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("torch").ptr()));
   if (torch && py::hasattr(torch, "get_num_threads")) return py::cast<int>(torch.attr("get_num_threads")());
   PyErr_Clear();
+  const char* omp = std::getenv("OMP_NUM_THREADS");  // may be a list, one number a level: the first is ours
+  const long wanted = omp ? std::strtol(omp, nullptr, 10) : 0;
+  if (wanted > 0) return static_cast<int>(wanted < 1024 ? wanted : 1024);
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);

@@ -113,7 +113,7 @@ __device__ void recompute(const Tree<T>& tree, int level, int64_t node, bool wri
 __device__ double td_priority(double td, double alpha, double eps, double low, double high) {
   const double x = std::fabs(td) + eps;
   if (!(x > 0)) return alpha == 0 ? 1.0 : 0.0;
-  const double p = exp_bounded(alpha * log_positive(x));
+  const double p = alpha == 1 ? x : exp_bounded(alpha * log_positive(x));
   return p < low ? low : p > high ? high : p;
 }
 

@@ -47,8 +47,10 @@ FASTRL_INLINE void priorities_loop(double* td, int64_t n, double alpha, double e
     for (int64_t i = 0; i < m; ++i) out[i] = std::fabs(out[i]) + eps;
     for (int64_t i = 0; i < m; ++i) x[i] = out[i] > 0 ? out[i] : 1.0;
     for (int64_t i = m; i < padded; ++i) x[i] = 1.0;
-    at_level<log_loop>(x, padded);
-    at_level<exp_loop>(x, padded, alpha, 0.0);
+    if (alpha != 1) {  // else the priorities are the errors to the bit
+      at_level<log_loop>(x, padded);
+      at_level<exp_loop>(x, padded, alpha, 0.0);
+    }
     for (int64_t i = 0; i < m; ++i) {
       const double p = x[i] < low ? low : x[i] > high ? high : x[i];
       out[i] = out[i] > 0 ? p : at_zero;

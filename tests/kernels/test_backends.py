@@ -1,6 +1,9 @@
 """The backends against the reference one: the same signatures, the same bits, the same errors in the same words."""
 
 import inspect
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -147,6 +150,20 @@ def test_large_trees_and_batches_have_the_same_bits(other, reference, oracle):
     for n, options in ((50_001, {}), (50_001, {"stratified": False}), (300, {"replacement": False})):
         same(trees[0].sample(n, **options), trees[1].sample(n, **options))
     assert oracle.snapshot(trees[0]) == oracle.snapshot(trees[1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "threads"), [("1", 1), ("3,2", 3), (" 5", 5), ("9999", 1024), ("0", None), ("many", None)]
+)
+def test_openmps_setting_counts_without_torch(setting, threads, tmp_path):
+    """In the extension and, as without one, in Python."""
+    code = "import fastrl._backend as b; n = b.get_num_threads(); b._C = None; print(n, b.get_num_threads())"
+    env = {name: value for name, value in os.environ.items() if name != "FASTRL_NUM_THREADS"}
+    env["OMP_NUM_THREADS"] = setting
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert run.stdout.split() == [str(threads or cores)] * 2
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -223,6 +223,14 @@ def test_no_level_too_many(kernels, capacity):
     assert len(core._levels) == 1 + round(math.log(capacity, 16))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_alpha_1_keeps_every_bit(kernels, dtype):
+    errors = np.random.default_rng(0).random(1000).astype(dtype) * 3
+    tree = kernels.SumTree(1000, dtype=np.dtype(dtype))
+    tree.update_from_td_errors(np.arange(1000), errors, 1.0, 0.0)
+    np.testing.assert_array_equal(tree[np.arange(1000)], errors)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("given_as", DTYPES)
 @pytest.mark.parametrize(
