@@ -80,6 +80,19 @@ TRPO_PENDULUM = {  # gamma as in rl-baselines3-zoo; cg_damping, value_epochs and
     "minibatches": 16,
     "normalize_rewards": True,
 }
+A2C_PENDULUM = {  # most of them as in rl-baselines3-zoo
+    "num_envs": 8,
+    "n_steps": 8,
+    "gamma": 0.9,
+    "gae_lambda": 0.9,
+    "learning_rate": 7e-4,
+    "optimizer": "rmsprop",
+    "value_coef": 0.4,
+    "max_grad_norm": 0.5,
+    "normalize_advantages": False,
+    "normalize_obs": True,
+    "normalize_rewards": True,
+}
 OFF_POLICY_PENDULUM = {"hidden": (64, 64), "batch_size": 128}  # small enough for a slow machine
 TD3_CHEETAH = {**OFF_POLICY_PENDULUM, "learning_starts": 10_000}  # as in rl-baselines3-zoo
 # SB3 has one rate for all: its default.  An update every second step, again for slow machines.
@@ -101,6 +114,7 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         "one_step": {"CartPole-v1": Task(500_000, 475, {})},
     },
     "a2c": {
+        "pendulum": {"Pendulum-v1": Task(100_000, None, A2C_PENDULUM)},
         "gae": {"CartPole-v1": Task(500_000, 475, {}), "Acrobot-v1": Task(500_000, -100, {})},
     },
     "a3c": {
@@ -111,6 +125,10 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
             "CartPole-v1": Task(100_000, 475, {}),
             "Pendulum-v1": Task(100_000, -200, TRPO_PENDULUM),
         },
+    },
+    "q_prop": {
+        variant: {"Pendulum-v1": Task(100_000, -200, {**TRPO_PENDULUM, "control": variant})}
+        for variant in ("conservative", "aggressive")
     },
     "ppo": {
         "clip": {

@@ -18,6 +18,7 @@ from fastrl.agents.hyperparameters import (
     DQNConfig,
     NAFConfig,
     PPOConfig,
+    QPropConfig,
     QTOptConfig,
     REINFORCEConfig,
     SACConfig,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from fastrl.agents.loading import load
     from fastrl.agents.naf import NAF
     from fastrl.agents.ppo import PPO
+    from fastrl.agents.q_prop import QProp
     from fastrl.agents.qt_opt import QTOpt
     from fastrl.agents.reinforce import REINFORCE
     from fastrl.agents.sac import SAC
@@ -71,6 +73,7 @@ _MODULES = {
     "OneStepActorCritic": "a2c",
     "PPO": "ppo",
     "QLearning": "tabular",
+    "QProp": "q_prop",
     "QTOpt": "qt_opt",
     "REINFORCE": "reinforce",
     "SAC": "sac",
@@ -89,6 +92,7 @@ CLASS_NAMES = {
     "a3c": "A3C",
     "ppo": "PPO",
     "trpo": "TRPO",
+    "q_prop": "QProp",
     "cem": "CEM",
     "naf": "NAF",
     "qt_opt": "QTOpt",
@@ -136,6 +140,8 @@ __all__ = [
     "OneStepActorCritic",
     "PPOConfig",
     "QLearning",
+    "QProp",
+    "QPropConfig",
     "QTOpt",
     "QTOptConfig",
     "REINFORCEConfig",

@@ -35,7 +35,7 @@ class Rollout:
         self.mask: NDArray[np.bool_] | None = None
         self.allowed: NDArray[np.bool_] | None = None
         self._mask: NDArray[np.bool_]
-        self._final: list[tuple[int, int, NDArray[Any]]] = []  # t, n and the final observation of a truncated episode
+        self.finals: list[tuple[int, int, NDArray[Any]]] = []  # t, n and the final observation of a truncated episode
         self._store: dict[str, NDArray[Any]] = {}
         self._capacity = 0
         self._grow(n_steps)
@@ -53,7 +53,7 @@ class Rollout:
         self._show(self._capacity)
         self.mask = None
         self._mask[:] = True
-        self._final.clear()
+        self.finals.clear()
 
     def step(self, t: int, generator: Generator, active: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
         """Take one step with the policy and write it at t; returns whose episode it ended, ``[N]``.
@@ -74,7 +74,7 @@ class Rollout:
                 self._mask[t] &= mask
                 self.mask = self._mask
         if np.count_nonzero(step.truncated):  # much faster than any()
-            self._final += [(t, int(n), step.next_obs[n]) for n in np.flatnonzero(step.truncated)]
+            self.finals += [(t, int(n), step.next_obs[n]) for n in np.flatnonzero(step.truncated)]
         return step.terminated | step.truncated
 
     def end(self, length: int) -> None:
@@ -87,11 +87,11 @@ class Rollout:
         V(s_{t+1}) is the next row's V, but where a limit cut the episode it is V of the final observation.
         """
         policy, n = self.policy, self.envs.num_envs
-        rows = [self.obs.reshape(-1, *self.obs.shape[2:]), self.envs.obs, *(final[None] for _, _, final in self._final)]
+        rows = [self.obs.reshape(-1, *self.obs.shape[2:]), self.envs.obs, *(final[None] for _, _, final in self.finals)]
         v = to_numpy(policy.value(policy.array(policy.prepare(np.concatenate(rows)))))
         values = v[: (len(self.reward) + 1) * n].reshape(-1, n)
         next_values = values[1:].copy()
-        for (t, i, _), final_value in zip(self._final, v[values.size :], strict=True):
+        for (t, i, _), final_value in zip(self.finals, v[values.size :], strict=True):
             next_values[t, i] = final_value
         return values[:-1], next_values
 
@@ -195,7 +195,11 @@ class RewardScaling:
         g = reverse_affine_scan(decay_before[::-1], reward[::-1])[::-1]
         self.carry = decay[-1] * g[-1]
         self.moments.update(rollout.real(g))
-        scaled: Floats = np.clip(rollout.reward / np.sqrt(self.moments.var + 1e-8), -10.0, 10.0).astype(np.float32)
+        return self.scaled(rollout.reward)
+
+    def scaled(self, reward: Floats) -> Floats:
+        """By the returns seen so far."""
+        scaled: Floats = np.clip(reward / np.sqrt(self.moments.var + 1e-8), -10.0, 10.0).astype(np.float32)
         return scaled
 
     def new_episodes(self) -> None:

@@ -77,16 +77,18 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         obs, action, _, advantage, target = r.batch(advantages, returns)
         obs = self.policy.floats(obs)
         if len(obs):  # a rollout can hold nothing but resets
-            if c.normalize_advantages:
-                advantage = normalized(advantage)
-            self._log = self._improve_policy(obs, action, advantage)
+            self._log |= self._improve_policy(obs, action, *self._signal(obs, action, advantage))
             self._log["value_loss"] = self._fit_value(obs, target)
             self._log["loss"] = self._log["policy_loss"] + self._log["value_loss"]
             check_loss(self._log["loss"], self.steps, self.policy.vector)
         self.n_updates += 1
         self._update_moments()
 
-    def _improve_policy(self, obs: Any, action: Any, advantage: Any) -> dict[str, float]:
+    def _signal(self, obs: Any, action: Any, advantage: Any) -> tuple[Any, Any]:
+        """What `_improve_policy` takes as A and drift."""
+        return normalized(advantage) if self.config.normalize_advantages else advantage, None
+
+    def _improve_policy(self, obs: Any, action: Any, advantage: Any, drift: Any = None) -> dict[str, float]:
         """maximise L(theta) = mean rho A  subject to  D(theta) = mean KL(pi_old(.|s) || pi_theta(.|s)) <= max_kl.
 
         (Schulman et al. 2015, eq. 14, section 6 and appendix C.)  With rho = pi_theta(a|s) / pi_old(a|s), means over
@@ -94,6 +96,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         (F + damping) x = g, and the step is sqrt(2 max_kl / x^T (F + damping) x) x.  The line search shortens it
         until L is better than before and D <= max_kl; otherwise the policy stays as it is.  So it does if D, measured
         once more when the parameters have their new values, is not within max_kl all the same.
+        `drift` ``[B, A]`` adds mean sum_j drift_j out_j to L, of the actor's outputs out.
         """
         c, policy, theta, max_kl = self.config, self.policy, self.theta, self.max_kl
         old_theta = theta + 0
@@ -104,18 +107,23 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         old_log_prob, entropy, d_out, d_log_std = policy.policy_gradient(out, action, advantage)
         old = out, None if policy.log_std is None else policy.log_std + 0
 
+        def drifted(out: Any) -> Any:
+            return 0.0 if drift is None else (drift * out).sum(1).mean()
+
         def evaluate(candidate: Any) -> tuple[float, float]:
             theta[...] = candidate
             out = policy.output(obs)
             log_prob, _ = policy.log_prob_entropy(out, action)
-            gain = (exp(log_prob - old_log_prob) * advantage).mean()
+            gain = (exp(log_prob - old_log_prob) * advantage).mean() + drifted(out)
             return float(gain), policy.kl(*old, out).mean().item()
 
+        if drift is not None:
+            d_out = d_out - drift / len(out)
         policy.backward(d_out, None, d_log_std)
         g = -self._theta_grad
         self._refresh_fisher(obs)
         step, info = natural_gradient_step(self._fisher, g, max_kl=max_kl, max_iter=c.cg_iterations, rtol=c.cg_rtol)
-        before = float(advantage.mean())  # rho is 1
+        before = float(advantage.mean() + drifted(out))  # rho is 1
         gain, kl, fraction = before, 0.0, 0.0
         if info.scale > 0:
             found = line_search(

@@ -30,6 +30,7 @@ ALGORITHMS = {
         100_000, "proximal policy optimization, clipped or with a KL penalty; discrete or continuous actions"
     ),
     "trpo": Algorithm(100_000, "trust region policy optimization; discrete or continuous actions"),
+    "q_prop": Algorithm(100_000, "TRPO with an off-policy critic as control variate; continuous actions"),
     "cem": Algorithm(100_000, "policy search by the cross-entropy method; discrete or continuous actions"),
     "naf": Algorithm(100_000, "normalized advantage functions; continuous actions"),
     "qt_opt": Algorithm(100_000, "Q-learning with a search for the best action; continuous actions"),

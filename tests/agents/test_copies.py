@@ -30,6 +30,7 @@ CASES = {
     "a3c": {**ON, "n_steps": 8, "normalize_rewards": True},
     "ppo": {**ON, **NORMALIZED, "n_steps": 8, "objective": "penalty"},
     "trpo": {**ON, **NORMALIZED, "n_steps": 16, "value_epochs": 2},
+    "q_prop": {**ON, **NORMALIZED, "n_steps": 16, "value_epochs": 2, "critic_updates": 4, "buffer_size": 90},
     "cem": {**ON, "population": 4, "elites": 2},
     "naf": {**OFF, "noise": "ou", "n_step": 2},
     "qt_opt": {**OFF, "lag": 3, "cem_samples": 8},

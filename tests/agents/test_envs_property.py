@@ -208,7 +208,7 @@ def test_a_rollout_holds_what_a_plain_loop_sees(given, seed):
     skipped = [len(tape.episodes) - 1 for tape in tapes]
     rollout = Rollout(envs, ActorCritic(envs.observation_space, envs.action_space, (4,)), 30)
     rollout.collect(Generator(seed))
-    final = {(t, n): obs for t, n, obs in rollout._final}
+    final = {(t, n): obs for t, n, obs in rollout.finals}
     after = np.concatenate([rollout.obs[1:], envs.obs[None].astype(np.float32)])
     for n, (tape, first) in enumerate(zip(tapes, skipped, strict=True)):
         real = np.ones(30, bool) if rollout.mask is None else rollout.mask[:, n]

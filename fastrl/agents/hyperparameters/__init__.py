@@ -20,6 +20,7 @@ from fastrl.agents.hyperparameters.on_policy import (
     ActorCriticConfig,
     CEMConfig,
     PPOConfig,
+    QPropConfig,
     REINFORCEConfig,
     TRPOConfig,
 )
@@ -33,6 +34,7 @@ CONFIGS: dict[str, type[Any]] = {
     "a3c": A3CConfig,
     "ppo": PPOConfig,
     "trpo": TRPOConfig,
+    "q_prop": QPropConfig,
     "cem": CEMConfig,
     "naf": NAFConfig,
     "qt_opt": QTOptConfig,
@@ -60,6 +62,7 @@ __all__ = [
     "DQNConfig",
     "NAFConfig",
     "PPOConfig",
+    "QPropConfig",
     "QTOptConfig",
     "REINFORCEConfig",
     "SACConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fastrl.agents.config import InputError, check_range
+from fastrl.agents.config import InputError, check_buffer, check_range
 
 INF = float("inf")
 Activation = Literal["tanh", "relu"]
@@ -329,6 +329,36 @@ class TRPOConfig:
         check_range(self, 1e-3, 0.999, "backtrack")
         check_range(self, -20, 5, "log_std")
         check_range(self, 0, 2**63 - 1, "seed")
+
+
+@dataclass(frozen=True)
+class QPropConfig(TRPOConfig):
+    """Hyperparameters.  The learning rate is the value network's: the policy's step has its length from max_kl."""
+
+    # Sources: [G] Gu et al. 2017 (Q-Prop); the others are those of TRPO.
+    # The string under a setting is its help on the command line.
+    control: Literal["conservative", "aggressive"] = "conservative"  # [G]
+    """Where control variate and advantage have different signs, it is left out, or goes in with the other sign."""
+    critic_hidden: tuple[int, ...] = (64, 64)  # [G] has 100, 100
+    """Sizes of the hidden layers of Q."""
+    critic_learning_rate: float = 1e-3  # [G]
+    """Of Q's Adam."""
+    critic_updates: int | None = None  # [G]
+    """Of Q after each rollout; None: as many as the rollout has steps."""
+    tau: float = 0.005  # [G] has 0.001
+    """Target of Q <- tau Q + (1 - tau) target; 1 copies."""
+    batch_size: int = 64  # [G]
+    """Transitions in an update of Q."""
+    buffer_size: int = 1_000_000  # [G]
+    """Transitions kept for replay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, 2**16, "critic_hidden")
+        check_range(self, 1, 10**9, "critic_updates", "batch_size", "buffer_size")
+        check_range(self, 1e-12, INF, "critic_learning_rate")
+        check_range(self, 1e-12, 1, "tau")
+        check_buffer(self)
 
 
 @dataclass(frozen=True)
