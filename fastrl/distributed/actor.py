@@ -39,6 +39,7 @@ class Explorer(DQN):
 
     config: ApeXConfig
     config_class = ApeXConfig
+    masks = False
 
     def __init__(self, env: Any, config: ApeXConfig, network: Any, first: int) -> None:
         super().__init__(env, config, network=network)

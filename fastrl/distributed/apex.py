@@ -45,6 +45,7 @@ class ApeX(DQN):
     algorithm = "apex"
     config: ApeXConfig
     config_class = ApeXConfig
+    masks = False
 
     def __init__(self, env: Env, config: ApeXConfig | None = None, **overrides: Any) -> None:
         if not isinstance(env, (str, EnvConfig, OnlySpaces)):
