@@ -61,6 +61,7 @@ def test_extras():
         "sb3",
         "test",
         "torch",
+        "ray",
         "video",
     }
 

@@ -118,8 +118,8 @@ class PPO(OnPolicyAgent[PPOConfig]):
         advantage: Any,
         target: Any,
         old_value: Any,
-        allowed: Any = None,
         old_out: Any = None,
+        allowed: Any = None,
     ) -> dict[str, Any]:
         """L = L_policy + value_coef L_value - entropy_coef H of one minibatch, and its parts; the gradient: `grad`.
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from fastrl import set_num_threads
 from fastrl.agents.dqn import DQN
 from fastrl.agents.hyperparameters.distributed import ApeXConfig
 from fastrl.distributed.shard import Chunk
+from fastrl.kernels._core.arrays import assign
 from fastrl.replay import ReplayBuffer
 
 
@@ -88,7 +89,7 @@ class Actor:
     """Plays chunk after chunk.  The environment is made with the first one, whose error is then that of a call."""
 
     def __init__(self, made_of: tuple[Any, Any], config: ApeXConfig, number: int, seed: int) -> None:
-        torch.set_num_threads(1)
+        set_num_threads(1)
         env, network = made_of
         self._made_of = env, replace(config, seed=seed, device="cpu"), network, number * config.num_envs
         self._explorer: Explorer | None = None
@@ -101,7 +102,7 @@ class Actor:
         agent, (version, vector) = self._explorer, weights
         if version != self._version:
             for network in (agent.online, agent.target):
-                network.vector[...] = vector if isinstance(network.vector, np.ndarray) else torch.tensor(vector)
+                assign(network.vector, vector)
             self._version = version
         agent.steps = steps
         episodes, chunk = agent.play()

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from fastrl.agents.agent import Env
+from fastrl.agents.arrays import on_device
 from fastrl.agents.config import InputError
 from fastrl.agents.dqn import DQN
 from fastrl.agents.env_config import EnvConfig
@@ -141,7 +141,7 @@ class ApeX(DQN):
         beta = c.per_beta + (c.per_beta_end - c.per_beta) * done
         weights = (b.weights / b.weights.max()) ** np.float32(beta)
         b = b._replace(obs=self._inputs(b.obs), next_obs=self._inputs(b.next_obs), weights=weights)
-        return b if self._cpu else Batch(*(torch.tensor(x, device=self.device) for x in b))
+        return b if self._cpu else Batch(*(on_device(x.copy(), self.device) for x in b))
 
     @property
     def _weighted(self) -> bool:

@@ -403,5 +403,7 @@ def test_observations_of_any_width():
         def step(self, action):
             return np.full(space.shape, 200, np.uint8), 1.0, True, False, {}
 
-    agent = DQN(Screen(), hidden=(4,), batch_size=2, buffer_size=10, learning_starts=4).learn(8, progress=False)
+    agent = DQN(Screen(), network="mlp", hidden=(4,), batch_size=2, buffer_size=10, learning_starts=4).learn(
+        8, progress=False
+    )
     assert agent.online.sizes == (100_800, 4, 2) and agent.n_updates == 2

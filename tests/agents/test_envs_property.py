@@ -215,7 +215,7 @@ def test_a_rollout_holds_what_a_plain_loop_sees(given, seed):
         seen = [row for episode in tape.episodes[first:] for row in episode]
         assert len(seen) == real.sum()
         for t, (obs, action, reward, next_obs, terminated, truncated) in zip(np.flatnonzero(real), seen, strict=True):
-            assert rollout.obs[t, n].tobytes() == obs.astype(np.float32).tobytes()
+            assert rollout.obs[t, n].astype(np.float32).tobytes() == obs.astype(np.float32).tobytes()
             assert np.array_equal(np.clip(rollout.action[t, n], -1, 2 if rollout.policy.discrete else 1), action)
             assert rollout.reward[t, n] == np.float32(reward)
             assert (rollout.terminated[t, n], rollout.truncated[t, n]) == (terminated, truncated)

@@ -37,6 +37,7 @@ OWN = {
     "cem": {"population": 2, "elites": 1},
     "ppo": {"n_steps": 8, "epochs": 2},
     "trpo": {"n_steps": 8, "value_epochs": 2},
+    "q_prop": {"n_steps": 8, "value_epochs": 2, "batch_size": 8},
 }
 OWN |= {name: {"learning_starts": 10, "batch_size": 8} for name in OFF_POLICY}
 

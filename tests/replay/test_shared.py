@@ -153,6 +153,7 @@ def test_a_spawned_process():
     process.start()
     while process.is_alive():
         buffer.receive()
+    buffer.receive()
     assert buffer.transitions().reward.tolist() == list(range(30)) and process.exitcode == 0
 
 

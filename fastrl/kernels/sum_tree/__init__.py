@@ -117,7 +117,7 @@ class SumTree:
 
     def __setitem__(self, indices: Any, priorities: Any) -> None:
         """`update`, of a list or a slice of indices too, and then with a number or a list of priorities."""
-        if isinstance(indices, (list, tuple, range, slice)):
+        if isinstance(indices, (list, range, slice)):
             number = _arrays.is_number(priorities)
             if number or isinstance(priorities, (list, tuple)):
                 indices = self._listed(indices, self._is_torch)
@@ -165,7 +165,7 @@ class SumTree:
 
         Of a list or a slice it is of the kind that `sample` returns.
         """
-        if isinstance(indices, (list, tuple, range, slice)):
+        if isinstance(indices, (list, range, slice)):
             indices = self._listed(indices, self._is_torch)
         return self._core.get(indices)
 

@@ -23,7 +23,7 @@ def test_slices_and_lists_are_read(tree):
     assert values(tree) == p and tree.total == sum(p)
     for indices in (slice(3, 9), slice(None, None, 7), slice(-3, None), slice(9, 3), slice(15, 99), slice(5, 0, -2)):
         assert np.asarray(tree[indices]).tolist() == p[indices]
-    assert np.asarray(tree[[4, 1, 1]]).tolist() == np.asarray(tree[(4, 1, 1)]).tolist() == [4, 1, 1]
+    assert np.asarray(tree[[4, 1, 1]]).tolist() == [4, 1, 1]
     assert np.asarray(tree[[]]).tolist() == [] and np.asarray(tree[range(2, 6)]).tolist() == [2, 3, 4, 5]
     assert type(tree[:]) is type(tree.sample(1)[1])
 
