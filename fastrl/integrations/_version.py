@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
+
+version = cache(metadata.version)  # looking it up takes ten times as long as a kernel
 
 
 def untested(package: str, tested: str) -> str | None:

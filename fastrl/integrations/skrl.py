@@ -7,15 +7,20 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from skrl.memories.torch import RandomMemory as HostMemory
 from torch import Tensor
 
+from fastrl.integrations._version import untested
 from fastrl.kernels import gae, gather_rows
 
 __all__ = ["RandomMemory", "compute_gae"]
+
+if reason := untested("skrl", "2.1"):
+    warnings.warn(f"fastrl.integrations.skrl: {reason}", stacklevel=2)
 
 
 def compute_gae(
@@ -57,8 +62,12 @@ class RandomMemory(HostMemory):  # type: ignore[misc]
     """``skrl.memories.torch.RandomMemory`` whose samples of all tensors are gathered in one pass, on the CPU."""
 
     def sample_by_index(self, names: list[str], *, indexes: Any, mini_batches: int = 1) -> list[list[Tensor]]:
-        """The host's: for each mini-batch the rows ``[B, n]`` of each tensor, None for a name that there is not."""
-        if mini_batches > 1 or torch.device(self.device).type != "cpu" or not isinstance(indexes, Tensor):
+        """The host's: for each mini-batch the rows ``[B, n]`` of each tensor, None for a name that there is not.
+
+        Indexes of other kinds than int64 or int32 ``[B]`` >= 0, and several mini-batches, are the host's code's.
+        """
+        plain = isinstance(indexes, Tensor) and indexes.ndim == 1 and indexes.dtype in (torch.int64, torch.int32)
+        if mini_batches > 1 or torch.device(self.device).type != "cpu" or not plain or bool((indexes < 0).any()):
             found: list[list[Tensor]] = super().sample_by_index(names, indexes=indexes, mini_batches=mini_batches)
             return found
         known = [name for name in names if name in self.tensors]

@@ -56,3 +56,10 @@ def test_samples_are_the_hosts(mini_batches, sequence_length):
         assert mine[2] is theirs[2] is None
         assert torch.equal(mine[0], theirs[0]) and torch.equal(mine[1], theirs[1])
         assert mine[1].dtype == torch.int64
+
+
+def test_indexes_of_any_kind_are_the_hosts():
+    theirs, mine = memory(RandomMemory), memory(ours.RandomMemory)
+    for indexes in (torch.tensor([-1, 2]), torch.tensor([[0, 3], [4, 1]]), torch.arange(60) % 3 == 0):
+        a, b = (m.sample_by_index(["states"], indexes=indexes) for m in (theirs, mine))
+        assert torch.equal(a[0][0], b[0][0])

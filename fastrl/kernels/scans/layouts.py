@@ -13,12 +13,14 @@ _AXES = {"TN": "[T, N]", "NT": "[N, T]", "TN1": "[T, N, 1]", "NT1": "[N, T, 1]"}
 def call(op: Callable[..., Any], layout: Any, out: Any, **arguments: Any) -> Any:
     """``op(**arguments, out=out)``, of which all arrays and results are in `layout`."""
     name = op.__name__
-    if layout not in _AXES:
+    if not isinstance(layout, str) or layout not in _AXES:
         raise ValueError(f"{name}: layout must be one of {', '.join(_AXES)}, got {layout!r}")
     longer = layout.index("T") if arguments.get("next_values", 0) is None else None  # axis of T + 1 values
     shape: tuple[int, ...] | None = None
     for argument, x in arguments.items():
         shape = _check(f"{name}: {argument}", x, layout, shape, longer if argument == "values" else None)
+    for i, x in enumerate(out) if isinstance(out, (tuple, list)) else [(None, out)]:
+        _check(f"{name}: out" if i is None else f"{name}: out[{i}]", x, layout, shape, None)
     outs = tuple(_turned(x, layout) for x in out) if isinstance(out, (tuple, list)) else _turned(out, layout)
     found = op(**{argument: _turned(x, layout) for argument, x in arguments.items()}, out=outs)
     if out is not None:

@@ -121,11 +121,17 @@ class SumTree:
             number = _arrays.is_number(priorities)
             if number or isinstance(priorities, (list, tuple)):
                 indices = self._listed(indices, self._is_torch)
-                priorities = np.full(len(indices), priorities) if number else np.array(priorities, np.float64)
+                priorities = np.full(len(indices), priorities, np.float64) if number else self._numbers(priorities)
                 priorities = self._like_tree(priorities, self._is_torch)
             else:
                 indices = self._listed(indices, _arrays.is_tensor(priorities))
         self._core.update(indices, priorities)
+
+    def _numbers(self, priorities: Any) -> Any:
+        found = np.array(priorities, object)
+        if found.ndim != 1 or not all(map(_arrays.is_number, priorities)):
+            raise TypeError(f"sum_tree: priorities must be a number or a list of numbers, got {priorities!r:.100}")
+        return found.astype(np.float64)
 
     def _listed(self, indices: Any, tensor: bool) -> Any:
         """An array of the indices in a list or a slice."""

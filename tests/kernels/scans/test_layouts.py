@@ -76,6 +76,9 @@ def test_tensors_and_torch_compile(torch):
     assert all(torch.equal(x, y) for x, y in zip(compiled, found, strict=True))
 
 
+WRONG = np.zeros((7, 5), np.float32)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -84,14 +87,16 @@ def test_tensors_and_torch_compile(torch):
         ({"values": np.zeros((7, 5))}, "values must have shape (5, 7) like rewards, got (7, 5)"),
         ({"mask": np.zeros((5, 7, 1))}, 'mask must have shape [N, T], which is layout="NT", got (5, 7, 1)'),
         ({"values": np.zeros((5, 8))}, "values must have shape (5, 7) like rewards, got (5, 8)"),
+        ({"layout": ["NT"]}, "layout must be one of TN, NT, TN1, NT1, got ['NT']"),
+        ({"out": (WRONG, WRONG)}, "out[0] must have shape (5, 7) like rewards, got (7, 5)"),
         ({"gamma": 1.5}, "gamma must be in [0, 1], got 1.5"),
     ],
 )
 def test_errors(change, text):
-    kwargs = {"layout": "NT", **turned(rollout("gae", np.random.default_rng(9)), "NT"), **change}
     out = tuple(np.full((5, 7), np.nan, np.float32) for _ in range(2))
+    kwargs = {"layout": "NT", "out": out, **turned(rollout("gae", np.random.default_rng(9)), "NT"), **change}
     with pytest.raises(ValueError) as caught:
-        fastrl.gae(**kwargs, out=out)
+        fastrl.gae(**kwargs)
     assert str(caught.value) == f"gae: {text}"
     assert np.isnan(out).all()
 

@@ -34,6 +34,10 @@ def test_slices_and_lists_are_written(tree):
     wanted[2:5] = [0.5] * 3
     tree[[7, 7, 0]] = [1.0, 2.0, 3]
     wanted[7], wanted[0] = 2.0, 3.0
+    tree[[9, 8]] = 4
+    wanted[9] = wanted[8] = 4.0
+    tree[9:10] = np.float32(6)
+    wanted[9] = 6.0
     tree[[]] = []
     tree[18:] = tree[[4, 5]]
     wanted[18:] = [0.5, 5.0]
@@ -51,6 +55,9 @@ def test_slices_and_lists_are_written(tree):
         ([0, 1], [1.0], ValueError, "priorities must have shape"),
         (slice(0, 2), [1.0, -1.0], ValueError, r"priorities\[1\] is -1"),
         ([0], None, TypeError, "priorities must be"),
+        ([0], [None], TypeError, r"priorities must be a number or a list of numbers, got \[None\]"),
+        ([0, 1], ["a", 1.0], TypeError, "priorities must be a number or a list of numbers"),
+        ([0, 1], [[1.0], [1.0, 2.0]], TypeError, "priorities must be a number or a list of numbers"),
     ],
 )
 def test_errors_change_nothing(tree, indices, priorities, error, text):
