@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -84,6 +85,8 @@ class A3C(A2C):
 
     def _work(self, index: int) -> None:
         """What worker `index` does, in its own process: an agent of its own on the shared memory."""
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(1)  # its others are not there after a fork, and it would wait for them
         shared, c = self._shared, self.config
         assert shared is not None
         # The steps: a run that goes on begins other episodes than it began with.

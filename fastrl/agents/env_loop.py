@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -247,7 +247,7 @@ class EnvLoop:
         if self.masks is not None:
             source = self._sources[i]
             self.masks[i] = self._reader(None if source is None else source(info), ended)
-        elif KEY in info:
+        elif isinstance(info, Mapping) and KEY in info:
             raise InputError(f'{self.name}: info["{KEY}"] must be there at reset too, not only at step')
 
     def _row(self, obs: Any) -> Array:

@@ -118,7 +118,7 @@ class Envs:
             self.num_envs = len(self._open)
             self._loop = EnvLoop(self._open, self.name, space, self.action_space, flat, reader)
         self.vec: Any = self._open[0] if self._loop is None else self._loop
-        self.frame_stack = stacked_frames(self._open[0])  # frames in an observation
+        self.frame_stack = 1 if flat is not None else stacked_frames(self._open[0])  # frames in an observation
         self.episodes = 0  # that have ended
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the last of them
         self.ended: Sequence[tuple[float, int]] = ()  # of those that the last step ended

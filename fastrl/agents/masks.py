@@ -85,7 +85,7 @@ def method_of(env: Any) -> Callable[[], Any] | None:
 def source_of(env: Any, info: Any) -> Callable[[Any], Any] | None:
     """What gives a single environment's mask, of the info of its last reset or step; None: it has none."""
     if isinstance(info, Mapping) and KEY in info:
-        return lambda now: now.get(KEY)
+        return lambda now: now.get(KEY) if isinstance(now, Mapping) else None
     method = method_of(env)
     return None if method is None else lambda _: method()
 
@@ -131,14 +131,15 @@ class VectorMasks:
         ended = np.zeros_like(done) if same_step else done
         self.now = reached = self._read(info, ended, np.ones(self.n, np.bool_))
         if same_step and done.any():
-            final, reached = info.get("final_info"), reached.copy()
-            final = final if self._method is None and isinstance(final, Mapping) else {}
+            final = info.get("final_info") if self._method is None and isinstance(info, Mapping) else None
+            final, reached = final if isinstance(final, Mapping) else {}, reached.copy()
             reached[done] = self._rows(final, done, done)[done]
         return reached
 
     def _read(self, info: Any, ended: NDArray[np.bool_], which: NDArray[np.bool_]) -> Masks:
-        info = info if self._method is None else {KEY: self._method()}
-        return self._rows(info, ended, which)
+        if self._method is not None:
+            info = {KEY: self._method()}
+        return self._rows(info if isinstance(info, Mapping) else {}, ended, which)
 
     def _rows(self, info: Any, ended: NDArray[np.bool_], which: NDArray[np.bool_]) -> Masks:
         rows, there = info.get(KEY), info.get(f"_{KEY}", np.ones(self.n, np.bool_))

@@ -46,7 +46,8 @@ def threads_for(networks: Iterable[Any]) -> Iterator[None]:
     """Inside, one thread works if all `networks` are small ones on the CPU and nobody has chosen a number.
 
     Chosen is what `fastrl.set_num_threads`, FASTRL_NUM_THREADS, OMP_NUM_THREADS, MKL_NUM_THREADS or, if torch was
-    loaded before this module, ``torch.set_num_threads`` says.  Afterwards all is as before.
+    loaded before this module, ``torch.set_num_threads`` says.  What the first two say is torch's number, too, unless
+    the last says another.  Afterwards all is as before.
     """
     global _default_threads
     torch, before, of_environment = sys.modules.get("torch"), _torch_threads(), _of_environment()
@@ -54,16 +55,18 @@ def threads_for(networks: Iterable[Any]) -> Iterator[None]:
     vectors = [network.vector for network in networks]
     small = sum(map(len, vectors)) <= SMALL and all(isinstance(x, np.ndarray) for x in vectors)
     threads = of_environment if torch is None else 0  # which torch, and so the kernels, would heed
-    if _backend.chosen_threads() or before != _default_threads or not (threads or (small and not of_environment)):
+    chosen = _backend.chosen_threads()
+    n = chosen or threads or (1 if small and not of_environment else 0)
+    if not n or before != _default_threads:
         yield
         return
-    fastrl.set_num_threads(threads or 1)
+    fastrl.set_num_threads(n)
     if torch is not None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(n)
     try:
         yield
     finally:
-        fastrl.set_num_threads(0)
+        fastrl.set_num_threads(chosen)
         if torch is not None:
             torch.set_num_threads(before)
 

@@ -29,7 +29,8 @@ class OnPolicyAgent(Agent[C]):
             log_std=c.log_std,  # type: ignore[attr-defined]
             seed=c.seed,  # type: ignore[attr-defined]
             device=self.device,
-            network=self._ready_made or self._network,
+            network=self._network,
+            ready_made=self._ready_made,
             **settings,
         )
         self.rollout = Rollout(envs, self.policy, n_steps)

@@ -42,8 +42,9 @@ class ActorCritic:
     `actor` and `critic` are networks (`fastrl.MLP`); if `shared`, `actor` has one output more, V, and `critic` is None.
     `network` gives others instead: a torch module (or a function that makes one) ``[B, *observation] -> [B, K + 1]``
     whose last output is V, or {"actor": module ``-> [B, K]``, "critic": module ``-> [B, 1]``}; autograd trains them.
-    Their parameters and log_std are views of one `vector` (actor, log_std, critic), what `backward` writes is in
-    `grad`.  Arrays are NumPy's on the CPU and tensors on CUDA.  A copy (deepcopy, pickle) has a vector of its own.
+    `ready_made` ("nature", "impala") is the `Convolution` of that name.  Their parameters and log_std are views of one
+    `vector` (actor, log_std, critic), what `backward` writes is in `grad`.  Arrays are NumPy's on the CPU, tensors on
+    CUDA.  A copy (deepcopy, pickle) has a vector of its own.
 
     Weights are orthogonal and the actor's last layer small, so that training begins with a nearly uniform policy (Huang
     et al. 2022, "The 37 implementation details of proximal policy optimization").
@@ -63,6 +64,7 @@ class ActorCritic:
         seed: int = 0,
         device: str = "cpu",
         network: Any = None,
+        ready_made: str | None = None,
     ) -> None:
         self.device = device
         self.action_space, self.shared = action_space, shared
@@ -80,6 +82,10 @@ class ActorCritic:
         self.n_out = int(np.prod(action_space.shape or ()) if self.sizes is None else self.sizes.sum())
         self.actor: Any
         self.critic: Any = None
+        if ready_made is not None:
+            from fastrl.agents.convolution import policy_network  # needs torch
+
+            network = policy_network(ready_made, shape, self.n_out, critic)
         if network is None:
             self.actor = MLP((n_in, *hidden, self.n_out + shared), activation, device=device)
             if critic and not shared:
@@ -94,10 +100,6 @@ class ActorCritic:
 
     def _take_networks(self, given: Any, shape: Sequence[int], critic: bool, seed: int) -> None:
         own: dict[str, Any] = {"seed": seed, "device": self.device}
-        if isinstance(given, str):
-            from fastrl.agents.convolution import policy_network
-
-            given = policy_network(given, shape, self.n_out, critic)
         self.shared = critic and not isinstance(given, dict)
         if self.shared:
             self.actor = own_network(given, "network: policy and value", [shape], self.n_out + 1, **own)

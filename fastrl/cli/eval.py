@@ -98,11 +98,14 @@ def evaluate(
             print(f"evaluating: step {step:,} of episode {episode} of {episodes}", file=sys.stderr)
             last = time.monotonic() + 8
 
+    from fastrl.agents.networks import threads_for
+
     returns, cut = [], 0
     try:
-        for episode in agent._play(episodes, seed, env, max_steps, tick):
-            returns.append(episode.reward)
-            cut += episode.cut
+        with threads_for(agent._all_networks()):
+            for episode in agent._play(episodes, seed, env, max_steps, tick):
+                returns.append(episode.reward)
+                cut += episode.cut
     except KeyboardInterrupt:
         print(f"fastrl: interrupted after {len(returns)} of {episodes} episodes", file=sys.stderr)
     if cut:

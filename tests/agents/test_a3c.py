@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from fastrl.agents import A2C, A3C
+from fastrl.agents import A2C, A3C, networks
 from fastrl.agents.config import InputError
 from fastrl.agents.workers import Shared
 
@@ -94,6 +95,42 @@ def test_the_update_of_two_interleaved_workers_is_that_of_plain_torch():
     one._catch_up()
     two._catch_up()
     assert shared.steps.tolist() == [8 * 5, 12 * 5] and one.steps == two.steps == 100 == 5 * one.n_updates
+
+
+class Flat(gym.Env):
+    """Images ``[84, 84]`` of one colour."""
+
+    observation_space, action_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros((4, 84, 84), np.uint8), {}
+
+    def step(self, action):
+        return np.full((4, 84, 84), action, np.uint8), float(action), False, False, {}
+
+
+gym.register("FlatForTests-v0", Flat, max_episode_steps=10)
+
+
+def convolution():
+    layers = torch.nn.Conv2d(4, 16, 8, 4), torch.nn.ReLU(), torch.nn.Conv2d(16, 32, 4, 2), torch.nn.Flatten()
+    return torch.nn.Sequential(*layers, torch.nn.Linear(32 * 9 * 9, 3))
+
+
+def test_workers_convolve(monkeypatch):
+    """Though torch's threads, which have worked before the fork, are not there after it."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setattr(networks, "SMALL", 10)
+        agent = A3C("FlatForTests-v0", network=convolution, workers=2, worker_timeout=10.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a worker that hangs
+            agent.learn(10**6, progress=False, callback=lambda a: not a._shared.steps.all())
+        assert agent.n_updates >= 2 and not children()
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,12 @@ def test_frames_are_stored_once_and_training_goes_on_exactly(tmp_path):
         assert same(agent.learn(60, progress=False), straight)
 
 
+def test_stacks_that_are_flattened_are_no_frames():
+    env = EnvConfig("FrozenLake-v1", wrappers=["FrameStackObservation(stack_size=3)"])
+    agent = DQN(env, **DQN_SMALL).learn(30, progress=False)
+    assert agent.envs.observation_space.shape == (48,) and agent.buffer.frame_stack == 1 and agent.n_updates > 0
+
+
 def test_a_wrapper_around_the_stack_is_not_known_to_keep_it():
     from gymnasium.wrappers import FrameStackObservation, TransformObservation
 

@@ -221,6 +221,39 @@ def test_masks_that_cannot_be(last, text):
     assert "\n" not in str(error.value)
 
 
+class NoInfo(MaskedByMethod):
+    """An info that is no dict."""
+
+    def reset(self, **how):
+        return super().reset(**how)[0], None
+
+    def step(self, action):
+        return *super().step(action)[:4], None
+
+
+class Unmasked(NoInfo):
+    action_masks = None
+
+    def step(self, action):
+        self.mask[:] = True
+        return super().step(action)
+
+
+@pytest.mark.parametrize("env", [NoInfo, Unmasked])
+@pytest.mark.parametrize(("cls", "settings"), [(DQN, DQN_SMALL), (PPO, ON_POLICY), (A2C, ON_POLICY)])
+def test_an_info_that_is_no_dict_holds_no_mask(cls, settings, env):
+    agent = cls(env(), **settings).learn(40, progress=False)
+    assert agent.n_updates > 0 and (agent.envs.allowed is None) == (env is Unmasked)
+    assert len(agent.evaluate(1, env=env())) == 1
+
+
+def test_a_mask_that_is_there_at_reset_only():
+    env = Masked()
+    env.step = lambda action: (np.zeros(K + 1, np.float32), 0.0, False, False, None)
+    with pytest.raises(InputError, match=r"action_mask.* must be there at every reset and step, but is missing"):
+        PPO(env, **ON_POLICY).learn(20, progress=False)
+
+
 class Several(gym.Env):
     """Two parts, of which the second one's values are masked."""
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrl.agents import DDPG, DQN, NAF, SAC, TD3, InputError
+from fastrl.agents import CEM, DDPG, DQN, NAF, REINFORCE, SAC, TD3, TRPO, InputError, QProp
 from fastrl.agents.torch_networks import TorchNetwork
 from fastrl.kernels import MLP
 
@@ -133,6 +133,13 @@ def test_networks_that_cannot_work(cls, network, text):
     with pytest.raises(InputError, match=rf"^{cls.__name__}: {text}") as error:
         cls("Pendulum-v1" if cls is not DQN else "CartPole-v1", **SMALL, network=network)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["nature", "nonsense"])
+@pytest.mark.parametrize("cls", [REINFORCE, CEM, TRPO, QProp])
+def test_names_of_networks_are_those_of_agents_that_have_them(cls, name):
+    with pytest.raises(InputError, match=r"^network: .* must be a torch.nn.Module or a function .*, got str$"):
+        cls("Pendulum-v1", hidden=(8,), network=name)
 
 
 def test_dueling_belongs_to_the_mlp():

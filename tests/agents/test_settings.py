@@ -10,6 +10,8 @@ import pytest
 import torch
 from algorithms import DEEP
 
+import fastrl
+from fastrl import _backend
 from fastrl.agents import (
     A2C,
     ALGORITHMS,
@@ -26,6 +28,7 @@ from fastrl.agents import (
 )
 from fastrl.agents.off_policy import OffPolicyAgent
 from fastrl.agents.policies import box_units
+from fastrl.cli.eval import evaluate
 
 ALL = pytest.mark.parametrize("cls", DEEP.values(), ids=DEEP)
 OFF_POLICY = [name for name, cls in ALGORITHMS.items() if issubclass(cls, OffPolicyAgent)]
@@ -296,6 +299,28 @@ def test_threads_of_small_networks(chosen, monkeypatch):
         assert set(seen) == {3}
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_chosen_number_of_threads_is_torchs_too(monkeypatch):
+    """As that of --threads, in the evaluation at the end as well."""
+    agent = PPO("CartPole-v1", network=torch.nn.Linear(4, 3), num_envs=2, n_steps=16)
+    before, chosen, seen = torch.get_num_threads(), _backend.chosen_threads(), []
+    look = lambda *_: seen.append(torch.get_num_threads())  # noqa: E731
+    try:
+        torch.set_num_threads(3)
+        monkeypatch.setattr(networks, "_default_threads", 3)
+        for n, small in ((2, 10), (1, 10), (2, networks.SMALL)):
+            monkeypatch.setattr(networks, "SMALL", small)
+            fastrl.set_num_threads(n)
+            agent.learn(agent.steps + 32, progress=False, callback=look)
+            evaluate(agent, 1, 0, 5, gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda r: look() or r))
+            assert (
+                len(seen) > 16 and set(seen) == {n} and torch.get_num_threads() == 3 and _backend.chosen_threads() == n
+            )
+            seen.clear()
+    finally:
+        torch.set_num_threads(before)
+        fastrl.set_num_threads(chosen)
 
 
 # ---- what people see ---------------------------------------------------------------------------------------------
