@@ -28,7 +28,7 @@ def learn(env: str, steps: int, seeds: int) -> None:
     from fastrl.distributed import ApeX
 
     for seed in range(seeds):
-        kept = RESULTS / env / f"seed{seed}.csv"
+        kept = RESULTS / (env if steps == 100_000 else f"{env}-{steps}") / f"seed{seed}.csv"
         if kept.exists():
             continue
         with tempfile.TemporaryDirectory() as folder, ApeX(env, seed=seed) as agent:

@@ -75,7 +75,7 @@ def faults(pages, sizes):
 
 def public_names(root):
     """The names of `__all__` of the packages that the reference is of; read, not imported."""
-    for package in ("kernels", "replay", "agents", "envs", "integrations/sb3"):
+    for package in ("kernels", "replay", "agents", "envs", "distributed", "integrations/sb3"):
         path = root / "fastrl" / package / "__init__.py"
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":

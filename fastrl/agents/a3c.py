@@ -70,6 +70,7 @@ class A3C(A2C):
         shared.vector[:], shared.square_avg[:] = self.policy.vector, self.optimizer.square_avg
         shared.steps[0], shared.updates[0] = self.steps, self.n_updates
         self._share(shared, 0)
+        self._parent = os.getpid()
         self._workers = Workers(shared, self._work, timeout=self.config.worker_timeout)
 
     def _end_workers(self) -> None:
@@ -92,10 +93,10 @@ class A3C(A2C):
         # The steps: a run that goes on begins other episodes than it began with.
         seed = int(np.random.SeedSequence([c.seed, 3, index, self.steps]).generate_state(1)[0])
         agent = type(self)(self._made_from, replace(c, seed=seed, workers=1), network=self._network)
-        agent.schedule_steps, parent = self.schedule_steps, os.getppid()
+        agent.schedule_steps = self.schedule_steps
         agent._share(shared, index)
         with contextlib.closing(agent):
-            while not shared.stopped and shared.steps.sum() < self.total_steps and os.getppid() == parent:
+            while not shared.stopped and shared.steps.sum() < self.total_steps and os.getppid() == self._parent:
                 agent._iterate()
 
     def _iterate(self) -> None:

@@ -6,7 +6,7 @@ The update is DQN's own: `fastrl.agents.dqn`.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -75,7 +75,10 @@ class ApeX(DQN):
             try:
                 return super().learn(*args, **kwargs)
             finally:
-                self._fleet = self._drawn = None
+                fleet, self._fleet, self._drawn = self._fleet, None, None
+                if fleet is not None:
+                    with suppress(Exception):  # what ended the run says more than a cluster that is gone
+                        fleet.close()
 
     def _begin(self, schedule_steps: int) -> None:
         super()._begin(schedule_steps)

@@ -68,7 +68,7 @@ class Fleet:
         self.lost = Lost()
         self.drawn: deque[Drawn] = deque()
         self.refill = False
-        """Has a shard been lost since this was last set to False?"""
+        """Have transitions been lost since this was last set to False?"""
         self._pending: dict[Any, tuple[str, _Member, Any]] = {}  # what is called, whom, and what for
         self._weights: Any = None
         self._rng = np.random.default_rng([config.seed, 3])
@@ -136,28 +136,28 @@ class Fleet:
     def poll(self, timeout: float) -> list[Report]:
         """What has come meanwhile, waiting for the first for `timeout` seconds.
 
-        Raises what a call raised (an error of the environment), and RuntimeError if nothing lives any more.
+        Raises what a call raised (an error of the environment), and RuntimeError if nothing lives any more, or if what
+        was raised cannot be sent to this process.
         """
         ray, reports = self._ray, []
         ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout) if self._pending else ([], [])
+        if not self._pending:
+            time.sleep(timeout)
         if ready:
             ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
         elif time.monotonic() - self._last_sign > self.config.timeout:
-            raise RuntimeError(f"no actor and no shard has answered for {self.config.timeout:g} s (timeout)")
+            raise RuntimeError(
+                f"no actor and no shard has answered for {self.config.timeout:g} s (timeout); has the cluster "
+                f"{self.config.actors} free CPUs?"
+            )
         for ref in ready:
             what, member, about = self._pending.pop(ref)
             member.calls -= 1
             self._requests -= what == "sample"
             try:
                 value = ray.get(ref, timeout=60)
-            except ray.exceptions.RayTaskError as error:
-                if not isinstance(error.cause, ray.exceptions.RayError):
-                    raise error.cause from None
-                self._failed(what, member, about, gone=False)  # the object store has lost what it was called with
-            except ray.exceptions.RayActorError:
-                self._failed(what, member, about, gone=True)
-            except ray.exceptions.RayError:
-                self._failed(what, member, about, gone=False)
+            except ray.exceptions.RayError as error:
+                self._raised(what, member, about, error)
             else:
                 self._deaths, self._last_sign = 0, time.monotonic()
                 if what == "collect":
@@ -183,13 +183,34 @@ class Fleet:
         self._next_shard += 1
         self._call("add", shard, shard.handle.add.remote(chunk), (chunk, transitions))
 
-    def _failed(self, what: str, member: _Member, about: Any, gone: bool) -> None:
+    def _raised(self, what: str, member: _Member, about: Any, error: Any) -> None:
+        """Go on without what a fault of the machines has cost; raise what the call itself raised."""
+        faults = self._ray.exceptions
+        cause = error.cause if isinstance(error, faults.RayTaskError) else error
+        why = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        if isinstance(error, faults.RayActorError):
+            self._failed(what, member, about, why, gone=True)
+        elif isinstance(cause, (faults.RayActorError, faults.ObjectLostError, faults.GetTimeoutError)):
+            self._failed(what, member, about, why, gone=False)  # the store has lost what it was called with, or gave
+        elif isinstance(cause, faults.RayError):  # one of the environment's, perhaps, that does not travel
+            raise RuntimeError(f"{member.kind} {member.number}: {cause}") from None
+        else:
+            raise cause from None
+
+    def close(self) -> None:
+        """End all actors and shards, also where somebody still holds them."""
+        for member in (*self.actors, *self.shards):
+            self._ray.kill(member.handle)
+
+    def _failed(self, what: str, member: _Member, about: Any, why: str, gone: bool) -> None:
         """Replace who died, and call again what can be."""
         group = self.actors if member.kind == "actor" else self.shards
         if gone and group[member.number] is member:
             self._deaths += 1
             if self._deaths > 10 * (len(self.actors) + len(self.shards)):
-                raise RuntimeError(f"{self._deaths} actors and shards have died one after another without an answer")
+                raise RuntimeError(
+                    f"{self._deaths} actors and shards have died one after another without an answer, the last: {why}"
+                )
             group[member.number] = self._new(member.kind, member.number)
             if member.kind == "actor":
                 self.lost.actors += 1
@@ -198,10 +219,11 @@ class Fleet:
                 self.lost.transitions += member.held.size
                 self.refill = True
                 self.drawn = deque(d for d in self.drawn if d.shard is not member)
-            warnings.warn(f"{member.kind} {member.number} has died and was replaced", stacklevel=2)
+            warnings.warn(f"{member.kind} {member.number} has died and was replaced: {why}", stacklevel=2)
         if what == "collect":
             self.collect(self.actors[member.number], about[1])
         elif what == "add" and gone:
             self._store(*about)
         elif what == "add":
             self.lost.transitions += about[1]
+            self.refill = True

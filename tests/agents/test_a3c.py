@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from processes import descendants, running_in_group
 
 from fastrl.agents import A2C, A3C, networks
 from fastrl.agents.config import InputError
@@ -49,11 +50,6 @@ for trouble in ("dies", "hangs", "raises"):
     gym.register(f"{trouble}-v0", Troubled, kwargs={"trouble": trouble}, max_episode_steps=50)
 
 
-def children():
-    found = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,comm="], capture_output=True, text=True)
-    return [line for line in found.stdout.splitlines() if "ps" not in line]
-
-
 def test_with_one_worker_it_is_a2c_with_rmsprop():
     """Which another test holds against torch's."""
     ours = A3C("CartPole-v1", **SMALL, seed=3).learn(500, progress=False)
@@ -63,13 +59,13 @@ def test_with_one_worker_it_is_a2c_with_rmsprop():
 
 
 def test_two_workers_update_the_same_parameters_and_statistics():
-    before = children()
+    before = descendants(os.getpid())
     agent = A3C("CartPole-v1", **SMALL, workers=2, seed=3)
     seen = []
     agent.learn(3000, progress=False, callback=lambda a: seen.append(a._shared.steps.copy()))
     assert (seen[-1] > 100).all() and agent.steps >= 3000 and agent.n_updates == agent.steps // 5
     assert agent.optimizer.vector is agent.policy.vector and (agent.optimizer.square_avg > 0).any()
-    assert children() == before  # none is left
+    assert descendants(os.getpid()) == before  # none is left
     steps = agent.steps
     agent.learn(steps + 500, progress=False)  # goes on with others
     assert agent.steps >= steps + 500 and np.isfinite(agent.policy.vector).all()
@@ -144,20 +140,20 @@ def test_workers_convolve(monkeypatch):
     ],
 )
 def test_a_worker_that_is_dead_or_hangs_does_not_stop_the_run(trouble, text, tmp_path):
-    before = children()
+    before = descendants(os.getpid())
     agent = A3C(f"{trouble}-v0", **SMALL, workers=2, worker_timeout=0.5)
     slow = lambda _: time.sleep(0.001)  # noqa: E731
     with pytest.warns(UserWarning, match=text):
         agent.learn(2000, progress=False, folder=tmp_path, callback=slow)
-    assert agent.steps >= 2000 and A3C.load(tmp_path).steps == agent.steps and children() == before
+    assert agent.steps >= 2000 and A3C.load(tmp_path).steps == agent.steps and descendants(os.getpid()) == before
 
 
 def test_an_error_of_a_worker_ends_the_run_and_the_checkpoint_is_whole(tmp_path):
-    before = children()
+    before = descendants(os.getpid())
     agent = A3C("raises-v0", **SMALL, workers=2)
     with pytest.raises(InputError, match=r"^worker 1: RuntimeError: no more steps$"):
         agent.learn(10**6, progress=False, folder=tmp_path)
-    assert children() == before
+    assert descendants(os.getpid()) == before
     assert 0 < A3C.load(tmp_path).steps <= agent.steps
 
 
@@ -176,16 +172,10 @@ def test_no_worker_outlives_the_run(number, code, tmp_path):
         time.sleep(0.05)
     run.send_signal(number)
     assert run.wait(60) == code
-    while group(run.pid) and time.monotonic() < until:
+    while running_in_group(run.pid) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not group(run.pid)
+    assert not running_in_group(run.pid)
     assert A3C.load(tmp_path / "run").steps >= 2000
-
-
-def group(number):
-    """The processes of a group that have not ended."""
-    listed = subprocess.run(["ps", "-e", "-o", "pgid=,stat="], capture_output=True, text=True).stdout.splitlines()
-    return [line for line in listed if line.split()[0] == str(number) and not line.split()[1].startswith("Z")]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +185,7 @@ def group(number):
         ({"worker_timeout": 0.0}, "worker_timeout must be .*, got 0"),
         ({"optimizer": "adam"}, "optimizer must be .*, got 'adam'"),
         ({"normalize_obs": True}, "normalize_obs must be .*, got True"),
+        ({"normalize_rewards": True, "workers": 2}, "normalize_rewards must be False with several workers, got True"),
     ],
 )
 def test_bad_settings_are_named(settings, text):

@@ -179,6 +179,11 @@ class A3CConfig(A2CConfig):
         check_range(self, 1e-3, 1e9, "worker_timeout")
         if self.normalize_obs:
             raise InputError("A3CConfig: normalize_obs must be False, got True: workers' statistics would differ")
+        if self.normalize_rewards and self.workers > 1:
+            raise InputError(
+                "A3CConfig: normalize_rewards must be False with several workers, got True: workers' statistics would "
+                "differ"
+            )
 
 
 @dataclass(frozen=True)
