@@ -124,7 +124,7 @@ def test_workers_convolve(monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # of a worker that hangs
             agent.learn(10**6, progress=False, callback=lambda a: not a._shared.steps.all())
-        assert agent.n_updates >= 2 and not children()
+        assert agent.n_updates >= 2 and not descendants(os.getpid())
     finally:
         torch.set_num_threads(before)
 
