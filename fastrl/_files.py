@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -123,11 +123,12 @@ def temporary(path: Path, mode: int | None) -> tuple[Path, BinaryIO]:
         return new, open(fd, "wb")
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of `path` whose writers are dead."""
+def remove_leftovers(path: Path, spared: Collection[str] = ()) -> None:
+    """Remove the temporary files of `path` whose writers are dead; not even opened are those of the paths `spared`."""
     ours = re.compile(rf"\.{re.escape(path.name[:50])}\.[0-9a-f]{{16}}\.fastrl-tmp")
     try:
         names = [name for name in os.listdir(path.parent) if ours.fullmatch(name)]
+        names = [name for name in names if str(path.with_name(name)) not in spared]
     except OSError:  # a folder that cannot be listed can still be written to
         return
     for name in names:

@@ -18,7 +18,7 @@ from fastrl.kernels import SumTree
 from fastrl.replay import checks
 from fastrl.replay import state as states
 from fastrl.replay.batch import Batch, to_device
-from fastrl.replay.mapped import Folder
+from fastrl.replay.mapped import Closed, Folder
 from fastrl.replay.saved import Saved
 from fastrl.replay.shared import Lanes, ReplayWriter
 from fastrl.replay.spaces import Space
@@ -59,8 +59,9 @@ class ReplayBuffer(Saved):
         TypeError: a space that has other parts than arrays of numbers, or a `capacity` or `num_envs` that is no int.
         ValueError: a number out of range, spaces that are no such stacks, `store_next_obs` with stacks, an unknown
             device, or a `storage` with something else in it, which is left as it was.
-        OSError: no room on the disk of `storage`, or another process has it open (BlockingIOError).
-        RuntimeError: `device` given, but torch or that device missing.
+        OSError: no room on the disk of `storage`, no folder to make it in, or another process has it open
+            (BlockingIOError).
+        RuntimeError: `device` given, but torch or that device missing; `storage` on Windows.
         MemoryError: with the sum; a buffer larger than the memory of this machine, which fills as it is used, is a
             warning.
 
@@ -156,8 +157,9 @@ class ReplayBuffer(Saved):
         return len(self._tree)
 
     def __repr__(self) -> str:
+        held = "closed" if isinstance(self._tree, Closed) else f"{len(self)} transitions"
         return (
-            f"fastrl.{type(self).__name__}({len(self)} transitions, capacity={self.capacity}, "
+            f"fastrl.{type(self).__name__}({held}, capacity={self.capacity}, "
             f"num_envs={self.num_envs}, obs={self._obs}, action={self._action})"
         )
 
@@ -303,9 +305,9 @@ class ReplayBuffer(Saved):
             steps: int >= 1: those that a writer may be ahead before it waits.
 
         Raises:
-            ValueError: `n` does not divide num_envs, or the buffer has writers already.
+            ValueError: `n` does not divide num_envs, or the buffer has writers already or is closed.
             OSError: no room in the shared memory.
-            RuntimeError: an install without the compiled extension.
+            RuntimeError: an install without the compiled extension, or Windows.
         """
         n, steps = checks.check_int("n", n), checks.check_int("steps", steps)
         if self.num_envs % n:
@@ -313,6 +315,7 @@ class ReplayBuffer(Saved):
         if self._lanes is not None:
             raise ValueError("replay.writers: the buffer has writers already")
         with self._lock:
+            len(self._tree)  # a closed buffer says so
             # `_publish` of sequences sees no row twice.
             self._lanes = Lanes(self._obs, self._action, self.num_envs, n, min(steps, self._most))
         _fork.children.add(self._lanes)
@@ -323,7 +326,7 @@ class ReplayBuffer(Saved):
         if self._lanes is None:
             return 0
         with self._lock:
-            return self._lanes.receive(self._write_lane)
+            return self._lanes.receive(self._store, self._write_lane)
 
     def _write_lane(self, steps: int, first: int, envs: int, items: list[Any]) -> None:
         rows, priorities = np.empty(2 * steps * envs, np.int64), np.empty(2 * steps * envs)
@@ -335,19 +338,35 @@ class ReplayBuffer(Saved):
             raise
 
     def new_episodes(self) -> None:
-        """The next transition of every environment begins an episode: they were reset without an end being added."""
+        """The next transition of every environment begins an episode: they were reset without an end being added.
+
+        Of a writer's environments that is the first one that it has not added yet.
+        """
         with self._lock:
-            self._store.broken[:] = True
+            self.receive()
+            self._break_episodes()
+
+    def _break_episodes(self) -> None:
+        self._store.broken[:] = True
+        if self._lanes is not None:
+            self._lanes.begins[:] = True
 
     def clear(self) -> None:
-        """Forget all transitions; the generator and the schedule of beta go on, and old `indices` are stale."""
+        """Forget all transitions, those that writers have added included; what comes next begins episodes.
+
+        The generator and the schedule of beta go on, and old `indices` are stale.
+        """
         with self._lock:
-            self._tree.clear()
-            self._store.start[:] = self._store.counts
-            self._store.broken[:] = True
-            self._new_priority = 1.0
-            self._store.set_columns(self._store.columns)  # a ring without extras
-            self._ring = self._store.ring
+            self.receive()
+            self._clear()
+
+    def _clear(self) -> None:
+        self._tree.clear()
+        self._store.start[:] = self._store.counts
+        self._break_episodes()
+        self._new_priority = 1.0
+        self._store.set_columns(self._store.columns)  # a ring without extras
+        self._ring = self._store.ring
 
     def sample(self, batch_size: int) -> Batch:
         """Draw `batch_size` transitions, with replacement.  The arrays are new and the caller's own.

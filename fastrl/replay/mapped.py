@@ -43,20 +43,33 @@ class Folder:
 
     Raises:
         ValueError: something else than such a buffer is there, or it is damaged.
-        OSError: the disk is too small, or another process has the folder open (BlockingIOError).
+        OSError: there is no folder to make it in, the disk is too small, or another process has it open
+            (BlockingIOError).
+        RuntimeError: a system without locks that end with the process.
     """
 
     def __init__(self, path: str | os.PathLike[str], config: dict[str, Any], specs: Sequence[Spec]) -> None:
+        if fcntl is None:
+            raise RuntimeError(
+                "replay: storage needs Linux or macOS, whose locks keep other processes out of the folder"
+            )
         self.path = Path(os.path.realpath(path))
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"replay: storage must be a folder, but {self.path} is a file")
+        if not self.path.parent.is_dir():
+            text = f"replay: storage={str(path)!r} cannot be made, there is no folder"
+            raise FileNotFoundError(errno.ENOENT, text, str(self.path.parent))
         specs = [*specs, ("added", (config["num_envs"],), np.int64)]
         if not self.path.is_dir() or not os.listdir(self.path):
             _make(self.path, specs)
         if not (self.path / "added.npy").is_file():
             raise ValueError(f"replay: {self.path} is neither empty nor the folder of a replay buffer")
+        self.columns: list[Array] = []
+        self.added: Any = None
         self._opened: Any = None
         self._lock: int | None = _locked(self.path)
         try:
-            self.is_new = not (self.path / "state").exists() and not np.load(self.path / "added.npy").any()
+            self.is_new = not self.has_state() and not np.load(self.path / "added.npy").any()
             if not self.is_new:
                 with self._open_state() as file:
                     states.check_config(storage.Reader(file).header, config)
@@ -73,8 +86,15 @@ class Folder:
         except FileNotFoundError:
             raise ValueError("damaged: it has no state; a load into it may have been interrupted") from None
 
+    def has_state(self) -> bool:
+        """Whether it can be opened again: not between `enter` and the next flush."""
+        return (self.path / "state").exists()
+
     def read(self, config: dict[str, Any], priorities: Array, most: int, frames: int, every: bool) -> Any:
-        """The header and arrays as `states.read` gives them, without the rows that newer transitions have taken."""
+        """The header and arrays as `states.read` gives them, without the rows that newer transitions have taken.
+
+        Episodes go on if it was closed; else what follows the flush is lost, and the environments with the process.
+        """
         columns, N = self.columns, len(self.added)
         cursors = np.zeros((N, *columns[0].shape[1:]), columns[0].dtype)
         with self._open_state() as file:
@@ -95,6 +115,8 @@ class Folder:
         arrays[2 + len(columns)] = extras = extras[held[marks]]
         marks &= held
         header.update(start=start.tolist(), extras=len(extras))
+        if not closed:
+            header["broken"] = [True] * N
         self._opened = header, stored, arrays[1 + len(columns) :], counts % slots * N + np.arange(N)
         return header, arrays
 
@@ -106,7 +128,7 @@ class Folder:
 
     def _write(self, header: dict[str, Any], stored: list[Array], sides: list[Array], *, closed: bool) -> None:
         for column in (*self.columns, self.added):
-            column.base.flush()  # type: ignore[union-attr]
+            column.base.flush()
         rows = saved_rows(np.array(header["added"]), len(self.columns[0]) // len(self.added) - 1)
         stored = [stored[0][:rows], stored[1], *(a[:rows] if a.dtype == np.bool_ else a for a in sides)]
         storage.write(self.path / "state", {**header, "closed": closed}, stored)
@@ -133,7 +155,8 @@ class Folder:
         return self.columns
 
     def release(self) -> None:
-        """Let other processes open it.  Of a forked child: the parent keeps it."""
+        """Unmap the files, and let other processes open them.  Of a forked child: the parent keeps it."""
+        self.columns, self.added, self._opened = [], None, None
         if self._lock is not None:
             os.close(self._lock)
         self._lock = None
@@ -213,7 +236,7 @@ def _make(path: Path, specs: Sequence[Spec]) -> None:
                     if hasattr(os, "posix_fallocate"):
                         os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
                 del column
-            os.replace(new, path) if os.name != "nt" or not path.exists() else _replace_empty(new, path)
+            os.replace(new, path)
         except BaseException as error:
             shutil.rmtree(new, ignore_errors=True)
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -222,11 +245,6 @@ def _make(path: Path, specs: Sequence[Spec]) -> None:
                 raise OSError(errno.ENOSPC, text, str(path)) from None
             raise
     _files.fsync(path.parent)
-
-
-def _replace_empty(new: Path, path: Path) -> None:
-    path.rmdir()
-    os.replace(new, path)
 
 
 def _regular(path: Path) -> Path:
@@ -260,8 +278,6 @@ def _map(folder: Path, name: str, shape: tuple[int, ...], dtype: Any, mode: Any 
 def _locked(folder: Path) -> int:
     """A file that is locked as long as it is open, however its process ends."""
     fd = os.open(folder / "added.npy", os.O_RDWR)
-    if fcntl is None:
-        return fd
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

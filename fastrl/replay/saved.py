@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from typing import Any, BinaryIO
 
@@ -38,6 +40,7 @@ class Saved:
     _torch: Any
     _folder: Any
     _path: Any
+    _lanes: Any
 
     def _make_storage(self) -> None:
         raise NotImplementedError
@@ -45,7 +48,7 @@ class Saved:
     def receive(self) -> int:
         raise NotImplementedError
 
-    def clear(self) -> None:
+    def _clear(self) -> None:
         raise NotImplementedError
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -67,8 +70,8 @@ class Saved:
 
         Whatever raises leaves the buffer as it was, but for a file that changes or fails while it is read, and Ctrl-C,
         after which it may be empty.  Transitions are read into their places, without a second copy.  With seed=None the
-        default generator is set back as well.  Files of before `store_next_obs` are read too; their transitions get new
-        numbers.
+        default generator is set back as well.  The next step of every writer begins an episode.  Files of before
+        `store_next_obs` are read too; their transitions get new numbers.
 
         Raises:
             ValueError: not a file of `save`; cut off or changed since; or of a buffer with another class, capacity,
@@ -77,11 +80,14 @@ class Saved:
             OSError: the file cannot be read.
         """
         if isinstance(path, (str, os.PathLike)):
+            if os.path.isdir(path):
+                text = "replay.load: a file of `save` is needed; a folder is opened by storage="
+                raise IsADirectoryError(errno.EISDIR, text, str(path))
             with open(path, "rb") as file:
                 return self.load(file)
-        where = f"replay.load: {path.name}"
+        where, own = f"replay.load: {path.name}", self._store.columns
         try:
-            reader, own = storage.Reader(path), self._store.columns
+            reader = storage.Reader(path)
             # The large ones are read to where they are once all is known to be good, so that there is no second copy.
             large = [] if reader.header.get("layout", 1) == 1 else [0, 1, *[6] * self._store.apart]
             columns = [x if i in large else np.zeros(x.shape, x.dtype) for i, x in enumerate(own)]
@@ -102,11 +108,24 @@ class Saved:
                 for i in large:
                     own[i][used[0] : used[1]] = 0  # as in a buffer that never had more
 
-            self._set_state(header, arrays, fill)
-            if self._folder is not None:
-                self.flush()
+            self._load_state(header, arrays, fill)
         except states.DAMAGES as error:
             raise ValueError(f"{where} is {states.damage(error)}") from None
+
+    def _load_state(self, header: dict[str, Any], arrays: list[NDArray[Any]], fill: Any) -> None:
+        with self._lock:
+            self.receive()  # what writers have added until now is forgotten with the rest
+            try:
+                self._set_state(header, arrays, fill)
+            except BaseException:
+                if self._folder is not None and not self._folder.has_state():
+                    with contextlib.suppress(OSError):
+                        self._write_folder(closed=False)  # of an empty buffer: else nothing could open the folder again
+                raise
+            if self._lanes is not None:
+                self._lanes.begins[:] = True
+            if self._folder is not None:
+                self.flush()
 
     def _open_folder(self) -> None:
         folder, store = self._folder, self._store
@@ -130,6 +149,7 @@ class Saved:
 
         If the process is killed at any later moment, the folder has the transitions of now when it is next opened, but
         for those whose places newer ones have taken since and the oldest one of each environment that has its share.
+        What is added then begins episodes.
         Should the machine itself go down while transitions are added, they may be damaged: for that there is `save`.
 
         Raises:
@@ -141,15 +161,27 @@ class Saved:
     def _flush(self, *, closed: bool) -> None:
         self.receive()
         with self._lock:
-            header, arrays = self._state()  # first, as a closed buffer says so
-            if self._folder is None:
-                raise ValueError("replay.flush: the buffer is in memory, it has no storage folder")
-            self._folder.write(header, arrays, self._store.cursor, closed=closed)
+            self._write_folder(closed=closed)
+
+    def _write_folder(self, *, closed: bool) -> None:
+        header, arrays = self._state()  # first, as a closed buffer says so
+        if self._folder is None:
+            raise ValueError("replay.flush: the buffer is in memory, it has no storage folder")
+        self._folder.write(header, arrays, self._store.cursor, closed=closed)
 
     def close(self) -> None:
-        """`flush`, and let go of the `storage` folder: another buffer may open it, and this one can be used no more."""
-        self._flush(closed=True)
-        self._leave("the buffer is closed")
+        """`flush`, and let go of the `storage` folder: another buffer may open it, and this one can be used no more.
+
+        Its writers raise RuntimeError from then on.  A buffer that opens the folder goes on in the middle of episodes:
+        call its `new_episodes` if the environments were reset.
+        """
+        with self._lock:  # no thread adds in between, which would be lost
+            self._flush(closed=True)
+            if self._lanes is not None:
+                self._lanes.close()
+                if self.receive():  # what writers have added meanwhile
+                    self._flush(closed=True)
+            self._leave("the buffer is closed")
 
     def _leave(self, closed: str) -> None:
         self._folder.release()
@@ -199,7 +231,7 @@ class Saved:
                 elif fill is not None:
                     fill()
             except BaseException:
-                self.clear()
+                self._clear()
                 raise
             self._store.set_arrays(header["added"], header["start"], header["broken"], columns + arrays[n:])
             self._ring = self._store.ring

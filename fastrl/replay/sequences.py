@@ -228,10 +228,9 @@ class SequenceReplay(PrioritizedReplay):
     def _forget_runs(self, envs: Any = slice(None)) -> None:
         self._run[envs], self._is_whole[envs], self._is_over[envs] = 0, True, False
 
-    def clear(self) -> None:
-        with self._lock:
-            super().clear()
-            self._forget_runs()
+    def _clear(self) -> None:
+        super()._clear()
+        self._forget_runs()
 
     def _batch(self, rows: Rows, weights: Any) -> SequenceBatch:
         store, shape = self._store, (len(rows), self._steps)

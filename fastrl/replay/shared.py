@@ -8,9 +8,11 @@ nobody looks at.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl import _backend, _files
+from fastrl import _backend, _files, _fork
 from fastrl.replay import checks
 from fastrl.replay.spaces import Space
 
@@ -31,6 +33,11 @@ except ImportError:  # Windows
 Array = NDArray[Any]
 _COUNTERS = 64 * 3  # bytes: committed, taken, the pid of the buffer's process; each in a cache line
 _WAIT = 2e-4  # seconds between two looks at a full lane
+# The files of attached lanes, and the process of each.  POSIX locks are a process's: they keep no second writer of it
+# out, and any descriptor of the file that it closes ends them.
+_attached: dict[str, int] = {}
+_attaching = threading.Lock()
+_fork.guarded.add(_attaching)
 # What each argument of `add` may be besides an array, of one environment.
 _INTS, _REALS, _FLAGS = (int, np.int64), (int, float, np.float32, np.float64), (bool, np.bool_)
 _OPTIONAL = (bool, np.bool_, type(None))
@@ -78,7 +85,7 @@ class ReplayWriter:
         self.num_envs = num_envs
         self._pid = 0
         self._broken: Any = True
-        self._is_new = True
+        self._is_new: Any = True
 
     def __reduce__(self) -> Any:
         return ReplayWriter, self._args
@@ -93,11 +100,12 @@ class ReplayWriter:
         ``{"action": ..., "state": ...}``.
 
         Raises:
-            As `ReplayBuffer.add`; BlockingIOError: another process uses this writer;
-            RuntimeError: the buffer's process has ended.
+            As `ReplayBuffer.add`; BlockingIOError: another process, or another copy here, uses this writer;
+            RuntimeError: the buffer is closed or gone, or its process has ended.
         """
         if self._pid != os.getpid():
             self._attach()
+        self._check_open()
         slots = self._args[4]
         arguments = obs, action, reward, next_obs, terminated, truncated, mask, episode_start
         items = self._ready(arguments) or self._converted(arguments)
@@ -115,7 +123,8 @@ class ReplayWriter:
         self._arrays[7][slot] = begins
         self._committed += 1
         self._publish(self._counters[0], self._committed)
-        self._broken, self._is_new = ended, False
+        # An environment that was left out has not begun yet.
+        self._broken, self._is_new = ended, False if kept is None else self._is_new & np.logical_not(kept)
 
     def _ready(self, arguments: tuple[Any, ...]) -> list[Any] | None:
         """The usual arguments, which need no conversion, as they are; None for others."""
@@ -160,28 +169,53 @@ class ReplayWriter:
             self._taken = self._observe(self._counters[1])
             if self._committed - self._taken < slots:
                 return
+            self._check_open()
             looks += 1
             if looks % 500 == 0 and not _is_alive(int(self._counters[2][0])):
                 raise RuntimeError("replay.add: the process of the buffer has ended")
             time.sleep(_WAIT)
 
+    def _check_open(self) -> None:
+        if not self._counters[2][0]:
+            raise RuntimeError("replay.add: the buffer of this writer is closed or gone")
+
     def _attach(self) -> None:
         path, obs, action, num_envs, slots = self._args
-        try:
-            fd = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-        except FileNotFoundError:
-            raise RuntimeError("replay.add: the buffer of this writer is gone") from None
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: no child of it has the lock too
-        except OSError:
-            os.close(fd)
-            raise BlockingIOError(errno.EAGAIN, "replay.add: another process uses this writer", path) from None
-        self._counters, self._arrays = _Lane(obs, action, num_envs, slots).map(fd)
-        self._publish, self._observe = _compiled()
+        with _attaching:
+            if _attached.get(path) == os.getpid():
+                raise BlockingIOError(errno.EAGAIN, "replay.add: another copy of this writer is used here", path)
+            fd = _locked(path)
+            try:
+                self._counters, self._arrays = _Lane(obs, action, num_envs, slots).map(fd)
+                self._publish, self._observe = _compiled()
+            except BaseException:
+                os.close(fd)
+                raise
+            _attached[path] = os.getpid()
+            weakref.finalize(self, _detach, os.getpid(), path, fd)  # fd stays open until then, and with it the lock
         self._committed = self._observe(self._counters[0])
         self._taken = self._observe(self._counters[1])
         self._broken, self._is_new = True, True
-        self._pid = os.getpid()  # fd stays open, and with it the lock, until the process ends
+        self._pid = os.getpid()
+
+
+def _locked(path: str) -> int:
+    try:
+        fd = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError:
+        raise RuntimeError("replay.add: the buffer of this writer is gone") from None
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: no child of it has the lock too
+    except OSError:
+        os.close(fd)
+        raise BlockingIOError(errno.EAGAIN, "replay.add: another process uses this writer", path) from None
+    return fd
+
+
+def _detach(pid: int, path: str, fd: int) -> None:
+    if pid == os.getpid():
+        os.close(fd)
+        _attached.pop(path, None)
 
 
 class Lanes:
@@ -192,12 +226,14 @@ class Lanes:
         self.num_envs = num_envs // writers
         folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
         base = Path(folder) / "fastrl-replay"
-        _files.remove_leftovers(base)  # of processes that were killed
+        with _attaching:
+            _files.remove_leftovers(base, _attached)  # of processes that were killed
         lane = _Lane(obs, action, self.num_envs, slots)
         self.writers: list[ReplayWriter] = []
         self._lanes: list[Any] = []
+        self.begins = np.zeros(num_envs, np.bool_)  # the next step begins an episode, whatever its writer says
         files: list[Any] = []
-        self._finalizer = weakref.finalize(self, _remove, os.getpid(), files)
+        self.close = weakref.finalize(self, _remove, os.getpid(), files, self._lanes)
         try:
             for _ in range(writers):
                 path, file = _files.temporary(base, 0o600)
@@ -212,32 +248,52 @@ class Lanes:
                 self._lanes[-1][0][2][0] = os.getpid()
                 self.writers.append(ReplayWriter(str(path), obs, action, self.num_envs, slots))
         except OSError as error:
-            self._finalizer()
+            self.close()
             text = f"replay.writers: {writers} lanes of {lane.nbytes} bytes in {folder}: {error.strerror}"
             raise OSError(error.errno, text) from None
 
-    def receive(self, write: Any) -> int:
-        """Give what was committed to ``write(steps, first env, envs, items)``; the number of steps."""
+    def receive(self, store: Any, write: Any) -> int:
+        """Give what was committed to ``write(steps, first env, envs, items)``, for `store`; the number of steps.
+
+        Steps that it raised on before one of them was in the store come again in the next call.
+        """
         count = 0
         for number, (counters, arrays) in enumerate(self._lanes):
             slots, taken = len(arrays[0]), int(counters[1][0])
+            envs = slice(number * self.num_envs, (number + 1) * self.num_envs)
             # As much as there is now: what is added meanwhile is for the next call.
             committed = self._observe(counters[0])
             while taken < committed:
                 slot = taken % slots
                 steps = min(committed - taken, slots - slot)
                 items = [array[slot : slot + steps] for array in arrays]
+                left = np.zeros(self.num_envs, np.bool_)
+                if self.begins[envs].any():
+                    items[7], left = _begin(self.begins[envs], *items[6:])
+                before, is_done = store.counts[envs].copy(), False
                 try:
-                    write(steps, number * self.num_envs, self.num_envs, items)
+                    write(steps, envs.start, self.num_envs, items)
+                    is_done = True
                 finally:
-                    taken += steps
-                    self._publish(counters[1], taken)
+                    if is_done or (store.counts[envs] != before).any():
+                        self.begins[envs] = left if is_done else True  # steps in the middle may be lost
+                        taken += steps
+                        self._publish(counters[1], taken)
                 count += steps
         return count
 
     def after_fork(self) -> None:
         """In a child, whose copy of the buffer receives nothing."""
         self._lanes.clear()
+
+
+def _begin(begins: Array, kept: Array, starts: Array) -> tuple[Array, Array]:
+    """`starts` with the first step kept of each environment that `begins`, and which have none [envs]."""
+    first, envs = kept.argmax(0), np.arange(len(begins))
+    found = begins & kept[first, envs]
+    starts = starts.copy()
+    starts[first[found], envs[found]] = True
+    return starts, begins & ~found
 
 
 def _compiled() -> Any:
@@ -248,9 +304,11 @@ def _compiled() -> Any:
     return _backend._C.publish, _backend._C.observe
 
 
-def _remove(pid: int, files: list[Any]) -> None:
+def _remove(pid: int, files: list[Any], lanes: list[Any]) -> None:
     if pid != os.getpid():  # of a forked child
         return
+    for counters, _ in lanes:
+        counters[2][0] = 0  # so that no writer waits
     for path, file in files:
         file.close()
         path.unlink(missing_ok=True)
@@ -263,4 +321,7 @@ def _is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         pass
+    with contextlib.suppress(OSError):  # a system without /proc
+        # The state comes behind the name, which may have any character.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     return True

@@ -5,6 +5,8 @@ import os
 import pickle
 import shutil
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from replay_worlds import ACTION, BOTH, OBS, fill
 
 from fastrl import cli
 from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay, mapped, storage
+
+if os.name == "nt":
+    pytest.skip("folders need Linux or macOS", allow_module_level=True)
 
 
 def held(buffer):
@@ -71,12 +76,13 @@ def test_what_was_flushed_is_there_but_for_what_was_overwritten(tmp_path, kind, 
     buffer = KINDS[kind](storage=tmp_path / "folder")
     for k in range(43, 100):
         buffer.add(*transition(kind, k))
-    check(buffer, kind, 100)
+        if k in (43, 45, 99):
+            check(buffer, kind, k + 1, [43])
     assert len(held(buffer)) == most * ENVS
 
 
-def check(buffer, kind, end):
-    """Every transition is whole, and they are the newest ones before `end`."""
+def check(buffer, kind, end, reopened=()):
+    """Every transition is whole, and they are the newest ones before `end`; episodes end where it was `reopened`."""
     batch = buffer.transitions()
     numbers = batch.indices // ENVS
     assert numbers.size == 0 or numbers.max() == end - 1
@@ -86,7 +92,7 @@ def check(buffer, kind, end):
             np.testing.assert_array_equal(column[i], values[batch.indices[i] % ENVS])
     for k in set(numbers.tolist()) if kind == "stacks" else ():  # the returns of n steps
         batch = buffer[np.array([k * ENVS])]
-        m = min(3, end - k, 7 - k % 7)
+        m = min(3, 7 - k % 7, *(at - k for at in (*reopened, end) if at > k))
         np.testing.assert_array_equal(batch.next_obs[0], transition(kind, k + m - 1)[3][0])
 
 
@@ -105,7 +111,7 @@ def killed(folder, kind, rng):
     return int.from_bytes(flushed, "little")
 
 
-def kill_and_reopen(folder, kind, rng):
+def kill_and_reopen(folder, kind, rng, reopened):
     flushed = killed(folder, kind, rng)
     found, added = mapped.describe(folder), np.load(folder / "added.npy")
     with open(folder / "state", "rb") as file:
@@ -116,24 +122,64 @@ def kill_and_reopen(folder, kind, rng):
     assert found["transitions"] == len(held(buffer)) and found["open"] == "no"
     first = np.minimum(np.maximum(added + 1 - 20, start), counts)  # of what the dead process had not overwritten
     assert sorted(held(buffer)) == sorted(k * ENVS + e for e in range(ENVS) for k in range(first[e], counts[e]))
-    check(buffer, kind, counts[0])
+    check(buffer, kind, counts[0], reopened)
+    reopened.append(counts[0])
 
 
 @forks
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_killed_writer(tmp_path, kind):
-    rng = np.random.default_rng()
+    rng, reopened = np.random.default_rng(), []
     for _ in range(2):
-        kill_and_reopen(tmp_path / "folder", kind, rng)
+        kill_and_reopen(tmp_path / "folder", kind, rng, reopened)
 
 
 @forks
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_killed_writers(tmp_path, kind):
-    rng = np.random.default_rng()
+    rng, reopened = np.random.default_rng(), []
     for _ in range(10):
-        kill_and_reopen(tmp_path / "folder", kind, rng)
+        kill_and_reopen(tmp_path / "folder", kind, rng, reopened)
+
+
+def count(buffer, numbers):
+    """Add a transition of each number, with it as its reward."""
+    for k in numbers:
+        buffer.add(np.full(3, k), 0, k, np.full(3, k + 1), False, False)
+
+
+@pytest.mark.parametrize("since", [0, 3])
+def test_episodes_go_on_after_close_alone(tmp_path, since):
+    def new():
+        return ReplayBuffer(50, OBS, ACTION, n_step=3, gamma=1.0, storage=tmp_path / "folder")
+
+    buffer = new()
+    count(buffer, range(5))
+    buffer.close()
+    buffer = new()
+    count(buffer, [5])
+    assert buffer[[3, 4]].reward.tolist() == [3 + 4 + 5, 4 + 5]
+    buffer.flush()
+    count(buffer, range(6, 6 + since))
+    del buffer
+    new()  # changes nothing
+    buffer = new()
+    count(buffer, [100, 101])
+    assert buffer[[4, 5, 6]].reward.tolist() == [4 + 5, 5, 100 + 101]
+
+
+@pytest.mark.parametrize("since", [0, 3])
+def test_no_window_goes_across_what_was_lost(tmp_path, since):
+    buffer = SequenceReplay(50, OBS, ACTION, length=4, seed=0, storage=tmp_path / "folder")
+    count(buffer, range(6))
+    buffer.flush()
+    count(buffer, range(6, 6 + since))
+    del buffer
+    buffer = SequenceReplay(50, OBS, ACTION, length=4, seed=0, storage=tmp_path / "folder")
+    count(buffer, range(100, 104))
+    windows = {tuple(reward[mask]) for reward, mask in zip(*buffer.sample(100)[2::7], strict=True)}
+    assert windows == {(0, 1, 2, 3), (4, 5), (100, 101, 102, 103)}
 
 
 def test_one_at_a_time(tmp_path):
@@ -148,6 +194,49 @@ def test_one_at_a_time(tmp_path):
     assert len(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder")) == 5
 
 
+def test_what_a_closed_buffer_says(tmp_path):
+    buffer = fill(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder"), 5)
+    buffer.save(tmp_path / "file")
+    buffer.close()
+    assert repr(buffer).startswith("fastrl.ReplayBuffer(closed, capacity=10")
+    for use in (lambda: buffer.load(tmp_path / "file"), lambda: buffer.writers(1), buffer.new_episodes, buffer.clear):
+        with pytest.raises(ValueError, match="^replay: the buffer is closed$"):
+            use()
+
+
+def test_no_thread_adds_between_the_last_flush_and_the_close(tmp_path, monkeypatch):
+    buffer = ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder")
+    said, leave = [], buffer._leave
+
+    def add():
+        try:
+            count(buffer, [1])
+        except ValueError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=add)
+    monkeypatch.setattr(buffer, "_leave", lambda why: [thread.start(), thread.join(0.1), leave(why)])
+    buffer.close()
+    thread.join()
+    assert said == ["replay: the buffer is closed"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_closed_buffer_maps_nothing(tmp_path):
+    buffer = ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder")
+    maps = lambda: Path("/proc/self/maps").read_text().count(str(tmp_path))  # noqa: E731
+    assert maps() == 7
+    buffer.close()
+    assert maps() == 0
+
+
+def test_without_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "fcntl", None)
+    with pytest.raises(RuntimeError, match="replay: storage needs Linux or macOS"):
+        ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder")
+    assert os.listdir(tmp_path) == []
+
+
 @forks
 def test_a_forked_child_leaves_the_folder_alone(tmp_path):
     buffer = fill(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder"), 5)
@@ -155,6 +244,7 @@ def test_a_forked_child_leaves_the_folder_alone(tmp_path):
     def use():
         with pytest.raises(ValueError, match="belongs to the process that forked"):
             fill(buffer, 1)
+        assert "closed" in repr(buffer)
         os._exit(7)
 
     pid = forked(use)
@@ -186,6 +276,21 @@ def test_an_interrupted_load_is_said(tmp_path, monkeypatch):
     del buffer
     with pytest.raises(ValueError, match="it has no state; a load into it may have been interrupted"):
         ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder")
+
+
+def test_a_load_that_fails_leaves_an_empty_folder(tmp_path, monkeypatch):
+    buffer = fill(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder"), 5)
+    buffer.save(tmp_path / "file")
+
+    def fail(self):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(storage.Reader, "read_deferred", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        buffer.load(tmp_path / "file")
+    del buffer
+    buffer = ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "folder")
+    assert len(buffer) == 0 and len(fill(buffer, 3)) == 3
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
@@ -281,10 +386,12 @@ def test_foreign_folders(tmp_path):
     with pytest.raises(ValueError, match="is neither empty nor the folder of a replay buffer"):
         ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "data")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ValueError, match="^replay: storage must be a folder, but .*file is a file$"):
         ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "file")
-    with pytest.raises(OSError, match="nowhere"):
-        ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "nowhere" / "folder")
+    with pytest.raises(FileNotFoundError, match=r"replay: storage='.*folder' cannot be made, there is no .*nowhere'$"):
+        ReplayBuffer(10, OBS, ACTION, storage=str(tmp_path / "nowhere" / "folder"))
+    with pytest.raises(IsADirectoryError, match="replay.load: a file of `save` is needed"):
+        ReplayBuffer(10, OBS, ACTION).load(tmp_path / "data")
     assert (tmp_path / "file").read_text() == "x" and os.listdir(tmp_path / "data") == ["obs.npy"]
     (tmp_path / "empty").mkdir()
     assert len(fill(ReplayBuffer(10, OBS, ACTION, storage=tmp_path / "empty"), 3)) == 3

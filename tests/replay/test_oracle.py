@@ -1,5 +1,6 @@
 """All features of the replay buffers in combination, against plain lists of episodes."""
 
+import os
 import pickle
 import tempfile
 from pathlib import Path
@@ -147,6 +148,7 @@ def test_everything_in_combination(tolerance, case):
     run(case, tolerance)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="folders need Linux or macOS")
 @settings(max_examples=15, deadline=None)
 @given(case=cases())
 def test_everything_in_a_folder(tolerance, case):

@@ -1,9 +1,14 @@
 """Several processes write into one replay buffer: nothing is torn or lost, whoever is killed."""
 
+import copy
 import errno
+import gc
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +18,7 @@ from replay_killed import ENVS, KINDS, forked, forks, transition, write_shared
 from replay_worlds import ACTION, OBS
 
 from fastrl import _backend
-from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay
+from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay, shared
 
 if os.name == "nt":
     pytest.skip("writers need Linux or macOS", allow_module_level=True)
@@ -130,13 +135,20 @@ def test_nothing_is_left_behind():
     (writer,) = buffer.writers(1)
     path = lane_of(writer)
     assert path.exists()
-    pid = forked(lambda: [ReplayBuffer(10, OBS, ACTION).writers(1), os.kill(os.getpid(), signal.SIGKILL)])
-    os.waitpid(pid, 0)
+    read, write = os.pipe()
+
+    def die():
+        killed = ReplayBuffer(10, OBS, ACTION)
+        os.write(write, os.fsencode(lane_of(killed.writers(1)[0])))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.waitpid(forked(die), 0)
+    left = Path(os.fsdecode(os.read(read, 1000)))
     del buffer
     assert not path.exists()
     other = ReplayBuffer(10, OBS, ACTION)  # what the killed one left is removed
-    path = lane_of(other.writers(1)[0])
-    assert [p for p in path.parent.glob(".fastrl-replay.*") if p.stat().st_size == path.stat().st_size] == [path]
+    assert lane_of(other.writers(1)[0]).exists() and left.parent == path.parent and not left.exists()
+    os.close(read), os.close(write)
     with pytest.raises(RuntimeError, match="the buffer of this writer is gone"):
         writer.add(np.zeros(3), 0, 0.0, np.zeros(3), False, False)
 
@@ -174,6 +186,164 @@ def test_a_writer_is_one_processs_and_a_dead_buffer_is_noticed():
         add_some(writer, 1)
     assert buffer.receive() == 3
     os.close(read), os.close(write)
+
+
+@pytest.mark.parametrize("end", ["close", "del"])
+def test_a_writer_of_a_closed_buffer_does_not_wait(tmp_path, end):
+    held = [ReplayBuffer(100, OBS, ACTION, storage=tmp_path / "folder" if end == "close" else None)]
+    (writer,) = held[0].writers(1, steps=2)
+    add_some(writer, 2)
+    said = []
+
+    def add():
+        while len(said) < 2:
+            try:
+                add_some(writer, 3)
+            except RuntimeError as error:
+                said.append(str(error))
+
+    thread = threading.Thread(target=add, daemon=True)
+    thread.start()
+    thread.join(0.05)
+    assert thread.is_alive()
+    buffer = held.pop()
+    if end == "close":
+        buffer.close()
+    del buffer
+    thread.join(10)
+    assert said == ["replay.add: the buffer of this writer is closed or gone"] * 2
+
+
+def test_close_takes_in_what_writers_add_while_it_flushes(tmp_path, monkeypatch):
+    buffer = ReplayBuffer(100, OBS, ACTION, storage=tmp_path / "folder")
+    (writer,) = buffer.writers(1)
+    flush, counts = buffer._flush, []
+
+    def flush_and_add(**options):
+        flush(**options)
+        counts.append(len(buffer))
+        if len(counts) == 1:
+            add_some(writer, 3)
+
+    monkeypatch.setattr(buffer, "_flush", flush_and_add)
+    add_some(writer, 2)
+    buffer.close()
+    assert counts == [2, 5] and len(ReplayBuffer(100, OBS, ACTION, storage=tmp_path / "folder")) == 5
+
+
+@forks
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_zombie_is_dead():
+    pid = forked(lambda: os._exit(0))
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert not shared._is_alive(pid) and shared._is_alive(os.getpid())
+    os.waitpid(pid, 0)
+
+
+@forks
+def test_a_writer_stays_taken_whatever_else_its_process_does():
+    buffer = ReplayBuffer(100, OBS, ACTION)
+    (writer,) = buffer.writers(1)
+    add_some(writer, 1)
+    ReplayBuffer(10, OBS, ACTION).writers(1)
+
+    def use():
+        with pytest.raises(BlockingIOError, match="another process uses this writer"):
+            add_some(writer, 1)
+        os._exit(7)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(use), 0)[1]) == 7
+
+
+def test_one_copy_of_a_writer_at_a_time():
+    buffer = ReplayBuffer(100, OBS, ACTION)
+    (writer,) = buffer.writers(1)
+    one, other = pickle.loads(pickle.dumps(writer)), copy.deepcopy(writer)
+    add_some(one, 1)
+    for _ in range(2):
+        with pytest.raises(BlockingIOError, match="another copy of this writer is used here"):
+            add_some(other, 1)
+    add_some(one, 1)
+    del one
+    add_some(other, 1)
+    assert buffer.receive() == 3
+
+
+def test_writers_leave_no_open_files():
+    def use():
+        buffer = ReplayBuffer(100, OBS, ACTION)
+        add_some(buffer.writers(1)[0], 1)
+
+    gc.collect()
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(5):
+        use()
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def count(writer, k, mask=None, episode_start=None):
+    x = np.full((2, 3), k, np.float32)
+    writer.add(x, [0, 0], [k, k], x + 1, [False, False], [False, False], mask, episode_start)
+
+
+def returns(buffer, env):
+    numbers = buffer.transitions().indices
+    return buffer[numbers[numbers % 2 == env]].reward.tolist()
+
+
+@pytest.mark.parametrize("what", ["new_episodes", "clear", "load"])
+def test_what_begins_episodes_does_so_for_writers(tmp_path, what):
+    buffer = ReplayBuffer(100, OBS, ACTION, 2, n_step=3, gamma=1.0)
+    (writer,) = buffer.writers(1)
+    count(writer, 1), count(writer, 2)
+    if what == "load":
+        buffer.save(tmp_path / "file")
+        count(writer, 5)
+        buffer.load(tmp_path / "file")
+    else:
+        getattr(buffer, what)()  # the steps that wait belong to what was before
+    before = [] if what == "clear" else [1 + 2, 2]
+    assert returns(buffer, 0) == before
+    count(writer, 10, mask=[True, False], episode_start=[False, False])
+    buffer.receive()
+    count(writer, 20, episode_start=[False, False]), count(writer, 40)
+    buffer.receive()
+    assert returns(buffer, 0) == [*before, 10 + 20 + 40, 20 + 40, 40]
+    assert returns(buffer, 1) == [*before, 20 + 40, 40]
+
+
+def test_an_environment_begins_with_its_first_step_that_is_not_left_out():
+    buffer = ReplayBuffer(100, OBS, ACTION, 2, n_step=3, gamma=1.0)
+    writer = copy.deepcopy(buffer.writers(1)[0])
+    count(writer, 1)
+    writer = None
+    writer = copy.deepcopy(buffer._lanes.writers[0])
+    count(writer, 10, mask=[True, False])
+    count(writer, 20, episode_start=[False, False])
+    buffer.receive()
+    assert returns(buffer, 0) == [1, 10 + 20, 20] and returns(buffer, 1) == [1, 20]
+
+
+def test_a_failed_receive_loses_nothing(monkeypatch):
+    buffer = ReplayBuffer(100, OBS, ACTION, 2, n_step=3, gamma=1.0)
+    (writer,) = buffer.writers(1)
+    count(writer, 1), count(writer, 2)
+    ring = buffer._ring
+    buffer._ring = None  # whose `write` raises
+    with pytest.raises(AttributeError):
+        buffer.receive()
+    buffer._ring = ring
+
+    def fail(*_):
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buffer, "_publish", fail)
+        with pytest.raises(MemoryError, match="no room"):  # once they are in the ring
+            buffer.receive()
+    count(writer, 4)
+    assert buffer.receive() == 1
+    assert returns(buffer, 0) == [1 + 2, 2, 4] and len(buffer) == 6
 
 
 @forks
