@@ -109,7 +109,7 @@ def cuda_backend() -> tuple[str, str]:
     return "cuda", "compiled extension fastrl._C_cuda"
 
 
-_python_num_threads = 0  # what set_num_threads stored when there is no extension to store it in
+_python_num_threads = 0  # what set_num_threads said last; the extension keeps it for its kernels
 
 
 def set_num_threads(n: int) -> None:

@@ -302,7 +302,7 @@ class Agent(ABC, Generic[C]):
 
         The best by the policy (its mode), or with ``deterministic=False`` one drawn as in training, from a generator
         of its own.  A discrete action for one observation is an int.  `action_masks` ``[K]`` or ``[B, K]``: what is
-        allowed (DQN, PPO and A2C); None: every action.  Observations are as the environment gives them, a batch as
+        allowed (DQN, PPO, A2C, A3C); None: every action.  Observations are as the environment gives them, a batch as
         vector environments do (of a Dict space: a dict of arrays).  Raises InputError for another shape, or NaN.
         """
         batch, one = self.envs.given(obs)

@@ -38,6 +38,11 @@ def make_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return cls(**checked)
 
 
+def settings_of(cls: type[Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint for `cls`; those from before there were convolutional networks have an MLP."""
+    return {"network": "mlp", **saved} if "network" in cls.__dataclass_fields__ else dict(saved)
+
+
 def _convert(value: Any, hint: Any, what: str) -> Any:
     """`value` if it fits the annotation; also an int for a float, 1e5 for an int, and a list for a tuple."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)

@@ -32,7 +32,7 @@ class Convolution(nn.Module):
         super().__init__()
         image = image_shape(tuple(shape))
         assert image is not None
-        self._image, self._last = image, len(shape) == 3 and tuple(shape) != image  # are the channels last?
+        self._image, self._last = image, len(shape) == 3 and shape[0] >= shape[2]  # are the channels last?
         make, width = {"nature": (_nature, 512), "impala": (_impala, 256)}[kind]
         self.convolutions = nn.Sequential(*make(image[0]), nn.Flatten())
         with torch.no_grad():

@@ -32,7 +32,7 @@ from fastrl.agents.env_loop import (
     to_numpy,
 )
 from fastrl.agents.images import stacked_frames
-from fastrl.agents.masks import Masks, VectorMasks, reader_of
+from fastrl.agents.masks import Masks, VectorMasks, reader_of, vector_masks
 from fastrl.agents.spaces import OnlySpaces, flattened
 
 FINAL_OBS = ("final_obs", "final_observation")  # the second is the key of Gymnasium before 1.0
@@ -102,7 +102,7 @@ class Envs:
         self.absent = isinstance(env, OnlySpaces)
         if isinstance(env, OnlySpaces):
             self.env_id = env.env_id
-        self.name = self.env_id or _name(env)  # in errors
+        self.name = self.env_id or name_of(env)  # in errors
         self._check_spaces(flatten)
         space, flat = self.observation_space, self.flattened
         reader = reader_of(self.action_space, self.name) if masks else None
@@ -311,9 +311,9 @@ class Envs:
             which = (kwargs.get("options") or {}).get("reset_mask")
             self._masks.begin(result[1], np.ones(self.num_envs, np.bool_) if which is None else which)
             self.allowed = self._masks.now
-        elif not self.obs.size and self._reader is not None and VectorMasks.present(self.vec, result[1]):  # the first
-            self._masks = VectorMasks(self._reader, self.vec, self.num_envs, result[1])
-            self.allowed = self._masks.now
+        elif not self.obs.size:  # the first
+            self._masks = vector_masks(self._reader, self.vec, self.num_envs, result[1])
+            self.allowed = None if self._masks is None else self._masks.now
         return self._own(result[0])
 
     def _take_masks(self, info: Any, done: NDArray[np.bool_]) -> Masks | None:
@@ -399,7 +399,8 @@ def _close(environments: list[Any]) -> None:
         environments.pop().close()
 
 
-def _name(env: Any) -> str:
+def name_of(env: Any) -> str:
+    """What errors call an environment without an id."""
     env = getattr(env, "unwrapped", env)
     return type(env.envs[0].unwrapped if isinstance(env, SyncVectorEnv) else env).__name__
 
@@ -417,7 +418,7 @@ def _mode(vec: VectorEnv[Any, Any, Any]) -> AutoresetMode | None:
         return AutoresetMode(mode)
     except ValueError as error:
         known = ", ".join(f"AutoresetMode.{m.name}" for m in AutoresetMode)
-        raise InputError(f"{_name(vec)}: metadata's autoreset_mode must be one of {known}, got {mode!r}") from error
+        raise InputError(f"{name_of(vec)}: metadata's autoreset_mode must be one of {known}, got {mode!r}") from error
 
 
 def _final_rows(info: Any) -> Any:

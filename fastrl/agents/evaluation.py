@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastrl.agents.config import InputError, check_int
 from fastrl.agents.env_config import EnvConfig
-from fastrl.agents.envs import Envs, make_env
+from fastrl.agents.envs import Envs, make_env, name_of
 from fastrl.agents.masks import reader_of, source_of
 
 Policy = Callable[..., Any]  # observation (, action_masks) -> action
@@ -134,7 +134,7 @@ def episodes_of(
     Each is cut after `max_steps` steps (None or 0: never).  `tick` gets the numbers of the episode (from 1) and of the
     step in it, every 100 steps.  With `masks` the policy gets the environment's, if it has some, as `action_masks`.
     """
-    reader = reader_of(env.action_space, str(env)) if masks else None
+    reader = reader_of(env.action_space, name_of(env)) if masks else None
     for i in range(episodes):
         obs, info = env.reset(seed=seed + i)
         total, steps, done = 0.0, 0, False

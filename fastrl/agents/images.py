@@ -27,19 +27,20 @@ PLAIN = (
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
     """(channels, height, width) of observations [H, W], [C, H, W] or [H, W, C]; None: they are no images.
 
-    The channels are the smallest dimension of the first and the last.
+    The channels are the smaller dimension of the first and the last, the last one if both are equal.
     """
     if len(shape) == 2:
         return 1, *shape
     if len(shape) != 3:
         return None
-    return shape if shape[0] <= shape[2] else (shape[2], *shape[:2])
+    return shape if shape[0] < shape[2] else (shape[2], *shape[:2])
 
 
 def ready_made(agent: str, config: Any, given: Any, space: gym.Space[Any]) -> str | None:
     """The ready-made network, "nature" or "impala", for observations of `space`; None: an MLP, or the user's own.
 
-    Warns of an MLP that sees images of bytes.  Raises InputError for images that the one that was asked for cannot see.
+    Warns of an MLP that sees images of bytes, or stacks of those.  Raises InputError for images that the one that was
+    asked for cannot see.
     """
     shape, asked = space.shape or (), getattr(config, "network", "mlp")
     bytes_, image = input_scale(space) is not None, image_shape(shape)
@@ -61,13 +62,22 @@ def ready_made(agent: str, config: Any, given: Any, space: gym.Space[Any]) -> st
     if asked == "auto" and bytes_ and large and not noisy:
         import_torch(f"{agent}: network nature (that of images; network mlp does not)")
         return "nature"
-    if bytes_ and image is not None:
+    if bytes_ and len(shape) in (2, 3, 4):
         warnings.warn(
             f"{agent}: observations of shape {shape} look like images, and an MLP sees them flattened, divided by 255; "
-            "network= takes a convolutional torch module" + (", or impala" if hasattr(config, "network") else ""),
+            + _instead(config, image),
             stacklevel=4,
         )
     return None
+
+
+def _instead(config: Any, image: tuple[int, int, int] | None) -> str:
+    """Which networks `config` could have for this image, in words."""
+    names = [name for name, least in LEAST.items() if image is not None and min(image[1:]) >= least]
+    takes = ["a convolutional torch module", *(names if hasattr(config, "network") else [])]
+    rainbow = getattr(config, "rainbow", False)  # which switches the others on
+    off = [s for s in (("rainbow",) if rainbow else ("noisy", "dueling")) if getattr(config, s, False)]
+    return (f"with {' and '.join(off)} off " if off else "") + f"network= takes {' or '.join(takes)}"
 
 
 def stacked_frames(env: Any) -> int:

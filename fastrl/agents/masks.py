@@ -48,12 +48,18 @@ class MaskReader:
         masks = self._bools(given)
         if masks.shape[-1:] != (self.size,) or masks.ndim > 2:
             raise InputError(f"{what} must have shape ({self.size},) or (B, {self.size}), got {masks.shape}")
-        return np.stack([self._allowing(mask, False) for mask in masks.reshape(-1, self.size)])
+        masks = masks.reshape(-1, self.size)
+        for mask in masks:
+            self._allowing(mask, False)
+        return masks
 
     def _bools(self, given: Any) -> Masks:
-        if isinstance(given, tuple):  # by part, as MultiDiscrete.sample takes them
-            given = np.concatenate([np.ravel(part) for part in given])
-        mask = np.asarray(given)
+        try:
+            if isinstance(given, tuple):  # by part, as MultiDiscrete.sample takes them
+                given = np.concatenate([np.ravel(part) for part in given])
+            mask = np.asarray(given)
+        except ValueError as error:  # rows of different lengths, or no part
+            raise InputError(f"{self.name}: an action mask must be an array: {' '.join(str(error).split())}") from error
         if mask.dtype != np.bool_ and not np.isin(mask, (0, 1)).all():
             raise InputError(f"{self.name}: an action mask must hold bools, or 0 and 1, got {mask.dtype}")
         return mask.astype(np.bool_)
@@ -100,7 +106,7 @@ def masks_given(agent: Any, given: Any, n: int) -> Masks:
     masks = reader.rows(given, "predict: action_masks")
     if len(masks) not in (1, n):
         raise InputError(f"predict: action_masks must have shape ({n}, {reader.size}), got {np.shape(given)}")
-    return np.broadcast_to(masks, (n, reader.size))
+    return np.array(np.broadcast_to(masks, (n, reader.size)))
 
 
 class VectorMasks:
@@ -111,13 +117,9 @@ class VectorMasks:
 
     def __init__(self, reader: MaskReader, vec: Any, n: int, info: Any) -> None:
         self.reader, self.n = reader, n
-        self._method = None if KEY in info else _vector_method(vec)
+        self._method = None if isinstance(info, Mapping) and KEY in info else _vector_method(vec)
         self.now = np.ones((n, reader.size), np.bool_)
         self.begin(info, np.ones(n, np.bool_))
-
-    @staticmethod
-    def present(vec: Any, info: Any) -> bool:
-        return isinstance(info, Mapping) and (KEY in info or _vector_method(vec) is not None)
 
     def begin(self, info: Any, which: NDArray[np.bool_]) -> None:
         """Take the masks of the episodes that `which` environments have begun."""
@@ -149,6 +151,20 @@ class VectorMasks:
         for i in np.flatnonzero(which):
             masks[i] = self.reader(rows[i] if rows is not None and there[i] else None, bool(ended[i]))
         return masks
+
+
+def vector_masks(reader: MaskReader | None, vec: Any, n: int, info: Any) -> VectorMasks | None:
+    """Those of the vector environment `vec`, of the info of its first reset; None: it has none, or there is no reader.
+
+    Raises InputError for masks in a list of infos, as Gymnasium's DictInfoToList gives them.
+    """
+    if reader is None:
+        return None
+    if isinstance(info, (list, tuple)) and any(isinstance(one, Mapping) and KEY in one for one in info):
+        wanted = "in the info must be an array, in a dict as Gymnasium's vector environments give it"
+        raise InputError(f"{reader.name}: action masks {wanted}, got a {type(info).__name__} of infos")
+    there = (isinstance(info, Mapping) and KEY in info) or _vector_method(vec) is not None
+    return VectorMasks(reader, vec, n, info) if there else None
 
 
 def _vector_method(vec: Any) -> Callable[[], Any] | None:

@@ -35,8 +35,7 @@ class NoisyMLP:
         self._settings = (tuple(sizes), dueling, sigma, device)
         first = MLP(sizes, dueling=dueling, seed=seed, device=device)
         self.device, n = first.device, len(first.vector)
-        zeros = [0 * first.vector for _ in range(2)]
-        self.vector, self.grad = (concatenate([x, x]) for x in (first.vector, zeros[0]))
+        self.vector, self.grad = (concatenate([x, x]) for x in (first.vector, 0 * first.vector))
         self.mean = MLP(sizes, dueling=dueling, device=device, vector=self.vector[:n], grad=self.grad[:n])
         self._sigma = self.vector[n:]
         for name, view in self.mean.parameters(self._sigma).items():

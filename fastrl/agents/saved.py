@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from fastrl.agents.checkpoint import Checkpoint
-from fastrl.agents.config import InputError, make_config
+from fastrl.agents.config import InputError, make_config, settings_of
 from fastrl.agents.env_config import EnvConfig
 from fastrl.agents.spaces import OnlySpaces, space_of
 
@@ -45,11 +45,12 @@ def restored(
         raise InputError(f"{where}: give `env`, because the agent was not made from an id")
     if env is None or isinstance(env, (str, EnvConfig)):
         env = env_of(saved, env, where)
+    settings = settings_of(cls.config_class, saved["config"])
     try:
-        config = make_config(cls.config_class, saved["config"], where)
+        config = make_config(cls.config_class, settings, where)
     except InputError as error:
         raise InputError(f"{error}{versions}") from None
-    missing = [f.name for f in fields(cls.config_class) if f.name not in saved["config"]]
+    missing = [f.name for f in fields(cls.config_class) if f.name not in settings]
     if missing:
         warnings.warn(f"{where} lacks {', '.join(missing)}; the defaults are used{versions}", stacklevel=4)
     if not isinstance(env, (str, EnvConfig)):  # it need not hold as many as were saved

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fastrl
-from fastrl.agents.config import InputError, check_kept, make_config
+from fastrl.agents.config import InputError, check_kept, make_config, settings_of
 from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.cli import runs, seeds
 from fastrl.cli.algorithms import ALGORITHMS, algorithm_class, algorithm_name, print_algorithms
@@ -43,7 +43,7 @@ class Train:
     wrapper: tuple[str, ...] = ()
     """Wrappers, the innermost first: module:Name, or Name of gymnasium.wrappers; 'Name(key=value)' with arguments."""
     frame_stack: int | None = None
-    """Observations are the last so many frames of the environment, each stored once in a replay buffer."""
+    """Observations are the environment's last so many frames; a replay buffer without action masks keeps each once."""
     fast_env: bool = False
     """Step the compiled environment that equals --env (classic control): --env fastrl/ENV."""
     total_steps: int | None = None
@@ -407,4 +407,5 @@ def _hyperparameters(name: str, values: dict[str, Any], where: str) -> Any:
         values = values.get("config")  # type: ignore[assignment]
         if not isinstance(values, dict):
             raise InputError(f"{where}: config must be an object of hyperparameters, got {values!r}")
+        values = settings_of(CONFIGS[name], values)
     return make_config(CONFIGS[name], values, where)

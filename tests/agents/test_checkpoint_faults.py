@@ -12,6 +12,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ import torch
 import fastrl
 from fastrl.agents import DQN, PPO, checkpoint
 from fastrl.agents.config import InputError
+from fastrl.cli.train import _hyperparameters
 
 SMALL = {"hidden": (8,), "learning_starts": 20, "train_every": 4, "updates": 1, "batch_size": 8, "buffer_size": 50}
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX files, signals and locks")
@@ -213,6 +215,26 @@ def test_a_checkpoint_of_the_first_release_of_the_format(tmp_path):
     assert agent.predict(obs).tolist() == [1, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 1]
     assert (agent.steps, agent.n_updates, agent.envs.episodes, len(agent.buffer)) == (100, 20, 2, 30)
     assert agent.learn(150, progress=False).steps == 150
+
+
+class Image(gym.Env):
+    observation_space, action_space = gym.spaces.Box(0, 255, (1, 36, 36), np.uint8), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros((1, 36, 36), np.uint8), {}
+
+
+@pytest.mark.filterwarnings("ignore:.*look like images")
+def test_agents_of_before_the_convolutional_networks_keep_their_mlp(tmp_path):
+    DQN(Image(), network="mlp", hidden=(4,), buffer_size=100).save(tmp_path / "a")
+    edit(tmp_path / "a", "config.json", lambda c: (c["config"].pop("network"), None)[1])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*lacks network")
+        agent = DQN.load(tmp_path / "a", env=Image())
+    assert isinstance(agent.online, fastrl.MLP) and agent.config.network == "mlp"
+    saved = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert _hyperparameters("dqn", saved, "a").network == "mlp"  # as of --config and --resume
 
 
 def test_a_checkpoint_of_another_format_says_who_wrote_it(saved):

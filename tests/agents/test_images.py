@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastrl.agents import A2C, DQN, PPO, EnvConfig, InputError
+from fastrl.agents import A2C, DQN, PPO, EnvConfig, InputError, envs
+from fastrl.agents.convolution import Convolution
 from fastrl.agents.torch_networks import TorchNetwork
 from fastrl.kernels import MLP
 
@@ -66,6 +67,16 @@ def test_nature_is_the_papers_whatever_axis_the_channels_are_in(shape):
     assert agent.predict(image) == nature(x, p).argmax() == agent.policy_to_torch()(torch.from_numpy(image)[None])
 
 
+def test_channels_are_last_where_both_axes_may_be():
+    """As MinAtar's ``[10, 10, 10]`` of Seaquest."""
+    agent = DQN(Bright((10, 10, 10)), network="impala", **DQN_SMALL)
+    module, image = agent.online.module, torch.rand(2, 10, 10, 10)
+    expected = module.head(module.convolutions(image.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(module(image), expected)
+    first = Convolution("impala", (9, 10, 10), 2)
+    torch.testing.assert_close(first(image[:, :9]), first.head(first.convolutions(image[:, :9])))
+
+
 @pytest.mark.parametrize("network", ["nature", "impala"])
 @pytest.mark.parametrize("cls", [PPO, A2C])
 def test_a_policy_and_its_value_begin_small_and_see_bytes_as_0_to_1(cls, network):
@@ -84,13 +95,42 @@ def test_a_policy_and_its_value_begin_small_and_see_bytes_as_0_to_1(cls, network
 
 def test_images_of_bytes_get_a_convolution_and_small_ones_a_warning():
     assert isinstance(DQN(Bright((2, 40, 36)), **DQN_SMALL).online, TorchNetwork)
-    with pytest.warns(UserWarning, match="network= takes a convolutional torch module, or impala"):
+    with pytest.warns(UserWarning, match="; network= takes a convolutional torch module or impala$"):
         assert isinstance(DQN(Bright((10, 10, 4)), **DQN_SMALL).online, MLP)
     with pytest.warns(UserWarning, match="look like images"):
         assert isinstance(DQN(Bright((2, 40, 36)), network="mlp", **DQN_SMALL).online, MLP)
     floats = Bright((10, 10, 4), np.float32, 1)  # as MinAtar's
     assert isinstance(DQN(floats, network="impala", **DQN_SMALL).online, TorchNetwork)
     assert isinstance(DQN(floats, **DQN_SMALL).online, MLP)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "advice"),
+    [
+        ((40, 40), {}, "network= takes a convolutional torch module or nature or impala"),
+        ((2, 40, 36), {"network": "mlp"}, "network= takes a convolutional torch module or nature or impala"),
+        ((7, 9), {}, "network= takes a convolutional torch module"),
+        ((4, 40, 40, 3), {}, "network= takes a convolutional torch module"),
+        (
+            (4, 40, 40),
+            {"noisy": True},
+            "with noisy off network= takes a convolutional torch module or nature or impala",
+        ),
+        ((12, 12), {"dueling": True}, "with dueling off network= takes a convolutional torch module or impala"),
+        ((4, 40, 40), {"rainbow": True}, "with rainbow off network= takes .* or nature or impala"),
+    ],
+)
+def test_the_advice_for_images_is_what_would_be_taken(shape, settings, advice):
+    with pytest.warns(UserWarning, match=f"look like images, and an MLP sees them .*; {advice}$"):
+        DQN(Bright(shape), **settings, **DQN_SMALL)
+    taken = {"nature", "impala"} & set(advice.split())
+    on = [name for name in ("noisy", "dueling", "rainbow") if name in settings]
+    for network in ("nature", "impala"):
+        if network in taken:
+            assert isinstance(DQN(Bright(shape), network=network, **DQN_SMALL).online, TorchNetwork)
+        elif not on:
+            with pytest.raises(InputError, match="needs observations that are images"):
+                DQN(Bright(shape), network=network, **DQN_SMALL)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +173,45 @@ def test_frames_are_stored_once_and_training_goes_on_exactly(tmp_path):
     assert loaded.buffer.frame_stack == 3
     for agent in (first, loaded, copy.deepcopy(loaded)):
         assert same(agent.learn(60, progress=False), straight)
+
+
+class Ends(Bright):
+    """Episodes of random length."""
+
+    def step(self, action):
+        obs, reward, _, truncated, info = super().step(action)
+        return obs, reward, bool(self.np_random.random() < 0.2), truncated, info
+
+
+gym.register("EndsForTests-v0", Ends, max_episode_steps=4)
+
+
+@pytest.mark.parametrize("steps", [90, 300])  # the second more than the buffer holds
+def test_stacks_of_frames_are_those_of_whole_observations(steps, monkeypatch):
+    env = EnvConfig("EndsForTests-v0", wrappers=["FrameStackObservation(stack_size=3)"])
+
+    def transitions():
+        settings = {**DQN_SMALL, "num_envs": 3, "n_step": 2, "buffer_size": 120, "learning_starts": 10**6}
+        agent = DQN(env, **settings).learn(steps, schedule_steps=10**7, progress=False)
+        held, sampled = agent.buffer.transitions(), agent.buffer.sample(3000)
+        rows = [
+            {
+                (*(x.tobytes() for x in row[:4]), float(row[4]))
+                for row in zip(b.obs, b.action, b.reward, b.next_obs, b.discount, strict=True)
+            }
+            for b in (held, sampled)
+        ]
+        return agent.buffer.frame_stack, len(held.obs), *rows
+
+    frames, n, held, sampled = transitions()
+    monkeypatch.setattr(envs, "stacked_frames", lambda _: 1)
+    whole_frames, n_whole, whole, whole_sampled = transitions()
+    assert (frames, whole_frames) == (3, 1)
+    if steps == 90:
+        assert n == n_whole == 90 and held == whole and sampled == whole_sampled
+    else:
+        assert n > 60 and held <= whole and sampled <= whole_sampled
+    assert {x[-1] for x in held} == {0.0, np.float32(0.99)} and len({x[-1] for x in sampled}) == 3
 
 
 def test_stacks_that_are_flattened_are_no_frames():

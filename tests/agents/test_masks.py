@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
 from fastrl.agents import A2C, DQN, PPO, REINFORCE, InputError
+from fastrl.agents.envs import Envs
+from fastrl.agents.masks import masks_given
 
 K = 4
 SMALL = {"hidden": (16,), "seed": 1}
@@ -19,7 +22,8 @@ ON_POLICY = {**SMALL, "n_steps": 8, "num_envs": 1}
 class Masked(gym.Env):
     """The observation shows which actions are allowed, and the step; a forbidden one is an error.
 
-    The best action is the last allowed one.  Episodes end with nothing allowed, half of them truncated.
+    The best action is the last allowed one.  Half of the episodes are truncated, some of them with a mask; the others
+    end with nothing allowed.
     """
 
     observation_space = gym.spaces.Box(0, 9, (K + 1,), np.float32)
@@ -48,7 +52,7 @@ class Masked(gym.Env):
         reward = float(action - 2 == np.flatnonzero(self.mask)[-1])
         self.t += 1
         end = self.t == 5
-        obs, info = self._draw(end)
+        obs, info = self._draw(end and (not self.cut or self.np_random.random() < 0.5))
         return obs, reward, end and not self.cut, end and self.cut, info
 
 
@@ -63,8 +67,10 @@ class MaskedByMethod(Masked):
         return self.mask
 
 
-def vector(mode, kind="info"):
-    return SyncVectorEnv([{"info": Masked, "method": MaskedByMethod}[kind]] * 3, autoreset_mode=mode)
+def vector(mode, kind="info", wrapped=False):
+    """`wrapped`: it steps itself, and its environments are not driven one by one."""
+    envs = SyncVectorEnv([{"info": Masked, "method": MaskedByMethod}[kind]] * 3, autoreset_mode=mode)
+    return RecordEpisodeStatistics(envs) if wrapped else envs
 
 
 def same(a, b):
@@ -72,14 +78,48 @@ def same(a, b):
     return state_a == state_b and x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x)
 
 
-@pytest.mark.parametrize("kind", ["info", "method"])
-@pytest.mark.parametrize("mode", list(AutoresetMode))
+WRAPPED = pytest.mark.parametrize("wrapped", [False, True])
+KIND = pytest.mark.parametrize("kind", ["info", "method"])
+MODE = pytest.mark.parametrize("mode", list(AutoresetMode))
+
+
+@WRAPPED
+@KIND
+@MODE
 @pytest.mark.parametrize(("cls", "settings"), [(DQN, DQN_SMALL), (PPO, ON_POLICY), (A2C, ON_POLICY)])
-def test_only_allowed_actions_are_taken_in_every_autoreset_mode(cls, settings, mode, kind):
-    agent = cls(vector(mode, kind), **{**settings, "num_envs": 3})
+def test_only_allowed_actions_are_taken_in_every_autoreset_mode(cls, settings, mode, kind, wrapped):
+    agent = cls(vector(mode, kind, wrapped), **{**settings, "num_envs": 3})
     agent.learn(120, progress=False)  # else the environments raise
     assert agent.envs.allowed.shape == (3, K) and agent.n_updates > 0
     assert (agent.envs.allowed == agent.envs.obs[:, :K].astype(bool))[~agent.envs._done].all()
+
+
+@WRAPPED
+@KIND
+@MODE
+def test_masks_of_the_observations_that_were_reached(mode, kind, wrapped):
+    envs, truncated = Envs(vector(mode, kind, wrapped), 3, 0, masks=True), 0
+    assert (envs._loop is None) == (wrapped or mode == AutoresetMode.NEXT_STEP)
+    for _ in range(60):
+        t = envs.step(envs.allowed.argmax(1) + 2)
+        shown, done = t.next_obs[:, :K] > 0, t.terminated | t.truncated
+        unknown = done if wrapped and kind == "method" and mode == AutoresetMode.SAME_STEP else False  # reset already
+        expected = np.where((~shown.any(1) | unknown)[:, None], True, shown)
+        assert (t.next_allowed == expected).all()
+        truncated += int((t.truncated & (shown.sum(1) % K > 0)).sum())
+        assert (envs.allowed == (envs.obs[:, :K] > 0))[~(done & (mode == AutoresetMode.NEXT_STEP))].all()
+    assert truncated > 3  # with a mask
+
+
+@KIND
+def test_lists_of_infos(kind):
+    """Those of DictInfoToList: masks in them are refused, and methods count."""
+    envs = DictInfoToList(vector(AutoresetMode.SAME_STEP, kind))
+    if kind == "info":
+        with pytest.raises(InputError, match=r"^Masked: action masks in the info must be an array, .* got a list"):
+            DQN(envs, **DQN_SMALL)
+    else:
+        assert Envs(envs, 3, 0, masks=True).allowed.shape == (3, K)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +137,9 @@ def test_dqn_bootstraps_from_allowed_actions_only_as_plain_torch_does(settings):
     agent.learn(60, progress=False)
     c, b = agent.config, agent._sample()
     allowed = torch.from_numpy(agent._next_allowed)
-    ended = torch.from_numpy(b.discount == 0)
-    assert (allowed == (torch.from_numpy(b.next_obs[:, :K]) > 0))[~ended & (allowed.sum(1) < K)].all()
+    shown = torch.from_numpy(b.next_obs[:, :K] > 0)
+    there = shown.any(1)  # else the episode has ended
+    assert (shown[there].sum(1) < K).any() and (allowed == shown)[there].all() and allowed[~there].all()
     got = agent._loss(b)
 
     def net(network, x):
@@ -193,10 +234,21 @@ def test_predict_and_evaluations_keep_to_the_masks():
         assert (agent.predict(obs, deterministic, action_masks=allowed) == np.arange(K) + 2).all()
         assert agent.predict(obs[0], deterministic, action_masks=[0, 0, 1, 0]) == 4
     assert len(agent.evaluate(5, env=Masked())) == 5  # else it raises
+    with pytest.raises(InputError, match=r"^MaskedByMethod: the action mask forbids all"):
+        agent.evaluate(1, env=gym.wrappers.TimeLimit(MaskedByMethod(np.zeros(K, bool)), 5))
     with pytest.raises(InputError, match=r"predict: action_masks must have shape \(4,\) or \(B, 4\), got \(3,\)"):
         agent.predict(obs, action_masks=[1, 1, 1])
+    for bad in ([[1, 1, 1, 1], [1, 1]], ()):
+        with pytest.raises(InputError, match=r"predict: an action mask must be an array: ") as error:
+            agent.predict(obs, action_masks=bad)
+        assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"predict: the action mask forbids all actions"):
         agent.predict(obs, action_masks=np.zeros(K, bool))
+    assert agent.predict(obs[:0], action_masks=allowed[:0]).shape == (0,)
+    given = allowed[0].copy()
+    masks = masks_given(agent, given, 3)
+    masks[:] = True  # an array of its own, which torch takes without a warning
+    assert masks.shape == (3, K) and given.sum() == 1
     with pytest.raises(InputError, match="action_masks must be None, because REINFORCE knows no masks"):
         REINFORCE("CartPole-v1").predict(np.zeros(4), action_masks=[1, 1])
 

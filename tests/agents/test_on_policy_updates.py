@@ -122,6 +122,17 @@ def test_200_updates_are_those_of_plain_torch(case):
     np.testing.assert_allclose(agent.policy.vector, twin.vector(), **CLOSE)
 
 
+def test_rmsprop_goes_on_from_earlier_checkpoints():
+    """Which had torch's names."""
+    agent = A2C("CartPole-v1", optimizer="rmsprop", hidden=(4,)).learn(100, progress=False)
+    state, tensors = copy.deepcopy(agent._state())
+    tensors["optimizer.0.square_avg"] = tensors.pop("optimizer.square_avg")
+    loaded = A2C("CartPole-v1", optimizer="rmsprop", hidden=(4,))
+    loaded._load_state(state, tensors)
+    assert (agent.optimizer.square_avg > 0).any()
+    np.testing.assert_array_equal(loaded.optimizer.square_avg, agent.optimizer.square_avg)
+
+
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_the_value_of_trpo_learns_as_in_plain_torch(env):
     agent = TRPO(
