@@ -239,7 +239,7 @@ def test_progress_that_nobody_reads(tmp_path):
 
 @posix
 def test_ctrl_c_before_anything_is_loaded(tmp_path):
-    (tmp_path / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)\n")
+    (tmp_path / "gymnasium.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)\n")
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     process = start(*TRAIN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=tmp_path)
     out, err = process.communicate(timeout=120)

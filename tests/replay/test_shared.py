@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replay_killed import ENVS, KINDS, forked, forks, transition, write_shared
+from replay_killed import ENVS, KINDS, add_some, forked, forks, transition, write_shared
 from replay_worlds import ACTION, OBS
 
 from fastrl import _backend
@@ -151,11 +151,6 @@ def test_nothing_is_left_behind():
     os.close(read), os.close(write)
     with pytest.raises(RuntimeError, match="the buffer of this writer is gone"):
         writer.add(np.zeros(3), 0, 0.0, np.zeros(3), False, False)
-
-
-def add_some(writer, n):
-    for k in range(n):
-        writer.add(np.full(3, k), 0, k, np.full(3, k + 1), False, False)
 
 
 def test_a_spawned_process():
