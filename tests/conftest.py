@@ -85,10 +85,11 @@ def rng():
 
 @pytest.fixture(autouse=True)
 def seeds():
-    """Every test starts from the same global seeds, alone or in any order."""
+    """Every test starts from the same global seeds, and with no number of threads chosen, alone or in any order."""
     np.random.seed(0)  # noqa: NPY002 (Gymnasium and others still draw from it)
     if "fastrl" in sys.modules:
         sys.modules["fastrl"].manual_seed(0)
+        sys.modules["fastrl"].set_num_threads(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
 
