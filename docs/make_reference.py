@@ -6,9 +6,9 @@ python docs/make_reference.py
 from dataclasses import fields
 from pathlib import Path
 
-from fastrl.agents import ALGORITHMS
 from fastrl.agents.config import meanings
-from fastrl.distributed import ALGORITHMS as DISTRIBUTED
+from fastrl.agents.hyperparameters import CONFIGS
+from fastrl.agents.loading import algorithm_class
 
 BAR = "\\|"  # in a cell of a table
 PAGE = Path(__file__).with_name("reference-agents.md")
@@ -24,8 +24,8 @@ This page is made by `python docs/make_reference.py`. What the agents have in co
 def page():
     """The text of the page."""
     parts = [HEAD]
-    for name, agent in {**ALGORITHMS, **DISTRIBUTED}.items():
-        config = agent.config_class
+    for name, config in CONFIGS.items():
+        agent = algorithm_class(name)
         summary = " ".join(agent.__doc__.split("\n\n")[0].split()).replace("``", "`")
         parts.append(f"## {agent.__name__}\n\n`{name}`, `{config.__name__}`. {summary}\n")
         rows = ["| setting | type | default | meaning |", "|---|---|---|---|"]

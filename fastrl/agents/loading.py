@@ -30,8 +30,16 @@ def load(
     with load_checkpoint(folder) as checkpoint:
         saved, where = checkpoint.config, f"checkpoint {checkpoint.folder}"
         check_config(saved, where)
-        known = {**fastrl.agents.ALGORITHMS, **fastrl.distributed.ALGORITHMS}
-        if saved["algorithm"] not in known:
-            raise InputError(f"{where}: unknown algorithm {saved['algorithm']!r}; known are {', '.join(known)}")
+        cls = algorithm_class(saved["algorithm"], f"{where}: ")
         given = only_spaces(saved, where) if env is None else env
-        return restored(known[saved["algorithm"]], checkpoint, given, device, network)
+        return restored(cls, checkpoint, given, device, network)
+
+
+def algorithm_class(name: Any, where: str = "") -> type[Agent[Any]]:
+    """The class of the algorithm `name`, of this package or `fastrl.distributed`; raises InputError."""
+    for package in (fastrl.agents, fastrl.distributed):
+        if name in package.CLASS_NAMES:
+            cls: type[Agent[Any]] = getattr(package, package.CLASS_NAMES[name])
+            return cls
+    known = ", ".join([*fastrl.agents.CLASS_NAMES, *fastrl.distributed.CLASS_NAMES])
+    raise InputError(f"{where}unknown algorithm {name!r}; known are {known}")

@@ -1,14 +1,11 @@
-"""The algorithms as the command line knows them, without PyTorch."""
+"""The algorithms as the command line knows them, without importing them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from fastrl.agents.config import InputError
 from fastrl.cli.options import did_you_mean
-
-if TYPE_CHECKING:
-    from fastrl.agents import Agent
 
 
 class Algorithm(NamedTuple):
@@ -59,12 +56,6 @@ def algorithm_name(word: Any, where: str = "") -> str:
             + f"known are {', '.join(ALGORITHMS)}"
         )
     return name
-
-
-def algorithm_class(name: str) -> type[Agent[Any]]:
-    from fastrl import agents, distributed  # PyTorch
-
-    return {**agents.ALGORITHMS, **distributed.ALGORITHMS}[name]
 
 
 def print_algorithms() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrl.agents.config import InputError
-from fastrl.cli.algorithms import algorithm_class, algorithm_name
+from fastrl.cli.algorithms import algorithm_name
 from fastrl.cli.common import closing, device_option, failures, mean, table
 from fastrl.cli.environment import of_run
 from fastrl.cli.errors import warn
@@ -60,7 +60,8 @@ def command(args: list[str]) -> int:
         raise InputError(f"--video-episodes must be >= 1, got {options.video_episodes}")
     if options.max_episode_steps < 0:
         raise InputError(f"--max-episode-steps must be >= 0, got {options.max_episode_steps}")
-    from fastrl.agents.checkpoint import load_config  # with PyTorch
+    from fastrl.agents.checkpoint import load_config
+    from fastrl.agents.loading import algorithm_class
 
     algorithm = algorithm_class(algorithm_name(load_config(options.run).get("algorithm"), f"{options.run}: "))
     env = of_run(options.run, options.env, options.env_kwargs, options.wrapper)

@@ -17,7 +17,7 @@ import fastrl
 from fastrl.agents.config import InputError, check_kept, make_config, settings_of
 from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.cli import runs, seeds
-from fastrl.cli.algorithms import ALGORITHMS, algorithm_class, algorithm_name, print_algorithms
+from fastrl.cli.algorithms import ALGORITHMS, algorithm_name, print_algorithms
 from fastrl.cli.common import check_new, check_threads, closing, device_option, failures, mean, table
 from fastrl.cli.environment import described, flags, of_run
 from fastrl.cli.errors import Failure, fail, no_memory, one_line
@@ -109,6 +109,8 @@ def command(args: list[str]) -> int:
     total = ALGORITHMS[name].total_steps if options.total_steps is None else options.total_steps
     if options.seeds is not None:
         return _run_seeds(name, flags, options, config.seed, total)
+    from fastrl.agents.loading import algorithm_class
+
     make: Any = algorithm_class(name)
     fastrl.set_num_threads(options.threads)
     with device_option():
@@ -280,6 +282,7 @@ def _unchanged(name: str, run: Path, options: Train, given: dict[str, Any]) -> t
 
 def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
     from fastrl._files import locked
+    from fastrl.agents.loading import algorithm_class
     from fastrl.agents.training import LOCK
 
     assert options.resume is not None

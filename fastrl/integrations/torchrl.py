@@ -112,7 +112,7 @@ class PrioritizedSampler(samplers.PrioritizedSampler):  # type: ignore[misc]
     (p_i / min_k p_k)^-beta with p = (priority + eps)^alpha, and sums in float64.  The tree is on the CPU, also beside a
     storage on a GPU.
 
-    Raises ValueError for a `device` other than the CPU.
+    Raises ValueError for a `device` other than the CPU, and a `dtype` other than float32 and float64.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -125,7 +125,7 @@ class PrioritizedSampler(samplers.PrioritizedSampler):  # type: ignore[misc]
         if self._device is not None and self._device.type != "cpu":
             raise ValueError(f"PrioritizedSampler: device must be None or the CPU, got {self._device}")
         if self.dtype not in (torch.float32, torch.float64):
-            raise NotImplementedError(f"PrioritizedSampler: dtype must be float32 or float64, got {self.dtype}")
+            raise ValueError(f"PrioritizedSampler: dtype must be float32 or float64, got {self.dtype}")
         self._sum_tree = _Sums(self._max_capacity, self.dtype)
         self._max_priority = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from abc import ABC, abstractmethod
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -20,7 +21,7 @@ from fastrl.replay.store import saved_rows
 _DERIVED = {"_lock", "_tree", "_store", "_ring", "_torch", "_rows", "_priorities", "_folder", "_path", "_lanes"}
 
 
-class Saved:
+class Saved(ABC):
     """The part of `ReplayBuffer` that its state leaves and enters by."""
 
     capacity: int
@@ -42,14 +43,14 @@ class Saved:
     _path: Any
     _lanes: Any
 
-    def _make_storage(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _make_storage(self) -> None: ...
 
-    def receive(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def receive(self) -> int: ...
 
-    def _clear(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _clear(self) -> None: ...
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that decides what the buffer will do to one file, checksummed and without pickle.

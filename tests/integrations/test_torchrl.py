@@ -199,7 +199,7 @@ def test_errors():
         sampler(device="cuda")
     with pytest.raises(ValueError, match="alpha must be greater or equal than 0"):
         sampler(alpha=-1)
-    with pytest.raises(NotImplementedError, match=r"dtype must be float32 or float64, got torch\.int64"):
+    with pytest.raises(ValueError, match=r"dtype must be float32 or float64, got torch\.int64"):
         sampler(dtype=torch.int64)
     with pytest.raises(RuntimeError, match="storage is empty"):
         TensorDictReplayBuffer(storage=LazyTensorStorage(4), sampler=sampler(4), batch_size=2).sample()

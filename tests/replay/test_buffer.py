@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_worlds import ACTION, BOTH, EVENTS, OBS, Item, Oracle, World, assert_same, contents, fill, items_of
 
+from fastrl import _backend
 from fastrl.replay import PrioritizedReplay, ReplayBuffer
 
 
@@ -417,3 +418,10 @@ def test_one_writer_and_several_samplers_never_see_half_a_transition(num_envs):
         thread.join()
     assert not faults, faults[0]
     assert 8 * num_envs * 0.7 < len(buffer) <= 8 * num_envs
+
+
+def test_writers_need_the_compiled_extension(monkeypatch):
+    buffer = ReplayBuffer(10, OBS, ACTION)
+    monkeypatch.setattr(_backend, "_C", None)
+    with pytest.raises(RuntimeError, match="writers need the compiled extension"):
+        buffer.writers(1)

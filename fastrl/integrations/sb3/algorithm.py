@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
-import stable_baselines3
 from stable_baselines3.common.buffers import ReplayBuffer
 
+from fastrl.integrations._version import untested
 from fastrl.integrations.sb3 import buffers
 from fastrl.integrations.sb3.networks import CannotCompile, HostOnly, Learner
 from fastrl.kernels import gather_rows
@@ -57,15 +57,14 @@ class Compiled(ABC):
 
     def _compiled_or_not(self) -> Learner:
         model: Any = self
-        version = stable_baselines3.__version__
         try:
-            if not version.startswith(f"{TESTED}."):
-                raise CannotCompile(f"Stable-Baselines3 is {version}, and {TESTED} is what was tested")
+            if reason := untested("stable-baselines3", TESTED):
+                raise CannotCompile(reason)
             return self._compile()
-        except CannotCompile as reason:
+        except CannotCompile as error:
             warnings.warn(
                 f"fastrl.integrations.{self._home}.{type(self).__name__} is not compiled, Stable-Baselines3's own code "
-                f"runs instead: {reason}",
+                f"runs instead: {error}",
                 stacklevel=4,
             )
             return HostOnly(model.policy)
