@@ -179,6 +179,7 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
             "Pendulum-v1": Task(20_000, -180, OFF_POLICY_PENDULUM),
             "HalfCheetah-v5": Task(100_000, None, TD3_CHEETAH),
         },
+        "lap": {"Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "lap": True})},
         SB3: {"HalfCheetah-v5": Task(100_000, None, TD3_CHEETAH)},
     },
 }

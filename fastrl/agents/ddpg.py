@@ -2,21 +2,23 @@
 
 noise        gaussian, or the paper's Ornstein-Uhlenbeck process
 prioritized  Schaul et al. 2016, arXiv:1511.05952
+lap          Fujimoto et al. 2020, arXiv:2007.06049, in place of prioritized
 n_step       Sutton and Barto 2018, section 7.1
 """
 
 from __future__ import annotations
 
-from fastrl.agents.continuous import DeterministicAgent
 from fastrl.agents.hyperparameters.off_policy import DDPGConfig
+from fastrl.agents.lap import LAPAgent
 from fastrl.agents.noise import NoisyAgent
 from fastrl.kernels import min_q_loss, min_q_targets, q_regression_loss, tanh_normal_mode
 
 
-class DDPG(NoisyAgent[DDPGConfig], DeterministicAgent[DDPGConfig]):
+class DDPG(NoisyAgent[DDPGConfig], LAPAgent[DDPGConfig]):
     """Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv:1509.02971).
 
     Critic: mean w (Q(s, a) - y)^2 with y = r + gamma (1 - terminated) Q'(s', mu'(s')).  Actor: -mean Q(s, mu(s)).
+    `lap`: Huber's loss for the square.
 
     For bounded Box actions.  An MLP sees observations flattened, and discrete ones one-hot.
 
@@ -40,13 +42,15 @@ class DDPG(NoisyAgent[DDPGConfig], DeterministicAgent[DDPGConfig]):
 
         y = sum_{k<m} gamma^k r_k + gamma^m (1 - terminated) Q_target(s', mu_target(s')), where s' is m <= n_step steps
         on, at the end of the episode at most.  Truncation does not stop the bootstrap.
-        Critic: L = mean_i w_i (Q(s_i, a_i) - y_i)^2.  Actor: L = - mean_i Q(s_i, mu(s_i)).
+        Critic: L = mean_i w_i (Q(s_i, a_i) - y_i)^2, with `lap` mean_i H(Q(s_i, a_i) - y_i).
+        Actor: L = - mean_i Q(s_i, mu(s_i)).
         """
         c, b = self.config, self._sample()
         next_action = tanh_normal_mode(self.target_actor.forward(b.next_obs))
         y = min_q_targets(self.target_critics.forward((b.next_obs, next_action)), b.reward, b.discount)
         q = self.critics.forward_cached((b.obs, b.action))
-        q_loss = q_regression_loss(q, y, weights=b.weights if c.prioritized else None)
+        weights, loss = b.weights if c.prioritized else None, "huber" if c.lap else "mse"
+        q_loss = q_regression_loss(q, y, weights=weights, loss=loss)
         self.critics.backward(q_loss.d_q)
         target = self.target_critics.vector
         self.critic_optimizer.step(lr=self.learning_rate, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)

@@ -58,12 +58,18 @@ class OffPolicyAgent(Agent[C]):
         settings: dict[str, Any] = {"n_step": c.n_step, "gamma": c.gamma, "device": device, "seed": c.seed}
         if self.envs.allowed is None:  # else an observation is a dict, of which not all are frames
             settings["frame_stack"] = self.envs.frame_stack
-        if not c.prioritized:
+        priorities = self._priorities()
+        if priorities is None:
             return ReplayBuffer(*space, **settings)
-        settings |= {"beta": c.per_beta, "beta_end": c.per_beta_end}
-        if c.per_beta_steps is not None:
-            settings["beta_steps"] = c.per_beta_steps
-        return PrioritizedReplay(*space, **settings, alpha=c.per_alpha, eps=c.per_eps)
+        return PrioritizedReplay(*space, **(settings | priorities))
+
+    def _priorities(self) -> dict[str, Any] | None:
+        """The settings of prioritized replay, None where replay is uniform."""
+        c: Any = self.config
+        if not c.prioritized:
+            return None
+        found = {"alpha": c.per_alpha, "eps": c.per_eps, "beta": c.per_beta, "beta_end": c.per_beta_end}
+        return found if c.per_beta_steps is None else {**found, "beta_steps": c.per_beta_steps}
 
     def _kept_space(self) -> Any:
         """What the buffer keeps as an observation: with action masks a dict of the two."""
@@ -158,8 +164,7 @@ class OffPolicyAgent(Agent[C]):
         """Is replay prioritized?"""
         return isinstance(self.buffer, PrioritizedReplay)
 
-    @staticmethod
-    def _td_errors(q: QLoss) -> Any:
+    def _td_errors(self, q: QLoss) -> Any:
         """The TD errors ``[B]``, of twin critics the mean of both."""
         return q.td_errors if q.td_errors.ndim == 1 else abs(q.td_errors).mean(0)
 

@@ -1,6 +1,7 @@
-"""Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, arXiv:1802.09477), with two switches:
+"""Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, arXiv:1802.09477), with switches:
 
 prioritized  Schaul et al. 2016, arXiv:1511.05952
+lap          Fujimoto et al. 2020, arXiv:2007.06049
 n_step       Sutton and Barto 2018, section 7.1
 """
 
@@ -11,16 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.agents.continuous import DeterministicAgent, clip
+from fastrl.agents.continuous import clip
 from fastrl.agents.hyperparameters.off_policy import TD3Config
+from fastrl.agents.lap import LAPAgent
 from fastrl.kernels import min_q_loss, min_q_targets, q_regression_loss, tanh_normal_mode
 
 
-class TD3(DeterministicAgent[TD3Config]):
+class TD3(LAPAgent[TD3Config]):
     """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, arXiv:1802.09477).
 
     Critics: sum_k mean w (Q_k(s, a) - y)^2 with y = r + gamma (1 - terminated) min_k Q'_k(s', a'), a' = mu'(s') with
-    clipped noise.  Actor, every `policy_delay` updates: -mean Q_1(s, mu(s)).
+    clipped noise.  Actor, every `policy_delay` updates: -mean Q_1(s, mu(s)).  `lap`: Huber's loss for the square.
 
     For bounded Box actions.  An MLP sees observations flattened, and discrete ones one-hot.
 
@@ -45,7 +47,8 @@ class TD3(DeterministicAgent[TD3Config]):
         y = sum_{k<m} gamma^k r_k + gamma^m (1 - terminated) min_k Q_target,k(s', a'), where s' is m <= n_step steps on,
         at the end of the episode at most, a' = clip(mu_target(s') + clip(eps, -c, c), -1, 1) and eps is Gaussian.
         Truncation does not stop the bootstrap.
-        Critics: L = sum_k mean_i w_i (Q_k(s_i, a_i) - y_i)^2.  Actor: L = - mean_i Q_1(s_i, mu(s_i)).
+        Critics: L = sum_k mean_i w_i (Q_k(s_i, a_i) - y_i)^2, with `lap` sum_k mean_i H(Q_k(s_i, a_i) - y_i).
+        Actor: L = - mean_i Q_1(s_i, mu(s_i)).
         """
         c, b, n = self.config, self._sample(), self.n_actions
         noise: Any = c.target_noise * self.rng.standard_normal((c.batch_size, n), np.float32)
@@ -53,7 +56,8 @@ class TD3(DeterministicAgent[TD3Config]):
         next_action = clip(tanh_normal_mode(self.target_actor.forward(b.next_obs)) + noise, 1)
         y = min_q_targets(self.target_critics.forward((b.next_obs, next_action)), b.reward, b.discount)
         q = self.critics.forward_cached((b.obs, b.action))
-        q_loss = q_regression_loss(q, y, weights=b.weights if c.prioritized else None)
+        weights, loss = b.weights if c.prioritized else None, "huber" if c.lap else "mse"
+        q_loss = q_regression_loss(q, y, weights=weights, loss=loss)
         self.critics.backward(q_loss.d_q)
         self.n_updates += 1
         due = self.n_updates % c.policy_delay == 0

@@ -30,6 +30,7 @@ CASES = {
     "ddpg_ou": (DDPG, {"noise": "ou", "noise_std": 0.3, "num_envs": 2, "prioritized": True}),
     "td3": (TD3, {}),
     "td3_all": (TD3, {"prioritized": True, "n_step": 3, "num_envs": 2, "updates": 2, "max_grad_norm": 1.0}),
+    "td3_lap": (TD3, {"lap": True, "lap_alpha": 0.7, "num_envs": 2}),
     "sac": (SAC, {}),
     "sac_all": (
         SAC,
@@ -111,7 +112,7 @@ def test_save_does_not_disturb_and_every_switch_trains(case, tmp_path):
     assert all(np.isfinite(v) for v in agent.metrics().values())
     c = agent.config
     assert agent.n_updates == (330 - 40) // c.train_every * c.updates
-    assert isinstance(agent.buffer, PrioritizedReplay) == c.prioritized
+    assert isinstance(agent.buffer, PrioritizedReplay) == (c.prioritized or getattr(c, "lap", False))
     assert agent.evaluate(2).shape == (2,)
 
 

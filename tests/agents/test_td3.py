@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastrl.agents import TD3, td3
+from fastrl.agents import DDPG, TD3, ddpg, td3
+from fastrl.agents.config import InputError
 
 SMALL = {"hidden": (16, 12), "learning_starts": 40, "batch_size": 16, "buffer_size": 400, "seed": 1}
 
@@ -85,6 +86,39 @@ def test_actor_climbs_the_first_critic(monkeypatch):
     for _ in range(20):
         agent._update()
     assert agent.metrics()["actor_loss"] == pytest.approx(-value(0), abs=0.05) and value(0) > before
+
+
+@pytest.mark.parametrize("cls", [TD3, DDPG])
+def test_loss_adjusted_priorities(cls, monkeypatch):
+    agent = cls("Pendulum-v1", **SMALL, lap=True, lap_alpha=0.5)
+    agent.learn(41, progress=False)
+    batch = agent.buffer.sample(16)
+    reward = np.linspace(-3, 3, 16, dtype=np.float32)  # so that some errors are above 1, and some not
+    batch = batch._replace(indices=np.arange(16), reward=reward)
+    np.testing.assert_array_equal(batch.weights, 1)
+    monkeypatch.setattr(agent.buffer, "sample", lambda n: batch)
+    module, seen = {TD3: td3, DDPG: ddpg}[cls], {}
+    loss = module.q_regression_loss
+
+    def spy(q, y, **options):
+        seen.update(error=abs(q.reshape(-1, 16) - y).max(0), options=options)
+        return loss(q, y, **options)
+
+    monkeypatch.setattr(module, "q_regression_loss", spy)
+    agent._update()
+    assert seen["options"] == {"weights": None, "loss": "huber"}
+    error = seen["error"]
+    assert (error < 0.9).any() and (error > 1.1).any()
+    np.testing.assert_allclose(agent.buffer._tree[np.arange(16)], np.sqrt(np.maximum(error, 1)), rtol=1e-6)
+    assert (agent.buffer._tree[np.arange(16)][error < 1] == 1).all()
+
+
+@pytest.mark.parametrize("cls", [TD3, DDPG])
+def test_loss_adjusted_priorities_are_no_other_priorities(cls):
+    with pytest.raises(InputError, match=rf"{cls.__name__}Config: lap and prioritized are two kinds of priorities"):
+        cls("Pendulum-v1", lap=True, prioritized=True)
+    with pytest.raises(InputError, match=rf"{cls.__name__}Config: lap_alpha must be finite and >= 0, got -1"):
+        cls("Pendulum-v1", lap=True, lap_alpha=-1)
 
 
 def test_exploration_noise():

@@ -160,8 +160,11 @@ def make(cls, own, n_out, critic=Critic, **settings):
 CONTINUOUS = {"plain": {}, "prioritized, clipped": {"prioritized": True, "n_step": 3, "max_grad_norm": 0.5}}
 
 
+WITH_LAP = {**CONTINUOUS, "lap": {"lap": True}}
+
+
 @OWN
-@pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
+@pytest.mark.parametrize("switches", WITH_LAP.values(), ids=WITH_LAP)
 @pytest.mark.parametrize("cls", [TD3, DDPG])
 def test_td3_and_ddpg(cls, switches, own, monkeypatch):
     agent, (actor, critics, target_critics) = make(cls, own, 1, **switches)
@@ -183,7 +186,9 @@ def test_td3_and_ddpg(cls, switches, own, monkeypatch):
                 next_action = (next_action + noise).clamp(-1, 1)
             y = b.reward + b.discount * values(target_critics, b.next_obs, next_action).amin(0)
         w = b.weights if c.prioritized else 1
-        step(critic_adam, (w * (values(critics, b.obs, b.action) - y) ** 2).mean(1).sum(), c.max_grad_norm)
+        q = values(critics, b.obs, b.action)
+        losses = F.huber_loss(q, y.expand_as(q), reduction="none") if c.lap else (q - y) ** 2
+        step(critic_adam, (w * losses).mean(1).sum(), c.max_grad_norm)
         if cls is DDPG or n % 2 == 0:
             step(actor_adam, -values(critics, b.obs, actor(b.obs).tanh())[0].mean(), c.max_grad_norm)
             follow(target_actor, actor, c.tau)

@@ -273,7 +273,27 @@ class QTOptConfig(NoiseConfig):
 
 
 @dataclass(frozen=True)
-class DDPGConfig(NoiseConfig, ContinuousConfig):
+class LAPConfig(ContinuousConfig):
+    """Hyperparameters of all agents on `LAPAgent`."""
+
+    # Source: Fujimoto et al. 2020, arXiv:2007.06049.
+    lap: bool = False
+    """Loss-adjusted priorities: replay in proportion to max(|TD error|, 1)^lap_alpha without importance weights, and
+    Huber's loss in place of the square."""
+    lap_alpha: float = 0.4
+    """Exponent of the loss-adjusted priorities: 0 is uniform replay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 0, INF, "lap_alpha")
+        if self.lap and self.prioritized:
+            raise InputError(
+                f"{type(self).__name__}: lap and prioritized are two kinds of priorities, got True for both"
+            )
+
+
+@dataclass(frozen=True)
+class DDPGConfig(NoiseConfig, LAPConfig):
     """Hyperparameters.  All schedules count environment steps from the start of training."""
 
     # Sources: [L] Lillicrap et al. 2016, [S] Stable-Baselines3's DDPG.
@@ -312,7 +332,7 @@ class D4PGConfig(NoiseConfig, ContinuousConfig):
 
 
 @dataclass(frozen=True)
-class TD3Config(ContinuousConfig):
+class TD3Config(LAPConfig):
     """Hyperparameters.  All schedules count environment steps from the start of training."""
 
     # Sources: [F] Fujimoto et al. 2018, [C] CleanRL's td3_continuous_action, [S] Stable-Baselines3's TD3.
