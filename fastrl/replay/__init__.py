@@ -6,6 +6,7 @@ from fastrl.replay.hindsight import HindsightReplay
 from fastrl.replay.limiter import SampleToInsertRatio
 from fastrl.replay.offline import from_minari
 from fastrl.replay.prioritized import PrioritizedReplay
+from fastrl.replay.samplers import ReplaySampler
 from fastrl.replay.sequences import SequenceBatch, SequenceReplay
 from fastrl.replay.shared import ReplayWriter
 
@@ -14,6 +15,7 @@ __all__ = [
     "HindsightReplay",
     "PrioritizedReplay",
     "ReplayBuffer",
+    "ReplaySampler",
     "ReplayWriter",
     "SampleToInsertRatio",
     "SequenceBatch",

@@ -19,8 +19,9 @@ from fastrl.replay import checks
 from fastrl.replay import state as states
 from fastrl.replay.batch import Batch, to_device
 from fastrl.replay.mapped import Closed, Folder
+from fastrl.replay.samplers import ReplaySampler, SamplerLanes
 from fastrl.replay.saved import Saved
-from fastrl.replay.shared import Lanes, ReplayWriter
+from fastrl.replay.shared import ReplayWriter, WriterLanes
 from fastrl.replay.spaces import Space
 from fastrl.replay.store import Store
 
@@ -81,7 +82,9 @@ class ReplayBuffer(Saved):
     _stratified = False
     _normalize: Literal["batch", "tree"] = "batch"
     __iter__ = None  # else Python would iterate by __getitem__
-    _lanes: Lanes | None = None
+    _update: Any = None  # priorities of indices [B] by their errors
+    _lanes: WriterLanes | None = None
+    _desk: SamplerLanes | None = None
 
     def __init__(
         self,
@@ -317,8 +320,7 @@ class ReplayBuffer(Saved):
         with self._lock:
             len(self._tree)  # a closed buffer says so
             # `_publish` of sequences sees no row twice.
-            self._lanes = Lanes(self._obs, self._action, self.num_envs, n, min(steps, self._most))
-        _fork.children.add(self._lanes)
+            self._lanes = WriterLanes(self._obs, self._action, self.num_envs, n, min(steps, self._most))
         return self._lanes.writers
 
     def receive(self) -> int:
@@ -327,6 +329,48 @@ class ReplayBuffer(Saved):
             return 0
         with self._lock:
             return self._lanes.receive(self._store, self._write_lane)
+
+    def samplers(self, n: int, batch_size: int, *, ahead: int = 2, min_size: int = 1) -> list[ReplaySampler]:
+        """For `n` other processes, spawned or forked, that draw from this buffer: see `serve`.
+
+        Args:
+            batch_size: int >= 1: of each of their batches.
+            ahead: int >= 1: batches that are drawn for a sampler before it asks for them.
+            min_size: int >= 1: transitions below which none is drawn.
+
+        Raises:
+            ValueError: the buffer has samplers already or is closed.
+            OSError: no room in the shared memory.
+            RuntimeError: an install without the compiled extension, or Windows.
+        """
+        n, batch_size = checks.check_int("n", n), checks.check_int("batch_size", batch_size)
+        ahead, min_size = checks.check_int("ahead", ahead), checks.check_int("min_size", min_size)
+        if self._desk is not None:
+            raise ValueError("replay.samplers: the buffer has samplers already")
+        device = None if self.device is None else str(self.device)
+        with self._lock:
+            len(self._tree)  # a closed buffer says so
+            template = self._draw(np.zeros(0, np.int64), np.zeros(0, np.float32))
+            self._desk = SamplerLanes(template, n, batch_size, ahead, min_size, device, self._errors())
+        return self._desk.samplers
+
+    def serve(self) -> int:
+        """`receive`, then set the priorities that samplers have sent and draw the batches that they wait for.
+
+        To be called again and again, by a loop of this process or a thread of it.
+
+        Returns:
+            The steps, updates and batches that there were; 0: nobody waited.
+        """
+        count = self.receive()
+        if self._desk is not None:
+            with self._lock:
+                count += self._desk.serve(self, self._sample, self._update)
+        return count
+
+    def _errors(self) -> Any:
+        """What makes indices and errors [B] of the arguments of `update_priorities`; None: there is none."""
+        return None
 
     def _write_lane(self, steps: int, first: int, envs: int, items: list[Any]) -> None:
         rows, priorities = np.empty(2 * steps * envs, np.int64), np.empty(2 * steps * envs)
@@ -377,18 +421,19 @@ class ReplayBuffer(Saved):
         """
         if self._lanes is not None:
             self.receive()
-        tree = self._tree
         with self._lock:
-            try:
-                rows, weights = tree.sample_weighted(
-                    batch_size, self.beta, self._normalize, stratified=self._stratified
-                )
-            except ValueError:
-                if len(tree):
-                    raise
-                raise ValueError("replay.sample: the buffer is empty: add transitions before sampling") from None
-            batch = self._draw(rows, weights)
+            batch = self._sample(batch_size)
         return self._to_device(batch)  # type: ignore[no-any-return]
+
+    def _sample(self, batch_size: int) -> Any:
+        tree = self._tree
+        try:
+            rows, weights = tree.sample_weighted(batch_size, self.beta, self._normalize, stratified=self._stratified)
+        except ValueError:
+            if len(tree):
+                raise
+            raise ValueError("replay.sample: the buffer is empty: add transitions before sampling") from None
+        return self._draw(rows, weights)
 
     def __getitem__(self, indices: Any) -> Batch:
         """The transitions of these numbers [B], as `sample` would give them, with weights of 1.
@@ -417,10 +462,7 @@ class ReplayBuffer(Saved):
 
     def _locate(self, where: str, numbers: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
         """The rows of numbers, and how many are stale: their rows are ones that never hold a transition."""
-        if numbers.ndim != 1:
-            raise ValueError(f"{where}: indices must have shape [B], got {numbers.shape}")
-        if numbers.size and numbers.dtype.char not in "ilq":
-            raise ValueError(f"{where}: indices must have dtype int64 or int32, got {numbers.dtype}")
+        checks.check_indices(where, numbers)
         rows, stale = self._ring.locate(numbers if numbers.size else np.zeros(0, np.int64))
         if stale < 0:
             raise IndexError(f"{where}: indices[{~stale}] is {numbers[~stale]}, outside the transitions added so far")

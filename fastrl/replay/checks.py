@@ -40,6 +40,13 @@ def check_float(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_indices(where: str, numbers: NDArray[Any]) -> None:
+    if numbers.ndim != 1:
+        raise ValueError(f"{where}: indices must have shape [B], got {numbers.shape}")
+    if numbers.size and numbers.dtype.char not in "ilq":
+        raise ValueError(f"{where}: indices must have dtype int64 or int32, got {numbers.dtype}")
+
+
 def load_torch(device: Any) -> tuple[Any, Any]:
     """torch and the device, or None and None."""
     if device is None:

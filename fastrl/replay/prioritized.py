@@ -6,9 +6,10 @@ import os
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastrl.replay.buffer import ReplayBuffer
-from fastrl.replay.checks import check_float, check_int, to_numpy
+from fastrl.replay.checks import check_float, check_indices, check_int, to_numpy
 
 
 class PrioritizedReplay(ReplayBuffer):
@@ -92,22 +93,34 @@ class PrioritizedReplay(ReplayBuffer):
             IndexError: an index that no transition has had.
             In both cases no priority is changed.
         """
-        where = "replay.update_priorities"
-        numbers, errors = to_numpy(indices), to_numpy(td_errors)
-        if numbers.ndim != 1 or errors.shape != numbers.shape:
-            raise ValueError(
-                f"{where}: indices and td_errors must both have shape [B], got {numbers.shape} and {errors.shape}"
-            )
-        if errors.dtype.kind not in "fiu":
-            raise ValueError(f"{where}: td_errors must be real numbers, got {errors.dtype}")
-        if errors.dtype.char not in "fd" or not errors.dtype.isnative:
-            errors = errors.astype(np.float64)
+        return self._update(*checked_errors(indices, td_errors))
+
+    def _update(self, numbers: NDArray[Any], errors: NDArray[Any]) -> int:
         with self._lock:
-            rows, stale = self._locate(where, numbers)
+            rows, stale = self._locate("replay.update_priorities", numbers)
             # The row of a stale one holds no transition, and a priority of 0 is kept.
             largest = self._tree.update_from_td_errors(rows, errors, self.alpha, self.eps, keep_zeros=True)
             self._new_priority = max(self._new_priority, largest)
         return stale
 
+    def _errors(self) -> Any:
+        return checked_errors
+
     def _config(self) -> dict[str, Any]:
         return {**super()._config(), "alpha": self.alpha, "eps": self.eps}
+
+
+def checked_errors(indices: Any, td_errors: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Arguments of `update_priorities` as NumPy arrays [B], the errors as floats."""
+    where = "replay.update_priorities"
+    numbers, errors = to_numpy(indices), to_numpy(td_errors)
+    if numbers.ndim != 1 or errors.shape != numbers.shape:
+        raise ValueError(
+            f"{where}: indices and td_errors must both have shape [B], got {numbers.shape} and {errors.shape}"
+        )
+    check_indices(where, numbers)
+    if errors.dtype.kind not in "fiu":
+        raise ValueError(f"{where}: td_errors must be real numbers, got {errors.dtype}")
+    if errors.dtype.char not in "fd" or not errors.dtype.isnative:
+        errors = errors.astype(np.float64)
+    return numbers, errors

@@ -18,7 +18,9 @@ from fastrl.replay.mapped import Closed
 from fastrl.replay.store import saved_rows
 
 # Of an instance's attributes those that are made anew for a copy.
-_DERIVED = {"_lock", "_tree", "_store", "_ring", "_torch", "_rows", "_priorities", "_folder", "_path", "_lanes"}
+_DERIVED = {
+    "_lock", "_tree", "_store", "_ring", "_torch", "_rows", "_priorities", "_folder", "_path", "_lanes", "_desk",
+}  # fmt: skip
 
 
 class Saved(ABC):
@@ -42,6 +44,7 @@ class Saved(ABC):
     _folder: Any
     _path: Any
     _lanes: Any
+    _desk: Any
 
     @abstractmethod
     def _make_storage(self) -> None: ...
@@ -173,11 +176,13 @@ class Saved(ABC):
     def close(self) -> None:
         """`flush`, and let go of the `storage` folder: another buffer may open it, and this one can be used no more.
 
-        Its writers raise RuntimeError from then on.  A buffer that opens the folder goes on in the middle of episodes:
-        call its `new_episodes` if the environments were reset.
+        Its writers and samplers raise RuntimeError from then on.  A buffer that opens the folder goes on in the middle
+        of episodes: call its `new_episodes` if the environments were reset.
         """
         with self._lock:  # no thread adds in between, which would be lost
             self._flush(closed=True)
+            if self._desk is not None:
+                self._desk.close()
             if self._lanes is not None:
                 self._lanes.close()
                 if self.receive():  # what writers have added meanwhile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from fastrl.kernels.gather_rows import gather_rows
 from fastrl.replay import state as states
 from fastrl.replay.batch import Batch
 from fastrl.replay.checks import check_float, check_int, to_numpy
-from fastrl.replay.prioritized import PrioritizedReplay
+from fastrl.replay.prioritized import PrioritizedReplay, checked_errors
 from fastrl.replay.spaces import Space
 
 Rows = NDArray[np.int64]
@@ -278,21 +279,10 @@ class SequenceReplay(PrioritizedReplay):
 
         Returns and raises as `PrioritizedReplay.update_priorities`; and ValueError for a window without a step.
         """
-        where, errors = "replay.update_priorities", to_numpy(td_errors)
-        kept = np.ones(errors.shape, np.bool_) if mask is None else to_numpy(mask)
-        if errors.ndim != 2 or kept.shape != errors.shape or kept.dtype != np.bool_:
-            raise ValueError(
-                f"{where}: td_errors must have shape [B, steps] and mask be bool like it, got {errors.shape} and "
-                f"{kept.dtype} {kept.shape}"
-            )
-        if errors.dtype.kind not in "fiu":
-            raise ValueError(f"{where}: td_errors must be real numbers, got {errors.dtype}")
-        steps = kept.sum(axis=1)
-        if not steps.all():
-            raise ValueError(f"{where}: mask[{int(steps.argmin())}] must have a step, got none")
-        sizes = np.where(kept, np.abs(errors.astype(np.float64)), 0.0)
-        mixed = self.eta * sizes.max(axis=1, initial=0.0) + (1 - self.eta) * sizes.sum(axis=1) / steps
-        return super().update_priorities(indices, mixed)
+        return self._update(*mixed_errors(self.eta, indices, td_errors, mask))
+
+    def _errors(self) -> Any:
+        return partial(mixed_errors, self.eta)
 
     def _config(self) -> dict[str, Any]:
         windows = {"length": self.length, "burn_in": self.burn_in, "overlap": self.overlap, "eta": self.eta}
@@ -316,3 +306,22 @@ class SequenceReplay(PrioritizedReplay):
             lost = self._store.counts - self._last_window(self._run) < self._store.start
             self._forget_runs(lost)
             self._store.broken[lost] = True
+
+
+def mixed_errors(eta: float, indices: Any, td_errors: Any, mask: Any = None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Arguments of `update_priorities` as NumPy arrays [B], an error for each window."""
+    where, errors = "replay.update_priorities", to_numpy(td_errors)
+    kept = np.ones(errors.shape, np.bool_) if mask is None else to_numpy(mask)
+    if errors.ndim != 2 or kept.shape != errors.shape or kept.dtype != np.bool_:
+        raise ValueError(
+            f"{where}: td_errors must have shape [B, steps] and mask be bool like it, got {errors.shape} and "
+            f"{kept.dtype} {kept.shape}"
+        )
+    if errors.dtype.kind not in "fiu":
+        raise ValueError(f"{where}: td_errors must be real numbers, got {errors.dtype}")
+    steps = kept.sum(axis=1)
+    if not steps.all():
+        raise ValueError(f"{where}: mask[{int(steps.argmin())}] must have a step, got none")
+    sizes = np.where(kept, np.abs(errors.astype(np.float64)), 0.0)
+    mixed = eta * sizes.max(axis=1, initial=0.0) + (1 - eta) * sizes.sum(axis=1) / steps
+    return checked_errors(indices, mixed)

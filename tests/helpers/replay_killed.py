@@ -11,6 +11,7 @@ import pytest
 from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay
 
 WIDTH, EPISODE, ENVS = 100, 7, 2
+TORN = 255
 KINDS = {
     "plain": lambda **options: PrioritizedReplay(40, ((WIDTH,), np.int32), ((), np.int64), ENVS, **options),
     "apart": lambda **options: ReplayBuffer(
@@ -86,3 +87,27 @@ def write_shared(writer, number, kind, k, pipe):
 def add_some(writer, n):
     for k in range(n):
         writer.add(np.full(3, k), 0, k, np.full(3, k + 1), False, False)
+
+
+def sample_shared(sampler, kind, number, pipe):
+    """Forever; the pipe gets a byte for each batch: `number`, or TORN for one that has no such transitions."""
+    rng = np.random.default_rng()
+    while True:
+        batch = sampler.sample()
+        obs, action = (batch.obs[:, 0], batch.action[:, 0]) if kind == "sequences" else (batch.obs, batch.action)
+        for i, index in enumerate(batch.indices.tolist()):
+            wanted = transition(kind, index // ENVS)
+            if action[i] != wanted[1][0] or (obs[i] != wanted[0][index % ENVS]).any():
+                os.write(pipe, bytes([TORN]))
+        if kind != "apart":
+            sampler.update_priorities(batch.indices, rng.random((16, 3) if kind == "sequences" else 16))
+        os.write(pipe, bytes([number]))
+
+
+def update_all(sampler, n):
+    """Until each of n transitions was drawn and has the priority of its number."""
+    seen = set()
+    while len(seen) < n:
+        indices = sampler.sample().indices
+        seen.update(indices.tolist())
+        sampler.update_priorities(indices, indices)

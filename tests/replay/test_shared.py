@@ -18,7 +18,7 @@ from replay_killed import ENVS, KINDS, add_some, forked, forks, transition, writ
 from replay_worlds import ACTION, OBS
 
 from fastrl import _backend
-from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay, shared
+from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay, lanes
 
 if os.name == "nt":
     pytest.skip("writers need Linux or macOS", allow_module_level=True)
@@ -168,7 +168,7 @@ def test_a_writer_is_one_processs_and_a_dead_buffer_is_noticed():
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     add_some(writer, 2)
-    buffer._lanes._lanes[0][0][2][0] = pid  # as if the buffer were that process's
+    buffer._lanes._lanes[0][0][0][0] = pid  # as if the buffer were that process's
     with pytest.raises(RuntimeError, match="the process of the buffer has ended"):
         add_some(writer, 1)
     assert buffer.receive() == 3
@@ -223,7 +223,7 @@ def test_close_takes_in_what_writers_add_while_it_flushes(tmp_path, monkeypatch)
 def test_a_zombie_is_dead():
     pid = forked(lambda: os._exit(0))
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    assert not shared._is_alive(pid) and shared._is_alive(os.getpid())
+    assert not lanes._is_alive(pid) and lanes._is_alive(os.getpid())
     os.waitpid(pid, 0)
 
 
