@@ -74,26 +74,45 @@ def digest(data: Any) -> str:
 
 
 def draw_speeds(data: dict[str, dict[str, float]]) -> Any:
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    # one row an agent, so that it fits beside the table on a first screen
     colours = dict(zip(CONTENDERS.values(), (OURS, OTHERS[1], OTHERS[0], OTHERS[5]), strict=True))
-    figure = Figure((5, 5.4), layout="constrained")
+    figure = Figure((5, 2.5), layout="constrained")
     axes = figure.add_subplot()
-    y, ticks = 0.0, []
-    for values in data.values():
+    for y, values in enumerate(data.values()):
+        axes.plot(
+            (min(values.values()), max(values.values())),
+            (y, y),
+            color=mpl.rcParams["grid.color"],
+            linewidth=2,
+            zorder=1,
+        )
         for title, value in values.items():
-            axes.barh(y, value, 0.85, color=colours[title])
-            axes.text(value + 0.15, y, f"{value:.1f}x", va="center", size=9)
-            y += 1
-        ticks.append(y - 0.5 - len(values) / 2)
-        y += 0.8
-    axes.set_yticks(ticks, list(data))
-    axes.invert_yaxis()
+            axes.scatter(value, y, 60, color=colours[title], zorder=3 if title == "fastrl" else 2)
+        axes.annotate(
+            f"{values['fastrl']:.1f}x", (values["fastrl"], y), (0, 7), textcoords="offset points", ha="center"
+        )
+    axes.set_yticks(range(len(data)), list(data))
+    axes.set_ylim(len(data) - 0.5, -0.8)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, 1.12 * max(max(values.values()) for values in data.values()))
+    axes.set_xscale("log")
+    axes.set_xticks(ticks := (1, 2, 5, 10), [f"{tick}x" for tick in ticks])
+    axes.minorticks_off()
+    every = [value for values in data.values() for value in values.values()]
+    axes.set_xlim(0.85 * min(every), 1.25 * max(every))
     axes.set_xlabel("steps a second, Stable-Baselines3 = 1")
-    handles = [axes.barh(0, 0, color=colour, label=title) for title, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    handles = [axes.scatter([], [], 60, color=colour, label=title) for title, colour in colours.items()]
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+        handletextpad=0,
+        columnspacing=1,
+    )
     return figure
 
 
