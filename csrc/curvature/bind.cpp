@@ -1,10 +1,12 @@
 // Fisher products of small MLPs: mlp_fisher.h. fastrl/kernels/curvature/_torch.py makes one, and checks what it is
 // given.
-#include <cmath>
+#include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "binding/bind.h"
 #include "curvature/mlp_fisher.h"
+#include "mlp/pass.h"
 
 namespace fastrl {
 namespace {
@@ -21,18 +23,20 @@ Array load_matrix(py::handle x, const char* name, int64_t rows, int64_t columns)
   return a;
 }
 
-// `to` [rows, padded(columns)], with some rows of zeros behind them.
-void copy_padded(const Array& a, Floats& to) {
-  const int64_t rows = a.shape[0], columns = a.shape[1], width = padded(columns);
-  to.resize((rows + 8) * width);
+// A copy in `memory`, rows mlp::stride(columns) apart.
+float* copy_padded(const Array& a, Arena& memory) {
+  const int64_t rows = a.shape[0], columns = a.shape[1], width = mlp::stride(columns);
+  float* const to = memory.take(rows * width);
   for (int64_t i = 0; i < rows; ++i) {
-    float* row = to.get() + i * width;
+    float* row = to + i * width;
     const char* from = a.data + i * a.strides[0];
     if (a.strides[1] == sizeof(float))
       std::memcpy(row, from, static_cast<size_t>(columns) * sizeof(float));
     else
       for (int64_t j = 0; j < columns; ++j) std::memcpy(row + j, from + j * a.strides[1], sizeof(float));
+    std::fill(row + columns, row + width, 0.0f);
   }
+  return to;
 }
 
 // What products read is made anew by refresh, never changed: a product that runs meanwhile keeps what it began with.
@@ -61,7 +65,7 @@ SharedFisher::SharedFisher(int64_t n, const py::list& layers, int64_t log_std_at
         (weight_at >= 0 && weight_at + in * out > n) || (bias_at >= 0 && bias_at + out > n) ||
         (!f.layers.empty() && f.layers.back().out != in))
       raise_value(std::string(kOp) + "the layers do not fit together");
-    f.layers.push_back({in, out, static_cast<MlpActivation>(activation), weight_at, bias_at, {}, {}, {}, {}, {}});
+    f.layers.push_back({in, out, static_cast<Activation>(activation), weight_at, bias_at});
   }
   if (f.layers.empty()) raise_value(std::string(kOp) + "there must be at least one layer");
   f.log_std_size = f.layers.back().out;
@@ -75,8 +79,7 @@ void SharedFisher::refresh(const py::list& weights, const py::list& values, cons
   MlpFisher& f = *next;
   f.n = now_->n, f.log_std_at = now_->log_std_at, f.log_std_size = now_->log_std_size;
   f.categorical = now_->categorical;
-  for (const MlpLayer& l : now_->layers)
-    f.layers.push_back({l.in, l.out, l.activation, l.weight_at, l.bias_at, {}, {}, {}, {}, {}});
+  for (const FisherLayer& l : now_->layers) f.layers.push_back({l.in, l.out, l.activation, l.weight_at, l.bias_at});
   const size_t count = f.layers.size();
   if (weights.size() != count || values.size() != count + 1 || slopes.size() != count)
     raise_value(std::string(kOp) + "there must be weights, values and slopes for each layer");
@@ -84,28 +87,33 @@ void SharedFisher::refresh(const py::list& weights, const py::list& values, cons
   const int64_t rows = obs.ndim == 2 ? obs.shape[0] : 0;
   if (rows < 1) raise_value(std::string(kOp) + "observations must have at least one row");
   // All are checked before the first is copied.
-  MlpLayer& last = f.layers.back();
+  FisherLayer& last = f.layers.back();
   std::vector<Array> w, x, s(count);
   for (size_t k = 0; k < count; ++k) {
-    const MlpLayer& l = f.layers[k];
+    const FisherLayer& l = f.layers[k];
     w.push_back(load_matrix(weights[k], "weight", l.out, l.in));
     x.push_back(load_matrix(values[k], "the values of a layer", rows, l.in));
-    if (l.activation == MlpActivation::other) s[k] = load_matrix(slopes[k], "the slopes of a layer", rows, l.out);
+    if (l.activation == Activation::silu) s[k] = load_matrix(slopes[k], "the slopes of a layer", rows, l.out);
   }
   x.push_back(load_matrix(values[count], "the values of a layer", rows, last.out));
   const Array spread = load_matrix(scale, "the scale", f.categorical ? rows : 1, last.out);
-  for (size_t k = 0; k < count; ++k) {
-    MlpLayer& l = f.layers[k];
-    copy_padded(w[k], l.weight);
-    l.transposed.resize(l.in * padded(l.out));
-    for (int64_t i = 0; i < l.in; ++i)
-      for (int64_t j = 0; j < l.out; ++j)
-        l.transposed.get()[i * padded(l.out) + j] = l.weight.get()[j * padded(l.in) + i];
-    copy_padded(x[k], l.input);
-    if (l.activation == MlpActivation::other) copy_padded(s[k], l.slopes);
+  int64_t room = (f.categorical ? rows : 1) * mlp::stride(last.out);
+  for (const FisherLayer& l : f.layers) {
+    const int64_t in = mlp::stride(l.in), out = mlp::stride(l.out);
+    room += l.out * in + l.in * out + rows * (in + 2 * out);
   }
-  if (last.activation != MlpActivation::none) copy_padded(x[count], last.output);
-  copy_padded(spread, f.scale);
+  f.memory.reset(room + 16 * 6 * static_cast<int64_t>(count));
+  for (size_t k = 0; k < count; ++k) {
+    FisherLayer& l = f.layers[k];
+    const int64_t out = mlp::stride(l.out);
+    l.weight = copy_padded(w[k], f.memory);
+    l.transposed = f.memory.take(l.in * out);
+    tiles::transpose(l.weight, mlp::stride(l.in), l.out, l.in, l.transposed, out, mlp::padded(l.out));
+    l.input = copy_padded(x[k], f.memory);
+    if (l.activation == Activation::silu) l.slopes = copy_padded(s[k], f.memory);
+  }
+  if (last.activation != Activation::none) last.output = copy_padded(x[count], f.memory);
+  f.scale = copy_padded(spread, f.memory);
   f.rows = rows;
   now_ = next;
 }

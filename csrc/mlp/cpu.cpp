@@ -15,53 +15,7 @@ namespace fastrl {
 using namespace mlp;
 
 namespace {
-constexpr int64_t kPiece = 128;  // rows whose gradients are one task's sum, at least
-constexpr int64_t kPieces = 16;  // tasks a network, at most
-constexpr int64_t kFew = 2;      // rows that are not worth packing the weights for
-
-// It depends on the rows alone, so the sums do not depend on the threads.
-int64_t piece_rows(int64_t rows) {
-  return std::max(kPiece, ((rows + kPieces - 1) / kPieces + kBlock - 1) / kBlock * kBlock);
-}
-int64_t count_pieces(int64_t rows) { return (rows + piece_rows(rows) - 1) / piece_rows(rows); }
-
-// to [columns, rows] = from [rows, columns] transposed; rows of `to` are filled up with zeros to `filled`.
-void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row,
-               int64_t filled) {
-  int64_t j = 0;
-#if defined(__GNUC__)
-  typedef float V __attribute__((vector_size(16)));
-  typedef int32_t I __attribute__((vector_size(16)));
-  for (; j + 4 <= rows; j += 4) {
-    int64_t i = 0;
-    for (; i + 4 <= columns; i += 4) {
-      const float* p = from + j * from_row + i;
-      const V a = tiles::load<V>(p), b = tiles::load<V>(p + from_row), c = tiles::load<V>(p + 2 * from_row),
-              d = tiles::load<V>(p + 3 * from_row);
-#if defined(__clang__)
-      const V ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-      const V cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-      const V w = __builtin_shufflevector(ab, cd, 0, 1, 4, 5), x = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-      const V y = __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5), z = __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7);
-#else
-      const V ab = __builtin_shuffle(a, b, I{0, 4, 1, 5}), ab2 = __builtin_shuffle(a, b, I{2, 6, 3, 7});
-      const V cd = __builtin_shuffle(c, d, I{0, 4, 1, 5}), cd2 = __builtin_shuffle(c, d, I{2, 6, 3, 7});
-      const V w = __builtin_shuffle(ab, cd, I{0, 1, 4, 5}), x = __builtin_shuffle(ab, cd, I{2, 3, 6, 7});
-      const V y = __builtin_shuffle(ab2, cd2, I{0, 1, 4, 5}), z = __builtin_shuffle(ab2, cd2, I{2, 3, 6, 7});
-#endif
-      float* q = to + i * to_row + j;
-      tiles::store<V>(q, w), tiles::store<V>(q + to_row, x);
-      tiles::store<V>(q + 2 * to_row, y), tiles::store<V>(q + 3 * to_row, z);
-    }
-    for (; i < columns; ++i)
-      for (int64_t r = j; r < j + 4; ++r) to[i * to_row + r] = from[r * from_row + i];
-  }
-#endif
-  for (int64_t i = 0; i < columns; ++i) {
-    for (int64_t r = j; r < rows; ++r) to[i * to_row + r] = from[r * from_row + i];
-    std::fill(to + i * to_row + rows, to + i * to_row + filled, 0.0f);
-  }
-}
+constexpr int64_t kFew = 2;  // rows that are not worth packing the weights for
 
 // A dueling head as one matrix [out, in] (rows `row` apart) and bias: Q = V + A - mean A is linear in the two streams,
 // for each atom by itself. Outputs are [actions, atoms].
@@ -161,7 +115,7 @@ void Mlp::pack(const float* vector, int64_t networks, bool both, Arena& arena, s
         }
       }
       q.transposed = narrow ? nullptr : arena.take(s.in * stride(s.out));
-      if (!narrow) transpose(w, row, s.out, s.in, q.transposed, stride(s.out), padded(s.out));
+      if (!narrow) tiles::transpose(w, row, s.out, s.in, q.transposed, stride(s.out), padded(s.out));
       q.scale = q.shift = nullptr;
       if (s.groups > 0) {
         q.scale = arena.take(stride(s.out)), q.shift = arena.take(stride(s.out));

@@ -22,6 +22,14 @@ inline int64_t stride(int64_t n) {
   const int64_t m = padded(n);
   return m >= 128 && m / 16 % 2 == 0 ? m + 16 : m;
 }
+
+constexpr int64_t kPiece = 128;  // rows whose gradients are one task's sum, at least
+constexpr int64_t kPieces = 16;  // tasks a network, at most
+// It depends on the rows alone, so the sums do not depend on the threads.
+inline int64_t piece_rows(int64_t rows) {
+  return std::max(kPiece, ((rows + kPieces - 1) / kPieces + kBlock - 1) / kBlock * kBlock);
+}
+inline int64_t count_pieces(int64_t rows) { return (rows + piece_rows(rows) - 1) / piece_rows(rows); }
 }  // namespace mlp
 
 // One call's work on a block of rows of one network, at each processor level.

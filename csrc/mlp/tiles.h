@@ -2,6 +2,7 @@
 // layer to layer, and the bias and a ReLU are part of the product.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -153,6 +154,43 @@ FASTRL_INLINE void dots(const float* w, int64_t w_row, const float* bias, const 
     float rest = bias[j];
     for (int64_t i = whole; i < k; ++i) rest += w[j * w_row + i] * x[i];
     out[j] = whole ? rest + sum_lanes(sum) : rest;
+  }
+}
+
+// to [columns, rows] = from [rows, columns] transposed; rows of `to` are filled up with zeros to `filled`.
+inline void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row,
+                      int64_t filled) {
+  int64_t j = 0;
+#if defined(__GNUC__)
+  typedef float V __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+  for (; j + 4 <= rows; j += 4) {
+    int64_t i = 0;
+    for (; i + 4 <= columns; i += 4) {
+      const float* p = from + j * from_row + i;
+      const V a = load<V>(p), b = load<V>(p + from_row), c = load<V>(p + 2 * from_row), d = load<V>(p + 3 * from_row);
+#if defined(__clang__)
+      const V ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const V cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+      const V w = __builtin_shufflevector(ab, cd, 0, 1, 4, 5), x = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+      const V y = __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5), z = __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7);
+#else
+      const V ab = __builtin_shuffle(a, b, I{0, 4, 1, 5}), ab2 = __builtin_shuffle(a, b, I{2, 6, 3, 7});
+      const V cd = __builtin_shuffle(c, d, I{0, 4, 1, 5}), cd2 = __builtin_shuffle(c, d, I{2, 6, 3, 7});
+      const V w = __builtin_shuffle(ab, cd, I{0, 1, 4, 5}), x = __builtin_shuffle(ab, cd, I{2, 3, 6, 7});
+      const V y = __builtin_shuffle(ab2, cd2, I{0, 1, 4, 5}), z = __builtin_shuffle(ab2, cd2, I{2, 3, 6, 7});
+#endif
+      float* q = to + i * to_row + j;
+      store<V>(q, w), store<V>(q + to_row, x);
+      store<V>(q + 2 * to_row, y), store<V>(q + 3 * to_row, z);
+    }
+    for (; i < columns; ++i)
+      for (int64_t r = j; r < j + 4; ++r) to[i * to_row + r] = from[r * from_row + i];
+  }
+#endif
+  for (int64_t i = 0; i < columns; ++i) {
+    for (int64_t r = j; r < rows; ++r) to[i * to_row + r] = from[r * from_row + i];
+    std::fill(to + i * to_row + rows, to + i * to_row + filled, 0.0f);
   }
 }
 

@@ -12,7 +12,7 @@ from fastrl.kernels.mlp import MLP
 
 # The C++ kernel serves networks no wider than this; for wider ones a BLAS is as fast.
 NARROW = 192
-CODES = {"": 0, "none": 0, "tanh": 1, "relu": 2, "silu": 3}
+CODES = {"": 0, "none": 0, "relu": 1, "tanh": 2, "silu": 3}  # of csrc/mlp/mlp.h
 Floats = NDArray[np.float32]
 
 
