@@ -1,6 +1,6 @@
-"""Ape-X on Ray (extra `ray`): does it learn, and what does its transport carry?  The results are kept.
+"""The agents on Ray (extra `ray`): do they learn, and what does the transport carry?  The results are kept.
 
-python bench/apex.py learn --seeds 5     a run a seed: CSVs in bench/results/apex
+python bench/apex.py learn --seeds 5     a run a seed: CSVs in bench/results/apex; --algorithm impala: results/impala
 python bench/apex.py transport           batches of 512 through shards and Ray, without a learner
 """
 
@@ -17,21 +17,25 @@ from typing import Any
 import numpy as np
 
 from fastrl.agents.hyperparameters import ApeXConfig
+from fastrl.agents.loading import algorithm_class
+from fastrl.cli.algorithms import ALGORITHMS
+from fastrl.distributed import CLASS_NAMES
 from fastrl.distributed.cluster import connected, import_ray
 
 RESULTS = Path(__file__).parent / "results" / "apex"
 WIDTH, BATCH = 17, 512  # of HalfCheetah's observations
 
 
-def learn(env: str, steps: int, seeds: int) -> None:
+def learn(algorithm: str, env: str, steps: int | None, seeds: int) -> None:
     """Train with the defaults, and keep the logs and the greedy policy's return over 20 episodes at the end."""
-    from fastrl.distributed import ApeX
-
+    usual = ALGORITHMS[algorithm].total_steps
+    steps = steps or usual
     for seed in range(seeds):
-        kept = RESULTS / (env if steps == 100_000 else f"{env}-{steps}") / f"seed{seed}.csv"
+        kept = RESULTS.parent / algorithm / (env if steps == usual else f"{env}-{steps}") / f"seed{seed}.csv"
         if kept.exists():
             continue
-        with tempfile.TemporaryDirectory() as folder, ApeX(env, seed=seed) as agent:
+        make: Any = algorithm_class(algorithm)
+        with tempfile.TemporaryDirectory() as folder, make(env, seed=seed) as agent:
             began = time.perf_counter()
             agent.learn(steps, folder=Path(folder) / "run")
             seconds, returns = time.perf_counter() - began, agent.evaluate()
@@ -44,7 +48,7 @@ def learn(env: str, steps: int, seeds: int) -> None:
             if new:
                 writer.writerow(("seed", "steps", "greedy_return", "seconds"))
             writer.writerow((seed, agent.steps, returns.mean(), round(seconds, 1)))
-        print(f"{env} seed {seed}: {returns.mean():.1f} after {seconds:.0f} s", flush=True)
+        print(f"{algorithm} {env} seed {seed}: {returns.mean():.1f} after {seconds:.0f} s", flush=True)
 
 
 def chunk(rng: np.random.Generator, n: int) -> tuple[Any, ...]:
@@ -113,12 +117,13 @@ def draw(ray: Any, handles: list[Any], prefetch: int, seconds: float) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("learn", "transport"))
+    parser.add_argument("--algorithm", default="apex", choices=tuple(CLASS_NAMES))
     parser.add_argument("--env", default="CartPole-v1")
-    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--seeds", type=int, default=5)
     given = parser.parse_args()
     if given.what == "learn":
-        learn(given.env, given.steps, given.seeds)
+        learn(given.algorithm, given.env, given.steps, given.seeds)
     else:
         with connected(import_ray("bench/apex.py"), None, 4):
             transport()

@@ -61,7 +61,7 @@ def test_examples_run(name, tmp_path, monkeypatch):
 def test_every_page_with_python_is_run():
     pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
     with_code = {name for name in pages if python_blocks(name)} | {"README.md"}
-    # Which tests/integrations/test_recipes.py and tests/distributed/test_apex.py run.
+    # Which tests/integrations/test_recipes.py and tests/distributed/test_runs.py run.
     assert with_code == {*PAGES, "docs/from-your-library.md", "docs/distributed.md"}
 
 

@@ -15,6 +15,8 @@ from fastrl.agents.policies import ActorCritic, RunningMoments
 from fastrl.kernels import Generator, gae, gather_rows, reverse_affine_scan
 
 Floats = NDArray[np.float32]
+Finals = list[tuple[int, int, NDArray[Any]]]
+"""t, n and the final observation of the truncated episodes."""
 
 
 class Rollout:
@@ -35,7 +37,7 @@ class Rollout:
         self.mask: NDArray[np.bool_] | None = None
         self.allowed: NDArray[np.bool_] | None = None
         self._mask: NDArray[np.bool_]
-        self.finals: list[tuple[int, int, NDArray[Any]]] = []  # t, n and the final observation of a truncated episode
+        self.finals: Finals = []
         self._store: dict[str, NDArray[Any]] = {}
         self._capacity = 0
         self._grow(n_steps)
@@ -86,14 +88,7 @@ class Rollout:
 
         V(s_{t+1}) is the next row's V, but where a limit cut the episode it is V of the final observation.
         """
-        policy, n = self.policy, self.envs.num_envs
-        rows = [self.obs.reshape(-1, *self.obs.shape[2:]), self.envs.obs, *(final[None] for _, _, final in self.finals)]
-        v = to_numpy(policy.value(policy.array(policy.prepare(np.concatenate(rows)))))
-        values = v[: (len(self.reward) + 1) * n].reshape(-1, n)
-        next_values = values[1:].copy()
-        for (t, i, _), final_value in zip(self.finals, v[values.size :], strict=True):
-            next_values[t, i] = final_value
-        return values[:-1], next_values
+        return state_values(self.policy, self.obs, self.envs.obs, self.finals)
 
     def advantages(self, gamma: float, lam: float, scaling: RewardScaling | None) -> tuple[Floats, Floats, Floats]:
         """GAE's advantages A_t, the value's targets G_t = A_t + V(s_t) and the values V(s_t) themselves, ``[T, N]``."""
@@ -140,6 +135,20 @@ class Rollout:
             setattr(self, name, array[:length])
         if self.mask is not None:
             self.mask = self._mask
+
+
+def state_values(
+    policy: ActorCritic, obs: NDArray[Any], last_obs: NDArray[Any], finals: Finals
+) -> tuple[Floats, Floats]:
+    """`Rollout.values` of observations ``[T, N, ...]`` and those after the last step ``[N, ...]``."""
+    rows = [obs.reshape(-1, *obs.shape[2:]), last_obs, *(final[None] for _, _, final in finals)]
+    v = to_numpy(policy.value(policy.array(policy.prepare(np.concatenate(rows)))))
+    n = len(last_obs)
+    values = v[: (len(obs) + 1) * n].reshape(-1, n)
+    next_values = values[1:].copy()
+    for (t, i, _), final_value in zip(finals, v[values.size :], strict=True):
+        next_values[t, i] = final_value
+    return values[:-1], next_values
 
 
 class Minibatches:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from fastrl.agents.continuous import clip
 from fastrl.agents.hyperparameters.off_policy import TD3Config
 from fastrl.agents.lap import LAPAgent
-from fastrl.kernels import min_q_loss, min_q_targets, q_regression_loss, tanh_normal_mode
+from fastrl.kernels import QLoss, min_q_loss, min_q_targets, q_regression_loss, tanh_normal_mode
+from fastrl.replay import Batch
 
 
 class TD3(LAPAgent[TD3Config]):
@@ -50,14 +51,8 @@ class TD3(LAPAgent[TD3Config]):
         Critics: L = sum_k mean_i w_i (Q_k(s_i, a_i) - y_i)^2, with `lap` sum_k mean_i H(Q_k(s_i, a_i) - y_i).
         Actor: L = - mean_i Q_1(s_i, mu(s_i)).
         """
-        c, b, n = self.config, self._sample(), self.n_actions
-        noise: Any = c.target_noise * self.rng.standard_normal((c.batch_size, n), np.float32)
-        noise = self._array(clip(noise, c.target_noise_clip))
-        next_action = clip(tanh_normal_mode(self.target_actor.forward(b.next_obs)) + noise, 1)
-        y = min_q_targets(self.target_critics.forward((b.next_obs, next_action)), b.reward, b.discount)
-        q = self.critics.forward_cached((b.obs, b.action))
-        weights, loss = b.weights if c.prioritized else None, "huber" if c.lap else "mse"
-        q_loss = q_regression_loss(q, y, weights=weights, loss=loss)
+        c, b = self.config, self._sample()
+        q_loss = self._loss(b)
         self.critics.backward(q_loss.d_q)
         self.n_updates += 1
         due = self.n_updates % c.policy_delay == 0
@@ -73,6 +68,16 @@ class TD3(LAPAgent[TD3Config]):
         self.actor.backward(d_action * (1 - action * action))
         lr, target = self.actor_learning_rate, self.target_actor.vector
         self.actor_optimizer.step(lr=lr, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
+
+    def _loss(self, b: Batch) -> QLoss:
+        """The critics' loss, and its gradient in their outputs."""
+        c = self.config
+        noise: Any = c.target_noise * self.rng.standard_normal((len(b.reward), self.n_actions), np.float32)
+        noise = self._array(clip(noise, c.target_noise_clip))
+        next_action = clip(tanh_normal_mode(self.target_actor.forward(b.next_obs)) + noise, 1)
+        y = min_q_targets(self.target_critics.forward((b.next_obs, next_action)), b.reward, b.discount)
+        q = self.critics.forward_cached((b.obs, b.action))
+        return q_regression_loss(q, y, weights=b.weights if c.prioritized else None, loss="huber" if c.lap else "mse")
 
     def _explore(self, obs: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
         mean = self._mode(obs)

@@ -40,9 +40,14 @@ ALGORITHMS = {
     "q_learning": Algorithm(100_000, "Q-learning on a table; discrete observations and actions"),
     "sarsa": Algorithm(100_000, "SARSA(lambda) on a table; discrete observations and actions"),
     "expected_sarsa": Algorithm(100_000, "expected SARSA on a table; discrete observations and actions"),
-    "apex": Algorithm(100_000, "Ape-X DQN on Ray, actors and replay in processes of their own; discrete actions"),
+    "apex": Algorithm(
+        100_000, "Ape-X on Ray, actors and replay in processes of their own: DQN, or apex_dpg for continuous actions"
+    ),
+    "apex_dpg": Algorithm(50_000, "Ape-X DPG on Ray; continuous actions"),
+    "impala": Algorithm(300_000, "IMPALA on Ray, actors in processes of their own; discrete or continuous actions"),
 }
 ALSO = {"qdn": "dqn", "ac": "actor_critic", "vpg": "reinforce", "ape_x": "apex"}
+CONTINUOUS = {"apex": "apex_dpg"}  # what the name stands for where actions are continuous
 
 
 def algorithm_name(word: Any, where: str = "") -> str:

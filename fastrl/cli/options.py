@@ -45,11 +45,13 @@ def parse(
     *,
     stray: str = "",
     defaults: Mapping[str, Any] | None = None,
+    others: bool = False,
 ) -> tuple[T, dict[str, Any]]:
     """The options of a command, and those of its hyperparameters that were given.
 
     A field of `cls` without a default is an argument without a name.  `stray`: the option that an argument too many may
-    have been meant for.  `defaults`: others than those of `cls`.  Raises InputError, and after `--help` SystemExit.
+    have been meant for.  `defaults`: others than those of `cls`.  `others`: options of neither are let through.  Raises
+    InputError, and after `--help` SystemExit.
     """
     required = [f.name.upper() for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
     parser = argparse.ArgumentParser(
@@ -72,7 +74,7 @@ def parse(
         name = (error.argument_name or "").rpartition("/")[2]
         what = "needs a value" if error.message.startswith("expected") else error.message
         raise InputError(f"{name} {what}") from None
-    if unknown:
+    if unknown and not others:
         what = _unknown(unknown[0], options, stray)
         raise InputError(what if what.endswith("?") else f"{what}; {prog} --help lists the options")
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(parsed).items()}

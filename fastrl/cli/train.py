@@ -17,7 +17,7 @@ import fastrl
 from fastrl.agents.config import InputError, check_kept, make_config, settings_of
 from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.cli import runs, seeds
-from fastrl.cli.algorithms import ALGORITHMS, algorithm_name, print_algorithms
+from fastrl.cli.algorithms import ALGORITHMS, CONTINUOUS, algorithm_name, print_algorithms
 from fastrl.cli.common import check_new, check_threads, closing, device_option, failures, mean, table
 from fastrl.cli.environment import described, flags, of_run
 from fastrl.cli.errors import Failure, fail, no_memory, one_line
@@ -86,7 +86,7 @@ def command(args: list[str]) -> int:
             raise InputError(f"the algorithm comes before {name}: fastrl train ALGORITHM ...")
         name, flags = _algorithm_of(Path(run)), args
     else:
-        name = algorithm_name(name)
+        name = _for_actions(algorithm_name(name), flags)
     prog, config_class = f"fastrl train {name}", CONFIGS[name]
     options, given = parse(Train, flags, prog, config_class, stray="--env")
     if options.resume is not None:
@@ -124,6 +124,19 @@ def command(args: list[str]) -> int:
         finally:
             with contextlib.suppress(OSError):  # something came of the run
                 out.rmdir()
+
+
+def _for_actions(name: str, flags: list[str]) -> str:
+    """The algorithm that `name` stands for in the environment that the options describe."""
+    if name not in CONTINUOUS or {"-h", "--help"} & set(flags):
+        return name
+    options, _ = parse(Train, flags, f"fastrl train {name}", others=True)
+    if options.env is None:
+        return name
+    import gymnasium
+
+    with contextlib.closing(described(options.env, options.env_kwargs, options.wrapper).make()) as env:
+        return CONTINUOUS[name] if isinstance(env.action_space, gymnasium.spaces.Box) else name
 
 
 def _fast_env(env: str, wrappers: tuple[str, ...]) -> str:

@@ -1,21 +1,22 @@
 """Agents whose actors, replay and learner are processes of their own, on Ray (extra ``ray``)."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastrl.distributed.apex import ApeX
+    from fastrl.distributed.apex import ApeX, ApeXDPG
+    from fastrl.distributed.impala import IMPALA
 
-__all__ = ["ApeX"]
+__all__ = ["IMPALA", "ApeX", "ApeXDPG"]
 
-CLASS_NAMES = {"apex": "ApeX"}
+CLASS_NAMES = {"apex": "ApeX", "apex_dpg": "ApeXDPG", "impala": "IMPALA"}
+_MODULES = {"ApeX": "apex", "ApeXDPG": "apex", "IMPALA": "impala"}
 
 
 def __getattr__(name: str) -> Any:
-    if name != "ApeX":
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fastrl.distributed.apex import ApeX
-
-    return ApeX
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

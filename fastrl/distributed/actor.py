@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastrl import set_num_threads
+from fastrl.agents.a2c import A2C
 from fastrl.agents.dqn import DQN
-from fastrl.agents.hyperparameters.distributed import ApeXConfig
+from fastrl.agents.hyperparameters.distributed import ApeXConfig, ApeXDPGConfig, IMPALAConfig
+from fastrl.agents.off_policy import OffPolicyAgent
+from fastrl.agents.td3 import TD3
 from fastrl.distributed.shard import Chunk
 from fastrl.kernels._core.arrays import assign
 from fastrl.replay import ReplayBuffer
+
+Episodes = list[tuple[float, int]]
+"""Return and length of those that have ended."""
 
 
 @dataclass(frozen=True)
@@ -23,34 +29,37 @@ class Report:
     transitions: int
     version: int
     """How many updates had been made when the weights were sent that it was played with."""
-    episodes: list[tuple[float, int]]
-    """Return and length of those that ended in it."""
+    episodes: Episodes
 
 
-def epsilons(config: ApeXConfig) -> NDArray[np.float64]:
-    """Of all N environments of a run: epsilon_i = epsilon_start^(1 - i / (N - 1)) epsilon_end^(i / (N - 1))."""
-    n = config.actors * config.num_envs
-    share = np.arange(n) / max(1, n - 1)
-    own: NDArray[np.float64] = config.epsilon_start ** (1 - share) * config.epsilon_end**share
-    return own
+class Player(Protocol):
+    """An agent that plays with the learner's weights."""
+
+    steps: int
+
+    def take(self, vector: NDArray[np.float32]) -> None:
+        """Take over the learner's weights."""
+
+    def play(self) -> tuple[int, Episodes, Any]:
+        """How many transitions were played, the episodes that ended, and the chunk."""
 
 
-class Explorer(DQN):
-    """DQN's policy, with an epsilon for each environment, and its loss, for the priorities of what it has played."""
+class Explorer(OffPolicyAgent[Any]):
+    """The policy of an agent with replay, and its TD errors, for the priorities of what it has played."""
 
-    config: ApeXConfig
-    config_class = ApeXConfig
+    networks: ClassVar[dict[str, str]]  # whose weights are sent, and their targets, which are the same here
     masks = False
 
-    def __init__(self, env: Any, config: ApeXConfig, network: Any, first: int) -> None:
+    def __init__(self, env: Any, config: Any, network: Any, number: int) -> None:
         super().__init__(env, config, network=network)
-        self._own = epsilons(config)[first : first + config.num_envs]
 
-    @property
-    def epsilon(self) -> Any:
-        """Of each environment, ``[num_envs]``."""
-        c = self.config
-        return np.zeros(c.num_envs) if c.noisy else 1 + (self._own - 1) * min(1.0, self.steps / c.epsilon_steps)
+    def take(self, vector: NDArray[np.float32]) -> None:
+        at = 0
+        for online, target in self.networks.items():
+            for network in (getattr(self, online), getattr(self, target)):
+                end = at + len(network.vector)
+                assign(network.vector, vector[at:end])
+            at = end
 
     def _replay(self, action_space: Any) -> ReplayBuffer:
         c = self.config  # of one chunk
@@ -58,10 +67,9 @@ class Explorer(DQN):
             c.chunk * c.num_envs, self.envs.observation_space, action_space, n_step=c.n_step, gamma=c.gamma
         )
 
-    def play(self) -> tuple[list[tuple[float, int]], Chunk]:
-        """The episodes that ended, and the chunk."""
+    def play(self) -> tuple[int, Episodes, Chunk]:
         c, steps = self.config, []
-        episodes: list[tuple[float, int]] = []
+        episodes: Episodes = []
         for _ in range(c.chunk):
             obs = self.envs.obs
             action = self._act(obs, self.rng)
@@ -72,7 +80,7 @@ class Explorer(DQN):
         begins = np.zeros((c.num_envs, c.chunk), np.bool_)
         begins[:, 0] = True
         flat = [x.reshape(-1, *x.shape[2:]) for x in (*columns, begins)]
-        return episodes, (*flat, self._errors(flat))
+        return len(flat[0]), episodes, (*flat, self._errors(flat))
 
     def _errors(self, flat: list[NDArray[Any]]) -> NDArray[np.float32]:
         """|TD error| of the n-step transitions, with the weights that were played with, as their first priorities."""
@@ -81,29 +89,91 @@ class Explorer(DQN):
         n = len(reward)
         b = self.buffer[np.arange(self.buffer._added - n, self.buffer._added)]
         b = b._replace(obs=self._inputs(b.obs), next_obs=self._inputs(b.next_obs))
-        errors: NDArray[np.float32] = abs(self._td_errors(self._loss(b)))
+        algorithm: Any = self
+        errors: NDArray[np.float32] = abs(self._td_errors(algorithm._loss(b)))
         return errors
 
 
-class Actor:
-    """Plays chunk after chunk.  The environment is made with the first one, whose error is then that of a call."""
+def epsilons(config: ApeXConfig) -> NDArray[np.float64]:
+    """Of all N environments of a run: epsilon_i = epsilon_start^(1 - i / (N - 1)) epsilon_end^(i / (N - 1))."""
+    n = config.actors * config.num_envs
+    share = np.arange(n) / max(1, n - 1)
+    own: NDArray[np.float64] = config.epsilon_start ** (1 - share) * config.epsilon_end**share
+    return own
 
-    def __init__(self, made_of: tuple[Any, Any], config: ApeXConfig, number: int, seed: int) -> None:
+
+class DQNExplorer(Explorer, DQN):
+    """DQN's, with an epsilon for each environment."""
+
+    config: ApeXConfig
+    config_class = ApeXConfig
+    networks: ClassVar = {"online": "target"}
+
+    def __init__(self, env: Any, config: ApeXConfig, network: Any, number: int) -> None:
+        super().__init__(env, config, network, number)
+        first = number * config.num_envs
+        self._own = epsilons(config)[first : first + config.num_envs]
+
+    @property
+    def epsilon(self) -> Any:
+        """Of each environment, ``[num_envs]``."""
+        c = self.config
+        return np.zeros(c.num_envs) if c.noisy else 1 + (self._own - 1) * min(1.0, self.steps / c.epsilon_steps)
+
+
+class TD3Explorer(Explorer, TD3):
+    """TD3's."""
+
+    config: ApeXDPGConfig
+    config_class = ApeXDPGConfig
+    networks: ClassVar = {"actor": "target_actor", "critics": "target_critics"}
+
+
+class RolloutPlayer(A2C):
+    """Plays A2C's rollouts.
+
+    A chunk: obs, action, log mu(a|s), reward, terminated, truncated ``[T, N, ...]``; the observations after the last
+    step ``[N, ...]``; t, n and final observation of the truncated episodes; action masks ``[T, N, K]`` or None.
+    """
+
+    config: IMPALAConfig
+    config_class = IMPALAConfig
+
+    def __init__(self, env: Any, config: IMPALAConfig, network: Any, number: int) -> None:
+        super().__init__(env, config, network=network)
+
+    def take(self, vector: NDArray[np.float32]) -> None:
+        assign(self.policy.vector, vector)
+
+    def play(self) -> tuple[int, Episodes, Any]:
+        episodes: Episodes = []
+        self.rollout.collect(self.generator, lambda: episodes.extend(self.envs.ended))
+        r = self.rollout
+        chunk = r.obs, r.action, r.log_prob, r.reward, r.terminated, r.truncated, self.envs.obs, r.finals, r.allowed
+        return r.reward.size, episodes, chunk
+
+
+class Actor:
+    """Plays chunk after chunk.  The environment is made with the first one, whose error is then that of a call.
+
+    `made_of`: the class of the player, environment and network.
+    """
+
+    def __init__(self, made_of: tuple[Any, Any, Any], config: Any, number: int, seed: int) -> None:
         set_num_threads(1)
-        env, network = made_of
-        self._made_of = env, replace(config, seed=seed, device="cpu"), network, number * config.num_envs
-        self._explorer: Explorer | None = None
+        self._player_class, env, network = made_of
+        self._made_of = env, replace(config, seed=seed, device="cpu"), network, number
+        self._player: Player | None = None
         self._version = -1
 
-    def collect(self, steps: int, weights: tuple[int, NDArray[np.float32]]) -> tuple[Report, Chunk]:
+    def collect(self, steps: int, weights: tuple[int, NDArray[np.float32]]) -> tuple[Report, Any]:
         """A chunk of the policy with `weights`, the newest ones, of step `steps` of the run."""
-        if self._explorer is None:
-            self._explorer = Explorer(*self._made_of)
-        agent, (version, vector) = self._explorer, weights
+        if self._player is None:
+            self._player = self._player_class(*self._made_of)
+        player, (version, vector) = self._player, weights
         if version != self._version:
-            for network in (agent.online, agent.target):
-                assign(network.vector, vector)
+            player.take(vector)
             self._version = version
-        agent.steps = steps
-        episodes, chunk = agent.play()
-        return Report(len(chunk[0]), version, episodes), chunk
+        player.steps = steps
+        transitions, episodes, chunk = player.play()
+        return Report(transitions, version, episodes), chunk

@@ -1,22 +1,19 @@
-"""The processes of a run as the learner sees them: what is under way, what has come, and who has died.
+"""The actors of a run as the learner sees them: what is under way, what has come, and who has died.
 
-All waits are bounded.  An actor or shard that dies is replaced, and what was lost with it is counted.
+All waits are bounded.  Who dies, or does not answer for `timeout` seconds, is replaced, and what was lost is counted.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fastrl.agents.hyperparameters.distributed import ApeXConfig
-from fastrl.distributed.actor import Actor, Report
-from fastrl.distributed.shard import Chunk, Held, Shard
-from fastrl.replay import Batch
+from fastrl.distributed.actor import Actor
+from fastrl.distributed.shard import Held
 
 AHEAD = 2  # calls under way to each actor, so that none waits for the learner, and requests for batches
 
@@ -33,7 +30,7 @@ class Lost:
 
 
 @dataclass
-class _Member:
+class Member:
     """A process: an actor or a shard."""
 
     kind: str
@@ -41,105 +38,70 @@ class _Member:
     handle: Any
     calls: int = 0
     """Under way."""
+    waited: float = 0.0
+    """Since when an answer is waited for."""
     held: Held = field(default_factory=lambda: Held(0, 0, 0.0))
     """Of a shard."""
 
 
-class Drawn:
-    """A batch, and from which shard it is."""
-
-    def __init__(self, batch: Batch, shard: _Member) -> None:
-        self.batch, self.shard = batch, shard
-
-
 class Fleet:
-    """Actors and shards on Ray.
+    """Actors on Ray.
 
-    `env`, `network`: of the actors; `spaces`: of observations and actions, as the shards hold them.
+    `made_of`: the class of their player, environment and network.
     """
 
-    def __init__(self, ray: Any, config: ApeXConfig, env: Any, network: Any, spaces: tuple[Any, Any]) -> None:
-        self._ray, self.config, self._spaces = ray, config, spaces
+    def __init__(self, ray: Any, config: Any, made_of: tuple[Any, Any, Any]) -> None:
+        self._ray, self.config = ray, config
         self._actor_class = ray.remote(num_cpus=1, max_restarts=0)(Actor)
-        # The learner has one of the threads at a time: the others serve while it waits for a lock.
-        self._shard_class = ray.remote(num_cpus=0, max_restarts=0, max_concurrency=4)(Shard)
-        self._made_of = ray.put((env, network))
+        self._made_of = ray.put(made_of)
         self._made = 0
         self.lost = Lost()
-        self.drawn: deque[Drawn] = deque()
-        self.refill = False
-        """Have transitions been lost since this was last set to False?"""
-        self._pending: dict[Any, tuple[str, _Member, Any]] = {}  # what is called, whom, and what for
+        self._pending: dict[Any, tuple[str, Member, Any]] = {}  # what is called, whom, and what for
         self._weights: Any = None
-        self._rng = np.random.default_rng([config.seed, 3])
-        self.actors = [self._new("actor", i) for i in range(config.actors)]
-        self.shards = [self._new("shard", i) for i in range(config.shards)]
-        self._requests = 0
-        self._next_shard = 0
-        self._errors: dict[int, list[tuple[Any, Any]]] = {}  # by shard, to be sent
         self._deaths = 0  # since the last sign of life
         self._last_sign = time.monotonic()
+        self.actors = [self._new("actor", i) for i in range(config.actors)]
 
-    def _new(self, kind: str, number: int) -> _Member:
+    def _new(self, kind: str, number: int) -> Member:
         c, self._made = self.config, self._made + 1
         seed = int(np.random.SeedSequence([c.seed, 4, self._made]).generate_state(1, np.uint64)[0] >> 1)
-        if kind == "shard":
-            return _Member(kind, number, self._shard_class.remote(c, *self._spaces, seed))
-        return _Member(kind, number, self._actor_class.remote(self._made_of, c, number, seed))
+        return Member(kind, number, self._start(kind, number, seed))
 
-    @property
-    def held(self) -> int:
-        """Transitions that can be drawn."""
-        return sum(shard.held.size for shard in self.shards)
+    def _start(self, kind: str, number: int, seed: int) -> Any:
+        return self._actor_class.remote(self._made_of, self.config, number, seed)
+
+    def _members(self) -> list[Member]:
+        return self.actors
+
+    def _group(self, member: Member) -> list[Member]:
+        return self.actors
 
     def broadcast(self, version: int, vector: Any) -> None:
         """Let the next chunks be played with these weights."""
         self._weights = self._ray.put((version, vector))
 
-    def idle_actor(self) -> _Member | None:
+    def idle_actor(self) -> Member | None:
         """The one with the fewest calls under way, unless all have enough."""
         actor = min(self.actors, key=lambda a: a.calls)
         return actor if actor.calls < AHEAD else None
 
-    def collect(self, actor: _Member, steps: int) -> None:
+    def collect(self, actor: Member, steps: int) -> None:
         """Ask for a chunk."""
-        report, chunk = actor.handle.collect.options(num_returns=2).remote(steps, self._weights)
-        self._call("collect", actor, report, (chunk, steps))
+        self._call("collect", actor, actor.handle.collect.remote(steps, self._weights), steps)
 
-    def request(self) -> None:
-        """Ask for batches, of a shard in proportion to its total, until enough are under way."""
-        c = self.config
-        while self._requests < AHEAD and len(self.drawn) <= c.prefetch and self.held:
-            totals = np.array([shard.held.total for shard in self.shards])
-            shard = self.shards[self._rng.choice(len(totals), p=totals / totals.sum())]
-            self._requests += 1
-            self._call("sample", shard, shard.handle.sample.remote(c.batch_size, c.prefetch), None)
-
-    def prioritize(self, drawn: Drawn, errors: Any) -> None:
-        """Keep the TD errors of a batch for `flush`."""
-        self._errors.setdefault(drawn.shard.number, []).append((drawn, errors))
-
-    def flush(self) -> None:
-        """Send the TD errors that are kept, in one message a shard."""
-        for number, kept in self._errors.items():
-            shard = self.shards[number]
-            of_it = [(d.batch.indices, errors) for d, errors in kept if d.shard is shard]  # others died with theirs
-            if of_it:
-                indices, errors = (np.concatenate(x) for x in zip(*of_it, strict=True))
-                self._call("update", shard, shard.handle.update.remote(indices, errors), None)
-        self._errors.clear()
-
-    def _call(self, what: str, member: _Member, ref: Any, about: Any) -> None:
+    def _call(self, what: str, member: Member, ref: Any, about: Any) -> None:
         self._pending[ref] = what, member, about
+        if not member.calls:
+            member.waited = time.monotonic()
         member.calls += 1
 
-    def poll(self, timeout: float) -> list[Report]:
-        """What has come meanwhile, waiting for the first for `timeout` seconds.
+    def poll(self, timeout: float) -> list[Any]:
+        """What actors have answered meanwhile, waiting for the first for `timeout` seconds.
 
         Raises what a call raised (an error of the environment), and RuntimeError if nothing lives any more, or if what
         was raised cannot be sent to this process.
         """
-        ray, reports = self._ray, []
+        ray, answers = self._ray, []
         ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout) if self._pending else ([], [])
         if not self._pending:
             time.sleep(timeout)
@@ -153,37 +115,34 @@ class Fleet:
         for ref in ready:
             what, member, about = self._pending.pop(ref)
             member.calls -= 1
-            self._requests -= what == "sample"
+            member.waited = time.monotonic()
             try:
                 value = ray.get(ref, timeout=60)
             except ray.exceptions.RayError as error:
                 self._raised(what, member, about, error)
             else:
                 self._deaths, self._last_sign = 0, time.monotonic()
-                if what == "collect":
-                    reports.append(value)
-                    self._store(about[0], value.transitions)
-                else:
-                    self._answered(what, member, value)
-        return reports
+                answers += self._answered(what, member, about, value)
+        self._end_who_hangs()
+        return answers
 
-    def _answered(self, what: str, shard: _Member, value: Any) -> None:
-        if what == "update":
-            self.lost.stale += value
-            return
-        shard.held = value if what == "add" else value[0]
-        if what == "sample" and shard is self.shards[shard.number]:
-            size = self.config.batch_size
-            for i in range(self.config.prefetch):
-                self.drawn.append(Drawn(Batch(*(x[i * size : (i + 1) * size] for x in value[1])), shard))
+    def _answered(self, what: str, member: Member, about: Any, value: Any) -> list[Any]:
+        """Take an answer in; what of it is for the learner."""
+        return [value]
 
-    def _store(self, chunk: Chunk, transitions: int) -> None:
-        """Pass a chunk on, without having it here, to the shards in turn."""
-        shard = self.shards[self._next_shard % len(self.shards)]
-        self._next_shard += 1
-        self._call("add", shard, shard.handle.add.remote(chunk), (chunk, transitions))
+    def _end_who_hangs(self) -> None:
+        """Kill members that owe an answer for too long; their calls then fail like those of any that has died."""
+        now, limit = time.monotonic(), self.config.timeout
+        for member in self._members():
+            if member.calls and now - member.waited > limit:
+                warnings.warn(
+                    f"{member.kind} {member.number} has not answered for {limit:g} s (timeout) and is ended",
+                    stacklevel=2,
+                )
+                member.waited = now
+                self._ray.kill(member.handle)
 
-    def _raised(self, what: str, member: _Member, about: Any, error: Any) -> None:
+    def _raised(self, what: str, member: Member, about: Any, error: Any) -> None:
         """Go on without what a fault of the machines has cost; raise what the call itself raised."""
         faults = self._ray.exceptions
         cause = error.cause if isinstance(error, faults.RayTaskError) else error
@@ -197,33 +156,27 @@ class Fleet:
         else:
             raise cause from None
 
-    def close(self) -> None:
-        """End all actors and shards, also where somebody still holds them."""
-        for member in (*self.actors, *self.shards):
-            self._ray.kill(member.handle)
-
-    def _failed(self, what: str, member: _Member, about: Any, why: str, gone: bool) -> None:
+    def _failed(self, what: str, member: Member, about: Any, why: str, gone: bool) -> None:
         """Replace who died, and call again what can be."""
-        group = self.actors if member.kind == "actor" else self.shards
+        group = self._group(member)
         if gone and group[member.number] is member:
             self._deaths += 1
-            if self._deaths > 10 * (len(self.actors) + len(self.shards)):
+            if self._deaths > 10 * len(self._members()):
                 raise RuntimeError(
                     f"{self._deaths} actors and shards have died one after another without an answer, the last: {why}"
                 )
             group[member.number] = self._new(member.kind, member.number)
-            if member.kind == "actor":
-                self.lost.actors += 1
-            else:
-                self.lost.shards += 1
-                self.lost.transitions += member.held.size
-                self.refill = True
-                self.drawn = deque(d for d in self.drawn if d.shard is not member)
+            self._died(member)
             warnings.warn(f"{member.kind} {member.number} has died and was replaced: {why}", stacklevel=2)
-        if what == "collect":
-            self.collect(self.actors[member.number], about[1])
-        elif what == "add" and gone:
-            self._store(*about)
-        elif what == "add":
-            self.lost.transitions += about[1]
-            self.refill = True
+        self._call_again(what, member, about, gone)
+
+    def _died(self, member: Member) -> None:
+        self.lost.actors += 1
+
+    def _call_again(self, what: str, member: Member, about: Any, gone: bool) -> None:
+        self.collect(self.actors[member.number], about)
+
+    def close(self) -> None:
+        """End all, also where somebody still holds them."""
+        for member in self._members():
+            self._ray.kill(member.handle)

@@ -1,4 +1,4 @@
-"""Ape-X without Ray: what its actors and shards do is plain Python."""
+"""What actors, shards and learners do without Ray, which is plain Python."""
 
 import sys
 
@@ -8,11 +8,12 @@ import pytest
 from commands import fails
 
 import fastrl.agents
-from fastrl.agents import DQN, InputError
-from fastrl.agents.hyperparameters import ApeXConfig
-from fastrl.distributed import ApeX
-from fastrl.distributed.actor import Actor, Explorer, epsilons
+from fastrl.agents import A2C, DQN, TD3, InputError
+from fastrl.agents.hyperparameters import ApeXConfig, ApeXDPGConfig, IMPALAConfig
+from fastrl.distributed import IMPALA, ApeX, ApeXDPG
+from fastrl.distributed.actor import Actor, DQNExplorer, RolloutPlayer, TD3Explorer, epsilons
 from fastrl.distributed.shard import Shard
+from fastrl.kernels import tanh_normal_mode
 
 SMALL = {"hidden": (8,), "chunk": 20, "num_envs": 3, "actors": 2, "batch_size": 16, "buffer_size": 240}
 
@@ -20,11 +21,11 @@ SMALL = {"hidden": (8,), "chunk": 20, "num_envs": 3, "actors": 2, "batch_size": 
 def a_chunk(seed=5, **settings):
     """An actor's report and chunk, and the agent that it played with."""
     config = ApeXConfig(**{**SMALL, **settings})
-    actor = Actor(("CartPole-v1", None), config, 1, seed)
+    actor = Actor((DQNExplorer, "CartPole-v1", None), config, 1, seed)
     weights = ApeX("CartPole-v1", config, seed=9).online.vector
     report, chunk = actor.collect(0, (7, weights))
     assert report.version == 7 and report.transitions == len(chunk[0]) == 60
-    return report, chunk, actor._explorer
+    return report, chunk, actor._player
 
 
 def test_a_chunk_holds_each_environments_steps_one_after_another():
@@ -57,12 +58,100 @@ def test_epsilons_fall_geometrically_over_all_environments():
     own = epsilons(ApeXConfig(**SMALL))
     assert own.shape == (6,) and own[0] == pytest.approx(0.4) and own[-1] == pytest.approx(0.4**8)
     np.testing.assert_allclose(own, [0.4 ** (1 + 7 * i / 5) for i in range(6)])
-    agent = Explorer("CartPole-v1", ApeXConfig(**SMALL, epsilon_steps=10), None, 3)
+    agent = DQNExplorer("CartPole-v1", ApeXConfig(**SMALL, epsilon_steps=10), None, 1)
     assert (agent.epsilon == 1).all()
     agent.steps = 10
     np.testing.assert_allclose(agent.epsilon, own[3:])
     np.testing.assert_allclose(ApeX("CartPole-v1", **SMALL).epsilon, own.mean())
     assert epsilons(ApeXConfig(actors=1, num_envs=1)) == pytest.approx([0.4])
+
+
+def test_dpg_has_td3s_errors_as_first_priorities():
+    """Against a loop over the chunk, in float64, with the outputs of the networks that were sent."""
+    config = ApeXDPGConfig(**SMALL, target_noise=0.0, gamma=0.9, n_step=3, learning_starts=0)
+    learner, actor = ApeXDPG("Pendulum-v1", config, seed=9), Actor((TD3Explorer, "Pendulum-v1", None), config, 0, 5)
+    report, chunk = actor.collect(100, (7, np.concatenate(learner._sent())))
+    obs, action, reward, next_obs, terminated, truncated, _, errors = chunk
+    assert report.transitions == 60 and action.shape == (60, 1) and abs(action).max() <= 1
+    assert not (terminated | truncated).any()
+    online, critics = learner.actor, learner.critics
+    noise = action - tanh_normal_mode(online.forward(obs))
+    assert 0.03 < noise.std() < 0.2  # exploration_noise is 0.1
+    q = critics.forward((obs, action))[..., 0].astype(np.float64)
+    q_next = critics.forward((next_obs, tanh_normal_mode(online.forward(next_obs))))[..., 0].min(0).astype(np.float64)
+    expected = np.empty(60)
+    for i in range(60):
+        last = min(i // 20 * 20 + 19, i + 2)
+        m = last - i + 1
+        y = sum(0.9**k * reward[i + k] for k in range(m)) + 0.9**m * q_next[last]
+        expected[i] = abs(q[:, i] - y).mean()
+    np.testing.assert_allclose(errors, expected, rtol=1e-4, atol=1e-5)
+    shard = Shard(config, *learner._spaces, 3)
+    assert shard.add(frozen(chunk)).size == 60
+    assert shard.sample(16, 1)[1].action.shape == (16, 1)
+
+
+ROLLOUTS = {"hidden": (8,), "num_envs": 3, "n_steps": 40, "max_grad_norm": 0.5}
+
+
+def a_rollout(env, weights, **settings):
+    actor = Actor((RolloutPlayer, env, None), IMPALAConfig(**ROLLOUTS, **settings), 0, 5)
+    report, chunk = actor.collect(0, (0, weights))
+    assert report.transitions == 120 and report.version == 0
+    return report, chunk
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_on_policy_impalas_update_is_that_of_a2c(env):
+    """With rho = 1 V-trace's advantages are GAE's with the same lambda, of lambda = 1 those of returns."""
+    learner = IMPALA(env, **ROLLOUTS, seed=9)
+    a2c = A2C(env, **ROLLOUTS, gae_lambda=1.0, gamma=0.99, normalize_advantages=False, seed=5)
+    a2c.policy.vector[:] = learner.policy.vector
+    before = learner.policy.vector.copy()
+    for _ in range(2 if env == "CartPole-v1" else 5):  # to where Pendulum's episodes are cut
+        a2c._collect()
+    episodes, chunk = [], None
+    player = RolloutPlayer(env, IMPALAConfig(**ROLLOUTS, seed=5), None, 0)
+    player.take(before)
+    for _ in range(2 if env == "CartPole-v1" else 5):
+        n, ended, chunk = player.play()
+        episodes += ended
+    assert n == 120 and len(episodes) > 0 and (chunk[0] == a2c.rollout.obs).all()
+    assert len(chunk[7]) == len(a2c.rollout.finals) and (env == "CartPole-v1" or len(chunk[7]) == 3)
+    a2c._update()
+    learner._learn(chunk)
+    assert (learner.policy.vector != before).any() and learner.n_updates == 1
+    np.testing.assert_allclose(learner.policy.vector, a2c.policy.vector, rtol=1e-5, atol=1e-6)
+
+
+def test_impala_corrects_for_the_policy_that_was_played_with():
+    """The gradient of the loss with targets and advantages by a loop in float64."""
+    learner = IMPALA("CartPole-v1", **ROLLOUTS, seed=9, rho_clip=1.1, c_clip=0.9, pg_rho_clip=1.05, gae_lambda=0.9)
+    other = IMPALA("CartPole-v1", **ROLLOUTS, seed=2)
+    for policy in (learner.policy, other.policy):
+        policy.vector[: policy.n_policy] *= 20  # so that they differ
+    _, chunk = a_rollout("CartPole-v1", other.policy.vector)
+    obs, action, log_mu, reward, terminated, truncated, last_obs, finals, _ = frozen(chunk[:7]) + chunk[7:]
+    assert finals == [] and terminated.any() and not truncated.any()
+    policy, c = learner.policy, learner.config
+    out, v = (x.astype(np.float64) for x in policy.forward(np.concatenate([obs, last_obs[None]]).reshape(-1, 4)))
+    log_pi = out - np.log(np.exp(out).sum(1, keepdims=True))
+    rho = np.exp(np.take_along_axis(log_pi[:120], action.reshape(120, 1), 1).reshape(40, 3) - log_mu)
+    assert rho.max() > 1.2 and rho.min() < 0.8
+    v, lives = v.reshape(41, 3), 1.0 - terminated
+    e, vs, advantage = np.zeros(3), np.empty((40, 3)), np.empty((40, 3))
+    for t in reversed(range(40)):
+        delta = reward[t] + c.gamma * lives[t] * v[t + 1] - v[t]
+        advantage[t] = np.minimum(1.05, rho[t]) * (delta + c.gamma * lives[t] * e)
+        e = np.minimum(1.1, rho[t]) * delta + c.gamma * 0.9 * np.minimum(0.9, rho[t]) * lives[t] * e
+        vs[t] = v[t] + e
+    args = obs.reshape(-1, 4), action.ravel(), advantage.ravel().astype(np.float32), vs.ravel().astype(np.float32)
+    learner._loss(*args)
+    expected = learner.policy.grad.copy()
+    learner.optimizer.step = lambda **_: None
+    learner._learn((obs, action, log_mu, reward, terminated, truncated, last_obs, finals, None))
+    assert np.linalg.norm(expected) > 0.01
+    np.testing.assert_allclose(learner.policy.grad, expected, rtol=1e-3, atol=1e-5)
 
 
 def frozen(arrays):
@@ -101,11 +190,41 @@ def test_a_shard_takes_priorities_and_gives_batches():
         ({"prioritized": False}, "prioritized must be True, got False; per_alpha=0 draws uniformly"),
         ({"actors": 0}, r"actors must be in \[1, 10000\], got 0"),
         ({"chunk": 1000, "num_envs": 100, "shards": 2}, "buffer_size must be >= 200000, so that each of 2 shards"),
+        ({"timeout": 0.5}, r"timeout must be in \[1, 1e\+06\], got 0.5"),
     ],
 )
 def test_settings_that_cannot_work(settings, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"ApeXConfig: {message}"):
         ApeX("CartPole-v1", **settings)
+    if "prioritized" in settings:
+        with pytest.raises(InputError, match=f"ApeXDPGConfig: {message}"):
+            ApeXDPG("Pendulum-v1", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"actors": 0}, r"actors must be in \[1, 10000\], got 0"),
+        ({"rho_clip": -1.0}, "rho_clip must be finite and >= 0, got -1.0"),
+        ({"normalize_obs": True}, "normalize_obs must be False, got True: actors' statistics would differ"),
+        ({"normalize_rewards": True}, "normalize_rewards must be False, got True"),
+    ],
+)
+def test_settings_of_impala_that_cannot_work(settings, message):
+    with pytest.raises(InputError, match=f"IMPALAConfig: {message}"):
+        IMPALA("CartPole-v1", **settings)
+
+
+def test_apex_is_dpg_where_actions_are_continuous(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.chdir(tmp_path)
+    for env, agent in (("Pendulum-v1", "ApeXDPG"), ("CartPole-v1", "ApeX")):
+        line = f"{agent} needs Ray, which is not installed"
+        fails(["train", "apex", "--hidden", "8", "8", "--env", env], f"^fastrl: {line}", capsys)
+    line = "unknown option --policy-delay"  # of DPG alone
+    fails(["train", "apex", "--env", "CartPole-v1", "--policy-delay", "2"], f"^fastrl: {line}", capsys)
+    with pytest.raises(InputError, match="ApeX needs discrete actions; Pendulum-v1 has action space Box"):
+        ApeX("Pendulum-v1")
 
 
 def test_an_environment_object_cannot_be_made_by_actors():
@@ -121,11 +240,16 @@ def test_without_ray_one_line_names_the_extra(monkeypatch, tmp_path, capsys):
     assert [path.name for path in tmp_path.rglob("*") if path.name != "runs"] == []
 
 
-def test_an_agent_is_saved_and_loaded_without_ray(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("cls", "env", "base", "settings"),
+    [(ApeX, "CartPole-v1", DQN, SMALL), (ApeXDPG, "Pendulum-v1", TD3, SMALL), (IMPALA, "CartPole-v1", A2C, ROLLOUTS)],
+)
+def test_an_agent_is_saved_and_loaded_without_ray(cls, env, base, settings, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
-    agent = ApeX("CartPole-v1", **SMALL)
+    agent = cls(env, **settings)
     agent.save(tmp_path / "a")
-    obs = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    for loaded in (ApeX.load(tmp_path / "a"), fastrl.agents.load(tmp_path / "a")):
+    shape = (5, *agent.envs.observation_space.shape)
+    obs = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    for loaded in (cls.load(tmp_path / "a"), fastrl.agents.load(tmp_path / "a")):
         assert loaded.config == agent.config and (loaded.predict(obs) == agent.predict(obs)).all()
-    assert isinstance(loaded, DQN) and agent.evaluate(2).shape == (2,)
+    assert isinstance(loaded, base) and agent.evaluate(2).shape == (2,)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastrl.agents.hyperparameters.distributed import ApeXConfig
+from fastrl.agents.hyperparameters.distributed import ApeXConfig, ApeXDPGConfig, IMPALAConfig
 from fastrl.agents.hyperparameters.off_policy import (
     D4PGConfig,
     DDPGConfig,
@@ -48,6 +48,8 @@ CONFIGS: dict[str, type[Any]] = {
     "sarsa": SARSAConfig,
     "expected_sarsa": TabularConfig,
     "apex": ApeXConfig,
+    "apex_dpg": ApeXDPGConfig,
+    "impala": IMPALAConfig,
 }
 
 __all__ = [
@@ -56,10 +58,12 @@ __all__ = [
     "A3CConfig",
     "ActorCriticConfig",
     "ApeXConfig",
+    "ApeXDPGConfig",
     "CEMConfig",
     "D4PGConfig",
     "DDPGConfig",
     "DQNConfig",
+    "IMPALAConfig",
     "NAFConfig",
     "PPOConfig",
     "QPropConfig",

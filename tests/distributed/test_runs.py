@@ -1,4 +1,4 @@
-"""Ape-X on Ray: whole runs, and processes that are killed in them."""
+"""On Ray: whole runs, and processes that hang or are killed in them."""
 
 import csv
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,13 @@ from fastrl.distributed.cluster import import_ray
 
 ray = import_ray("tests")  # before anything else imports it, so that it listens on 127.0.0.1 alone
 
-from fastrl.distributed import ApeX  # noqa: E402
+from fastrl.distributed import IMPALA, ApeX, ApeXDPG  # noqa: E402
 
 SMALL = {"hidden": (16,), "chunk": 25, "num_envs": 2, "learning_starts": 200, "batch_size": 32}
+ROLLOUTS = {"hidden": (16,), "num_envs": 2, "n_steps": 25}
 ENV = """
+import os
+import time
 import gymnasium as gym
 class Odd(Exception):  # does not unpickle
     def __init__(self, a, b):
@@ -41,13 +45,38 @@ class Breaks(CartPoleEnv):
     error = OSError("the cart is gone")
 class BreaksOddly(Breaks):
     error = Odd("cart", "pole")
+class Hangs(CartPoleEnv):  # once, in one process
+    steps = 0
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 70:
+            try:
+                os.mkdir(os.environ["HANGS_ONCE"])
+            except FileExistsError:
+                pass
+            else:
+                time.sleep(600)
+        return super().step(action)
+gym.register("Hangs-v0", Hangs, max_episode_steps=50)
 gym.register("Breaks-v0", Breaks, max_episode_steps=50)
 gym.register("BreaksOddly-v0", BreaksOddly, max_episode_steps=50)
 """
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def folder(tmp_path_factory):
+    """In which all processes find the module `breaking`."""
+    path = tmp_path_factory.mktemp("breaking")
+    (path / "breaking.py").write_text(ENV)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(path))
+        patch.setenv("PYTHONPATH", str(path))
+        patch.setenv("HANGS_ONCE", str(path / "once"))
+        yield path
+
+
+@pytest.fixture(scope="module")
+def cluster(folder):
     ray.init(
         address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error",
         object_store_memory=2**27,
@@ -74,6 +103,29 @@ def test_a_run_learns_and_counts(cluster, tmp_path):
     loaded.learn(4000, folder=tmp_path / "run", progress=False)  # goes on, with an empty buffer
     assert loaded.steps >= 4000 and loaded.n_updates > agent.n_updates
     assert json.loads((tmp_path / "run" / "checkpoint" / "config.json").read_text())["replay"] is False
+
+
+def test_a_run_of_dpg(cluster, tmp_path):
+    agent = ApeXDPG("Pendulum-v1", seed=1, **SMALL)
+    before = [network.vector.copy() for network in (agent.actor, agent.critics)]
+    agent.learn(1500, folder=tmp_path / "run", progress=False)
+    assert agent.steps >= 1500 and agent.n_updates >= 800 and agent._numbers["lost_actors"] == 0
+    assert all((network.vector != x).any() for network, x in zip((agent.actor, agent.critics), before, strict=True))
+    loaded = ApeXDPG.load(tmp_path / "run")
+    assert loaded.n_updates == agent.n_updates and (loaded.actor.vector == agent.actor.vector).all()
+
+
+def test_a_run_of_impala(cluster, tmp_path):
+    agent, heard = IMPALA("CartPole-v1", seed=1, broadcast_every=2, **ROLLOUTS), []
+    before = agent.policy.vector.copy()
+    agent.learn(2000, folder=tmp_path / "run", callback=lambda a: heard.append(a.steps))
+    assert agent.steps == 2000 and agent.n_updates == 40 and (agent.policy.vector != before).any()
+    assert heard == list(range(50, 2001, 50)) and agent.envs.episodes > 20
+    last = list(csv.DictReader((tmp_path / "run" / "progress.csv").open()))[-1]
+    assert last["lost_actors"] == "0" and 0 <= float(last["policy_lag"]) <= 5
+    loaded = IMPALA.load(tmp_path / "run")
+    loaded.learn(3000, folder=tmp_path / "run", progress=False)
+    assert loaded.steps == 3000 and loaded.n_updates == 60
 
 
 def test_the_example_of_the_page_runs(cluster):
@@ -113,6 +165,29 @@ def test_killed_actors_and_shards_are_replaced_and_counted(cluster):
     assert agent.n_updates > 500
 
 
+def test_killed_actors_of_impala(cluster):
+    agent = IMPALA("CartPole-v1", seed=2, **ROLLOUTS)
+    callback, killed = kill_in_turn(["actors"] * 3, 400)
+    with pytest.warns(UserWarning, match="actor 0 has died and was replaced: The actor died"):
+        agent.learn(2500, callback=callback, progress=False)
+    assert killed == [400, 800, 1200] and agent.steps == 2500 and agent.n_updates == 50
+    assert agent._numbers["lost_actors"] == 3
+
+
+def test_an_actor_that_hangs_is_replaced(cluster, folder):
+    agent, lost = ApeX("breaking:Hangs-v0", **SMALL), []
+
+    def callback(agent):
+        if agent.steps >= 500:  # before, a process may take longer to begin
+            agent._fleet.config = replace(agent.config, timeout=3.0)
+        lost.append(agent._fleet.lost.actors)
+        return not lost[-1]
+
+    with pytest.warns(UserWarning, match=r"actor \d has not answered for 3 s \(timeout\) and is ended"):
+        agent.learn(1_000_000, callback=callback, progress=False)
+    assert (folder / "once").exists() and lost[-1] == 1 and len(lost) >= 10 and agent.n_updates > 0
+
+
 @pytest.mark.slow
 def test_fifty_kills_at_random(cluster):
     agent = ApeX("CartPole-v1", seed=3, actors=3, shards=2, **{**SMALL, "chunk": 10})
@@ -135,18 +210,15 @@ def test_fifty_kills_at_random(cluster):
     assert agent.steps >= 9000 and agent.n_updates > 500 and np.isfinite(agent.online.vector).all()
 
 
-@pytest.mark.parametrize(
-    ("env", "error", "text"),
-    [("Breaks", OSError, "the cart is gone"), ("BreaksOddly", RuntimeError, r"(?s)actor \d: .*cart and pole")],
-)
-def test_an_error_of_the_environment_ends_the_run(env, error, text, cluster, tmp_path, monkeypatch):
-    (tmp_path / "breaking.py").write_text(ENV)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def test_an_error_that_does_not_travel_ends_the_run(cluster):
+    with pytest.raises(RuntimeError, match=r"(?s)actor \d: .*cart and pole"):
+        ApeX("breaking:BreaksOddly-v0", **SMALL).learn(5000, progress=False)
+
+
+def test_an_error_of_the_environment_ends_the_run_and_ray(folder):
     ray.shutdown()
-    agent = ApeX(f"breaking:{env}-v0", **SMALL)
-    with pytest.raises(error, match=text):
-        agent.learn(5000, progress=False)
+    with pytest.raises(OSError, match="the cart is gone"):
+        IMPALA("breaking:Breaks-v0", **ROLLOUTS).learn(5000, progress=False)
     assert not ray.is_initialized()
 
 
