@@ -16,6 +16,7 @@ from fastrl.agents.hyperparameters import (
     D4PGConfig,
     DDPGConfig,
     DQNConfig,
+    FQIConfig,
     NAFConfig,
     PPOConfig,
     QPropConfig,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from fastrl.agents.dqn import DQN
     from fastrl.agents.env_config import EnvConfig
     from fastrl.agents.evaluation import Evaluation
+    from fastrl.agents.fqi import FQI
     from fastrl.agents.loading import load
     from fastrl.agents.naf import NAF
     from fastrl.agents.ppo import PPO
@@ -69,6 +71,7 @@ _MODULES = {
     "EnvConfig": "env_config",
     "Evaluation": "evaluation",
     "ExpectedSARSA": "tabular",
+    "FQI": "fqi",
     "NAF": "naf",
     "OneStepActorCritic": "a2c",
     "PPO": "ppo",
@@ -105,6 +108,7 @@ CLASS_NAMES = {
     "q_learning": "QLearning",
     "sarsa": "SARSA",
     "expected_sarsa": "ExpectedSARSA",
+    "fqi": "FQI",
 }
 
 __all__ = [
@@ -115,6 +119,7 @@ __all__ = [
     "D4PG",
     "DDPG",
     "DQN",
+    "FQI",
     "NAF",
     "PPO",
     "REINFORCE",
@@ -135,6 +140,7 @@ __all__ = [
     "EnvConfig",
     "Evaluation",
     "ExpectedSARSA",
+    "FQIConfig",
     "InputError",
     "NAFConfig",
     "OneStepActorCritic",

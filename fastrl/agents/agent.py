@@ -79,6 +79,7 @@ class Agent(ABC, Generic[C]):
     tabular: ClassVar[bool] = False  # does it take Discrete observation spaces, and no others?
     masks: ClassVar[bool] = False  # does it keep to action masks?
     cpu_only: ClassVar[bool] = False  # is the CPU its one device?
+    counts: ClassVar[str] = "environment steps"  # what its steps are
     _trained: ClassVar[dict[str, str]] = {}  # names of the networks, and of the optimizers of their vectors
     buffer: ReplayBuffer | None = None  # of those that have one; saved beside the rest
 

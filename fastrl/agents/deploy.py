@@ -138,6 +138,58 @@ class Search(nn.Module):
         return torch.stack(found, 1).gather(1, best[:, None, None].expand(-1, 1, a))[:, 0]
 
 
+def values_of_model(model: Any) -> nn.Module:
+    """Q ``[B, A]`` of `fastrl.agents.fqi.FQI`'s model, as a module."""
+    if hasattr(model, "nodes"):
+        return Trees(model)
+    if hasattr(model, "net"):
+        return Least(model.net.to_torch())
+    states, actions = model.q.shape
+    table = nn.Linear(states, actions, bias=False)
+    table.weight.data = torch.as_tensor(model.q.T.copy())
+    return nn.Sequential(ToDouble(), table)
+
+
+class ToDouble(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+class Least(nn.Module):
+    """The least of what several networks give, ``[B, A]``."""
+
+    def __init__(self, networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = networks
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([network(x) for network in self.networks.children()]).amin(0)
+
+
+class Trees(nn.Module):
+    """The mean over each action's trees, ``[B, A]``."""
+
+    feature: Tensor
+    threshold: Tensor
+    child: Tensor
+    value: Tensor
+
+    def __init__(self, forest: Any) -> None:
+        super().__init__()
+        self.actions, self.trees = forest.actions, forest.trees
+        for name, array in forest.nodes._asdict().items():
+            self.register_buffer(name, torch.as_tensor(np.array(array)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = torch.arange(self.actions * self.trees).expand(len(x), -1)
+        while True:
+            child = self.child[at]
+            if not child.any():
+                return self.value[at].reshape(-1, self.actions, self.trees).mean(2).float()
+            right = x.gather(1, self.feature[at]) >= self.threshold[at]
+            at = torch.where(child > 0, child + right, at)
+
+
 class TablePolicy(nn.Module):
     """Observations ``[B]`` -> actions ``[B]``, from a table; raises IndexError for states that it does not have."""
 

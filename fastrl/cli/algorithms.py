@@ -10,7 +10,7 @@ from fastrl.cli.options import did_you_mean
 
 class Algorithm(NamedTuple):
     total_steps: int
-    """Environment steps of a run, unless a number is given."""
+    """Environment steps of a run, of fqi iterations, unless a number is given."""
     line: str
     """What it is, and for which actions."""
 
@@ -40,13 +40,14 @@ ALGORITHMS = {
     "q_learning": Algorithm(100_000, "Q-learning on a table; discrete observations and actions"),
     "sarsa": Algorithm(100_000, "SARSA(lambda) on a table; discrete observations and actions"),
     "expected_sarsa": Algorithm(100_000, "expected SARSA on a table; discrete observations and actions"),
+    "fqi": Algorithm(200, "fitted Q iteration on stored transitions or random play, 200 iterations; discrete actions"),
     "apex": Algorithm(
         100_000, "Ape-X on Ray, actors and replay in processes of their own: DQN, or apex_dpg for continuous actions"
     ),
     "apex_dpg": Algorithm(50_000, "Ape-X DPG on Ray; continuous actions"),
     "impala": Algorithm(300_000, "IMPALA on Ray, actors in processes of their own; discrete or continuous actions"),
 }
-ALSO = {"qdn": "dqn", "ac": "actor_critic", "vpg": "reinforce", "ape_x": "apex"}
+ALSO = {"nfq": "fqi", "qdn": "dqn", "ac": "actor_critic", "vpg": "reinforce", "ape_x": "apex"}
 CONTINUOUS = {"apex": "apex_dpg"}  # what the name stands for where actions are continuous
 
 

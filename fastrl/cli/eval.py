@@ -75,7 +75,7 @@ def command(args: list[str]) -> int:
             returns, videos = _film(agent, options)
     rows = {
         "agent": agent.describe(),
-        "trained for": f"{agent.steps:,} environment steps",
+        "trained for": f"{agent.steps:,} {agent.counts}",
         "episodes": str(len(returns)),
         "return": mean(returns),
     }

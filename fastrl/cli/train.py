@@ -47,7 +47,7 @@ class Train:
     fast_env: bool = False
     """Step the compiled environment that equals --env (classic control): --env fastrl/ENV."""
     total_steps: int | None = None
-    """Environment steps from the start of training (`fastrl train --help` has the defaults; resumed: the run's own)."""
+    """Environment steps (fqi: iterations) from the start (`fastrl train --help`: the defaults; resumed: the run's)."""
     out: Path | None = None
     """Run folder; must not exist or be empty (runs/ENV-ALGORITHM-seedS-TIME)."""
     resume: Path | None = None
@@ -370,7 +370,7 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
     seconds = time.perf_counter() - began
     rows = {
         "agent": agent.describe(),
-        "environment steps": f"{agent.steps:,} ({agent.envs.episodes:,} episodes)",
+        agent.counts: f"{agent.steps:,} ({agent.envs.episodes:,} episodes)",
         "training": f"{seconds:.1f} s, {(agent.steps - first) / seconds:,.0f} steps/s",
         "return, last episodes of training": mean([r for r, _ in agent.envs.recent]),
     }

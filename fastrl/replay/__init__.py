@@ -4,7 +4,7 @@ from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
 from fastrl.replay.hindsight import HindsightReplay
 from fastrl.replay.limiter import SampleToInsertRatio
-from fastrl.replay.offline import from_minari
+from fastrl.replay.offline import from_minari, from_saved
 from fastrl.replay.prioritized import PrioritizedReplay
 from fastrl.replay.samplers import ReplaySampler
 from fastrl.replay.sequences import SequenceBatch, SequenceReplay
@@ -21,4 +21,5 @@ __all__ = [
     "SequenceBatch",
     "SequenceReplay",
     "from_minari",
+    "from_saved",
 ]

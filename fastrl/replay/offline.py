@@ -1,12 +1,45 @@
-"""Datasets of others as replay buffers."""
+"""Stored transitions as replay buffers: saved ones, and datasets of others."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 
 from fastrl.replay.buffer import ReplayBuffer
+from fastrl.replay.mapped import describe
+from fastrl.replay.prioritized import PrioritizedReplay
+
+SAVED: dict[str, type[ReplayBuffer]] = {"ReplayBuffer": ReplayBuffer, "PrioritizedReplay": PrioritizedReplay}
+
+
+def from_saved(path: str | os.PathLike[str]) -> ReplayBuffer:
+    """The buffer that a file of `save` or a folder of ``storage=`` holds, with the settings that it was made with.
+
+    A folder is opened as ``storage=`` opens it, and is this process's until `close`; a file is read into memory.  Of a
+    checkpoint it is the file ``replay``.
+
+    Raises:
+        ValueError: not that of a `ReplayBuffer` or `PrioritizedReplay`, or damaged; or its observations or actions are
+            Dict or Tuple, whose spaces are not stored.
+        OSError: it cannot be read, or another process has the folder open (BlockingIOError).
+    """
+    held = describe(path)
+    cls = SAVED.get(held["class"])
+    if cls is None:
+        raise ValueError(f"replay.from_saved: {path} must be of {' or '.join(SAVED)}, got {held['class']}")
+    settings = {k: v for k, v in held.items() if k in ("num_envs", "n_step", "gamma", "frame_stack", "store_next_obs")}
+    settings |= {k: held[k] for k in ("alpha", "eps") if k in held}
+    spaces = [(held[f"{name}_shape"], held[f"{name}_dtype"]) for name in ("obs", "action")]
+    if not all(isinstance(dtype, str) and all(type(n) is int for n in shape) for shape, dtype in spaces):
+        raise ValueError(f"replay.from_saved: {path} must have observations and actions that are arrays, got {spaces}")
+    obs, action = ((tuple(shape), np.dtype(dtype)) for shape, dtype in spaces)
+    if os.path.isdir(path):
+        return cls(held["capacity"], obs, action, storage=path, **settings)
+    buffer = cls(held["capacity"], obs, action, **settings)
+    buffer.load(path)
+    return buffer
 
 
 def from_minari(dataset: Any, cls: type[ReplayBuffer] = ReplayBuffer, **options: Any) -> Any:

@@ -147,7 +147,7 @@ def test_learning_tasks_name_what_exists(monkeypatch):
 
     monkeypatch.syspath_prepend(BENCH)
     module = importlib.import_module("learning")
-    assert set(module.TASKS) == set(DEEP)
+    assert set(module.TASKS) == {*DEEP, "fqi"}
     for algorithm, variants in module.TASKS.items():
         for variant, envs in variants.items():
             for env, task in envs.items():

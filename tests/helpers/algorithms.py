@@ -2,4 +2,8 @@
 
 from fastrl.agents import ALGORITHMS
 
-DEEP = {name: cls for name, cls in ALGORITHMS.items() if hasattr(cls.config_class, "hidden")}  # the others: tables
+DEEP = {  # the others: tables, and what learns from a fixed batch
+    name: cls
+    for name, cls in ALGORITHMS.items()
+    if hasattr(cls.config_class, "hidden") and cls.counts == "environment steps"
+}

@@ -12,6 +12,7 @@ SETTINGS = {
     "ppo": {**ON, "n_steps": 32, "objective": "penalty"},
     "trpo": {**ON, "n_steps": 64, "activation": "relu"},
     "cem": {"hidden": (8,), "population": 4, "elites": 2},
+    "fqi": {"hidden": (8,), "transitions": 300},
     "qt_opt": {**OFF, "cem_samples": 8},
     "d4pg": {**OFF, "n_atoms": 11},
     **dict.fromkeys(("naf", "ddpg", "td3", "sac", "sac_discrete", "tqc"), OFF),

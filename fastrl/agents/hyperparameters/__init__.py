@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fastrl.agents.hyperparameters.batch import FQIConfig
 from fastrl.agents.hyperparameters.distributed import ApeXConfig, ApeXDPGConfig, IMPALAConfig
 from fastrl.agents.hyperparameters.off_policy import (
     D4PGConfig,
@@ -47,6 +48,7 @@ CONFIGS: dict[str, type[Any]] = {
     "q_learning": TabularConfig,
     "sarsa": SARSAConfig,
     "expected_sarsa": TabularConfig,
+    "fqi": FQIConfig,
     "apex": ApeXConfig,
     "apex_dpg": ApeXDPGConfig,
     "impala": IMPALAConfig,
@@ -63,6 +65,7 @@ __all__ = [
     "D4PGConfig",
     "DDPGConfig",
     "DQNConfig",
+    "FQIConfig",
     "IMPALAConfig",
     "NAFConfig",
     "PPOConfig",
