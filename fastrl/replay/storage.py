@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -30,9 +31,12 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Seque
         sha.update(start)
         file.write(start + sha.digest())
         sha.update(sha.digest())
-        for chunk in _chunks(arrays):
-            sha.update(chunk)
-            file.write(chunk)
+        # Hashing takes longer than writing: neither holds the GIL.
+        with ThreadPoolExecutor(1) as hashing:
+            for chunk in _chunks(arrays):
+                hashed = hashing.submit(sha.update, chunk)
+                file.write(chunk)
+                hashed.result()
         file.write(sha.digest())
 
 
@@ -72,15 +76,22 @@ class Reader:
 
         Those at the positions `deferred` are checked only: `read_deferred` fills them.
         """
-        wanted = self._file.tell() + sum(array.nbytes for array in arrays) + 32
-        if wanted != self._size:
-            raise ValueError(f"damaged: it has {self._size} bytes instead of {wanted}")
-        scratch = np.empty(_CHUNK if deferred else 0, np.uint8)
+        end = self._file.tell()
         for i, array in enumerate(arrays):
             if i in deferred:
-                self._deferred.append((self._file.tell(), array))
-            for chunk in _chunks([array]):
-                self._sha.update(self._read(scratch[: len(chunk)] if i in deferred else chunk))
+                self._deferred.append((end, array))
+            end += array.nbytes
+        if end + 32 != self._size:
+            raise ValueError(f"damaged: it has {self._size} bytes instead of {end + 32}")
+        scratch = np.empty((2, _CHUNK if deferred else 0), np.uint8)  # one is read into while the other is hashed
+        chunks = ((i, chunk) for i, array in enumerate(arrays) for chunk in _chunks([array]))
+        with ThreadPoolExecutor(1) as hashing:
+            hashed: Future[None] | None = None
+            for k, (i, chunk) in enumerate(chunks):
+                data = self._read(scratch[k % 2, : len(chunk)] if i in deferred else chunk)
+                if hashed is not None:
+                    hashed.result()
+                hashed = hashing.submit(self._sha.update, data)
         if self._file.read(32) != self._sha.digest():
             raise ValueError("damaged: the checksum of its data does not fit")
 
