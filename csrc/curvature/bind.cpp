@@ -43,8 +43,8 @@ float* copy_padded(const Array& a, Arena& memory) {
 // The GIL guards the pointer.
 class SharedFisher {
  public:
-  // layers: (in, out, activation, weight_at, bias_at) each.
-  SharedFisher(int64_t n, const py::list& layers, int64_t log_std_at, bool categorical);
+  // layers: (in, out, activation, weight_at, bias_at) each. logits: of each categorical, how many; Gaussian: none.
+  SharedFisher(int64_t n, const py::list& layers, int64_t log_std_at, const py::list& logits);
   // weights [out, in] of each layer; values: the inputs of the first layer and the outputs of each [rows, ...]; slopes:
   // of activation `other`; scale: MlpFisher's.
   void refresh(const py::list& weights, const py::list& values, const py::list& slopes, py::handle scale);
@@ -54,10 +54,10 @@ class SharedFisher {
   std::shared_ptr<const MlpFisher> now_;
 };
 
-SharedFisher::SharedFisher(int64_t n, const py::list& layers, int64_t log_std_at, bool categorical) {
+SharedFisher::SharedFisher(int64_t n, const py::list& layers, int64_t log_std_at, const py::list& logits) {
   auto made = std::make_shared<MlpFisher>();
   MlpFisher& f = *made;
-  f.n = n, f.log_std_at = log_std_at, f.categorical = categorical;
+  f.n = n, f.log_std_at = log_std_at;
   for (py::handle item : layers) {
     const auto [in, out, activation, weight_at, bias_at] =
         py::cast<std::tuple<int64_t, int64_t, int, int64_t, int64_t>>(item);
@@ -69,6 +69,13 @@ SharedFisher::SharedFisher(int64_t n, const py::list& layers, int64_t log_std_at
   }
   if (f.layers.empty()) raise_value(std::string(kOp) + "there must be at least one layer");
   f.log_std_size = f.layers.back().out;
+  for (py::handle size : logits) {
+    const int64_t before = f.ends.empty() ? 0 : f.ends.back(), more = py::cast<int64_t>(size);
+    if (more < 1 || more > f.log_std_size - before) raise_value(std::string(kOp) + "the logits do not fit the layers");
+    f.ends.push_back(before + more);
+  }
+  if (!f.ends.empty() && f.ends.back() != f.log_std_size)
+    raise_value(std::string(kOp) + "the logits do not fit the layers");
   if (log_std_at >= 0 && log_std_at + f.log_std_size > n)
     raise_value(std::string(kOp) + "the layers do not fit together");
   now_ = std::move(made);
@@ -78,7 +85,7 @@ void SharedFisher::refresh(const py::list& weights, const py::list& values, cons
   const auto next = std::make_shared<MlpFisher>();
   MlpFisher& f = *next;
   f.n = now_->n, f.log_std_at = now_->log_std_at, f.log_std_size = now_->log_std_size;
-  f.categorical = now_->categorical;
+  f.ends = now_->ends;
   for (const FisherLayer& l : now_->layers) f.layers.push_back({l.in, l.out, l.activation, l.weight_at, l.bias_at});
   const size_t count = f.layers.size();
   if (weights.size() != count || values.size() != count + 1 || slopes.size() != count)
@@ -96,8 +103,8 @@ void SharedFisher::refresh(const py::list& weights, const py::list& values, cons
     if (l.activation == Activation::silu) s[k] = load_matrix(slopes[k], "the slopes of a layer", rows, l.out);
   }
   x.push_back(load_matrix(values[count], "the values of a layer", rows, last.out));
-  const Array spread = load_matrix(scale, "the scale", f.categorical ? rows : 1, last.out);
-  int64_t room = (f.categorical ? rows : 1) * mlp::stride(last.out);
+  const Array spread = load_matrix(scale, "the scale", f.ends.empty() ? 1 : rows, last.out);
+  int64_t room = spread.shape[0] * mlp::stride(last.out);
   for (const FisherLayer& l : f.layers) {
     const int64_t in = mlp::stride(l.in), out = mlp::stride(l.out);
     room += l.out * in + l.in * out + rows * (in + 2 * out);
@@ -137,7 +144,7 @@ py::object SharedFisher::product(py::handle v, double damping) const {
 }
 
 void bind(py::handle m) {
-  Class<SharedFisher, int64_t, py::list, int64_t, bool>(m, "MlpFisher(n, layers, log_std_at, categorical)")
+  Class<SharedFisher, int64_t, py::list, int64_t, py::list>(m, "MlpFisher(n, layers, log_std_at, logits)")
       .method<&SharedFisher::refresh>("refresh(weights, values, slopes, scale)")
       .method<&SharedFisher::product>("product(v, damping)");
 }

@@ -50,11 +50,15 @@ FASTRL_INLINE void block(const MlpFisher& f, const Direction* v, int64_t row, in
   float* g = sums[count - 1].tangents;
   const float each = 1.0f / static_cast<float>(f.rows);
   for (int64_t i = 0; i < rows; ++i, g += width) {
-    const float* s = f.scale + (f.categorical ? row + i : 0) * width;
-    if (f.categorical) {
-      float mean = 0;
-      for (int64_t j = 0; j < outputs; ++j) mean += s[j] * g[j];
-      for (int64_t j = 0; j < outputs; ++j) g[j] = s[j] * (g[j] - mean) * each;
+    const float* s = f.scale + (f.ends.empty() ? 0 : row + i) * width;
+    if (!f.ends.empty()) {
+      int64_t begin = 0;
+      for (const int64_t end : f.ends) {
+        float mean = 0;
+        for (int64_t j = begin; j < end; ++j) mean += s[j] * g[j];
+        for (int64_t j = begin; j < end; ++j) g[j] = s[j] * (g[j] - mean) * each;
+        begin = end;
+      }
     } else {
       for (int64_t j = 0; j < outputs; ++j) g[j] *= s[j];
     }

@@ -27,9 +27,9 @@ struct MlpFisher {
   std::vector<FisherLayer> layers;
   int64_t n = 0, rows = 0;
   int64_t log_std_at = -1, log_std_size = 0;
-  bool categorical = false;
-  float* scale = nullptr;  // Gaussian: 1 / (B sigma^2) [outputs]; categorical: p [rows, outputs]
-  Arena memory;            // of all the pointers
+  std::vector<int64_t> ends;  // of the logits of each of several independent categoricals; Gaussian: none
+  float* scale = nullptr;     // Gaussian: 1 / (B sigma^2) [outputs]; categorical: p [rows, outputs]
+  Arena memory;               // of all the pointers
 
   // out = F v + damping v, both [n].
   void product(const float* v, double damping, float* out, Threads threads) const;

@@ -42,7 +42,7 @@ class QProp(TRPO):
     algorithm = "q_prop"
     config_class = QPropConfig
     config: QPropConfig
-    discrete = False
+    discrete = multi = False
     cpu_only = True
     buffer: ReplayBuffer
 

@@ -212,11 +212,12 @@ def are_views(module: nn.Module, vector: Tensor) -> bool:
 class PolicyFisher:
     """`fastrl.FisherVectorProduct` of a policy that torch computes, for the kind of arrays that `x` and v are.
 
-    `actor`: observations -> logits, or means with `log_std` [A] beside them.  Raises InputError for an actor with
-    parameters that are not to be trained.
+    `actor`: observations -> logits, or means with `log_std` [A] beside them.  `sizes`: of independent categoricals, the
+    number of logits of each, whose products add up; None: there is one.  Raises InputError for an actor with parameters
+    that are not to be trained.
     """
 
-    def __init__(self, actor: Network, log_std: Any, x: Any, damping: float) -> None:
+    def __init__(self, actor: Network, log_std: Any, x: Any, damping: float, sizes: Any = None) -> None:
         net = actor.to_torch()
         parameters = list(net.parameters())
         if not all(p.requires_grad for p in parameters):
@@ -224,14 +225,35 @@ class PolicyFisher:
         if log_std is not None:
             net = Gaussian(net, torch.as_tensor(log_std))
             parameters.append(net.log_std)
-        self._product = FisherVectorProduct(net, torch.as_tensor(x), damping, parameters=parameters)
+        parts: list[nn.Module] = [net]
+        if sizes is not None and len(sizes) > 1:
+            ends = [int(end) for end in np.cumsum(sizes)]
+            parts = [Part(net, begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+        x = torch.as_tensor(x)
+        self._products = [
+            FisherVectorProduct(part, x, 0.0 if i else damping, parameters=parameters) for i, part in enumerate(parts)
+        ]
 
     def refresh(self, x: Any) -> None:
-        self._product.refresh(torch.as_tensor(x))
+        for product in self._products:
+            product.refresh(torch.as_tensor(x))
 
     def __call__(self, v: Any) -> Any:
-        product = self._product(torch.as_tensor(v))
+        first, *others = (product(torch.as_tensor(v)) for product in self._products)
+        product = sum(others, first)
         return product.numpy() if isinstance(v, np.ndarray) else product
+
+
+class Part(nn.Module):
+    """Some of a network's outputs."""
+
+    def __init__(self, net: nn.Module, begin: int, end: int) -> None:
+        super().__init__()
+        self.net, self.begin, self.end = net, begin, end
+
+    def forward(self, obs: Tensor) -> Tensor:
+        out: Tensor = self.net(obs)[:, self.begin : self.end]
+        return out
 
 
 class Gaussian(nn.Module):

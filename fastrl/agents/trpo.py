@@ -27,7 +27,8 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
     A step along (F + cg_damping I)^-1 g, g the gradient of mean rho A with rho = pi(a|s) / pi_old(a|s), as long as
     mean KL(pi_old || pi) <= max_kl allows; then V is fitted to G by mean (V(s) - G)^2 / 2.
 
-    For discrete and for continuous (Box) actions.  An MLP sees observations flattened, and discrete ones one-hot.
+    For discrete, MultiDiscrete, MultiBinary and continuous (Box) actions.  An MLP sees observations flattened, and
+    discrete ones one-hot.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `TRPOConfig`.  Raises InputError for anything that cannot work.
@@ -40,6 +41,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
 
     algorithm = "trpo"
     config_class = TRPOConfig
+    multi = True
 
     def __init__(self, env: Env, config: TRPOConfig | None = None, *, network: Any = None, **overrides: Any) -> None:
         super().__init__(env, config, network=network, **overrides)
@@ -158,11 +160,11 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         if self._fisher is not None:
             self._fisher.refresh(x)
         elif isinstance(actor, MLP) and self.device == "cpu":
-            self._fisher = MLPFisherProduct(actor, log_std, x, damping)
+            self._fisher = MLPFisherProduct(actor, log_std, x, damping, self.policy.sizes)
         else:
             from fastrl.agents.torch_networks import PolicyFisher
 
-            self._fisher = PolicyFisher(actor, log_std, x, damping)
+            self._fisher = PolicyFisher(actor, log_std, x, damping, self.policy.sizes)
 
     def _fit_value(self, obs: Any, target: Any) -> float:
         """`value_epochs` passes of Adam on mean (V(s) - G)^2 / 2; returns that of the last minibatch."""

@@ -22,11 +22,28 @@ def distribution(agent, obs):
     """The policy as torch has it, in float64, from float32 outputs."""
     out = torch.from_numpy(agent.policy.output(obs)).double()
     if agent.policy.log_std is None:
-        return torch.distributions.Categorical(logits=out)
+        return Categoricals(out, agent.policy.sizes.tolist())
     return torch.distributions.Normal(out, torch.from_numpy(agent.policy.log_std).double().exp().expand_as(out))
 
 
+class Categoricals:
+    """Independent ones, of the logits [B, K] of all."""
+
+    def __init__(self, logits, sizes):
+        self.parts = [torch.distributions.Categorical(logits=x) for x in torch.split(logits, sizes, 1)]
+
+    def log_prob(self, action):
+        action = action.reshape(len(action), -1)
+        return sum(part.log_prob(action[:, i]) for i, part in enumerate(self.parts))
+
+    def kl(self, new):
+        pairs = zip(self.parts, new.parts, strict=True)
+        return sum(torch.distributions.kl_divergence(p, q) for p, q in pairs)
+
+
 def mean_kl(old, new):
+    if isinstance(old, Categoricals):
+        return float(old.kl(new).mean())
     kl = torch.distributions.kl_divergence(old, new)
     return float((kl if kl.dim() == 1 else kl.sum(1)).mean())
 
@@ -40,10 +57,13 @@ def batch_of(agent, size, rng, **given):
     return [np.asarray(batch[name]) for name in ("obs", "action", "advantage")]
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "parts"])
 def test_the_step_is_the_natural_gradient_of_an_explicit_fisher_matrix(env, rng):
     """F and g by float64 autograd, row by row; the step by a dense solve; the line search takes the whole of it."""
-    agent = TRPO(env, **SMALL, cg_iterations=300, cg_rtol=1e-9, cg_damping=0.1, max_kl=1e-4)
+    settings = {**SMALL, "cg_iterations": 300, "cg_rtol": 1e-9, "cg_damping": 0.1, "max_kl": 1e-4}
+    if env == "parts":
+        env, settings["num_envs"] = Bandit(ACTIONS["parts"]), 1
+    agent = TRPO(env, **settings)
     batch = batch_of(agent, 64, rng)
     obs, action, advantage = map(torch.from_numpy, batch)
     names = [n for n in agent.policy.parameters() if "critic" not in n]
@@ -56,11 +76,13 @@ def test_the_step_is_the_natural_gradient_of_an_explicit_fisher_matrix(env, rng)
         hidden = torch.tanh(obs.double() @ given["actor.0.weight"].T + given["actor.0.bias"])
         out = hidden @ given["actor.2.weight"].T + given["actor.2.bias"]
         if "log_std" not in given:
-            return torch.distributions.Categorical(logits=out)
+            return Categoricals(out, agent.policy.sizes.tolist())
         return torch.distributions.Normal(out, given["log_std"].exp().expand_as(out))
 
     def kl(*parameters):
         old, new = at(*(w.detach() for w in weights)), at(*parameters)
+        if isinstance(old, Categoricals):
+            return old.kl(new).mean()
         terms = torch.distributions.kl_divergence(old, new)
         return (terms if terms.dim() == 1 else terms.sum(1)).mean()
 
@@ -75,7 +97,7 @@ def test_the_step_is_the_natural_gradient_of_an_explicit_fisher_matrix(env, rng)
     x = torch.linalg.solve(damped, g)
     step = torch.sqrt(2 * 1e-4 / (x @ damped @ x)) * x
 
-    agent = TRPO(env, **SMALL, cg_iterations=300, cg_rtol=1e-9, cg_damping=0.1, max_kl=1e-4)  # float32 again
+    agent = TRPO(env, **settings)  # float32 again
     before = agent.theta.copy()
     log = agent._improve_policy(*batch)
     assert log["step_fraction"] == 1.0 and 0 < log["kl"] <= 1e-4 and log["policy_loss"] < -float(advantage.mean())
@@ -119,7 +141,10 @@ class Bandit(gym.Env):
         return obs, float(self.reward(action)), self.t % 4 == 0, self.t % 7 == 0, {}
 
 
-ACTIONS = {"discrete": gym.spaces.Discrete(3), "box": gym.spaces.Box(-1, 1, (2,), np.float32)}
+ACTIONS = {
+    "discrete": gym.spaces.Discrete(3), "box": gym.spaces.Box(-1, 1, (2,), np.float32),
+    "parts": gym.spaces.MultiDiscrete([3, 2, 5]),
+}  # fmt: skip
 
 
 def scramble(agent, rng):
@@ -142,8 +167,9 @@ def degenerate(agent, rng):
     if kind == "one state":
         given["obs"] = np.repeat(rng.normal(size=(1, 3)), size, 0).astype(np.float32)
     if kind == "one action":
-        shape = (size,) if agent.policy.discrete else (size, 2)
-        given["action"] = np.zeros(shape, np.int64 if agent.policy.discrete else np.float32)
+        given["action"] = np.zeros(
+            batch_of(agent, size, rng)[1].shape, np.int64 if agent.policy.discrete else np.float32
+        )
     return batch_of(agent, size, rng, **given)
 
 
@@ -253,6 +279,23 @@ def test_learns_a_bandit():
     env = SyncVectorEnv([lambda: Bandit(ACTIONS["box"], lambda a: -np.abs(a - 0.5).sum())] * 2)
     agent = TRPO(env, **{**SMALL, "n_steps": 128}, gamma=0.0, max_kl=0.05).learn(20_000, progress=False)
     assert np.abs(agent.predict(np.zeros((1, 3), np.float32)) - 0.5).max() < 0.15
+
+
+def test_parts_of_ones_own_network_move_as_those_of_an_mlp(rng):
+    """The torch products of a module, a part at a time, give the step of the MLP's, of all parts at once."""
+    steps = []
+    for own in (False, True):
+        agent = TRPO(Bandit(ACTIONS["parts"]), **{**SMALL, "num_envs": 1}, seed=3)
+        batch = batch_of(agent, 64, np.random.default_rng(0))
+        if own:
+            policy = agent.policy
+            network = {"actor": policy.actor.to_torch(), "critic": policy.critic.to_torch()}
+            agent = TRPO(Bandit(ACTIONS["parts"]), **{**SMALL, "num_envs": 1}, seed=3, network=network)
+        before = agent.theta.copy()
+        log = agent._improve_policy(*batch)
+        assert log["step_fraction"] == 1 and 0 < log["kl"] <= 0.01
+        steps.append(agent.theta - before)
+    assert np.linalg.norm(steps[0] - steps[1]) < 1e-3 * np.linalg.norm(steps[0])
 
 
 @pytest.mark.slow

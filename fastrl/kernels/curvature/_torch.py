@@ -146,8 +146,8 @@ class Direct:
             )
             for layer in self.layers
         ]
-        categorical = self.log_std is None
-        return _backend._C.MlpFisher(parameters.n, layers, (self.log_std_at or nowhere)[0], categorical)
+        logits = [layers[-1][1]] if self.log_std is None else []
+        return _backend._C.MlpFisher(parameters.n, layers, (self.log_std_at or nowhere)[0], logits)
 
     @torch.no_grad()
     def refresh(self, observations: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,17 +27,27 @@ class MLPFisherProduct:
         log_std: None: categorical.  [A]: Gaussian, and v has a part for it behind that for the network.
         observations: float32 [B, in], B >= 1.
         damping: added to the diagonal.
+        sizes: of a product of independent categoricals, the number of logits of each; None: there is one.
 
     The forward pass is done once, at construction; after the parameters have moved, call `refresh`.
     """
 
-    def __init__(self, policy: MLP, log_std: Floats | None, observations: Floats, damping: float) -> None:
+    def __init__(
+        self,
+        policy: MLP,
+        log_std: Floats | None,
+        observations: Floats,
+        damping: float,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
         self._policy, self._log_std, self.damping = policy, log_std, damping
         layout = policy._layout
         self._places = [(w.begin, b.begin, b.end) for w, b in zip(layout[::2], layout[1::2], strict=True)]
         shapes = [w.shape for w in layout[::2]]
         self._activations = [policy.activation] * (len(shapes) - 1) + ["none"]
         self._n_policy = layout[-1].end
+        ends = np.cumsum([shapes[-1][0]] if sizes is None else sizes)
+        self._parts = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
         self._fused: Any = None
         if _backend.CPU_BACKEND == "cpp" and max(map(max, shapes)) <= NARROW:
             layers = [
@@ -45,7 +56,8 @@ class MLPFisherProduct:
             ]
             n, gaussian = self._n_policy, log_std is not None
             size = n + (len(log_std) if log_std is not None else 0)
-            self._fused = _backend._C.MlpFisher(size, layers, n if gaussian else -1, not gaussian)
+            logits = [] if gaussian else [int(part.stop - part.start) for part in self._parts]
+            self._fused = _backend._C.MlpFisher(size, layers, n if gaussian else -1, logits)
         self.refresh(observations)
 
     def refresh(self, observations: Floats) -> None:
@@ -60,8 +72,7 @@ class MLPFisherProduct:
                 self._values.append(h)
                 self._slopes.append(slope)
             if self._log_std is None:
-                p = np.exp(h - h.max(1, keepdims=True))
-                self._scale = p / p.sum(1, keepdims=True)
+                self._scale = np.concatenate([_softmax(h[:, part]) for part in self._parts], 1)
             else:
                 self._scale = np.exp(-2 * self._log_std)[None] / np.float32(len(h))
         if self._fused is not None:
@@ -79,7 +90,9 @@ class MLPFisherProduct:
             t = t if tangent is None else t + tangent @ w.T
             tangent = t if slope is None else t * slope
         if self._log_std is None:
-            g = (tangent - (self._scale * tangent).sum(1, keepdims=True)) * self._scale / np.float32(len(tangent))
+            weighted = self._scale * tangent
+            means = [np.broadcast_to(x.sum(1, keepdims=True), x.shape) for x in (weighted[:, p] for p in self._parts)]
+            g = (tangent - np.concatenate(means, 1)) * self._scale / np.float32(len(tangent))
         else:
             g = tangent * self._scale
         out = np.float32(self.damping) * v
@@ -90,6 +103,12 @@ class MLPFisherProduct:
             g = g @ w
         out[self._n_policy :] += 2 * v[self._n_policy :]
         return out
+
+
+def _softmax(z: Floats) -> Floats:
+    p = np.exp(z - z.max(1, keepdims=True))
+    result: Floats = p / p.sum(1, keepdims=True)
+    return result
 
 
 def _activated(z: Floats, name: str) -> tuple[Floats, Floats | None]:

@@ -51,7 +51,7 @@ def test_wrong_values():
     with pytest.raises(TypeError, match=r"MlpCore\(\): sizes must be a list of ints, got int"):
         _C.MlpCore(3, "relu", 1, False, False, False)
     with pytest.raises(TypeError, match=r"MlpFisher\(\): layers must be a list, got int"):
-        _C.MlpFisher(1, 2, 3, False)
+        _C.MlpFisher(1, 2, 3, [])
     vectors = [np.zeros(2, np.float32) for _ in range(4)]
     with pytest.raises(TypeError, match=r"flat_adam\(\): lr must be a float, got str"):
         _C.flat_adam(*vectors, None, None, "lr", 0.9, 0.9, 1e-8, 0.0, 1.0, 0.0, 0.0, 0.0)

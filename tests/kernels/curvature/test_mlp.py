@@ -48,3 +48,44 @@ def test_products_and_refresh(sizes, activation, gaussian, rng, monkeypatch):
         obs = rng.normal(size=(3, sizes[0])).astype(np.float32)
         for product in products:
             product.refresh(obs)
+
+
+@pytest.mark.parametrize("parts", [[3], [2, 3], [1, 4, 2, 16]], ids=str)
+def test_products_of_independent_categoricals_add_up(parts, rng, monkeypatch):
+    """Against the dense F of each, by autograd in float64, of the same network's logits."""
+    sizes = (5, 7, sum(parts))
+    policy = MLP(sizes, "tanh", seed=3)
+    obs = rng.normal(size=(70, 5)).astype(np.float32)
+    products = [MLPFisherProduct(policy, None, obs, 0.1, parts)]
+    monkeypatch.setattr(_backend, "CPU_BACKEND", "reference")
+    products.append(MLPFisherProduct(policy, None, obs, 0.1, parts))
+    net = copy.deepcopy(policy.to_torch()).double()
+    weights = tuple(p.detach() for p in net.parameters())
+    shapes = [w.shape for w in weights]
+
+    def logits(flat):
+        pieces = torch.split(flat, [w.numel() for w in weights])
+        w1, b1, w2, b2 = (x.reshape(shape) for x, shape in zip(pieces, shapes, strict=True))
+        return torch.tanh(torch.from_numpy(obs).double() @ w1.T + b1) @ w2.T + b2
+
+    flat = torch.cat([w.flatten() for w in weights])
+    old = torch.split(logits(flat), parts, 1)
+
+    def kl(flat):
+        new = torch.split(logits(flat), parts, 1)
+        return sum(
+            (p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1))).sum(1).mean() for p, q in zip(old, new, strict=True)
+        )
+
+    fisher = torch.autograd.functional.hessian(kl, flat).numpy() + 0.1 * np.eye(len(flat))
+    for v in rng.normal(size=(3, len(flat))).astype(np.float32):
+        for product in products:
+            assert np.abs(product(v) - fisher @ v).max() < 1e-5 * np.abs(fisher @ v).max()
+
+
+@pytest.mark.skipif(_backend._C is None, reason="needs the compiled extension")
+def test_bad_parts():
+    layers = [(3, 4, 0, 0, 12)]
+    for logits in ([3], [3, 2], [0, 4], [5]):
+        with pytest.raises(ValueError, match="FisherVectorProduct: the logits do not fit the layers"):
+            _backend._C.MlpFisher(16, layers, -1, logits)
