@@ -163,30 +163,28 @@ class Cpprb:
         return found["indexes"], found["weights"]
 
 
-class Flashbax:
+class Jax:
+    """`eps`, and of a subclass `first(p)`, `draw(state, key)` and `write(state, indices, p)`."""
+
     eps = 1e-6
 
     def __init__(self, capacity, batch):
         import jax
         import jax.numpy as jnp
-        from flashbax.buffers import sum_tree
 
-        self.jax, self.key = jax, jax.random.PRNGKey(0)
-        self.convert = jnp.asarray
+        self.jax, self.key, self.convert, self.batch = jax, jax.random.PRNGKey(0), jnp.asarray, batch
 
         def sample(state, key):
             key, used = jax.random.split(key)
-            indices = sum_tree.stratified_sample(state, batch, used)
-            weights = sum_tree.get_batch(state, indices) ** -BETA
+            indices, p = self.draw(state, used)
+            weights = p**-BETA
             return key, indices, weights / weights.max()
 
         def update(state, indices, td):
-            write = sum_tree.set_batch_bincount if batch > 256 else sum_tree.set_batch_scan
-            return write(state, indices, (td + self.eps) ** ALPHA)
+            return self.write(state, indices, (td + self.eps) ** ALPHA)
 
         self._sample, self._update = jax.jit(sample), jax.jit(update, donate_argnums=0)
-        p = jnp.asarray((td_errors(capacity) + self.eps) ** ALPHA)
-        self.state = jax.jit(sum_tree.set_batch_bincount)(sum_tree.init(capacity), jnp.arange(capacity), p)
+        self.state = self.first(jnp.asarray((td_errors(capacity) + self.eps) ** ALPHA))
 
     def sample(self):
         self.key, indices, weights = self._sample(self.state, self.key)
@@ -194,6 +192,57 @@ class Flashbax:
 
     def update(self, indices, td):
         self.state = self.jax.block_until_ready(self._update(self.state, indices, td))
+
+
+class Flashbax(Jax):
+    def __init__(self, capacity, batch):
+        from flashbax.buffers import sum_tree
+
+        self.tree = sum_tree
+        super().__init__(capacity, batch)
+
+    def first(self, p):
+        write = self.jax.jit(self.tree.set_batch_bincount)
+        return write(self.tree.init(len(p)), self.convert(np.arange(len(p))), p)
+
+    def draw(self, state, key):
+        indices = self.tree.stratified_sample(state, self.batch, key)
+        return indices, self.tree.get_batch(state, indices)
+
+    def write(self, state, indices, p):
+        write = self.tree.set_batch_bincount if self.batch > 256 else self.tree.set_batch_scan
+        return write(state, indices, p)
+
+
+class FastrlJax(Jax):
+    def first(self, p):
+        import fastrl.jax
+
+        return fastrl.jax.SumTree(len(p)).update(np.arange(len(p)), p)
+
+    def draw(self, state, key):
+        return state.sample(key, self.batch)
+
+    def write(self, state, indices, p):
+        return state.update(indices, p)
+
+
+class JaxCumsum(Jax):
+    """No tree: what a user of JAX writes first."""
+
+    def first(self, p):
+        return p
+
+    def draw(self, state, key):
+        import jax.numpy as jnp
+
+        sums = jnp.cumsum(state)
+        u = (jnp.arange(self.batch) + self.jax.random.uniform(key, (self.batch,))) / self.batch
+        indices = jnp.minimum(jnp.searchsorted(sums, u * sums[-1], side="right"), len(state) - 1)
+        return indices, state[indices]
+
+    def write(self, state, indices, p):
+        return state.at[indices].set(p)
 
 
 class NumpyChoice:
@@ -236,6 +285,7 @@ LIBRARIES = {
     "fastrl": Fastrl,
     "fastrl, torch tensors": FastrlTorch,
     "fastrl, float64 leaves": FastrlFloat64,
+    "fastrl.jax (jit)": FastrlJax,
     "fastrl, Numba backend": FastrlNumba,
     "fastrl, reference": FastrlReference,
     "torchrl segment trees": TorchrlTree,
@@ -243,6 +293,7 @@ LIBRARIES = {
     "tianshou": Tianshou,
     "cpprb": Cpprb,
     "flashbax (jit)": Flashbax,
+    "jnp.cumsum, searchsorted (jit)": JaxCumsum,
     "np.random.choice": NumpyChoice,
     "torch.multinomial": TorchMultinomial,
 }

@@ -21,6 +21,7 @@ FILES = (
     "gather_rows",
     "n_step_gather",
     "scans",
+    "jax",
     "replay",
     "replay_stacks",
     "loader",

@@ -1,8 +1,8 @@
-"""The scans inside JAX programs, on the CPU: XLA calls the compiled kernels (extra ``jax``).
+"""The scans and the sum tree inside JAX programs, on the CPU: XLA calls the compiled kernels (extra ``jax``).
 
-`gae`, `lambda_returns`, `discounted_returns`, `n_step_returns`, `vtrace`, `off_policy_returns` and
-`reverse_affine_scan` are those of ``fastrl`` for JAX arrays and tracers: inside `jax.jit`, `jax.vmap`, `jax.lax.scan`
-and `jax.grad`, with no callback into Python.  What all of them share:
+`gae`, `lambda_returns`, `discounted_returns`, `n_step_returns`, `vtrace`, `off_policy_returns`, `reverse_affine_scan`
+and `SumTree` are those of ``fastrl`` for JAX arrays and tracers: inside `jax.jit`, `jax.vmap`, `jax.lax.scan` and
+`jax.grad`, with no callback into Python.  What the scans share:
 
 - Equations, shapes ``[T, N]`` or ``[T]``, masks and cont_t are those of ``help(fastrl.kernels.scans)``, and so are the
   numbers, to the last bit.  All float arrays of a call are float32 or all float64 (which needs ``jax_enable_x64``).
@@ -40,6 +40,7 @@ if _backend._C is None:
     raise ImportError(f"fastrl.jax needs the compiled extension fastrl._C ({_backend.C_ERROR})")
 
 __all__ = [
+    "SumTree",
     "discounted_returns",
     "gae",
     "lambda_returns",
@@ -237,6 +238,138 @@ def _affine_backward(saved: Any, g: Any) -> tuple[Any, Any]:
 _affine.defvjp(_affine_forward, _affine_backward)
 
 
+@jax.tree_util.register_pytree_node_class
+class SumTree:
+    """`fastrl.SumTree` as a value: a pytree of JAX arrays, all priorities 0 at first.
+
+    P(i) = p_i / sum_k p_k of p_0 .. p_{capacity - 1}.  `update` returns the tree after it.  It is done in place,
+    without a copy, where nothing else uses the tree before it: in the carry of `jax.lax.scan`, and in a `jax.jit` that
+    donates it; else XLA copies the tree first.  Leaves are float32 or float64 (which needs ``jax_enable_x64``), sums
+    always float64.
+
+    ``vmap`` maps over trees (whose arrays then have the batch before them), keys, indices and priorities; a tree that
+    is not mapped is sampled without being repeated.  No gradient flows through a tree.
+
+    Args:
+        capacity: int in [1, 2^31 - 1].
+        dtype: of the leaves.
+
+    Source: Schaul et al., "Prioritized Experience Replay" (2016), arXiv:1511.05952.
+    """
+
+    def __init__(self, capacity: int, dtype: Any = np.float32) -> None:
+        self.capacity = _integer("sum_tree: capacity", capacity)
+        name = jnp.dtype(dtype).name
+        if name not in ("float32", "float64") or jax.dtypes.canonicalize_dtype(dtype) != name:
+            x64 = " (which needs jax_enable_x64)" if name == "float64" else ""
+            raise ValueError(f"sum_tree: dtype must be float32 or float64, got {name}{x64}")
+        leaves, nodes = _backend._C.jax_sum_tree_sizes(self.capacity, name == "float64")
+        self._arrays = jnp.zeros(leaves, name), jnp.zeros(nodes, jnp.uint32), jnp.zeros(1, name)
+
+    def update(self, indices: Array, priorities: Array) -> SumTree:
+        """The tree with p[indices[b]] = priorities[b] for b = 0 .. B-1 in order: of equal indices the last one wins.
+
+        Args:
+            indices: int32 or int64, ``[B]`` or ``[]``, each in [0, capacity).
+            priorities: float32 or float64, like `indices` or ``[]``; finite and >= 0, at most 2^960.  A positive one
+                below the smallest normal number of the tree's dtype counts as that number.
+
+        Indices and priorities that are none end the program by XLA's error, which names the first of them.
+        """
+        found, given = jnp.asarray(indices), jnp.asarray(priorities)
+        if found.dtype not in (jnp.int32, jnp.int64):
+            raise ValueError(f"sum_tree.update: indices must have dtype int32 or int64, got {found.dtype}")
+        if given.dtype not in (jnp.float32, jnp.float64):
+            if not isinstance(priorities, (int, float)) or isinstance(priorities, bool):
+                raise ValueError(f"sum_tree.update: priorities must have dtype float32 or float64, got {given.dtype}")
+            given = given.astype(jnp.float32)
+        if found.ndim > 1:
+            raise ValueError(f"sum_tree.update: indices must have shape [B] or [], got {found.shape}")
+        if given.shape not in ((), found.shape):
+            raise ValueError(
+                f"sum_tree.update: priorities must have shape {found.shape} like indices, got {given.shape}"
+            )
+        return self.tree_unflatten(self.capacity, _update_tree(self.capacity, *self._one("update"), found, given))
+
+    def sample(self, key: Array, batch_size: int, *, stratified: bool = True) -> tuple[Any, Any]:
+        """Draw `batch_size` indices with P(i) = p_i / total, as the bits of `key` have it.
+
+        stratified: u_b uniform in slice b of `batch_size` equal slices of [0, total); else independent draws.
+
+        Args:
+            key: one of `jax.random`: the same key draws the same.
+            batch_size: a Python int >= 1, fixed when a program is traced.
+
+        Returns:
+            indices ``[B]`` and probabilities P(i) ``[B]``, int64 and float64 with ``jax_enable_x64``, else int32 and
+            float32.  Of a tree whose total is 0 indices 0 and probabilities NaN, not an error: under ``vmap`` both
+            branches of a `jax.lax.cond` are run.
+        """
+        n = _integer("sum_tree.sample: batch_size", batch_size)
+        return _sample_tree(self.capacity, n, bool(stratified), *self._one("sample"), key)  # type: ignore[no-any-return]
+
+    @property
+    def priorities(self) -> Any:
+        """p ``[capacity]``."""
+        return self._arrays[0][..., : self.capacity]
+
+    @property
+    def total(self) -> Any:
+        """The sum of all priorities ``[]``, rounded to the tree's dtype."""
+        return self._arrays[2][..., 0]
+
+    def __repr__(self) -> str:
+        return f"fastrl.jax.SumTree(capacity={self.capacity}, dtype={self._arrays[0].dtype})"
+
+    def _one(self, method: str) -> tuple[Any, Any]:
+        leaves, nodes, _ = self._arrays
+        if leaves.ndim != 1:
+            raise ValueError(f"sum_tree.{method}: these are {leaves.shape[:-1]} trees: use jax.vmap")
+        return leaves, nodes
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], int]:
+        """For JAX: the arrays, and the capacity."""
+        return self._arrays, self.capacity
+
+    @classmethod
+    def tree_unflatten(cls, capacity: int, arrays: Any) -> SumTree:
+        """For JAX: the tree of these arrays."""
+        tree = object.__new__(cls)
+        tree.capacity, tree._arrays = capacity, tuple(arrays)
+        return tree
+
+
+def _integer(where: str, x: Any) -> int:
+    if isinstance(x, bool) or not isinstance(x, (int, np.integer)):
+        raise TypeError(f"{where} must be an int, got {type(x).__name__}")
+    if not 1 <= x < 2**31:
+        raise ValueError(f"{where} must be in [1, {2**31 - 1}], got {x}")
+    return int(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _update_tree(capacity: int, leaves: Any, nodes: Any, indices: Any, priorities: Any) -> Any:
+    struct: Any = jax.ShapeDtypeStruct
+    shapes = [struct(leaves.shape, leaves.dtype), struct(nodes.shape, nodes.dtype), struct((1,), leaves.dtype)]
+    call: Any = jax.ffi.ffi_call(
+        "fastrl_sum_tree_update", shapes, vmap_method="broadcast_all", input_output_aliases={0: 0, 1: 1}
+    )
+    indices = jnp.atleast_1d(indices)
+    priorities = jnp.broadcast_to(priorities, indices.shape)
+    inputs = [jax.lax.stop_gradient(x) for x in (leaves, nodes, indices, priorities)]
+    return call(*inputs, capacity=np.int64(capacity))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sample_tree(capacity: int, n: int, stratified: bool, leaves: Any, nodes: Any, key: Any) -> Any:
+    struct: Any = jax.ShapeDtypeStruct
+    shapes = [struct((n,), jax.dtypes.canonicalize_dtype(x)) for x in (np.int64, np.float64)]
+    call: Any = jax.ffi.ffi_call("fastrl_sum_tree_sample", shapes, vmap_method="expand_dims")
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    inputs = jax.lax.stop_gradient(leaves), nodes, seed
+    return tuple(call(*inputs, capacity=np.int64(capacity), stratified=np.int64(stratified)))
+
+
 class _Call:
     """The arguments of one call, checked one after another."""
 
@@ -295,6 +428,8 @@ class _Call:
         if isinstance(x, jax.Array):
             return x
         try:
+            if x is None:  # before JAX 0.6 an array of NaN
+                raise TypeError
             return jnp.asarray(x)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self.op}: {name} must be an array, got {type(x).__name__}") from error

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ if _backend.CPU_BACKEND != "cpp":
 import jax.numpy as jnp  # noqa: E402
 
 import fastrl.jax as fj  # noqa: E402
+from fastrl.kernels.scans import reference  # noqa: E402
 
 # Of newer and older JAX.
 enable_x64 = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
@@ -139,6 +141,12 @@ def test_what_lies_beyond_an_end_reaches_nothing():
     assert same(zero, fastrl.gae(**arrays, **{**parameters, "lam": 1e-60}))
 
 
+def test_numbers_below_the_normal_ones(dtype):
+    arrays, parameters = problem("gae", (16, 5), dtype)
+    tiny = {name: x * np.finfo(dtype).smallest_normal / 8 if x.dtype == dtype else x for name, x in arrays.items()}
+    assert same(fj.gae(**tiny, **parameters), fastrl.gae(**tiny, **parameters))
+
+
 def test_no_gradient_flows_through_targets():
     arrays, parameters = problem("gae", (6, 2), "float32")
 
@@ -219,3 +227,25 @@ def test_more_errors():
     with pytest.raises(ValueError, match="vtrace: rho_clip must be >= 0, got -1.0"):
         arrays, parameters = problem("vtrace", (6, 2), "float32")
         fj.vtrace(**arrays, **{**parameters, "rho_clip": -1})
+
+
+def test_a_jax_without_ffi(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax.ffi", None)
+    monkeypatch.delattr(jax, "ffi", raising=False)
+    monkeypatch.delitem(sys.modules, "fastrl.jax")
+    with pytest.raises(
+        ImportError, match=r"fastrl.jax needs JAX with jax.ffi, which came with 0.5 \(pip install jax\)"
+    ):
+        importlib.import_module("fastrl.jax")
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_tracer_where_an_array_is_wanted(backend):
+    gae = fastrl.gae if backend == "cpp" else reference.gae
+    arrays, parameters = problem("gae", (6, 2), "float32")
+    more = {} if backend == "cpp" else {"mask": None, "out": None}
+    text = (
+        "gae: rewards could not be read through DLPack (DynamicJaxprTracer): inside jax.jit and the like use fastrl.jax"
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        jax.jit(lambda rewards: gae(**{**arrays, "rewards": rewards}, **parameters, **more))(arrays["rewards"])

@@ -146,6 +146,13 @@ void check_not_lazy(PyObject* object, bool is_complex, const char* where) {
   }
 }
 
+[[noreturn]] void raise_unreadable(PyObject* object, const char* where) {
+  const std::string kind = type_name(object), tracer = "Tracer";
+  const bool traced = kind.size() > tracer.size() && kind.substr(kind.size() - tracer.size()) == tracer;
+  raise_value(std::string(where) + " could not be read through DLPack (" + kind + ")" +
+              (traced ? ": inside jax.jit and the like use fastrl.jax" : ""));
+}
+
 void load_capsule(Array& a, PyObject* object, const char* where) {
   a.kind = Kind::capsule;
   py::object producer = py::reinterpret_borrow<py::object>(object);
@@ -180,11 +187,9 @@ void load_capsule(Array& a, PyObject* object, const char* where) {
     a.own(std::move(capsule));  // not consumed, only kept: its own destructor frees it
   } catch (py::error_already_set& e) {
     if (!e.matches(PyExc_Exception)) throw;  // KeyboardInterrupt and the like
-    raise_value(std::string(where) + " could not be read through DLPack (" +
-                py::cast<std::string>(py::type::handle_of(object).attr("__name__")) + ")");
+    raise_unreadable(object, where);
   } catch (py::cast_error&) {
-    raise_value(std::string(where) + " could not be read through DLPack (" +
-                py::cast<std::string>(py::type::handle_of(object).attr("__name__")) + ")");
+    raise_unreadable(object, where);
   }
 }
 

@@ -31,7 +31,7 @@ struct MetadataExtension {
   Metadata* metadata;
 };
 
-enum DataType { kBool = 1, kS32 = 4, kS64 = 5, kU8 = 6, kF32 = 11, kF64 = 12 };
+enum DataType { kBool = 1, kS32 = 4, kS64 = 5, kU8 = 6, kU32 = 8, kF32 = 11, kF64 = 12 };
 
 struct Buffer {
   size_t struct_size;

@@ -1,24 +1,18 @@
 // The scans as handlers of XLA's foreign function interface: fastrl/jax.py registers them with JAX and calls them.
 #include <algorithm>
-#include <cstring>
-#include <stdexcept>
 #include <vector>
 
-#include "binding/bind.h"
-#include "binding/xla_ffi.h"
+#include "binding/xla_call.h"
 #include "scans/scans.h"
 
 namespace fastrl {
 namespace {
 
-// The version that the handlers say they are of: that of the JAX that asks. The layouts are the same in all of them.
-int api_version[2] = {0, 0};
-
 // One call. Arguments are the floats, terminated, and those of truncated, mask and cut that bits of `flags` name, each
 // [..., T, N] or, with `rank` 1, [..., T]; what is before T is a batch.
-class Call {
+class Call : public xla::Call {
  public:
-  explicit Call(const xla::CallFrame& frame) : frame_(frame), rank_(whole("rank")), flags_(whole("flags")) {
+  explicit Call(const xla::CallFrame& frame) : xla::Call(frame), rank_(whole("rank")), flags_(whole("flags")) {
     const xla::Buffer& first = argument(0);
     if (first.dtype != xla::kF32 && first.dtype != xla::kF64) throw std::invalid_argument("not float32 or float64");
     if (first.rank < rank_) throw std::invalid_argument("wrong rank");
@@ -28,8 +22,6 @@ class Call {
     item_ = first.dtype == xla::kF32 ? 4 : 8;
   }
 
-  double number(const char* name) const { return attribute<double>(name, xla::kF64); }
-  int64_t whole(const char* name) const { return attribute<int64_t>(name, xla::kS64); }
   bool has_next_values() const { return flags_ & 8; }
 
   template <class Op>
@@ -74,26 +66,6 @@ class Call {
     return {static_cast<char*>(buffer.data) + b * data_.T * data_.N * item, data_.N * item, item};
   }
 
-  const xla::Buffer& argument(int64_t k) const { return at(frame_.arguments, k); }
-  const xla::Buffer& result(int64_t k) const { return at(frame_.results, k); }
-  static const xla::Buffer& at(const xla::Buffers& buffers, int64_t k) {
-    if (k >= buffers.size) throw std::invalid_argument("too few arguments");
-    return *buffers.buffers[k];
-  }
-
-  template <class T>
-  T attribute(const char* name, int dtype) const {
-    const xla::Attributes& all = frame_.attributes;
-    for (int64_t i = 0; i < all.size; ++i) {
-      const xla::Name& n = *all.names[i];
-      if (n.length != std::strlen(name) || std::memcmp(n.text, name, n.length) != 0) continue;
-      const auto* scalar = static_cast<const xla::Scalar*>(all.values[i]);
-      if (all.types[i] == xla::kScalarAttribute && scalar->dtype == dtype) return *static_cast<const T*>(scalar->value);
-    }
-    throw std::invalid_argument(std::string("no attribute ") + name);
-  }
-
-  const xla::CallFrame& frame_;
   const int64_t rank_, flags_;
   ScanData data_;
   int64_t batch_ = 1, item_ = 0;
@@ -118,46 +90,17 @@ void off_policy_returns(Call& c) {
   c.scan(OffPolicyReturns<double>{gamma, gamma});
 }
 
-// Runs in XLA's threads, without the GIL.
-template <void (*run)(Call&)>
-xla::Error* handler(xla::CallFrame* frame) {
-  if (frame->extension && frame->extension->type == xla::kMetadata) {
-    xla::ApiVersion& version = reinterpret_cast<xla::MetadataExtension*>(frame->extension)->metadata->api_version;
-    version.major_version = api_version[0], version.minor_version = api_version[1];
-    return nullptr;
-  }
-  if (frame->stage != xla::kExecute) return nullptr;
-  std::string message;
-  try {
-    Call call(*frame);
-    run(call);
-    return nullptr;
-  } catch (const std::exception& error) {
-    message = std::string("fastrl: ") + error.what();
-  }
-  xla::ErrorArguments arguments{sizeof(xla::ErrorArguments), nullptr, message.c_str(), xla::kInvalidArgument};
-  return frame->api->create_error(&arguments);
-}
-
-template <void (*run)(Call&)>
-py::capsule capsule() {
-  return py::capsule(reinterpret_cast<void*>(&handler<run>), "xla._CUSTOM_CALL_TARGET");
-}
-
-py::dict jax_handlers(int major, int minor) {
-  api_version[0] = major, api_version[1] = minor;
-  py::dict all;
-  all["reverse_affine_scan"] = capsule<reverse_affine_scan>();
-  all["gae"] = capsule<gae>();
-  all["lambda_returns"] = capsule<lambda_returns>();
-  all["discounted_returns"] = capsule<discounted_returns>();
-  all["n_step_returns"] = capsule<n_step_returns>();
-  all["vtrace"] = capsule<vtrace>();
-  all["off_policy_returns"] = capsule<off_policy_returns>();
-  return all;
-}
-
-const Binding binding([](py::handle m) { def<&jax_handlers>(m, "jax_handlers(major, minor)"); });
+using xla::handle;
+using xla::Handler;
+const Handler handlers[] = {
+    {"reverse_affine_scan", &handle<Call, reverse_affine_scan>},
+    {"gae", &handle<Call, gae>},
+    {"lambda_returns", &handle<Call, lambda_returns>},
+    {"discounted_returns", &handle<Call, discounted_returns>},
+    {"n_step_returns", &handle<Call, n_step_returns>},
+    {"vtrace", &handle<Call, vtrace>},
+    {"off_policy_returns", &handle<Call, off_policy_returns>},
+};
 
 }  // namespace
 }  // namespace fastrl

@@ -76,41 +76,23 @@ template <class T>
 class SumTreeOf final : public SumTree {
  public:
   explicit SumTreeOf(int64_t capacity) : capacity_(capacity) {
-    // Widths first, so that one allocation holds all.
-    int64_t* widths = tree_.width;
-    widths[0] = round_up(capacity);
-    int top = 0;
-    while (top == 0 || widths[top] > 1) {
-      const int64_t nodes = widths[top] / kFanout;
-      widths[++top] = nodes == 1 ? 1 : round_up(nodes);
-    }
-    tree_.top = top;
-    size_t bytes = aligned(widths[0] * sizeof(T)) + aligned(widths[1] / 8 + 8);
-    for (int l = 1; l <= top; ++l)
-      bytes +=
-          2 * aligned(widths[l] * sizeof(double)) + kAlign + 2 * aligned(widths[l] * sizeof(T)) + aligned(widths[l]);
+    set_widths();
+    bytes_ = lay_out(nullptr, true);
     // Zeros that cost no memory until they are written to.
-    memory_.reset(static_cast<char*>(std::calloc(bytes + kAlign, 1)));
+    memory_.reset(static_cast<char*>(std::calloc(bytes_ + kAlign, 1)));
     if (!memory_) throw std::bad_alloc();
-    bytes_ = bytes;
-    char* at = begin();
-    auto take = [&at](size_t n) {
-      char* here = at;
-      at += aligned(n);
-      return here;
-    };
-    tree_.leaves = reinterpret_cast<T*>(take(widths[0] * sizeof(T)));
-    for (int l = 1; l <= top; ++l) {
-      tree_.sums[l] = reinterpret_cast<double*>(take(widths[l] * sizeof(double)));
-      take(kAlign);  // the search reads one before the first
-      tree_.prefix[l] = reinterpret_cast<double*>(take(widths[l] * sizeof(double)));
-      tree_.mins[l] = reinterpret_cast<T*>(take(widths[l] * sizeof(T)));
-      tree_.maxs[l] = reinterpret_cast<T*>(take(widths[l] * sizeof(T)));
-      tree_.marks[l] = reinterpret_cast<uint8_t*>(take(widths[l]));
-    }
-    tree_.stale = reinterpret_cast<uint64_t*>(take(widths[1] / 8 + 8));
+    lay_out(begin(), true);
     no_minima();
   }
+
+  // In memory of the caller, without extremes.
+  SumTreeOf(int64_t capacity, void* leaves, void* nodes) : capacity_(capacity) {
+    set_widths();
+    tree_.leaves = static_cast<T*>(leaves);
+    bytes_ = lay_out(static_cast<char*>(nodes), false);
+  }
+
+  size_t bytes() const { return bytes_; }
 
   BadItem update(const int64_t* indices, const double* priorities, int64_t n) override {
     return update_from(indices, priorities, n);
@@ -285,7 +267,42 @@ class SumTreeOf final : public SumTree {
   static constexpr double kMaxPriority =
       std::is_same<T, float>::value ? double{std::numeric_limits<float>::max()} : kMaxFloat64Priority;
 
-  static int64_t round_up(int64_t n) { return (n + kFanout - 1) / kFanout * kFanout; }
+  static int64_t round_up(int64_t n) { return sum_tree_leaves(n); }
+
+  void set_widths() {
+    int64_t* widths = tree_.width;
+    widths[0] = round_up(capacity_);
+    int top = 0;
+    while (top == 0 || widths[top] > 1) {
+      const int64_t nodes = widths[top] / kFanout;
+      widths[++top] = nodes == 1 ? 1 : round_up(nodes);
+    }
+    tree_.top = top;
+  }
+
+  // Puts the arrays one after another from `base` on, which may be null to learn how many bytes they take. `whole`:
+  // leaves and extremes too.
+  size_t lay_out(char* base, bool whole) {
+    size_t used = 0;
+    const auto take = [&](size_t n) {
+      char* here = base ? base + used : nullptr;
+      used += aligned(n);
+      return here;
+    };
+    const int64_t* widths = tree_.width;
+    if (whole) tree_.leaves = reinterpret_cast<T*>(take(widths[0] * sizeof(T)));
+    for (int l = 1; l <= tree_.top; ++l) {
+      tree_.sums[l] = reinterpret_cast<double*>(take(widths[l] * sizeof(double)));
+      take(kAlign);  // the search reads one before the first
+      tree_.prefix[l] = reinterpret_cast<double*>(take(widths[l] * sizeof(double)));
+      if (whole) tree_.mins[l] = reinterpret_cast<T*>(take(widths[l] * sizeof(T)));
+      if (whole) tree_.maxs[l] = reinterpret_cast<T*>(take(widths[l] * sizeof(T)));
+      tree_.marks[l] = reinterpret_cast<uint8_t*>(take(widths[l]));
+    }
+    tree_.stale = reinterpret_cast<uint64_t*>(take(widths[1] / 8 + 8));
+    return used;
+  }
+
   static size_t aligned(size_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
   bool inside(int64_t i) const { return static_cast<uint64_t>(i) < static_cast<uint64_t>(capacity_); }
 
@@ -465,6 +482,16 @@ class SumTreeOf final : public SumTree {
 SumTree* make_sum_tree(int64_t capacity, bool float64) {
   if (float64) return new SumTreeOf<double>(capacity);
   return new SumTreeOf<float>(capacity);
+}
+
+std::unique_ptr<SumTree> sum_tree_in(int64_t capacity, bool float64, void* leaves, void* nodes) {
+  if (float64) return std::make_unique<SumTreeOf<double>>(capacity, leaves, nodes);
+  return std::make_unique<SumTreeOf<float>>(capacity, leaves, nodes);
+}
+
+size_t sum_tree_node_bytes(int64_t capacity, bool float64) {
+  return float64 ? SumTreeOf<double>(capacity, nullptr, nullptr).bytes()
+                 : SumTreeOf<float>(capacity, nullptr, nullptr).bytes();
 }
 
 }  // namespace fastrl

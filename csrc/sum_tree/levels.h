@@ -9,7 +9,7 @@
 namespace fastrl {
 
 constexpr int kMaxLevels = 9;  // 16^8 > 2^31 leaves
-constexpr int64_t kAlign = 64;
+constexpr int64_t kAlign = kTreeAlign;
 
 template <class T>
 struct Levels {

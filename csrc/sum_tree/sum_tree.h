@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <limits>
+#include <memory>
 #include <shared_mutex>
 #include <vector>
 
@@ -66,5 +67,12 @@ class SumTree {
 };
 
 SumTree* make_sum_tree(int64_t capacity, bool float64);
+
+// A tree in memory of the caller: sum_tree_leaves leaves, and nodes of sum_tree_node_bytes, aligned to kTreeAlign bytes
+// and all 0 at first. It has no extremes, and no count of the positive ones.
+std::unique_ptr<SumTree> sum_tree_in(int64_t capacity, bool float64, void* leaves, void* nodes);
+inline int64_t sum_tree_leaves(int64_t capacity) { return (capacity + kFanout - 1) / kFanout * kFanout; }
+size_t sum_tree_node_bytes(int64_t capacity, bool float64);
+constexpr int64_t kTreeAlign = 64;
 
 }  // namespace fastrl

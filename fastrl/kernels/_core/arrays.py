@@ -55,7 +55,9 @@ def load(obj: Any, where: str, dtypes: tuple[str, ...] = (), shape: tuple[int, .
             if device_type == 1:
                 array = np.from_dlpack(obj)
         except Exception:
-            raise ValueError(f"{where} could not be read through DLPack ({type(obj).__name__})") from None
+            kind = type(obj).__name__
+            hint = ": inside jax.jit and the like use fastrl.jax" if kind.endswith("Tracer") else ""
+            raise ValueError(f"{where} could not be read through DLPack ({kind}){hint}") from None
         if device_type != 1:
             raise ValueError(f"{where} must be on cpu, got DLPack device {int(device_type)}:{int(device_id)}")
         name = str(array.dtype)
