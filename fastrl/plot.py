@@ -30,7 +30,7 @@ from fastrl._files import atomic_write, beside
 from fastrl.agents import CLASS_NAMES
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters import CONFIGS
-from fastrl.agents.logs import EVALUATIONS, TABLE, complete_rows
+from fastrl.agents.logs import EVALUATIONS, TABLE, cells, complete_rows
 
 Floats = NDArray[np.float64]
 
@@ -134,13 +134,13 @@ def _read_run(log: Path, column: str | None) -> Run:
     if column not in names and log.name == TABLE and judged.is_file() and column in _header(_text(judged)):
         return _read_run(judged, column)
     if column not in names:
-        raise InputError(f"{log} has no column {column!r}; it has {', '.join(names)}")
+        raise InputError(f"{log} has no column {column!r}; it has {', '.join(names)[:500]}")
     values: dict[int, float] = {}
     for row in complete_rows(text):
         try:
             values[int(row["step"])] = float(row[column])
         except ValueError:
-            raise InputError(f"{log}: {column} at step {row['step']} is no number, but {row[column]!r}") from None
+            raise InputError(f"{log}: {column} at step {row['step']} is no number, but {row[column][:40]!r}") from None
     points = np.array([point for point in sorted(values.items()) if np.isfinite(point[1])], np.float64).reshape(-1, 2)
     if not len(points):  # no episode has ended yet
         raise InputError(f"{log} holds no number in {column} yet")
@@ -188,7 +188,7 @@ def _text(path: Path) -> str:
 
 
 def _header(text: str) -> list[str]:
-    return next(csv.reader(text.splitlines()[:1]), [])
+    return cells(next(iter(text.splitlines()), ""))
 
 
 # ---- groups ---------------------------------------------------------------------------------------------------------

@@ -83,6 +83,18 @@ def rng():
     return np.random.default_rng(20160225)
 
 
+@pytest.fixture
+def report(request):
+    """Says in the long stage's report, a file, what a test has done."""
+
+    def say(text):
+        if "FASTRL_REPORT" in os.environ:
+            with open(os.environ["FASTRL_REPORT"], "a") as file:
+                file.write(f"{request.node.name}: {text}\n")
+
+    return say
+
+
 @pytest.fixture(autouse=True)
 def seeds():
     """Every test starts from the same global seeds, and with no number of threads chosen, alone or in any order."""

@@ -2,6 +2,7 @@
 
 #include <pybind11/numpy.h>
 
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -48,8 +49,14 @@ void raise_no_data(PyObject* object, const char* where) {
   PyErr_Clear();
   const auto functorch = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("torch._C._functorch").ptr()));
   PyErr_Clear();
-  if (functorch && py::hasattr(functorch, "is_functorch_wrapped_tensor") &&
-      py::cast<bool>(functorch.attr("is_functorch_wrapped_tensor")(py::handle(object))))
+  bool wrapped = false;
+  try {
+    wrapped = functorch && py::hasattr(functorch, "is_functorch_wrapped_tensor") &&
+              py::cast<bool>(functorch.attr("is_functorch_wrapped_tensor")(py::handle(object)));
+  } catch (py::error_already_set&) {
+    // another library's array
+  }
+  if (wrapped)
     throw std::runtime_error(
         std::string(where) +
         " is inside a transform of torch.func (vmap, grad, jvp, ...), which the kernels do not "
@@ -58,6 +65,32 @@ void raise_no_data(PyObject* object, const char* where) {
 }
 
 namespace {
+
+// What no array can have: a producer's fault, but one that must not crash us.
+void check_dltensor(const DLTensor& t, int64_t itemsize, const char* where) {
+  const auto refuse = [&](const std::string& what) {
+    raise_value(std::string(where) + " is no sound DLPack tensor: " + what);
+  };
+  const int bits = t.dtype.bits * t.dtype.lanes;
+  if (bits == 0 || bits % 8) refuse("its elements have " + std::to_string(bits) + " bits");
+  if (t.ndim < 0 || (t.ndim > 0 && !t.shape)) refuse(t.ndim < 0 ? "ndim is " + std::to_string(t.ndim) : "no shape");
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  int64_t size = itemsize, reach = 0;
+  bool empty = false;
+  for (int d = 0; d < t.ndim; ++d) {
+    if (t.shape[d] < 0) refuse("shape[" + std::to_string(d) + "] is " + std::to_string(t.shape[d]));
+    empty = empty || t.shape[d] == 0;
+  }
+  for (int d = 0; d < t.ndim && !empty; ++d) {
+    if (t.shape[d] > kMost / size) refuse("it has more bytes than there are addresses");
+    size *= t.shape[d];
+    if (!t.strides || t.shape[d] == 1) continue;
+    const int64_t step = t.strides[d] < 0 ? -(t.strides[d] + 1) : t.strides[d];  // the lowest number has no negative
+    const int64_t steps = (t.shape[d] - 1) * itemsize;
+    if (step >= (kMost - reach) / steps) refuse("its strides reach beyond all addresses");
+    reach += (step + 1) * steps;
+  }
+}
 
 void fill_from_dltensor(Array& a, const DLTensor& t, const char* where) {
   a.device = t.device;
@@ -68,11 +101,13 @@ void fill_from_dltensor(Array& a, const DLTensor& t, const char* where) {
   if (t.ndim > kMaxDims)
     raise_value(std::string(where) + " must have at most " + std::to_string(kMaxDims) + " dimensions, got " +
                 std::to_string(t.ndim));
-  int64_t expected = a.itemsize;
+  check_dltensor(t, a.itemsize, where);
+  uint64_t expected = a.itemsize;
   for (int d = t.ndim - 1; d >= 0; --d) {
     a.shape[d] = t.shape[d];
-    a.strides[d] = t.strides ? t.strides[d] * a.itemsize : expected;
-    expected *= t.shape[d];
+    // Unsigned: strides of empty arrays and of single rows mean nothing, and may be anything.
+    a.strides[d] = static_cast<int64_t>(t.strides ? static_cast<uint64_t>(t.strides[d]) * a.itemsize : expected);
+    expected *= static_cast<uint64_t>(t.shape[d]);
   }
   a.data = static_cast<char*>(t.data);
   if (a.data) a.data += t.byte_offset;

@@ -187,8 +187,18 @@ def _new_file(folder: Path) -> tuple[Path, BinaryIO]:
 
 def complete_rows(text: str) -> list[dict[str, str]]:
     """The rows of a CSV table, without those that a crash left half-written."""
-    rows = csv.DictReader(text[: text.rfind("\n") + 1].replace("\0", "").splitlines())
-    return [row for row in rows if None not in (*row, *row.values()) and row.get("step", "").isdecimal()]
+    lines = text[: text.rfind("\n") + 1].replace("\0", "").splitlines()
+    names, *rows = [cells(line) for line in lines if line] or [[]]
+    whole = [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
+    return [row for row in whole if row.get("step", "").isdecimal() and len(row["step"]) < 20]
+
+
+def cells(line: str) -> list[str]:
+    """What stands in one line: a quote that does not end takes no other line with it."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:  # a field longer than csv takes
+        return []
 
 
 def _seconds(rows: Sequence[dict[str, str]]) -> float:

@@ -490,7 +490,11 @@ class RunningMoments:
         return {"count": self.count, "mean": self.mean.tolist(), "var": self.var.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        mean, var = np.asarray(state["mean"]), np.asarray(state["var"])
+        mean, var = (np.asarray(state[name], np.float64) for name in ("mean", "var"))
+        if mean.shape != self.mean.shape or var.shape != self.var.shape:
+            raise ValueError(f"moments must have shape {self.mean.shape}, got {mean.shape} and {var.shape}")
+        if type(state["count"]) is not int or not 0 <= state["count"] < 2**62:
+            raise ValueError(f"moments must have a count >= 0, got {state['count']!r}")
         if not (np.isfinite(mean).all() and np.isfinite(var).all() and (var >= 0).all()):
             raise ValueError("moments must be finite, and variances >= 0")
         self.count, self.mean, self.var = state["count"], mean, var

@@ -219,6 +219,8 @@ class RewardScaling:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.moments.load_state_dict(state["moments"])
-        carry = np.asarray(state["carry"])
+        carry = np.asarray(state["carry"], np.float64)
+        if not np.isfinite(carry).all():
+            raise ValueError("carry must be finite")
         if carry.shape == self.carry.shape:  # else these are other environments, where new episodes begin
             self.carry = carry

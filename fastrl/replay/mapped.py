@@ -69,7 +69,7 @@ class Folder:
         self._opened: Any = None
         self._lock: int | None = _locked(self.path)
         try:
-            self.is_new = not self.has_state() and not np.load(self.path / "added.npy").any()
+            self.is_new = not self.has_state() and not _map(self.path, *specs[-1], mode="r").any()
             if not self.is_new:
                 with self._open_state() as file:
                     states.check_config(storage.Reader(file).header, config)
@@ -264,8 +264,10 @@ def _map(folder: Path, name: str, shape: tuple[int, ...], dtype: Any, mode: Any 
             offset, size = file.tell(), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise ValueError(f"damaged: {path.name} is missing") from None
-    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError) as error:
-        raise ValueError(f"damaged: {path.name}: {error}") from None
+    except OSError:
+        raise
+    except Exception as error:  # whatever NumPy's parser of headers makes of this one
+        raise ValueError(f"damaged: {path.name}: {' '.join(str(error).split())[:200]}") from None
     dtype = np.dtype(dtype)
     if found != (shape, False, dtype):
         raise ValueError(f"damaged: {path.name} has {found[0]} of {found[2]} instead of {shape} of {dtype}")

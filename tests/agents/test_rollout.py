@@ -113,6 +113,20 @@ def test_log_probs_are_those_of_the_actions_taken(counters, target_env, toleranc
     np.testing.assert_array_equal(sent, np.clip(action.reshape(T, 2, 2), space.low, space.high))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"mean": [0.0] * 4}, {"var": [[1.0]]}, {"mean": [np.nan] * 5}, {"var": [-1.0] * 5}, {"count": -1}, {"count": "9"}],
+)
+def test_moments_that_cannot_be_are_refused(change, rng):
+    moments = RunningMoments((5,))
+    moments.update(rng.normal(size=(9, 5)))
+    before = moments.state_dict()
+    with pytest.raises(ValueError, match="^moments must "):
+        moments.load_state_dict({**before, **change})
+    assert moments.state_dict() == before
+    moments.load_state_dict(before)
+
+
 def test_running_moments_are_those_of_all_data(rng):
     x = rng.normal(3.0, 2.0, (100, 5)).astype(np.float32)
     moments = RunningMoments((5,))

@@ -134,6 +134,12 @@ def test_rows_survive_a_death_while_the_table_is_opened(tmp_path, monkeypatch):
         assert (tmp_path / "progress.csv").read_bytes() == before
 
 
+def test_a_damaged_line_takes_no_other_with_it():
+    text = 'step,a\r\n1,x\r\n2,"\r\n3,"y\r\n' + "4," + "z" * 200_000 + "\r\n" + "9" * 5000 + ",w\r\n5\r\n6,v\r\n7,u"
+    assert [row["step"] for row in logs.complete_rows(text)] == ["1", "2", "3", "6"]
+    assert logs.complete_rows("") == logs.complete_rows("x" * 200_000 + "\n1\n") == []
+
+
 def test_time_goes_on_at_a_resume(tmp_path):
     DQN("CartPole-v1", **SMALL).learn(1000, folder=tmp_path, progress=False)
     table = tmp_path / "progress.csv"

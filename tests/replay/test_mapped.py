@@ -321,6 +321,11 @@ def damages(folder):
     def truncate(name, size):
         os.truncate(folder / name, size)
 
+    def header(name, text):
+        with open(folder / f"{name}.npy", "r+b") as file:
+            file.seek(10)
+            file.write(text.ljust(117) + b"\n")
+
     for name in ("obs.npy", "added.npy", "reward.npy"):
         yield f"{name} cut", lambda name=name: truncate(name, (folder / name).stat().st_size - 1), "bytes instead of"
         yield f"{name} empty", lambda name=name: truncate(name, 0), "damaged"
@@ -328,6 +333,8 @@ def damages(folder):
         yield f"{name} a folder", lambda name=name: [os.unlink(folder / name), os.mkdir(folder / name)], "not a file|no"
         yield f"{name} objects", lambda name=name: np.save(folder / name, np.array([{}])), "instead of"
     yield "reward.npy missing", lambda: os.unlink(folder / "reward.npy"), "reward.npy is missing"
+    yield "a header of (", lambda: header("reward", b"("), "reward.npy: "
+    yield "a header of no text", lambda: header("added", b"\xff"), "added.npy: "
     yield "state missing", lambda: os.unlink(folder / "state"), "it has no state"
     yield "state cut", lambda: truncate("state", 300), "cut off|checksum"
     yield "state text", lambda: (folder / "state").write_text("{}" * 500), "not a file of a fastrl replay buffer"
