@@ -174,6 +174,9 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
             )
         },
     },
+    "crossq": {
+        "default": {"Pendulum-v1": Task(20_000, -180, OFF_POLICY_PENDULUM)},
+    },
     "fqi": {  # from 20,000 transitions of random play; the steps are iterations
         "network": {"CartPole-v1": Task(200, 400, {})},
     },

@@ -25,6 +25,7 @@ SETTINGS = {
     "d4pg": {},
     "sac": {},
     "tqc": {},
+    "crossq": {"critic_hidden": (64, 64)},
     "naf": {},
     "qt_opt": {"cem_samples": 16, "cem_elites": 4},
     "qt_opt, 64 samples": {},

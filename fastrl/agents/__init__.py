@@ -13,6 +13,7 @@ from fastrl.agents.hyperparameters import (
     A3CConfig,
     ActorCriticConfig,
     CEMConfig,
+    CrossQConfig,
     D4PGConfig,
     DDPGConfig,
     DQNConfig,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fastrl.agents.agent import Agent
     from fastrl.agents.callbacks import Callback
     from fastrl.agents.cem import CEM
+    from fastrl.agents.crossq import CrossQ
     from fastrl.agents.d4pg import D4PG
     from fastrl.agents.ddpg import DDPG
     from fastrl.agents.dqn import DQN
@@ -65,6 +67,7 @@ _MODULES = {
     "Agent": "agent",
     "Callback": "callbacks",
     "CEM": "cem",
+    "CrossQ": "crossq",
     "D4PG": "d4pg",
     "DDPG": "ddpg",
     "DQN": "dqn",
@@ -105,6 +108,7 @@ CLASS_NAMES = {
     "sac": "SAC",
     "sac_discrete": "SACDiscrete",
     "tqc": "TQC",
+    "crossq": "CrossQ",
     "q_learning": "QLearning",
     "sarsa": "SARSA",
     "expected_sarsa": "ExpectedSARSA",
@@ -134,6 +138,8 @@ __all__ = [
     "Agent",
     "CEMConfig",
     "Callback",
+    "CrossQ",
+    "CrossQConfig",
     "D4PGConfig",
     "DDPGConfig",
     "DQNConfig",

@@ -99,8 +99,9 @@ class BoxAgent(OffPolicyAgent[BC]):
 
 
 class ContinuousAgent(BoxAgent[CC]):
-    """Base of DDPG, D4PG, TD3, SAC and TQC: an actor and `n_critics` critics, with target networks."""
+    """Base of DDPG, D4PG, TD3, SAC, TQC and CrossQ: an actor and `n_critics` critics, with target networks or not."""
 
+    has_targets: ClassVar[bool] = True
     n_critics: ClassVar[int]
     actor_outputs: ClassVar[int]  # for each dimension of the actions
     _trained = {"actor": "actor_optimizer", "critics": "critic_optimizer"}  # noqa: RUF012
@@ -109,9 +110,10 @@ class ContinuousAgent(BoxAgent[CC]):
         super().__init__(env, config, **overrides)
         c = self.config
         self.actor, self.critics = self._networks()
-        self.target_critics = copy.deepcopy(self.critics)
-        self.actor_optimizer = FlatAdam(self.actor.vector, self.actor.grad, lr=c.actor_learning_rate)
-        self.critic_optimizer = FlatAdam(self.critics.vector, self.critics.grad, lr=c.learning_rate)
+        if self.has_targets:
+            self.target_critics = copy.deepcopy(self.critics)
+        self.actor_optimizer = FlatAdam(self.actor.vector, self.actor.grad, lr=c.actor_learning_rate, beta1=self._beta1)
+        self.critic_optimizer = FlatAdam(self.critics.vector, self.critics.grad, lr=c.learning_rate, beta1=self._beta1)
         self._log = {"loss": 0.0, "actor_loss": 0.0, "mean_q": 0.0}
 
     def _critic_shape(self) -> tuple[int, int]:
@@ -145,6 +147,11 @@ class ContinuousAgent(BoxAgent[CC]):
         return actor, critics
 
     @property
+    def _beta1(self) -> float:
+        """Of Adam."""
+        return 0.9
+
+    @property
     def actor_learning_rate(self) -> float:
         """The actor's learning rate now, which falls in the same proportion as the critics'."""
         c = self.config
@@ -158,7 +165,7 @@ class ContinuousAgent(BoxAgent[CC]):
             **super()._parts(),
             "actor": self.actor,
             "critics": self.critics,
-            "target_critics": self.target_critics,
+            **({"target_critics": self.target_critics} if self.has_targets else {}),
             "actor_optimizer": self.actor_optimizer,
             "critic_optimizer": self.critic_optimizer,
         }

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fastrl.agents.batch_norm import BatchNormMLP
 from fastrl.kernels import MLP
 
 if TYPE_CHECKING:
@@ -47,4 +48,4 @@ class OwnNetwork(ABC):
     def to_torch(self) -> nn.Module: ...
 
 
-Network = MLP | OwnNetwork
+Network = MLP | BatchNormMLP | OwnNetwork

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.agents.arrays import exp, to_numpy
+from fastrl.agents.batch_norm import BatchNormMLP
 from fastrl.agents.networks import OwnNetwork
 from fastrl.agents.noisy import NoisyMLP
 from fastrl.agents.training import Diverged
@@ -16,7 +17,7 @@ from fastrl.kernels import MLP
 from fastrl.kernels._core.arrays import assign, is_tensor
 
 Parts = Mapping[str, Any]
-NETWORKS = (MLP, NoisyMLP, OwnNetwork)
+NETWORKS = (MLP, NoisyMLP, BatchNormMLP, OwnNetwork)
 
 
 def parts_state(parts: Parts) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

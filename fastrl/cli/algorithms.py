@@ -37,6 +37,7 @@ ALGORITHMS = {
     "sac": Algorithm(100_000, "soft actor-critic; continuous actions"),
     "sac_discrete": Algorithm(50_000, "soft actor-critic; discrete actions"),
     "tqc": Algorithm(100_000, "SAC with truncated distributions of returns; continuous actions"),
+    "crossq": Algorithm(100_000, "SAC with batch normalisation and no target networks; continuous actions"),
     "q_learning": Algorithm(100_000, "Q-learning on a table; discrete observations and actions"),
     "sarsa": Algorithm(100_000, "SARSA(lambda) on a table; discrete observations and actions"),
     "expected_sarsa": Algorithm(100_000, "expected SARSA on a table; discrete observations and actions"),
@@ -47,7 +48,7 @@ ALGORITHMS = {
     "apex_dpg": Algorithm(50_000, "Ape-X DPG on Ray; continuous actions"),
     "impala": Algorithm(300_000, "IMPALA on Ray, actors in processes of their own; discrete or continuous actions"),
 }
-ALSO = {"nfq": "fqi", "qdn": "dqn", "ac": "actor_critic", "vpg": "reinforce", "ape_x": "apex"}
+ALSO = {"nfq": "fqi", "qdn": "dqn", "ac": "actor_critic", "vpg": "reinforce", "ape_x": "apex", "cross_q": "crossq"}
 CONTINUOUS = {"apex": "apex_dpg"}  # what the name stands for where actions are continuous
 
 

@@ -185,6 +185,7 @@ def test_weights_that_are_not_finite_are_not_saved(cls, value, tmp_path):
             "sac": "target_critics",
             "tqc": "target_critics",
             "sac_discrete": "target_critics",
+            "crossq": "critics",
         },
     )
     weights_of(agent._parts()[name.get(cls.algorithm, "actor")])[-1] = value

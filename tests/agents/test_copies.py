@@ -40,6 +40,7 @@ CASES = {
     "sac": {**OFF, "learning_rate_end": 0.0},
     "sac_discrete": OFF,
     "tqc": {**OFF, "n_critics": 2, "n_quantiles": 3, "drop_per_critic": 1},
+    "crossq": {**OFF, "norm_warmup": 5},
 }
 assert CASES.keys() == DEEP.keys()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrl.agents import D4PG, DDPG, DQN, NAF, SAC, TD3, TQC, QTOpt
+from fastrl.agents import D4PG, DDPG, DQN, NAF, SAC, TD3, TQC, CrossQ, QTOpt
 
 SMALL = {"hidden": (16, 8), "learning_starts": 30, "batch_size": 16, "buffer_size": 200}
 
@@ -68,7 +68,7 @@ def test_dqn(observations, dueling):
 @pytest.mark.filterwarnings("ignore:.*look like images")
 @pytest.mark.parametrize("observations", ["image", "float64", "float32"])
 @pytest.mark.parametrize("actions", BOXES)
-@pytest.mark.parametrize("cls", [NAF, QTOpt, D4PG, DDPG, TD3, SAC, TQC])
+@pytest.mark.parametrize("cls", [NAF, QTOpt, D4PG, DDPG, TD3, SAC, TQC, CrossQ])
 def test_bounded_actions(cls, observations, actions):
     space, box = OBSERVATIONS[observations], BOXES[actions]
     agent = cls(Odd(space, box), **SMALL).learn(60, progress=False)

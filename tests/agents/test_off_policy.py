@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
-from fastrl.agents import D4PG, DDPG, NAF, SAC, TD3, TQC, QTOpt, SACDiscrete, sac
+from fastrl.agents import D4PG, DDPG, NAF, SAC, TD3, TQC, CrossQ, QTOpt, SACDiscrete, sac
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.off_policy import ContinuousConfig
 from fastrl.agents.parts import parts_state
@@ -45,6 +45,17 @@ CASES = {
     ),
     "tqc": (TQC, {"n_critics": 2, "n_quantiles": 5}),
     "tqc_all": (TQC, {"n_critics": 3, "n_quantiles": 4, "drop_per_critic": 1, "prioritized": True, "num_envs": 2}),
+    "crossq": (CrossQ, {"norm_warmup": 100}),
+    "crossq_all": (
+        CrossQ,
+        {
+            "critic_hidden": (24,),
+            "prioritized": True,
+            "n_step": 3,
+            "num_envs": 2,
+            "policy_delay": 1,
+        },
+    ),
     "sac_discrete": (SACDiscrete, {"learning_rate_steps": 400}),
     "sac_discrete_all": (
         SACDiscrete,

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from batch_norm_oracle import batch_norm_oracle
 from torch import nn
 
-from fastrl.agents import D4PG, DDPG, DQN, NAF, SAC, TD3, TQC, QTOpt, SACDiscrete, sac
+from fastrl.agents import D4PG, DDPG, DQN, NAF, SAC, TD3, TQC, CrossQ, QTOpt, SACDiscrete, crossq, sac
 from fastrl.kernels import normal_sample
 from fastrl.replay import Batch
 
@@ -307,6 +308,26 @@ def quantile_loss(theta, y):
     return ((tau[:, None] - (u < 0).double()).abs() * huber).mean(2).sum(1)
 
 
+def same_noise(module, actor, monkeypatch):
+    """Let the agent's samples have given noise; returns a function that draws with the same from `actor`."""
+    ours, theirs = np.random.default_rng(1), np.random.default_rng(1)
+
+    def given(sample):
+        return lambda *out, generator, **kw: sample(*out, noise=ours.standard_normal((B, 1), np.float32), **kw)
+
+    for name in ("tanh_normal_sample", "tanh_normal_sample_pullback"):
+        monkeypatch.setattr(module, name, given(getattr(module, name)))
+
+    def draw(obs):
+        mean, log_std = actor(obs).chunk(2, 1)
+        policy = torch.distributions.Normal(mean, log_std.clamp(-20, 2).exp())
+        u = mean + policy.stddev * torch.from_numpy(theirs.standard_normal((B, 1), np.float32))
+        squash = torch.distributions.transforms.TanhTransform()
+        return u.tanh(), (policy.log_prob(u) - squash.log_abs_det_jacobian(u, u.tanh())).sum(1)
+
+    return draw
+
+
 @OWN
 @pytest.mark.parametrize("temperature", [None, 0.3])
 @pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
@@ -321,20 +342,7 @@ def test_sac_and_tqc(cls, switches, temperature, own, monkeypatch):
     log_alpha = torch.tensor(np.log(temperature or 1.0), dtype=torch.float64, requires_grad=True)
     actor_adam, critic_adam = adam(actor, c.actor_learning_rate), adam(critics, c.learning_rate)
     alpha_adam = torch.optim.Adam([log_alpha], lr=c.learning_rate)
-    ours, theirs = np.random.default_rng(1), np.random.default_rng(1)
-
-    def given(sample):
-        return lambda *out, generator, **kw: sample(*out, noise=ours.standard_normal((B, 1), np.float32), **kw)
-
-    for name in ("tanh_normal_sample", "tanh_normal_sample_pullback"):
-        monkeypatch.setattr(sac, name, given(getattr(sac, name)))
-
-    def draw(obs):
-        mean, log_std = actor(obs).chunk(2, 1)
-        policy = torch.distributions.Normal(mean, log_std.clamp(-20, 2).exp())
-        u = mean + policy.stddev * torch.from_numpy(theirs.standard_normal((B, 1), np.float32))
-        squash = torch.distributions.transforms.TanhTransform()
-        return u.tanh(), (policy.log_prob(u) - squash.log_abs_det_jacobian(u, u.tanh())).sum(1)
+    draw = same_noise(sac, actor, monkeypatch)
 
     def update(b):
         alpha = log_alpha.detach().exp()
@@ -401,4 +409,51 @@ def test_sac_discrete(switches, temperature, own, monkeypatch):
     run(agent, "CartPole-v1", monkeypatch, update)
     assert_same(pairs, starts)
     assert agent.temperature == pytest.approx(log_alpha.exp().item(), rel=1e-5)
+    assert temperature is not None or agent.temperature != 1.0
+
+
+@pytest.mark.parametrize("temperature", [None, 0.3])
+@pytest.mark.parametrize("switches", CONTINUOUS.values(), ids=CONTINUOUS)
+def test_crossq(switches, temperature, monkeypatch):
+    settings = {"hidden": (16, 12), "critic_hidden": (18,), "batch_size": B, "temperature": temperature, **switches}
+    agent = CrossQ("Pendulum-v1", **settings, norm_warmup=50, norm_momentum=0.05, policy_delay=2, seed=5)
+    actor, critics = networks = [batch_norm_oracle(x) for x in (agent.actor, agent.critics)]
+    pairs, c, n = list(zip((agent.actor, agent.critics), networks, strict=True)), agent.config, 0
+    starts = [of(network) for network, _ in pairs]
+    log_alpha = torch.tensor(np.log(temperature or 1.0), dtype=torch.float64, requires_grad=True)
+    actor_adam, critic_adam = (
+        torch.optim.Adam(x.parameters(), lr=lr, betas=(0.5, 0.999))
+        for x, lr in ((actor, c.actor_learning_rate), (critics, c.learning_rate))
+    )
+    alpha_adam = torch.optim.Adam([log_alpha], lr=c.learning_rate)
+    draw = same_noise(crossq, actor, monkeypatch)
+
+    def update(b):
+        nonlocal n
+        n += 1
+        alpha = log_alpha.detach().exp()
+        with torch.no_grad():
+            next_action, next_log_prob = draw(b.next_obs)
+        critics.train()
+        q = values(critics, torch.cat((b.obs, b.next_obs)), torch.cat((b.action, next_action)))
+        critics.eval()
+        y = b.reward + b.discount * (q[:, B:].amin(0) - alpha * next_log_prob)
+        losses = (q[:, :B] - y.detach()) ** 2
+        step(critic_adam, ((b.weights if c.prioritized else 1) * losses).mean(1).sum(), c.max_grad_norm)
+        if n % 2:
+            return
+        actor.train()
+        action, log_prob = draw(b.obs)
+        actor.eval()
+        step(actor_adam, (alpha * log_prob - values(critics, b.obs, action).amin(0)).mean(), c.max_grad_norm)
+        if temperature is None:
+            step(alpha_adam, -log_alpha * (log_prob.detach() + agent.target_entropy).mean())
+
+    run(agent, "Pendulum-v1", monkeypatch, update)
+    assert_same(pairs, starts)
+    for network, module in pairs:
+        state = network.state_dict()
+        for name, buffer in module.named_buffers():
+            np.testing.assert_allclose(state[name], buffer, rtol=1e-3, atol=1e-3)
+    assert agent.temperature == pytest.approx(log_alpha.exp().item(), rel=1e-4)
     assert temperature is not None or agent.temperature != 1.0

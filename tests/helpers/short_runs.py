@@ -15,7 +15,7 @@ SETTINGS = {
     "fqi": {"hidden": (8,), "transitions": 300},
     "qt_opt": {**OFF, "cem_samples": 8},
     "d4pg": {**OFF, "n_atoms": 11},
-    **dict.fromkeys(("naf", "ddpg", "td3", "sac", "sac_discrete", "tqc"), OFF),
+    **dict.fromkeys(("naf", "ddpg", "td3", "sac", "sac_discrete", "tqc", "crossq"), OFF),
 }
 
 

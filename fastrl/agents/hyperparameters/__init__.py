@@ -5,6 +5,7 @@ from typing import Any
 from fastrl.agents.hyperparameters.batch import FQIConfig
 from fastrl.agents.hyperparameters.distributed import ApeXConfig, ApeXDPGConfig, IMPALAConfig
 from fastrl.agents.hyperparameters.off_policy import (
+    CrossQConfig,
     D4PGConfig,
     DDPGConfig,
     DQNConfig,
@@ -45,6 +46,7 @@ CONFIGS: dict[str, type[Any]] = {
     "sac": SACConfig,
     "sac_discrete": SACDiscreteConfig,
     "tqc": TQCConfig,
+    "crossq": CrossQConfig,
     "q_learning": TabularConfig,
     "sarsa": SARSAConfig,
     "expected_sarsa": TabularConfig,
@@ -62,6 +64,7 @@ __all__ = [
     "ApeXConfig",
     "ApeXDPGConfig",
     "CEMConfig",
+    "CrossQConfig",
     "D4PGConfig",
     "DDPGConfig",
     "DQNConfig",

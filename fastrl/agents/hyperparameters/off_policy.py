@@ -416,6 +416,37 @@ class TQCConfig(SACConfig):
 
 
 @dataclass(frozen=True)
+class CrossQConfig(SACConfig):
+    """Hyperparameters.  All schedules count environment steps from the start of training."""
+
+    # Sources: [B] Bhatt et al. 2024, [S] sb3-contrib's CrossQ; the others are those of SAC.
+    # The string under a setting is its help on the command line.
+    critic_hidden: tuple[int, ...] = (256, 256)  # [B] 2048 each, [S] 1024 each
+    """Sizes of the hidden layers of each critic; wider ones learn faster and cost more."""
+    actor_learning_rate: float = 1e-3  # [B] [S]
+    """Of the actor's Adam, at the start; falls in the same proportion as the critics'."""
+    adam_beta1: float = 0.5  # [B] [S]
+    """Decay of the mean of the gradients in the actor's and the critics' Adam."""
+    tau: float = 1.0
+    """There are no target networks: only 1."""
+    policy_delay: int = 3  # [B] [S]
+    """Updates of the critics from one of the actor and the temperature to the next."""
+    norm_momentum: float = 0.01  # [B] [S]
+    """How far the running statistics of the batch normalisation move to those of a batch."""
+    norm_warmup: int = 100_000  # [B] [S]
+    """Batches normalised by their own statistics, before the running ones count (batch renormalisation)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, 2**16, "critic_hidden")
+        check_range(self, 0, 0.999999, "adam_beta1")
+        check_range(self, 1, 1, "tau")
+        check_range(self, 1, 10**9, "policy_delay")
+        check_range(self, 1e-12, 1, "norm_momentum")
+        check_range(self, 0, 10**12, "norm_warmup")
+
+
+@dataclass(frozen=True)
 class SACDiscreteConfig(ContinuousConfig):
     """Hyperparameters.  All schedules count environment steps from the start of training."""
 
