@@ -49,7 +49,6 @@ def checked(speed, before, after, updates=UPDATES):
     report(speed=speed)
 """
 FASTRL = """
-import torch; torch.set_num_threads(THREADS)
 import fastrl; fastrl.set_num_threads(THREADS)
 from fastrl.agents import DQN, SAC, TD3, PPO
 h = dict(seed=SEED, hidden=(H, H))
@@ -150,11 +149,12 @@ def main() -> None:
     unknown = set(pythons) - set(CODE)
     if unknown or next(iter(pythons)) != "fastrl":
         parser.error(f"--python must name fastrl, then others of {', '.join(CODE)}, got {', '.join(pythons)}")
-    distributions = {"sb3": "stable-baselines3", "sbx": "sbx-rl", "rltools": "rltools"}
+    distributions = {"fastrl": "numpy", "baseline": "torch", "sb3": "stable-baselines3", "sbx": "sbx-rl"}
     installed = {}
     for contender, python in pythons.items():
-        distribution = distributions.get(contender, "torch")
-        installed[distribution if contender in distributions else f"{contender}'s torch"] = python, distribution
+        distribution = distributions.get(contender, contender)
+        own = distribution in ("numpy", "torch")  # what the networks of fastrl's own runs on
+        installed[f"{contender}'s {distribution}" if own else distribution] = python, distribution
     runs_report(
         "whole_agents",
         args,

@@ -1,5 +1,5 @@
 // Fisher products of small MLPs, F v = (1/B) J^T M J v: blocks of rows go through all layers, tangents forward and
-// cotangents backward, in the tiles and the layout of mlp/. For wide layers a BLAS is as fast.
+// cotangents backward, in the tiles and the layout of mlp/.
 #pragma once
 
 #include <cstdint>

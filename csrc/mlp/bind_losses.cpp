@@ -88,7 +88,7 @@ py::tuple ppo_categorical_loss_binding(py::handle logits, py::handle actions, py
   const int64_t rows = z.array.shape[0], n = z.array.shape[1];
   call.check_rows(std::min(rows, n), "logits");
   const auto taken = call.actions(actions, rows, n);
-  const auto old = call.floats(old_log_probs, "old_log_probs", {rows});
+  const auto old = call.maybe(old_log_probs, "old_log_probs", {rows});
   const auto a = call.floats(advantages, "advantages", {rows});
   const auto before = call.maybe(old_logits, "old_logits", {rows, n});
   Out d(z.array);
@@ -108,7 +108,7 @@ py::tuple ppo_normal_loss_binding(py::handle mean, py::handle log_std, py::handl
   call.check_rows(std::min(rows, n), "mean");
   const auto std = call.floats(log_std, "log_std", {n});
   const auto taken = call.floats(actions, "actions", {rows, n});
-  const auto old = call.floats(old_log_probs, "old_log_probs", {rows});
+  const auto old = call.maybe(old_log_probs, "old_log_probs", {rows});
   const auto a = call.floats(advantages, "advantages", {rows});
   const auto before = call.maybe(old_mean, "old_mean", {rows, n});
   const auto before_std = call.maybe(old_log_std, "old_log_std", {n});

@@ -184,7 +184,10 @@ PpoMeans ppo_categorical_loss(const float* logits, const int64_t* actions, const
   double *all_old_log_p = all_p + n, *all_old_p = all_old_log_p + n;
   log_softmax(logits, rows, columns, all_log_p, all_p, ratio);
   if (old_logits) log_softmax(old_logits, rows, columns, all_old_log_p, all_old_p, ratio);
-  for (int64_t i = 0; i < rows; ++i) ratio[i] = log_ratio[i] = all_log_p[i * columns + actions[i]] - old_log_probs[i];
+  for (int64_t i = 0; i < rows; ++i) {
+    const double log_prob = all_log_p[i * columns + actions[i]];
+    ratio[i] = log_ratio[i] = log_prob - (old_log_probs ? old_log_probs[i] : log_prob);
+  }
   exp_all(ratio, rows);
   PpoMeans means;
   double gain = 0;
@@ -234,7 +237,7 @@ PpoMeans ppo_normal_loss(const float* mean, const float* log_std, const float* a
       const double z = (static_cast<double>(a[j]) - m[j]) * inverse[j];
       log_prob -= 0.5 * z * z;
     }
-    ratio[i] = log_ratio[i] = log_prob - old_log_probs[i];
+    ratio[i] = log_ratio[i] = log_prob - (old_log_probs ? old_log_probs[i] : log_prob);
   }
   exp_all(ratio, rows);
   for (int64_t i = 0; i < rows; ++i) {

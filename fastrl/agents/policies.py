@@ -309,7 +309,7 @@ class ActorCritic:
         losses = []
         for i, part in enumerate(self._parts(out)):
             more = how if old is None else {**how, "old_logits": self._parts(old[0])[i]}
-            before = old_log_prob - (total - log_probs[i])
+            before = None if old_log_prob is None else old_log_prob - (total - log_probs[i])
             losses.append(ppo_categorical_loss(part, action[:, i] + 0, before, advantage, **more))
         d_out, entropy = [one.d_out for one in losses], sum(one.entropy for one in losses)
         policy_loss, kl = losses[0].policy_loss, losses[0].kl
@@ -331,15 +331,9 @@ class ActorCritic:
 
         They are those in the actor's output and in log_std (None if there is none).
         """
-        log_prob, entropy = self.log_prob_entropy(out, action)
-        if self.log_std is None:  # where pi_old is pi, rho is 1 and its gradient that of log pi
-            pi = self.loss(out, action, log_prob, advantage, entropy_coef=entropy_coef)
-            return log_prob, pi.entropy, pi.d_out, None
-        # Not so here: far from the mean the rounding of log pi makes another rho.
-        with np.errstate(over="ignore", invalid="ignore"):
-            inverse = exp(-self.log_std)
-            z, d = (action - out) * inverse, advantage[:, None] * (-1 / len(out))
-            return log_prob, entropy.mean(), d * z * inverse, (d * (z * z - 1)).sum(0) - entropy_coef
+        log_prob, _ = self.log_prob_entropy(out, action)
+        pi = self.loss(out, action, None, advantage, entropy_coef=entropy_coef)
+        return log_prob, pi.entropy, pi.d_out, pi.d_log_std
 
     def kl(self, old_out: Any, old_log_std: Any, out: Any) -> Any:
         """KL(pi_old || pi) ``[B]``, exact and in float64, from the actor's outputs then and now, and log_std then.

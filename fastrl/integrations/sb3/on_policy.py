@@ -98,14 +98,6 @@ class _Networks(Learner):
             return ppo_categorical_loss(out, action, old_log_prob, advantage, **how)
         return ppo_normal_loss(out, self.log_std, action, old_log_prob, advantage, **how)
 
-    def policy_gradient(self, out: Any, action: Any, log_prob: Any, advantage: Any, ent_coef: float) -> Any:
-        """Of -mean A log pi(a|s) - ent_coef mean H: the gradients in the actor's output and in log_std, or None."""
-        if self.discrete:  # where pi_old is pi, rho is 1 and its gradient that of log pi
-            return ppo_categorical_loss(out, action, log_prob, advantage, entropy_coef=ent_coef)[4:]
-        inverse = np.exp(-self.log_std)
-        z, d = (action - out) * inverse, advantage[:, None] * np.float32(-1 / len(out))
-        return d * z * inverse, (d * (z * z - 1)).sum(0) - np.float32(ent_coef)
-
     def backward(self, d_out: Any, d_log_std: Any, d_value: Any) -> None:
         self.actor.backward(d_out)
         if d_log_std is not None:
@@ -285,13 +277,13 @@ class A2C(_OnPolicy, stable_baselines3.A2C):  # type: ignore[misc]
         (b,) = minibatches(self.rollout_buffer, nets, None)
         out, value = nets.actor.forward_cached(b.obs), nets.critic.forward_cached(b.obs)
         advantage = normalized(b.advantage) if self.normalize_advantage else b.advantage
-        log_prob, entropy = nets.log_prob_entropy(out, b.action)
-        d_out, d_log_std = nets.policy_gradient(out, b.action, log_prob, advantage, self.ent_coef)
+        log_prob, _ = nets.log_prob_entropy(out, b.action)
+        pi = nets.policy_loss(out, b.action, None, advantage, entropy_coef=self.ent_coef)
         error = value[:, 0] - b.returns
-        nets.backward(d_out, d_log_std, ((2 * self.vf_coef / len(error)) * error)[:, None])
+        nets.backward(pi.d_out, pi.d_log_std, ((2 * self.vf_coef / len(error)) * error)[:, None])
         nets.optimizer.step(max_grad_norm=self.max_grad_norm)
         self._n_updates += 1
         self._log_common()
-        self.logger.record("train/entropy_loss", -float(entropy.mean()))
+        self.logger.record("train/entropy_loss", -pi.entropy)
         self.logger.record("train/policy_loss", -float((advantage * log_prob).mean()))
         self.logger.record("train/value_loss", float(error @ error / len(error)))

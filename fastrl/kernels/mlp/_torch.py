@@ -344,9 +344,11 @@ def value_loss(values: Any, returns: Any, old_values: Any, clip_range: float, co
 
 
 def _policy(
-    log_ratio: Tensor, advantages: Tensor, clip_range: float, kl: Tensor | None, kl_coef: float, normalize: bool
-) -> tuple[Tensor, Tensor]:
+    log_prob: Tensor, old: Tensor | None, advantages: Tensor, clip_range: float, kl: Tensor | None, kl_coef: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """L_policy and the mean KL."""
+    log_ratio = log_prob - (log_prob.detach() if old is None else old)
     a = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8) if normalize else advantages
     ratio = log_ratio.exp()
     gain = torch.min(ratio * a, ratio.clamp(1 - clip_range, 1 + clip_range) * a).mean()
@@ -369,7 +371,7 @@ def ppo_categorical_loss(
             old = old_logits.log_softmax(1)
             kl = (old.exp() * (old.masked_fill(old == -math.inf, 0) - safe)).sum(1)
         log_prob = log_p.gather(1, actions.long().unsqueeze(1)).squeeze(1)
-        policy, mean_kl = _policy(log_prob - old_log_probs, advantages, clip_range, kl, kl_coef, normalize)
+        policy, mean_kl = _policy(log_prob, old_log_probs, advantages, clip_range, kl, kl_coef, normalize)
         loss = policy - entropy_coef * mean_entropy
     (d,) = _gradients(loss, x)
     return loss.detach(), policy.detach(), mean_entropy.detach(), mean_kl.detach(), d
@@ -388,7 +390,7 @@ def ppo_normal_loss(
         if old_mean is not None:
             ratio = (torch.exp(2 * old_log_std) + (m - old_mean) ** 2) * torch.exp(-2 * s)
             kl = (s - old_log_std + 0.5 * (ratio - 1)).sum(1)
-        policy, mean_kl = _policy(log_prob - old_log_probs, advantages, clip_range, kl, kl_coef, normalize)
+        policy, mean_kl = _policy(log_prob, old_log_probs, advantages, clip_range, kl, kl_coef, normalize)
         loss = policy - entropy_coef * entropy
     d_m, d_s = _gradients(loss, m, s)
     return loss.detach(), policy.detach(), entropy.detach(), mean_kl.detach(), d_m, d_s

@@ -168,7 +168,8 @@ def ppo_categorical_loss(
     Args:
         logits, old_logits: float32 ``[B, K]``; -inf masks an action.
         actions: int64 or int32 ``[B]``.
-        old_log_probs, advantages: float32 ``[B]``.
+        old_log_probs, advantages: float32 ``[B]``.  old_log_probs None: pi_old is pi, so rho is 1 and its gradient that
+            of log pi, the policy gradient of A2C and REINFORCE.
         clip_range: > 0.  kl_coef, entropy_coef: finite, >= 0.
         normalize_advantages: A is shifted to mean 0 and divided by its standard deviation (divisor B) + 1e-8 first.
 

@@ -359,14 +359,15 @@ def ppo_categorical_loss(
     rows, n = z.shape
     load.check_rows(min(rows, n), "logits")
     a = load.actions(actions, rows, n)
-    old = load.floats(old_log_probs, "old_log_probs", (rows,))
+    old = load.maybe(old_log_probs, "old_log_probs", (rows,))
     advantage = _advantages(load.floats(advantages, "advantages", (rows,)), normalize)
     before = load.maybe(old_logits, "old_logits", (rows, n))
     with np.errstate(all="ignore"):
         log_p = _log_softmax(z)
         p, each = np.exp(log_p), np.arange(rows)
         entropy = -_times(p, log_p).sum(1)
-        gain, slope, kl = _surrogate(log_p[each, a] - old, advantage, clip_range)
+        log_prob = log_p[each, a]
+        gain, slope, kl = _surrogate(log_prob - (log_prob if old is None else old), advantage, clip_range)
         taken = np.arange(n) == a[:, None]
         d = -slope[:, None] * (taken - p) + entropy_coef * _times(p, log_p + entropy[:, None])
         penalty = 0.0
@@ -390,14 +391,15 @@ def ppo_normal_loss(
     load.check_rows(min(rows, n), "mean")
     s = load.floats(log_std, "log_std", (n,))
     a = load.floats(actions, "actions", (rows, n))
-    old = load.floats(old_log_probs, "old_log_probs", (rows,))
+    old = load.maybe(old_log_probs, "old_log_probs", (rows,))
     advantage = _advantages(load.floats(advantages, "advantages", (rows,)), normalize)
     before = load.maybe(old_mean, "old_mean", (rows, n))
     before_std = load.maybe(old_log_std, "old_log_std", (n,))
     with np.errstate(all="ignore"):
         inverse, half = np.exp(-s), 0.5 * math.log(2 * math.pi)
         x = (a - m) * inverse
-        gain, slope, kl = _surrogate((-0.5 * x * x - s - half).sum(1) - old, advantage, clip_range)
+        log_prob = (-0.5 * x * x - s - half).sum(1)
+        gain, slope, kl = _surrogate(log_prob - (log_prob if old is None else old), advantage, clip_range)
         d = -slope[:, None] * x * inverse
         d_std = (-slope[:, None] * (x * x - 1)).sum(0)
         penalty = 0.0

@@ -12,6 +12,7 @@ from fastrl import (
     FisherVectorProduct,
     hessian_vector_product,
 )
+from fastrl.kernels.curvature.mlp import NARROW
 
 from .helpers import Conv, chain
 
@@ -109,7 +110,7 @@ def test_a_hessian_is_one_matrix_though_the_policy_is_not_repeatable(layer):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: chain((5, 16, 4)), lambda: chain((5, 200, 4)), Conv], ids=["C++", "wide", "func"]
+    "make", [lambda: chain((5, 16, 4)), lambda: chain((5, NARROW + 1, 4)), Conv], ids=["C++", "wide", "func"]
 )
 def test_refresh_beside_products(make):
     """A product is that of the old or of the new observations, of any number of rows, and reads no freed memory."""

@@ -111,6 +111,58 @@ def test_memory_that_changed_under_it(backend):
         net.backward(zeros(1, 2))
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_memory_that_its_owner_resized(backend, kind):
+    """A call looks at the memory anew, so none reads or writes what is gone."""
+    torch = pytest.importorskip("torch")
+    vector, grad, x = zeros(8), zeros(8), zeros(1, 3)
+    if kind == "torch":
+        vector, grad, x = map(torch.from_numpy, (vector.copy(), grad.copy(), x))
+    net = fastrl.MLP((3, 2), vector=vector, grad=grad, seed=0)
+    adam, d_out = fastrl.FlatAdam(vector, grad), net.forward_cached(x)
+    for owned, resized in ((vector, "vector"), (grad, "grad")):
+        if kind == "torch":
+            owned.resize_(4)
+        else:
+            owned.resize(4, refcheck=False)
+        with pytest.raises(ValueError, match=rf"^MLP: {resized} must have shape \(8,\), got \(4,\)$"):
+            net.forward(x) if resized == "vector" else net.backward(d_out)
+        with pytest.raises(ValueError, match=r"^FlatAdam: "):
+            adam.step()
+        assert adam.steps == 0
+        if kind == "torch":
+            owned.resize_(8)
+        else:
+            owned.resize(8, refcheck=False)
+    assert adam.steps == 0 and net.forward(x).shape == (1, 2)
+
+
+def test_foreign_vectors(backend):
+    """What is no vector of float32 that can be written is refused by its name."""
+    readonly = zeros(8)
+    readonly.flags.writeable = False
+    for vector, error, text in (
+        ([0.0] * 8, TypeError, "must be an array, got list"),
+        (np.zeros(8, ">f4"), ValueError, "must have dtype float32, got >f4"),
+        (np.zeros(33, np.uint8)[1:].view(np.float32), ValueError, "must be contiguous"),
+        (zeros(8)[::-1], ValueError, "must be contiguous"),
+        (readonly, ValueError, "must be writable"),
+    ):
+        for name in ("vector", "grad"):
+            with pytest.raises(error) as caught:
+                fastrl.MLP((3, 2), **{name: vector})
+            assert str(caught.value) == f"MLP: {name} {text}"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_shows_in_the_norm(backend, bad):
+    """Who asks for the norm learns of it from the step itself; agents stop by it."""
+    p, g = zeros(5), np.ones(5, np.float32)
+    g[3] = bad
+    norm = fastrl.FlatAdam(p, g).step(max_grad_norm=1.0)
+    assert not np.isfinite(norm)
+
+
 def test_states(backend):
     net = fastrl.MLP((3, 2), seed=0)
     before, state = net.vector.copy(), net.state_dict()
@@ -168,6 +220,16 @@ ACTIONS = np.zeros(4, np.int64)
             lambda f: f.ppo_categorical_loss(B2, ACTIONS, B, B, clip_range=0),
             ValueError,
             "clip_range must be > 0, got 0.0",
+        ),
+        (
+            lambda f: f.ppo_categorical_loss(B2, ACTIONS, B2, B),
+            ValueError,
+            "old_log_probs must have shape (4,), got (4, 2)",
+        ),
+        (
+            lambda f: f.ppo_normal_loss(B2, zeros(2), B2, 0.5, B),
+            TypeError,
+            "old_log_probs must be an array, got float",
         ),
         (lambda f: f.ppo_normal_loss(B2, B, B2, B, B), ValueError, "log_std must have shape (2,), got (4,)"),
         (

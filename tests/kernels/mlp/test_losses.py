@@ -205,6 +205,36 @@ def test_ppo_normal(backend, close, rows, n, clip_range, penalty, normalize, see
     close(found.d_log_std, s.grad.numpy())
 
 
+@settings(**COMMON)
+@given(ROWS, st.sampled_from([1, 2, 6]), st.sampled_from([None, 0.2]), st.booleans(), SEEDS)
+def test_without_old_log_probs_they_are_those_of_now(backend, close, rows, n, clip_range, normalize, seed):
+    """rho is 1 whatever log pi is (far out it has no digits left), and the gradient that of -mean A log pi."""
+    draw = Draw(seed)
+    out, log_std, advantages, actions = draw(rows, n), 0.3 * draw(n), draw(rows), draw.actions(rows, n)
+    moved = out + 100 * draw(rows, n)
+    how = {"clip_range": clip_range, "entropy_coef": 0.3, "normalize_advantages": normalize}
+    z, m, s, a = exact(out, True), exact(out, True), exact(log_std, True), exact(advantages)
+    normal = torch.distributions.Normal(m, s.exp())
+    chosen = z.log_softmax(1).gather(1, torch.from_numpy(actions)[:, None]).squeeze(1)
+    for found, log_prob, entropy, leaves in (
+        (
+            fastrl.ppo_categorical_loss(out, actions, None, advantages, **how),
+            chosen, torch.distributions.Categorical(logits=z).entropy().mean(), [z],
+        ),
+        (
+            fastrl.ppo_normal_loss(out, log_std, moved, None, advantages, **how),
+            normal.log_prob(exact(moved)).sum(1), normal.entropy().sum(1).mean(), [m, s],
+        ),
+    ):  # fmt: skip
+        policy, kl = objective(log_prob, log_prob.detach(), a, clip_range, None, 0, normalize)
+        (policy - 0.3 * entropy).backward()
+        for got, wanted in zip(found[:4], (policy - 0.3 * entropy, policy, entropy, kl), strict=True):
+            near(got, wanted)
+        assert found.kl == 0
+        for got, leaf in zip(found[4:], leaves, strict=False):
+            close(got, leaf.grad.numpy())
+
+
 @pytest.mark.parametrize("size", [1, 17, 5000])
 def test_flat_adam(backend, close, rng, size):
     p, g, target, average = (rng.standard_normal(size, np.float32) for _ in range(4))

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 WIDTHS = st.sampled_from([1, 3, 15, 16, 17, 64, 255, 400])
 BATCHES = st.sampled_from([1, 2, 3, 31, 256, 1000])
-NETWORKS = st.sampled_from([None, 1, 2, 5])
+NETWORKS = st.sampled_from([None, 1, 2, 3, 4, 5])
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
