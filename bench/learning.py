@@ -106,6 +106,10 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         }
         for variant, switches in DQN.items()
     },
+    "r2d2": {
+        "lstm": {"fastrl/TMaze-v0": Task(20_000, 0.9, {}), "fastrl/PositionCartPole-v1": Task(50_000, 400, {})},
+        "gru": {"fastrl/TMaze-v0": Task(20_000, 0.9, {"network": "gru"})},
+    },
     "reinforce": {
         "baseline": {"CartPole-v1": Task(200_000, 450, {})},
         "no_baseline": {"CartPole-v1": Task(200_000, 450, {"baseline": False})},
@@ -194,7 +198,7 @@ ENVS = tuple(dict.fromkeys(env for variants in TASKS.values() for envs in varian
 
 
 def log_path(algorithm: str, env: str, variant: str, seed: int) -> Path:
-    return RESULTS / algorithm / env / variant / f"seed{seed}.csv"
+    return RESULTS / algorithm / env.rpartition("/")[2] / variant / f"seed{seed}.csv"
 
 
 class StableBaselines3:

@@ -1,7 +1,7 @@
 """Agents: one file an algorithm, on networks, environments, training loop and checkpoints that they share.
 
 Settings and errors are there at once; Gymnasium and the agents are imported when one is first used, PyTorch only for a
-CUDA device, a network of the user's own or a policy as a torch module.
+CUDA device, a network that is no MLP or a policy as a torch module.
 """
 
 from importlib import import_module
@@ -22,6 +22,7 @@ from fastrl.agents.hyperparameters import (
     PPOConfig,
     QPropConfig,
     QTOptConfig,
+    R2D2Config,
     REINFORCEConfig,
     SACConfig,
     SACDiscreteConfig,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from fastrl.agents.ppo import PPO
     from fastrl.agents.q_prop import QProp
     from fastrl.agents.qt_opt import QTOpt
+    from fastrl.agents.r2d2 import R2D2
     from fastrl.agents.reinforce import REINFORCE
     from fastrl.agents.sac import SAC
     from fastrl.agents.sac_discrete import SACDiscrete
@@ -81,6 +83,7 @@ _MODULES = {
     "QLearning": "tabular",
     "QProp": "q_prop",
     "QTOpt": "qt_opt",
+    "R2D2": "r2d2",
     "REINFORCE": "reinforce",
     "SAC": "sac",
     "SACDiscrete": "sac_discrete",
@@ -92,6 +95,7 @@ _MODULES = {
 }
 CLASS_NAMES = {
     "dqn": "DQN",
+    "r2d2": "R2D2",
     "reinforce": "REINFORCE",
     "actor_critic": "OneStepActorCritic",
     "a2c": "A2C",
@@ -126,6 +130,7 @@ __all__ = [
     "FQI",
     "NAF",
     "PPO",
+    "R2D2",
     "REINFORCE",
     "SAC",
     "SARSA",
@@ -156,6 +161,7 @@ __all__ = [
     "QPropConfig",
     "QTOpt",
     "QTOptConfig",
+    "R2D2Config",
     "REINFORCEConfig",
     "SACConfig",
     "SACDiscrete",

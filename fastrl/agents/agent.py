@@ -39,11 +39,12 @@ from fastrl.agents.envs import Envs, make_env
 from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, episodes_of
 from fastrl.agents.images import ready_made
 from fastrl.agents.masks import masks_given
+from fastrl.agents.memory import Memory, memory_given
 from fastrl.agents.networks import evaluating, threads_for
 from fastrl.agents.parts import NETWORKS, check_weights, load_parts, parts_state
 from fastrl.agents.policies import ActorCritic
 from fastrl.agents.saved import kept, restored, taken_apart
-from fastrl.agents.spaces import actions_fit, space_json
+from fastrl.agents.spaces import check_spaces, space_json
 from fastrl.agents.training import Training
 from fastrl.replay import ReplayBuffer
 
@@ -146,21 +147,7 @@ class Agent(ABC, Generic[C]):
             raise InputError(f"{this}: env must be {wanted}, got {kind_of(env)}")
 
     def _check_spaces(self) -> None:
-        observations, actions = self.envs.observation_space, self.envs.action_space
-        this, env = type(self).__name__, self.envs.env_id or "this environment"
-        if not actions_fit(actions, discrete=self.discrete, continuous=self.continuous, multi=self.multi):
-            kinds = ["discrete actions"] * self.discrete + ["MultiDiscrete or MultiBinary ones"] * self.multi
-            kinds += ["Box actions of floats"] * self.continuous
-            raise InputError(f"{this} needs {' or '.join(kinds)}; {env} has action space {actions}")
-        if self.tabular:
-            fits, wanted = isinstance(observations, gym.spaces.Discrete), "Discrete observations"
-        else:
-            fits = isinstance(observations, gym.spaces.Box) and bool(observations.shape)
-            wanted = "Box observations [n, ...], or Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
-        if not fits:
-            raise InputError(f"{this} needs {wanted}; {env} has observation space {observations}")
-        if isinstance(actions, gym.spaces.Box) and 0 in actions.shape:
-            raise InputError(f"{this} needs at least one action; {env} has action space {actions}")
+        check_spaces(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(self.__dict__.get(name), (*NETWORKS, ActorCritic)):
@@ -298,16 +285,27 @@ class Agent(ABC, Generic[C]):
         holds JSON types only.  Those that carry something through an episode have `new_episodes`, which forgets it.
         """
 
-    def predict(self, obs: Any, deterministic: bool = True, action_masks: Any = None) -> Any:
+    def memory(self, n: int = 1) -> Memory | None:
+        """What `predict` remembers of `n` episodes, as at their start; None: this agent remembers nothing."""
+        return None
+
+    def predict(
+        self, obs: Any, deterministic: bool = True, action_masks: Any = None, memory: Memory | None = None
+    ) -> Any:
         """The action for one observation, or actions ``[B, ...]`` for a batch ``[B, ...]``.
 
         The best by the policy (its mode), or with ``deterministic=False`` one drawn as in training, from a generator
         of its own.  A discrete action for one observation is an int.  `action_masks` ``[K]`` or ``[B, K]``: what is
         allowed (DQN, PPO, A2C, A3C); None: every action.  Observations are as the environment gives them, a batch as
         vector environments do (of a Dict space: a dict of arrays).  Raises InputError for another shape, or NaN.
+
+        `memory`: of a recurrent agent (R2D2), what it remembers of the B episodes, which is brought up to date:
+        ``agent.memory(B)`` at their start, of other agents None.
         """
         batch, one = self.envs.given(obs)
-        how = {} if action_masks is None else {"allowed": masks_given(self, action_masks, len(batch))}
+        how: dict[str, Any] = {} if action_masks is None else {"allowed": masks_given(self, action_masks, len(batch))}
+        if memory is not None or self.memory() is not None:
+            how["memory"] = memory_given(self, memory, len(batch))
         with contextlib.nullcontext() if self._network is None else evaluating(self._all_networks()):
             actions = self._predict(batch, deterministic, **how)
         if not one:
@@ -366,14 +364,14 @@ class Agent(ABC, Generic[C]):
             with self.envs.lend(env) as trained_in:
                 if trained_in:
                     self._new_episodes()
-                yield from episodes_of(self.predict, env, episodes, seed, max_steps, tick, self.masks)
+                yield from episodes_of(self.predict, env, episodes, seed, max_steps, tick, self.masks, self.memory)
             return
         if self.envs.spec is None:
             raise InputError("evaluate: give it `env`, because the agent was made from an environment without a spec")
         own = make_env(self.envs.spec)
         self.envs.share_statistics(own)
         try:
-            yield from episodes_of(self.predict, own, episodes, seed, max_steps, tick, self.masks)
+            yield from episodes_of(self.predict, own, episodes, seed, max_steps, tick, self.masks, self.memory)
         finally:
             own.close()
 

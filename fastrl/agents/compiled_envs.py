@@ -22,8 +22,9 @@ def compiled_id(env_id: str) -> str:
     """The id of the compiled environment that does the same as this one; raises InputError."""
     importlib.import_module("fastrl.envs")  # registers them
     name = env_id if env_id.startswith(NAMESPACE) else NAMESPACE + env_id
-    if name not in gym.registry:
-        known = ", ".join(key.removeprefix(NAMESPACE) for key in gym.registry if key.startswith(NAMESPACE))
+    compiled = [key for key, spec in gym.registry.items() if key.startswith(NAMESPACE) and spec.vector_entry_point]
+    if name not in compiled:
+        known = ", ".join(key.removeprefix(NAMESPACE) for key in compiled)
         raise InputError(f"there is no compiled environment for {env_id!r}; there are: {known}")
     return name
 
@@ -33,6 +34,9 @@ def make_compiled(env: str | EnvConfig, num_envs: int) -> Any:
     config = EnvConfig(env) if isinstance(env, str) else env
     name = config.id.removeprefix("fastrl.envs:")
     if not name.startswith(NAMESPACE) or config.wrappers:
+        return None
+    importlib.import_module("fastrl.envs")  # registers them
+    if name in gym.registry and not gym.registry[name].vector_entry_point:
         return None
     name, kwargs = compiled_id(name), config.kwargs or {}
     try:

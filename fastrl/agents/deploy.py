@@ -84,12 +84,16 @@ class TorchPolicy(nn.Module):
         self._shape, self._n_actions = space.shape, sum(self._sizes) if self.discrete else int(np.prod(space.shape))
 
     def forward(self, obs: Tensor) -> Tensor:
+        x = self._inputs(obs)
+        return self._actions(self.network(x.flatten(1) if self._flat else x))
+
+    def _inputs(self, obs: Tensor) -> Tensor:
         if self._moments:
             scaled = (obs - self.mean) / torch.sqrt(self.var + 1e-8)
-            x = scaled.clamp(-10.0, 10.0).float()
-        else:
-            x = obs.float() if self._input_scale is None else obs.float() * self._input_scale
-        out: Tensor = self.network(x.flatten(1) if self._flat else x)
+            return scaled.clamp(-10.0, 10.0).float()
+        return obs.float() if self._input_scale is None else obs.float() * self._input_scale
+
+    def _actions(self, out: Tensor) -> Tensor:
         if self.atoms is not None:
             each = out.view(len(out), self._n_actions, -1)
             out = each.mean(2) if self._quantiles else each.softmax(2) @ self.atoms
@@ -100,6 +104,25 @@ class TorchPolicy(nn.Module):
         action = (action.tanh() if self.tanh else action).to(self.scale.dtype).reshape(-1, *self._shape)
         scaled = self.middle + self.scale * action
         return torch.minimum(torch.maximum(scaled, self.low), self.high)
+
+
+class RecurrentTorchPolicy(TorchPolicy):
+    """Observations ``[B, ...]`` and the state ``[B, S]`` -> actions ``[B, ...]`` and the state after them.
+
+    The state is 0 where an episode begins: ``policy.start(B)``.
+    """
+
+    def __init__(self, network: Any, envs: Envs, **options: Any) -> None:
+        super().__init__(network, envs, **options)
+        self._state_size: int = network.module.state_size
+
+    def forward(self, obs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        out, state = self.network(self._inputs(obs).flatten(1)[None], state)
+        return self._actions(out[0]), state
+
+    def start(self, n: int = 1) -> Tensor:
+        """The state ``[n, S]`` of episodes that begin."""
+        return torch.zeros(n, self._state_size)
 
 
 class Search(nn.Module):

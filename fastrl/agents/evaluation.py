@@ -15,7 +15,7 @@ from fastrl.agents.env_config import EnvConfig
 from fastrl.agents.envs import Envs, make_env, name_of
 from fastrl.agents.masks import reader_of, source_of
 
-Policy = Callable[..., Any]  # observation (, action_masks) -> action
+Policy = Callable[..., Any]  # observation (, action_masks, memory) -> action
 MAX_EPISODE_STEPS = 30_000  # of an evaluation's episode; those of Atari have 27,000
 EVERY = 5_000  # environment steps from one evaluation to the next, where only `stop_at` is given
 SEED = 2_000_000  # of a run's evaluations; the best agent is not judged by the episodes that it was chosen by
@@ -107,12 +107,14 @@ class Evaluator:
             self._env.close()
         self._env = None
 
-    def __call__(self, policy: Policy, step: int, tick: Callable[[int, int], None]) -> Evaluation:
-        """An evaluation now; `tick` is that of `episodes_of`."""
+    def __call__(
+        self, policy: Policy, step: int, tick: Callable[[int, int], None], memory: Callable[[], Any] | None = None
+    ) -> Evaluation:
+        """An evaluation now; `tick` and `memory` are those of `episodes_of`."""
         assert self._env is not None
         self._envs.share_statistics(self._env)
         masks = self._envs.allowed is not None
-        played = list(episodes_of(policy, self._env, self.episodes, SEED, MAX_EPISODE_STEPS, tick, masks))
+        played = list(episodes_of(policy, self._env, self.episodes, SEED, MAX_EPISODE_STEPS, tick, masks, memory))
         returns = np.array([episode.reward for episode in played])
         lengths = np.array([episode.length for episode in played])
         best = bool(returns.mean() > self.best)
@@ -128,19 +130,25 @@ def episodes_of(
     max_steps: int | None = None,
     tick: Callable[[int, int], None] | None = None,
     masks: bool = False,
+    memory: Callable[[], Any] | None = None,
 ) -> Iterator[Episode]:
     """Episodes of `policy` (observation -> action) as they end; episode i begins with ``env.reset(seed + i)``.
 
     Each is cut after `max_steps` steps (None or 0: never).  `tick` gets the numbers of the episode (from 1) and of the
-    step in it, every 100 steps.  With `masks` the policy gets the environment's, if it has some, as `action_masks`.
+    step in it, every 100 steps.  With `masks` the policy gets the environment's, if it has some, as `action_masks`, and
+    as `memory` what ``memory()`` has made for the episode, unless that is None.
     """
     reader = reader_of(env.action_space, name_of(env)) if masks else None
     for i in range(episodes):
         obs, info = env.reset(seed=seed + i)
         total, steps, done = 0.0, 0, False
         source = None if reader is None else source_of(env, info)
+        remembered = None if memory is None else memory()
+        how = {} if remembered is None else {"memory": remembered}
         while not done and (not max_steps or steps < max_steps):
-            action = policy(obs) if source is None else policy(obs, action_masks=reader(source(info)))  # type: ignore[misc]
+            if source is not None:
+                how["action_masks"] = reader(source(info))  # type: ignore[misc]
+            action = policy(obs, **how)
             obs, reward, terminated, truncated, info = env.step(action)
             total += float(reward)
             steps += 1

@@ -13,6 +13,7 @@ from fastrl.agents.config import InputError, import_torch
 from fastrl.agents.spaces import input_scale
 
 LEAST = {"nature": 36, "impala": 8}  # pixels of a side
+RECURRENT = ("lstm", "gru")
 # Wrappers that pass observations on as they are.
 PLAIN = (
     wrappers.OrderEnforcing,
@@ -73,6 +74,8 @@ def ready_made(agent: str, config: Any, given: Any, space: gym.Space[Any]) -> st
 
 def _instead(config: Any, image: tuple[int, int, int] | None) -> str:
     """Which networks `config` could have for this image, in words."""
+    if getattr(config, "network", None) in RECURRENT:
+        return "networks with a memory have no convolutions"
     names = [name for name, least in LEAST.items() if image is not None and min(image[1:]) >= least]
     takes = ["a convolutional torch module", *(names if hasattr(config, "network") else [])]
     rainbow = getattr(config, "rainbow", False)  # which switches the others on

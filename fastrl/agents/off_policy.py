@@ -127,6 +127,10 @@ class OffPolicyAgent(Agent[C]):
         """Actions as the environment takes them, from those of `_act`."""
         return action
 
+    def _kept_besides(self) -> dict[str, Any]:
+        """What an algorithm's buffer keeps of a step besides the transition, as keywords of its `add`."""
+        return {}
+
     def _after_step(self, transition: Transition) -> None:
         """For what an algorithm keeps from step to step besides the buffer."""
 
@@ -142,7 +146,7 @@ class OffPolicyAgent(Agent[C]):
         kept_next: Any = t.next_obs
         if allowed is not None:
             kept, kept_next = {"obs": obs, "allowed": allowed}, {"obs": t.next_obs, "allowed": t.next_allowed}
-        self.buffer.add(kept, action, t.reward, kept_next, t.terminated, t.truncated, t.mask)
+        self.buffer.add(kept, action, t.reward, kept_next, t.terminated, t.truncated, t.mask, **self._kept_besides())
         self._after_step(t)
         before, self.steps = self.steps, self.steps + c.num_envs
         if self.on_step is not None:

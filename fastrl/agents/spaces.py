@@ -120,6 +120,25 @@ def actions_fit(space: gym.Space[Any], *, discrete: bool, continuous: bool, mult
     return (discrete and isinstance(space, Discrete)) or (multi and isinstance(space, (MultiDiscrete, MultiBinary)))
 
 
+def check_spaces(agent: Any) -> None:
+    """Raise InputError unless the environment's spaces are of the kinds that an agent says it takes."""
+    observations, actions = agent.envs.observation_space, agent.envs.action_space
+    this, env = type(agent).__name__, agent.envs.env_id or "this environment"
+    if not actions_fit(actions, discrete=agent.discrete, continuous=agent.continuous, multi=agent.multi):
+        kinds = ["discrete actions"] * agent.discrete + ["MultiDiscrete or MultiBinary ones"] * agent.multi
+        kinds += ["Box actions of floats"] * agent.continuous
+        raise InputError(f"{this} needs {' or '.join(kinds)}; {env} has action space {actions}")
+    if agent.tabular:
+        fits, wanted = isinstance(observations, Discrete), "Discrete observations"
+    else:
+        fits = isinstance(observations, Box) and bool(observations.shape)
+        wanted = "Box observations [n, ...], or Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+    if not fits:
+        raise InputError(f"{this} needs {wanted}; {env} has observation space {observations}")
+    if isinstance(actions, Box) and 0 in actions.shape:
+        raise InputError(f"{this} needs at least one action; {env} has action space {actions}")
+
+
 def values_of(space: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many values each part of a Discrete, MultiDiscrete or MultiBinary has ``[K]``, and the first of each."""
     if isinstance(space, Discrete):

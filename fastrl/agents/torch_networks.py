@@ -117,7 +117,7 @@ class TorchNetwork(OwnNetwork):
         return self.module
 
     def __reduce__(self) -> Any:
-        return _torch_network, (self.module, self._shapes, self.device)
+        return _torch_network, (type(self), self.module, self._shapes, self.device)
 
     def _take(self, x: Any) -> list[Tensor]:
         parts = x if isinstance(x, tuple) else (x,)
@@ -133,8 +133,10 @@ class TorchNetwork(OwnNetwork):
         return outs[0] if self.n is None else torch.stack(outs)
 
 
-def _torch_network(module: nn.Module, shapes: tuple[Sequence[int], ...], device: str) -> TorchNetwork:
-    return TorchNetwork(module, *shapes, device=device)
+def _torch_network(
+    cls: type[TorchNetwork], module: nn.Module, shapes: tuple[Sequence[int], ...], device: str
+) -> TorchNetwork:
+    return cls(module, *shapes, device=device)
 
 
 def own_network(

@@ -55,6 +55,8 @@ class Agent(Protocol):
 
     def predict(self, obs: Any) -> Any: ...
 
+    def memory(self) -> Any: ...
+
     def save(self, folder: str | os.PathLike[str], *, replay: bool = True) -> None: ...
 
 
@@ -284,7 +286,8 @@ class Training:
     def _evaluate(self, evaluator: Evaluator) -> None:
         began = time.perf_counter()
         try:
-            evaluation = evaluator(self.agent.predict, self.agent.steps, self._abandon_if_interrupted)
+            agent = self.agent
+            evaluation = evaluator(agent.predict, agent.steps, self._abandon_if_interrupted, agent.memory)
         except _Abandoned:
             return
         self._next_evaluation = self._after(evaluator.every)

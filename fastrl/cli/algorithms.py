@@ -17,6 +17,7 @@ class Algorithm(NamedTuple):
 
 ALGORITHMS = {
     "dqn": Algorithm(50_000, "deep Q-network with Double, C51, QR, ...: all of Rainbow; discrete actions"),
+    "r2d2": Algorithm(50_000, "DQN with a memory (LSTM or GRU), from replayed sequences; discrete actions"),
     "reinforce": Algorithm(
         200_000, "policy gradient of whole episodes, with a baseline; discrete or continuous actions"
     ),

@@ -34,7 +34,7 @@ def env_id(cls):
 
 
 def make(cls, env=None, **settings):
-    own = {"learning_starts": 0, "batch_size": 4, "buffer_size": 400} if cls.algorithm in OFF_POLICY else {}
+    own = {"learning_starts": 0, "batch_size": 4, "buffer_size": 2000} if cls.algorithm in OFF_POLICY else {}
     return cls(env or env_id(cls), hidden=(8,), **{**own, **settings})
 
 
@@ -83,11 +83,11 @@ def test_an_environment_of_another_type(cls, env, got):
 @ALL
 def test_an_environment_object_is_one(cls):
     env, name = gym.make(env_id(cls)), cls.__name__
-    text = f"^{name}: num_envs must be 1 like the given environment, or left out, got 4; only an id can be made"
+    text = f"^{name}: num_envs must be 1 like the given environment, or left out, got 5; only an id can be made"
     with pytest.raises(InputError, match=text):
-        make(cls, env, num_envs=4)
+        make(cls, env, num_envs=5)
     with pytest.raises(InputError, match=text):
-        cls(env, cls.config_class(num_envs=4))
+        cls(env, cls.config_class(num_envs=5))
     assert make(cls, env).config.num_envs == make(cls, env, num_envs=1).config.num_envs == 1
     assert make(cls, num_envs=4).envs.num_envs == 4
 
@@ -143,7 +143,8 @@ def test_predict_does_not_repeat_the_draws_of_training(cls, monkeypatch):
     with pytest.raises(Stop) as caught:
         agent._iterate()
     first = caught.value.args[0]
-    drawn = [make(cls, num_envs=32).predict(agent.envs.obs, deterministic=False) for _ in range(2)]
+    again = [make(cls, num_envs=32) for _ in range(2)]
+    drawn = [a.predict(agent.envs.obs, deterministic=False, memory=a.memory(32)) for a in again]
     np.testing.assert_array_equal(*drawn)  # the same seed
     assert drawn[0].shape == first.shape and (drawn[0] != first).mean() > 0.25
 
@@ -154,7 +155,7 @@ def test_predict_does_not_repeat_the_draws_of_training(cls, monkeypatch):
 def test_predict_of_an_observation_that_is_not_finite(cls, value, deterministic):
     agent = make(cls)
     obs = np.zeros((3, *agent.envs.observation_space.shape))
-    agent.predict(obs, deterministic)
+    agent.predict(obs, deterministic, memory=agent.memory(3))
     obs[1, -1] = value
     for wrong in (obs, obs[1]):
         with pytest.raises(InputError, match=f"^predict: obs must be finite, got {value}$"):
@@ -177,6 +178,7 @@ def test_weights_that_are_not_finite_are_not_saved(cls, value, tmp_path):
         agent.steps,
         {
             "dqn": "target",
+            "r2d2": "target",
             "naf": "target",
             "qt_opt": "target",
             "ddpg": "target_actor",

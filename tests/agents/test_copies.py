@@ -20,10 +20,12 @@ from fastrl.agents.policies import ActorCritic
 from fastrl.kernels import MLP
 
 OFF = {"hidden": (8,), "learning_starts": 20, "batch_size": 8, "buffer_size": 90, "num_envs": 2, "prioritized": True}
+SEQUENCES = {name: value for name, value in OFF.items() if name != "prioritized"}
 ON = {"hidden": (8,), "num_envs": 2}
 NORMALIZED = {"normalize_obs": True, "normalize_rewards": True}
 CASES = {
     "dqn": {**OFF, "dueling": True, "n_step": 2},
+    "r2d2": {**SEQUENCES, "burn_in": 2, "length": 6, "n_step": 2, "memory_size": 6},
     "reinforce": {**ON, "episodes": 1},
     "actor_critic": ON,
     "a2c": {**ON, **NORMALIZED, "shared_network": True, "optimizer": "rmsprop"},
@@ -94,12 +96,12 @@ def test_a_copy_is_what_save_and_load_give(name, tmp_path):
     assert all(type(c) is type(agent) and everything(c) == at_copy for c in copies)
     assert all(c.run_folder is None for c in copies[1:])
     obs = agent.envs.obs.copy()
-    acted = agent.predict(obs)
+    acted = agent.predict(obs, memory=agent.memory(2))
 
     agent.learn(200, progress=False)
     after = everything(agent)
     assert all(everything(c) == at_copy for c in copies)  # training moves the one and not the others
-    assert all((c.predict(obs) == acted).all() for c in copies)
+    assert all((c.predict(obs, memory=c.memory(2)) == acted).all() for c in copies)
     for c in copies:
         updates, before = c.n_updates, everything(c)[1]
         assert everything(c.learn(200, progress=False)) == after

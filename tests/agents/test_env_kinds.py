@@ -24,7 +24,7 @@ SMALL = {DQN: {"hidden": (4,), "learning_starts": 100}, PPO: {"hidden": (4,), "n
 
 
 def steps_of(buffer):
-    batch = buffer.sample(4000)
+    batch = buffer.transitions()
     return np.unique(batch.next_obs - batch.obs).tolist()
 
 

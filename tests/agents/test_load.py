@@ -19,6 +19,7 @@ SETTINGS = {
     "dqn": {"learning_starts": 50, "hidden": (8,), "buffer_size": 1000},
     "ppo": {"num_envs": 4, "n_steps": 8, "minibatches": 16, "hidden": (8,)},
 }
+SETTINGS["r2d2"] = {"learning_starts": 100, "hidden": (8,), "length": 8}
 SETTINGS["ppo"] |= {"normalize_obs": True, "normalize_rewards": True}
 CHOSEN = """
 import gymnasium as gym
@@ -44,10 +45,13 @@ def test_it_predicts_what_the_agent_did(cls, tmp_path, no_environments):
     no_environments()
     loaded = fastrl.agents.load(tmp_path)
     assert type(loaded) is cls and loaded.steps == agent.steps and loaded.config == agent.config
-    assert (loaded.predict(obs) == agent.predict(obs)).all() and loaded.describe() == agent.describe()
-    assert (copy.deepcopy(loaded).predict(obs) == agent.predict(obs)).all()
-    policy = loaded.policy_to_torch()(torch.from_numpy(obs)).numpy()
-    np.testing.assert_allclose(policy, agent.predict(obs), rtol=1e-4, atol=1e-5)
+    actions = agent.predict(obs, memory=agent.memory(20))
+    assert (loaded.predict(obs, memory=loaded.memory(20)) == actions).all() and loaded.describe() == agent.describe()
+    assert (copy.deepcopy(loaded).predict(obs, memory=loaded.memory(20)) == actions).all()
+    policy = loaded.policy_to_torch()
+    state = () if agent.memory() is None else (policy.start(20),)
+    found = policy(torch.from_numpy(obs), *state)
+    np.testing.assert_allclose(found[0] if state else found, actions, rtol=1e-4, atol=1e-5)
 
 
 def test_what_needs_an_environment_says_so(tmp_path):

@@ -32,7 +32,9 @@ from fastrl.cli.eval import evaluate
 
 ALL = pytest.mark.parametrize("cls", DEEP.values(), ids=DEEP)
 OFF_POLICY = [name for name, cls in ALGORITHMS.items() if issubclass(cls, OffPolicyAgent)]
-LENGTHS = {"dqn": 50_000, "reinforce": 200_000, "a2c": 500_000, "actor_critic": 500_000}  # the others 100_000
+# The others 100_000.
+LENGTHS = {"dqn": 50_000, "r2d2": 50_000, "reinforce": 200_000, "a2c": 500_000, "actor_critic": 500_000}
+SWITCH = {name: {"prioritized": True} for name in OFF_POLICY if name != "r2d2"}  # whose replay always is
 
 
 OWN = {
@@ -43,6 +45,7 @@ OWN = {
     "q_prop": {"n_steps": 8, "value_epochs": 2, "batch_size": 8},
 }
 OWN |= {name: {"learning_starts": 10, "batch_size": 8} for name in OFF_POLICY}
+OWN["r2d2"] |= {"num_envs": 1, "length": 8, "train_every": 2}
 
 
 def make(cls, env=None, **settings):
@@ -87,8 +90,8 @@ def test_beta_spans_the_run(cls, tmp_path):
 def test_the_default_length_has_the_schedule_of_before(cls):
     """When every default was a number: a run of the default length is the same with it."""
     length = LENGTHS.get(cls.algorithm, 100_000)
-    settings = {"per_beta_steps": length, "prioritized": True} if cls.algorithm in OFF_POLICY else {}
-    of_now = {"prioritized": True} if cls.algorithm in OFF_POLICY else {}
+    of_now = SWITCH.get(cls.algorithm, {})
+    settings = {"per_beta_steps": length, **of_now} if cls.algorithm in OFF_POLICY else {}
     runs = [make(cls, learning_rate_steps=length, **settings), make(cls, **of_now)]
     for agent in runs:
         agent.learn(60, schedule_steps=length, progress=False)
@@ -98,7 +101,7 @@ def test_the_default_length_has_the_schedule_of_before(cls):
 
 @ALL
 def test_parts_make_a_whole(cls, tmp_path):
-    settings = {"prioritized": True} if cls.algorithm in OFF_POLICY else {}
+    settings = SWITCH.get(cls.algorithm, {})
     straight = make(cls, **settings).learn(300, progress=False)
     parts = make(cls, **settings).learn(100, schedule_steps=300, progress=False)
     parts.save(tmp_path / "a")
@@ -219,6 +222,8 @@ def test_bytes_become_fractions_and_images_are_said(cls):
             return agent.policy.output(agent.policy.prepare(obs))
         if cls.algorithm == "qt_opt":  # whose network takes actions, too
             return agent._mode(obs)
+        if agent.memory() is not None:
+            return agent._values(obs, agent.memory())
         return agent._forward(agent.actor if hasattr(agent, "actor") else agent.online, obs)
 
     scaled = output(agent, image[None])
@@ -258,7 +263,7 @@ def test_networks_are_float32_whatever_the_default(cls, tmp_path, request):
     (_, a), (_, b) = straight._state(), agent._state()
     assert all(a[name].dtype == b[name].dtype and np.array_equal(a[name], b[name]) for name in a)
     assert straight.metrics() == agent.metrics()
-    agent.predict(agent.envs.obs, deterministic=False)
+    agent.predict(agent.envs.obs, deterministic=False, memory=agent.memory(agent.envs.num_envs))
 
 
 @ALL
@@ -269,11 +274,11 @@ def test_networks_are_made_on_their_device_whatever_the_default(cls):
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("name", ["cem", "q_learning", "sarsa", "expected_sarsa"])
+@pytest.mark.parametrize("name", ["cem", "r2d2", "q_learning", "sarsa", "expected_sarsa"])
 def test_agents_of_the_cpu_alone(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    cls, env = ALGORITHMS[name], "CartPole-v1" if name == "cem" else "FrozenLake-v1"
+    cls, env = ALGORITHMS[name], "FrozenLake-v1" if ALGORITHMS[name].tabular else "CartPole-v1"
     assert cls(env, device="auto").device == "cpu"
     for device in ("cuda", "tpu"):
         with pytest.raises(InputError, match=f"^{cls.__name__}: device must be cpu, got '{device}'$"):

@@ -26,10 +26,12 @@ from fastrl.agents.hyperparameters.on_policy import (
     REINFORCEConfig,
     TRPOConfig,
 )
+from fastrl.agents.hyperparameters.recurrent import R2D2Config
 from fastrl.agents.hyperparameters.tabular import SARSAConfig, TabularConfig
 
 CONFIGS: dict[str, type[Any]] = {
     "dqn": DQNConfig,
+    "r2d2": R2D2Config,
     "reinforce": REINFORCEConfig,
     "actor_critic": ActorCriticConfig,
     "a2c": A2CConfig,
@@ -74,6 +76,7 @@ __all__ = [
     "PPOConfig",
     "QPropConfig",
     "QTOptConfig",
+    "R2D2Config",
     "REINFORCEConfig",
     "SACConfig",
     "SACDiscreteConfig",

@@ -1,0 +1,48 @@
+"""What recurrent agents remember of the episodes that they are playing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastrl.agents.config import InputError
+
+
+class Memory:
+    """The state ``[N, S]`` float32 of a recurrent network in N episodes that are being played; 0 where one begins.
+
+    ``agent.memory(N)`` makes one, ``predict(..., memory=memory)`` brings it up to date, `new_episodes` clears it.
+    """
+
+    def __init__(self, n: int, size: int) -> None:
+        self.state = np.zeros((n, size), np.float32)  # replaced, never written to
+
+    def new_episodes(self, which: Any = True) -> None:
+        """Episodes begin: in all N, or in those of `which`, bool ``[N]``."""
+        which = np.broadcast_to(np.asarray(which, np.bool_), len(self.state))
+        self.state = np.where(which[:, None], np.float32(0.0), self.state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.state.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        saved = np.asarray(state["state"], np.float32)
+        if saved.shape[1:] != self.state.shape[1:] or not np.isfinite(saved).all():
+            raise ValueError(f"memory must be finite numbers [N, {self.state.shape[1]}], got {saved.shape}")
+        if saved.shape == self.state.shape:  # else these are other environments, where new episodes begin
+            self.state = saved
+
+
+def memory_given(agent: Any, memory: Any, n: int) -> Memory:
+    """The `memory` of `predict` for `n` observations; raises InputError for one that does not fit."""
+    this, like = type(agent).__name__, agent.memory(n)
+    if like is None:
+        raise InputError(f"predict: memory must be None, because {this} remembers nothing")
+    if memory is None:
+        raise InputError(f"predict: {this} needs memory=agent.memory(), made when the episode begins")
+    if not isinstance(memory, Memory):
+        raise InputError(f"predict: memory must be of agent.memory(), got {type(memory).__name__}")
+    if memory.state.shape != like.state.shape:
+        raise InputError(f"predict: memory must be agent.memory({n}), {like.state.shape}, got {memory.state.shape}")
+    return memory
