@@ -118,7 +118,8 @@ FASTRL_INLINE DistributionalMeans c51_loop(const Transitions* t, const Support* 
   for (int64_t i = 0; i < t->rows; ++i) {
     double sum = 1;
     if (t->discounts[i] != 0) {
-      for (int64_t a = 0; a < t->n_actions; ++a)
+      work->values[0] = 0;
+      for (int64_t a = 0; a < t->n_actions && t->n_actions > 1; ++a)  // of one action there is nothing to choose
         work->values[a] = exponentials(t->choose + i * each + a * n, n, length, z, e).mean();
       sum = exponentials(t->after + i * each + argmax(work->values, t->n_actions) * n, n, length, z, e).sum;
     }

@@ -49,6 +49,9 @@ class D4PG(NoisyAgent[D4PGConfig], DeterministicAgent[D4PGConfig]):
         super().__init__(env, config, **overrides)
         c = self.config
         self._atoms = self._array(np.linspace(c.v_min, c.v_max, c.n_atoms, dtype=np.float32))
+        self._sums = self._array(
+            np.stack((np.ones(c.n_atoms), np.linspace(c.v_min, c.v_max, c.n_atoms)), 1, dtype=np.float32)
+        )
         self._only = self._array(np.zeros(c.batch_size, np.int64))  # the loss is that of a value of several actions
 
     def _critic_shape(self) -> tuple[int, int]:
@@ -85,10 +88,7 @@ class D4PG(NoisyAgent[D4PGConfig], DeterministicAgent[D4PGConfig]):
 
     def _actor_loss(self, logits: Any) -> tuple[Any, Any]:
         """-mean Q, and its gradient in the logits: dQ / dlogit_j = p_j (z_j - Q)."""
-        if self._cpu:
-            p = np.exp(logits - logits.max(1, keepdims=True))
-            p /= p.sum(1, keepdims=True)
-        else:
-            p = logits.softmax(1)
-        q = p @ self._atoms
-        return -q.mean(), p * (q[:, None] - self._atoms) / len(q)
+        e = np.exp(logits - logits.max(1, keepdims=True)) if self._cpu else logits.softmax(1)
+        sums = e @ self._sums
+        q = sums[:, 1] / sums[:, 0]
+        return -q.mean(), e * (q[:, None] - self._atoms) / (len(q) * sums[:, :1])
