@@ -92,7 +92,7 @@ class ClassicControlVectorEnv(VectorEnv[Array, Array, Array]):
         self._make_core()
 
     def _make_core(self) -> None:
-        cls: Any = _backend._C.ClassicControl if _backend.CPU_BACKEND == "cpp" else reference.ClassicControl
+        cls = _core_class()
         self._defaults = np.array(self._low), np.array(self._high)
         self._core: Any = cls(
             self.name, *(self._columns[name] for name in COLUMNS), self._max_steps, self._mode.value,
@@ -333,6 +333,16 @@ class MountainCarContinuousVectorEnv(MountainCarVectorEnv):
     """MountainCarContinuous-v0; the arguments are those of `MountainCarVectorEnv`."""
 
     name = "MountainCarContinuous"
+
+
+def _core_class() -> Any:
+    if _backend.CPU_BACKEND == "cpp":
+        return _backend._C.ClassicControl
+    if _backend.CPU_BACKEND == "numba":
+        from fastrl.envs import _numba
+
+        return _numba.ClassicControl
+    return reference.ClassicControl
 
 
 def _is_int(x: Any) -> bool:

@@ -9,10 +9,12 @@ import fastrl.envs  # noqa: F401 (registers the ids)
 from fastrl import _backend
 
 
-@pytest.fixture(params=["cpp", "reference"])
+@pytest.fixture(params=["cpp", "numba", "reference"])
 def backend(request, monkeypatch):
     if request.param == "cpp" and _backend._C is None:
         pytest.skip("needs the compiled extension")
+    if request.param == "numba":
+        pytest.importorskip("numba")
     monkeypatch.setattr(_backend, "CPU_BACKEND", request.param)
     return request.param
 
