@@ -46,7 +46,7 @@ ALGORITHMS = {
     "apex": Algorithm(
         100_000, "Ape-X on Ray, actors and replay in processes of their own: DQN, or apex_dpg for continuous actions"
     ),
-    "apex_dpg": Algorithm(50_000, "Ape-X DPG on Ray; continuous actions"),
+    "apex_dpg": Algorithm(30_000, "Ape-X DPG on Ray; continuous actions"),
     "impala": Algorithm(300_000, "IMPALA on Ray, actors in processes of their own; discrete or continuous actions"),
 }
 ALSO = {"nfq": "fqi", "qdn": "dqn", "ac": "actor_critic", "vpg": "reinforce", "ape_x": "apex", "cross_q": "crossq"}
