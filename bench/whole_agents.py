@@ -48,7 +48,7 @@ def checked(speed, before, after, updates=UPDATES):
     assert np.isfinite(after).all() and changed > 0.5, f"{changed:.0%} changed, finite: {np.isfinite(after).mean():.0%}"
     report(speed=speed)
 """
-FASTRL = """
+AGENT = """
 import fastrl; fastrl.set_num_threads(THREADS)
 from fastrl.agents import DQN, SAC, TD3, PPO
 h = dict(seed=SEED, hidden=(H, H))
@@ -58,7 +58,10 @@ elif NAME == "ppo":
     agent = PPO(ENV, num_envs=8, n_steps=32, epochs=20, minibatches=1, **h)
 else:
     agent = (TD3 if NAME == "td3" else SAC)(ENV, batch_size=B, learning_starts=300, **h)
-
+"""
+FASTRL = (
+    AGENT
+    + """
 def parameters():
     parts = [getattr(agent, name) for name in ("online", "policy", "actor", "critics") if hasattr(agent, name)]
     return flat(x for part in parts for x in part.state_dict().values())
@@ -70,6 +73,7 @@ agent.learn(agent.steps + STEPS, progress=False)
 speed = (agent.steps - steps) / (time.perf_counter() - start)
 checked(speed, begun, parameters(), agent.n_updates - updates)
 """
+)
 SB3 = """
 if LIBRARY == "sbx":
     import jax

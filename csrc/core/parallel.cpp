@@ -14,6 +14,9 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
 
 namespace fastrl {
 namespace {
@@ -21,6 +24,21 @@ namespace {
 thread_local bool inside_task = false;
 
 std::atomic<bool (*)()> interrupt_check{nullptr};
+
+// Looks for `done` for about 100 us: calls often follow each other closely, and to sleep and be woken takes 50.
+template <class F>
+void look_for(F&& done) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point end = Clock::now() + std::chrono::microseconds(100);
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (done()) return;
+#if defined(__x86_64__) || defined(_M_X64)
+      _mm_pause();
+#endif
+    }
+  } while (Clock::now() < end);
+}
 
 class Pool {
  public:
@@ -41,6 +59,7 @@ class Pool {
     }
     wake_.notify_all();
     take_pieces(/*ask=*/pieces > threads);
+    look_for([this] { return unfinished_.load(std::memory_order_acquire) == 0; });
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return unfinished_ == 0; });
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
@@ -50,6 +69,7 @@ class Pool {
   void work() {
     uint64_t seen = 0;
     for (;;) {
+      look_for([&] { return generation_.load(std::memory_order_acquire) != seen; });
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return generation_ != seen; });
@@ -93,8 +113,9 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   std::vector<std::thread> threads_;
-  uint64_t generation_ = 0;
-  int64_t n_ = 0, pieces_ = 0, next_ = 0, unfinished_ = 0;
+  std::atomic<uint64_t> generation_{0};  // both change under the mutex, and are looked at without it
+  std::atomic<int64_t> unfinished_{0};
+  int64_t n_ = 0, pieces_ = 0, next_ = 0;
   int room_ = 0;  // how many more threads of the pool may take pieces of this call
   Task task_ = nullptr;
   void* context_ = nullptr;

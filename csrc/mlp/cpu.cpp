@@ -86,42 +86,49 @@ double Mlp::microseconds(int64_t rows, int64_t networks) const {
   return 3e-5 * static_cast<double>(per_network_) * static_cast<double>(rows) * static_cast<double>(networks);
 }
 
-void Mlp::pack(const float* vector, int64_t networks, bool both, Arena& arena, std::vector<Packed>& packed) const {
+void Mlp::pack(const float* vector, int64_t networks, bool both, Arena& arena, std::vector<Packed>& packed,
+               int threads) const {
   int64_t room = 0;
   for (const MlpStep& s : steps_)
     room += padded(s.in * stride(s.out)) + padded(s.out * stride(s.in)) + 3 * stride(s.out) + 64;
   arena.reset(room * networks);
-  for (int64_t k = 0; k < networks; ++k)
-    for (size_t l = 0; l < steps_.size(); ++l) {
-      const MlpStep& s = steps_[l];
-      const float* p = vector + k * per_network_;
-      Packed& q = packed[static_cast<size_t>(k) * steps_.size() + l];
-      q.bias = arena.take(stride(s.out));
-      std::fill_n(q.bias, stride(s.out), 0.0f);
-      const bool narrow = s.out <= kNarrow;
-      q.weight = both || narrow || s.advantage_weight >= 0 ? arena.take(s.out * stride(s.in)) : nullptr;
-      const float* w = p + s.weight;
-      int64_t row = s.in;
-      if (s.advantage_weight >= 0) {
-        row = stride(s.in), w = q.weight;
-        for (int64_t j = 0; j < s.out; ++j) std::fill_n(q.weight + j * row + s.in, row - s.in, 0.0f);
-        dueling_head(s, p, q.weight, row, q.bias);
-      } else {
-        std::copy_n(p + s.bias, s.out, q.bias);
-        for (int64_t j = 0; q.weight && j < s.out; ++j) {
-          float* to = q.weight + j * stride(s.in);
-          std::memcpy(to, w + j * s.in, static_cast<size_t>(s.in) * sizeof(float));
-          std::fill(to + s.in, to + stride(s.in), 0.0f);
-        }
-      }
-      q.transposed = narrow ? nullptr : arena.take(s.in * stride(s.out));
-      if (!narrow) tiles::transpose(w, row, s.out, s.in, q.transposed, stride(s.out), padded(s.out));
-      q.scale = q.shift = nullptr;
-      if (s.groups > 0) {
-        q.scale = arena.take(stride(s.out)), q.shift = arena.take(stride(s.out));
-        std::copy_n(p + s.scale, s.out, q.scale), std::copy_n(p + s.shift, s.out, q.shift);
-      }
+  const int64_t layers = static_cast<int64_t>(steps_.size()), units = networks * layers;
+  for (int64_t unit = 0; unit < units; ++unit) {
+    const MlpStep& s = steps_[static_cast<size_t>(unit % layers)];
+    Packed& q = packed[static_cast<size_t>(unit)];
+    const bool narrow = s.out <= kNarrow;
+    q.bias = arena.take(stride(s.out));
+    q.weight = both || narrow || s.advantage_weight >= 0 ? arena.take(s.out * stride(s.in)) : nullptr;
+    q.transposed = narrow ? nullptr : arena.take(s.in * stride(s.out));
+    q.scale = s.groups > 0 ? arena.take(stride(s.out)) : nullptr;
+    q.shift = s.groups > 0 ? arena.take(stride(s.out)) : nullptr;
+  }
+  parallel_for(units, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit)
+      fill(steps_[static_cast<size_t>(unit % layers)], vector + unit / layers * per_network_,
+           packed[static_cast<size_t>(unit)]);
+  });
+}
+
+// A layer of the network at p.
+void Mlp::fill(const MlpStep& s, const float* p, const Packed& q) const {
+  std::fill_n(q.bias, stride(s.out), 0.0f);
+  const float* w = p + s.weight;
+  int64_t row = s.in;
+  if (s.advantage_weight >= 0) {
+    row = stride(s.in), w = q.weight;
+    for (int64_t j = 0; j < s.out; ++j) std::fill_n(q.weight + j * row + s.in, row - s.in, 0.0f);
+    dueling_head(s, p, q.weight, row, q.bias);
+  } else {
+    std::copy_n(p + s.bias, s.out, q.bias);
+    for (int64_t j = 0; q.weight && j < s.out; ++j) {
+      float* to = q.weight + j * stride(s.in);
+      std::memcpy(to, w + j * s.in, static_cast<size_t>(s.in) * sizeof(float));
+      std::fill(to + s.in, to + stride(s.in), 0.0f);
     }
+  }
+  if (q.transposed) tiles::transpose(w, row, s.out, s.in, q.transposed, stride(s.out), padded(s.out));
+  if (s.groups > 0) std::copy_n(p + s.scale, s.out, q.scale), std::copy_n(p + s.shift, s.out, q.shift);
 }
 
 namespace {
@@ -204,7 +211,7 @@ void Mlp::forward(const float* vector, const std::vector<MlpPart>& x, int64_t ro
       for (int64_t i = 0; i < rows; ++i) level.few(pass, vector, k, i, work);
     return;
   }
-  pack(vector, networks, false, weights_once, packed_);
+  pack(vector, networks, false, weights_once, packed_, threads);
   for_pieces(rows, networks, threads, [&](int64_t k, int64_t piece, int64_t row, int64_t end) {
     for (; row < end; row += kBlock)
       level.forward(pass, k, row, std::min(kBlock, end - row), work + (k * pieces + piece) * each);
@@ -229,7 +236,7 @@ void Mlp::forward_cached(const float* vector, const std::vector<MlpPart>& x, int
     kept_[l].inverse = s.groups > 0 ? cache_.take(networks * rows * s.groups) : nullptr;
   }
   copy_inputs(x, rows, width, input_);
-  pack(vector, networks, true, cached_weights_, cached_packed_);
+  pack(vector, networks, true, cached_weights_, cached_packed_, threads);
   scratch.reset(pieces * networks * each);
   float* work = scratch.take(pieces * networks * each);
   MlpPass pass{};
@@ -244,7 +251,7 @@ void Mlp::forward_cached(const float* vector, const std::vector<MlpPart>& x, int
 }
 
 static_assert(Mlp::kBlockRows == kBlock);
-void Mlp::prepare(const float* vector) { pack(vector, 1, false, cached_weights_, cached_packed_); }
+void Mlp::prepare(const float* vector) { pack(vector, 1, false, cached_weights_, cached_packed_, 1); }
 int64_t Mlp::input_stride() const { return stride(inputs()); }
 int64_t Mlp::block_scratch() const { return 2 * widest_ * kBlock; }
 void Mlp::run_block(const float* input, int64_t rows, float* out, float* scratch) const {
@@ -264,39 +271,35 @@ static void split_streams(const float* of_value, const float* of_advantage, int6
   for (int64_t a = 0; a < n; ++a) advantage[a * advantage_step] = of_advantage[a * step] - mean;
 }
 
-// The sums of network k's pieces, added up in order, as its gradient.
-void Mlp::give_back(const float* const* sums, float* grad, int64_t k) const {
-  const int64_t pieces = count_pieces(rows_);
-  std::vector<float*> at(static_cast<size_t>(pieces));
-  for (int64_t p = 0; p < pieces; ++p) at[p] = const_cast<float*>(sums[p]);
-  float* to = grad + k * per_network_;
-  for (const MlpStep& s : steps_) {
-    const MlpPass::Sums g = MlpPass::sums_at(s, at[0]);
-    for (int64_t p = 1; p < pieces; ++p) {
-      const MlpPass::Sums more = MlpPass::sums_at(s, at[p]);
-      const auto add = [](float* x, const float* y, int64_t n) {
-        FASTRL_INDEPENDENT
-        for (int64_t i = 0; i < n; ++i) x[i] += y[i];
-      };
-      for (int64_t j = 0; j < s.out; ++j) add(g.weight + j * stride(s.in), more.weight + j * stride(s.in), s.in);
-      add(g.bias, more.bias, s.out);
-      if (s.groups > 0) add(g.scale, more.scale, s.out), add(g.shift, more.shift, s.out);
-    }
-    if (s.advantage_weight >= 0) {
-      const int64_t half = s.in / 2, row = stride(s.in), atoms = s.atoms, actions = s.out / atoms;
-      for (int64_t j = 0; j < atoms; ++j) {
-        const float* of = g.weight + j * row;
-        for (int64_t i = 0; i < half; ++i)
-          split_streams(of + i, of + half + i, row * atoms, actions, to + s.weight + j * half + i,
-                        to + s.advantage_weight + j * half + i, half * atoms);
-        split_streams(g.bias + j, g.bias + j, atoms, actions, to + s.bias + j, to + s.advantage_bias + j, atoms);
-      }
-      continue;
-    }
+// The sums of a layer's pieces, added up in order, as its gradient.
+void Mlp::give_back(float* const* sums, const MlpStep& s, float* grad) const {
+  float* at = sums[0];
+  const MlpPass::Sums g = MlpPass::sums_at(s, at);
+  for (int64_t p = 1; p < count_pieces(rows_); ++p) {
+    at = sums[p];
+    const MlpPass::Sums more = MlpPass::sums_at(s, at);
+    const auto add = [](float* x, const float* y, int64_t n) {
+      FASTRL_INDEPENDENT
+      for (int64_t i = 0; i < n; ++i) x[i] += y[i];
+    };
+    for (int64_t j = 0; j < s.out; ++j) add(g.weight + j * stride(s.in), more.weight + j * stride(s.in), s.in);
+    add(g.bias, more.bias, s.out);
+    if (s.groups > 0) add(g.scale, more.scale, s.out), add(g.shift, more.shift, s.out);
+  }
+  if (s.groups > 0) std::copy_n(g.scale, s.out, grad + s.scale), std::copy_n(g.shift, s.out, grad + s.shift);
+  if (s.advantage_weight < 0) {
     for (int64_t j = 0; j < s.out; ++j)
-      std::memcpy(to + s.weight + j * s.in, g.weight + j * stride(s.in), static_cast<size_t>(s.in) * sizeof(float));
-    std::copy_n(g.bias, s.out, to + s.bias);
-    if (s.groups > 0) std::copy_n(g.scale, s.out, to + s.scale), std::copy_n(g.shift, s.out, to + s.shift);
+      std::memcpy(grad + s.weight + j * s.in, g.weight + j * stride(s.in), static_cast<size_t>(s.in) * sizeof(float));
+    std::copy_n(g.bias, s.out, grad + s.bias);
+    return;
+  }
+  const int64_t half = s.in / 2, row = stride(s.in), atoms = s.atoms, actions = s.out / atoms;
+  for (int64_t j = 0; j < atoms; ++j) {
+    const float* of = g.weight + j * row;
+    for (int64_t i = 0; i < half; ++i)
+      split_streams(of + i, of + half + i, row * atoms, actions, grad + s.weight + j * half + i,
+                    grad + s.advantage_weight + j * half + i, half * atoms);
+    split_streams(g.bias + j, g.bias + j, atoms, actions, grad + s.bias + j, grad + s.advantage_bias + j, atoms);
   }
 }
 
@@ -331,11 +334,20 @@ void Mlp::backward(const float* d_out, float* grad, float* d_inputs, int64_t fir
     for (bool start = true; row < end; row += kBlock, start = false)
       level.backward(pass, k, row, std::min(kBlock, end - row), work + unit * each, all_sums + unit * sums, start);
   });
-  for (int64_t k = 0; grad && k < networks; ++k) {
-    std::vector<const float*> begins;
-    for (int64_t p = 0; p < pieces; ++p) begins.push_back(all_sums + (k * pieces + p) * sums);
-    give_back(begins.data(), grad, k);
-  }
+  const int64_t layers = static_cast<int64_t>(steps_.size());
+  if (grad)
+    parallel_for(networks * layers, threads, [&](int64_t begin, int64_t end) {
+      std::array<float*, kPieces> pieces_of;
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t k = unit / layers, l = unit % layers;
+        for (int64_t p = 0; p < pieces; ++p) {
+          pieces_of[static_cast<size_t>(p)] = all_sums + (k * pieces + p) * sums;
+          for (int64_t before = 0; before < l; ++before)
+            MlpPass::sums_at(steps_[static_cast<size_t>(before)], pieces_of[static_cast<size_t>(p)]);
+        }
+        give_back(pieces_of.data(), steps_[static_cast<size_t>(l)], grad + k * per_network_);
+      }
+    });
   for (int64_t i = 0; d_inputs && i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) {
       float sum = d_x[i * width + j];

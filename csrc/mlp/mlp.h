@@ -90,8 +90,10 @@ class Mlp {
   struct Kept {  // of a layer, for all networks [networks, rows, ...]
     float *output, *slope, *normal, *inverse;
   };
-  void pack(const float* vector, int64_t networks, bool both, Arena& arena, std::vector<Packed>& packed) const;
-  void give_back(const float* const* sums, float* grad, int64_t k) const;
+  void pack(const float* vector, int64_t networks, bool both, Arena& arena, std::vector<Packed>& packed,
+            int threads) const;
+  void fill(const MlpStep& s, const float* p, const Packed& q) const;
+  void give_back(float* const* sums, const MlpStep& s, float* grad) const;
 
   std::vector<MlpStep> steps_;
   int64_t n_, per_network_, widest_;

@@ -160,10 +160,11 @@ def test_large_inputs_saturate(backend, close, activation):
     assert np.isfinite(net.grad).all()
 
 
-def test_threads_do_not_change_bits():
+@pytest.mark.parametrize("extras", [{"layer_norm": True}, {"dueling": True}], ids=str)
+def test_threads_do_not_change_bits(extras):
     pytest.importorskip("fastrl._C", reason="the C++ extension is not built")
     rng, before = np.random.default_rng(0), fastrl.get_num_threads()
-    net = fastrl.MLP((20, 130, 130, 7), "tanh", n=2, layer_norm=True, seed=0)
+    net = fastrl.MLP((20, 130, 130, 7), "tanh", n=2, seed=0, **extras)
     x, d = rng.standard_normal((1000, 20), np.float32), rng.standard_normal((2, 1000, 7), np.float32)
     found = []
     try:
