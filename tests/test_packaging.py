@@ -1,5 +1,7 @@
 """What a user's installer and a NumPy code base see: names, dependencies, and what an import loads."""
 
+import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -43,6 +45,16 @@ def test_the_version_is_everywhere_the_same():
     assert f"note = {{Version {fastrl.__version__}}}" in (root / "README.md").read_text()
     headings = [line for line in (root / "CHANGELOG.md").read_text().splitlines() if line.startswith("## [")]
     assert any(heading.startswith(f"## [{fastrl.__version__}]") for heading in headings[:2])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fastrl._C") is None, reason="nothing is compiled in")
+def test_what_is_compiled_in_is_listed():
+    files = [f for f in metadata.files("fastrl-kernels") if f.match("*.dist-info/sboms/*.cdx.json")]
+    sbom = json.loads(files[0].read_text())
+    assert len(files) == 1 and sbom["bomFormat"] == "CycloneDX"
+    parts = {part["name"]: part["version"] for part in [sbom["metadata"]["component"], *sbom["components"]]}
+    assert parts["fastrl-kernels"] == fastrl.__version__ and parts["pybind11"].startswith("3.")
+    assert ("CUDA runtime" in parts) == (importlib.util.find_spec("fastrl._C_cuda") is not None)
 
 
 def test_extras():
