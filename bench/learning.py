@@ -179,7 +179,7 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         },
     },
     "crossq": {
-        "default": {"Pendulum-v1": Task(20_000, -180, OFF_POLICY_PENDULUM)},
+        "default": {"Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "critic_hidden": (64, 64)})},
     },
     "fqi": {  # from 20,000 transitions of random play; the steps are iterations
         "network": {"CartPole-v1": Task(200, 400, {})},

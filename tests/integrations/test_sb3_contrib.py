@@ -18,6 +18,7 @@ from fastrl.integrations import _version
 from fastrl.integrations import sb3_contrib as ours
 
 OFF = {"learning_starts": 40, "batch_size": 16, "buffer_size": 300, "learning_rate": 1e-3, "seed": 3, "device": "cpu"}
+ON = {"n_steps": 64, "batch_size": 32, "learning_rate": 1e-3, "seed": 3, "device": "cpu"}
 CASES = {
     "QRDQN": (
         "CartPole-v1",
@@ -25,6 +26,7 @@ CASES = {
         {"net_arch": [24, 16], "n_quantiles": 10},
     ),
     "TQC": ("Pendulum-v1", OFF, {"net_arch": [24, 16], "n_quantiles": 7}),
+    "TRPO": ("CartPole-v1", ON, {"net_arch": [24, 16]}),
 }
 
 
@@ -115,3 +117,79 @@ def test_another_version_is_the_hosts_own_code(algorithm, monkeypatch):
     monkeypatch.setattr(_version, "version", {"stable-baselines3": "2.9.2", "sb3-contrib": "2.11.0"}.get)
     with pytest.warns(UserWarning, match=r"sb3-contrib is 2\.11\.0, and 2\.9 is what was tested"):
         make(ours, algorithm).learn(60)
+
+
+class TwoActions(gym.Env):
+    """Rewards for being near a direction that the observation has."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-2, 2, (2,))
+
+    def _observe(self):
+        self.obs = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return self.obs
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action):
+        reward = -float(((action - self.obs[:2]) ** 2).sum())
+        return self._observe(), reward, False, bool(self.np_random.random() < 0.1), {}
+
+
+TRPOS = {
+    "discrete": {},
+    "two environments, tanh": {"n": 2, "policy": {"activation_fn": torch.nn.Tanh}, "target_kl": 0.002},
+    "part of the rollout": {"sub_sampling_factor": 3, "normalize_advantage": False},
+    "no step": {"line_search_max_iter": 0},
+}
+
+
+@pytest.mark.parametrize("box", [False, True], ids=["discrete", "box"])
+@pytest.mark.parametrize("case", TRPOS)
+def test_trpo_updates_are_the_hosts(case, box):
+    settings = {**ON, **TRPOS[case]}
+    n, policy = settings.pop("n", 1), {"net_arch": [24, 16], **settings.pop("policy", {})}
+    env = TwoActions if box else lambda: gym.make("CartPole-v1", max_episode_steps=30)
+    models = [
+        module.TRPO("MlpPolicy", DummyVecEnv([env] * n), policy_kwargs=policy, **settings) for module in (host, ours)
+    ]
+    theirs, mine = models
+    start = parameters(mine)
+    for update in range(1, 4):
+        for model in models:
+            model.set_random_seed(update)
+            model.learn(64 * n, reset_num_timesteps=update == 1)
+        assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+        for p, q in zip(mine.policy.parameters(), theirs.policy.parameters(), strict=True):
+            p.data.copy_(q.data)  # so that rounding does not add up
+        logs, wanted = (m.logger.name_to_value for m in (mine, theirs))
+        assert {name for name in logs if "train/" in name} == {name for name in wanted if "train/" in name}
+        for name in wanted:
+            if "train/" in name:
+                assert logs[name] == pytest.approx(wanted[name], rel=2e-3, abs=1e-5), name
+        assert logs["train/is_line_search_success"] == (case != "no step")
+    moved = {name for name, p in parameters(mine).items() if not torch.equal(p, start[name])}
+    pi = {name for name in start if "value" not in name}
+    assert moved == (set(start) - pi if case == "no step" else set(start))
+    assert mine._learner() is not None
+
+
+def test_trpo_with_weight_decay_is_the_hosts():
+    policy = {"optimizer_kwargs": {"weight_decay": 0.1}}
+    with pytest.warns(UserWarning, match=r"sb3_contrib\.TRPO is not compiled.*weight_decay"):
+        mine = make(ours, "TRPO", policy=policy).learn(64)
+    assert_close(mine, make(host, "TRPO", policy=policy).learn(64), rtol=0, atol=0)
+
+
+def test_trpo_goes_on_from_the_hosts_file(tmp_path):
+    make(host, "TRPO").learn(64).save(tmp_path / "theirs")
+    models = [module.TRPO.load(tmp_path / "theirs", env=make(module, "TRPO").env) for module in (host, ours)]
+    for model in models:
+        model.set_random_seed(7)
+        model.learn(64, reset_num_timesteps=False)
+    theirs, mine = models
+    assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    mine.save(tmp_path / "mine")
+    again = host.TRPO.load(tmp_path / "mine", env=make(host, "TRPO").env).learn(64, reset_num_timesteps=False)
+    assert again._n_updates == 3

@@ -45,8 +45,8 @@ class Rollout(NamedTuple):
     returns: Any
 
 
-class _Networks(Learner):
-    """pi and V in one vector."""
+class Networks(Learner):
+    """pi and V in one vector, whose beginning is `theta`, all that pi has, with the gradient `d_theta`."""
 
     def __init__(self, model: Any) -> None:
         policy, space = model.policy, model.action_space
@@ -71,6 +71,7 @@ class _Networks(Learner):
         if rest:
             self.log_std = rest[0]
             self.d_log_std = shared.grad[start : start + len(rest[0])]
+        self.theta, self.d_theta = (x[: len(x) - len(self.critic.vector)] for x in (shared.vector, shared.grad))
         self.optimizer = FlatOptimizer(policy.optimizer, shared)
 
     def sample(self, out: Any) -> Any:
@@ -138,7 +139,7 @@ class _Networks(Learner):
 _COLUMNS = ("observations", "actions", "values", "log_probs", "advantages", "returns")
 
 
-def minibatches(buffer: Any, nets: _Networks, size: int | None) -> Iterator[Rollout]:
+def minibatches(buffer: Any, nets: Networks, size: int | None) -> Iterator[Rollout]:
     """What ``buffer.get(size)`` yields, of the same random numbers, in NumPy."""
     if type(buffer) not in (HostRolloutBuffer, RolloutBuffer):
         for b in buffer.get(size):
@@ -161,9 +162,9 @@ def normalized(advantage: Any) -> Any:
     return centred / (advantage.std(ddof=1) + np.float32(1e-8))
 
 
-class _OnPolicy(Compiled):
+class OnPolicy(Compiled):
     def _compile(self) -> Learner:
-        return _Networks(self)
+        return Networks(self)
 
     def _act(self: Any, nets: Any, x: Any, deterministic: bool) -> Any:
         out, space = nets.actor.forward(x), self.action_space
@@ -186,7 +187,7 @@ class _OnPolicy(Compiled):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
 
-class PPO(_OnPolicy, stable_baselines3.PPO):  # type: ignore[misc]
+class PPO(OnPolicy, stable_baselines3.PPO):  # type: ignore[misc]
     """``stable_baselines3.PPO`` whose acting, advantages and `train` are compiled for ``MlpPolicy`` on the CPU.
 
     Constructor, callbacks, logs, random numbers, ``save`` and ``load`` are the host's, and so are the results, but for
@@ -263,7 +264,7 @@ class PPO(_OnPolicy, stable_baselines3.PPO):  # type: ignore[misc]
         return pi.loss + self.vf_coef * value_loss
 
 
-class A2C(_OnPolicy, stable_baselines3.A2C):  # type: ignore[misc]
+class A2C(OnPolicy, stable_baselines3.A2C):  # type: ignore[misc]
     """``stable_baselines3.A2C``, compiled as `PPO` is; its default optimizer, RMSprop, steps by itself."""
 
     def train(self) -> None:
