@@ -55,7 +55,7 @@ class PrioritizedReplay(ReplayBuffer):
         eps: float = 1e-6,
         normalize: Literal["batch", "tree"] = "batch",
     ) -> None:
-        self.alpha = check_float("alpha", alpha)
+        self._alpha = check_float("alpha", alpha)
         self._beta_start, self._beta_end = check_float("beta", beta), check_float("beta_end", beta_end)
         self._beta_steps = check_int("beta_steps", beta_steps)
         self.eps = check_float("eps", eps)
@@ -68,6 +68,18 @@ class PrioritizedReplay(ReplayBuffer):
             capacity, obs_space, action_space, num_envs, n_step=n_step, gamma=gamma, frame_stack=frame_stack,
             store_next_obs=store_next_obs, storage=storage, device=device, seed=seed,
         )  # fmt: skip
+
+    @property
+    def alpha(self) -> float:
+        """The exponent of the priorities given from now on; those that are kept stay as they are.
+
+        Raises ValueError where it is set to a number < 0 or not finite, TypeError to no number.
+        """
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        self._alpha = check_float("alpha", alpha)
 
     @property
     def beta(self) -> float:

@@ -199,3 +199,17 @@ def test_arguments_of_an_update_are_not_changed():
 def test_bad_hyperparameters(name, value, error):
     with pytest.raises(error, match=f"{name} must be"):
         PrioritizedReplay(10, OBS, ACTION, **{name: value})
+
+
+def test_alpha_is_checked_where_it_is_set():
+    replay = PrioritizedReplay(8, ((2,), np.float32), ((), np.int64), alpha=0.5, eps=1e-6, seed=0)
+    for value, error in ((-1.0, ValueError), (np.nan, ValueError), ("0.5", TypeError)):
+        with pytest.raises(error, match="replay: alpha must be"):
+            replay.alpha = value
+        assert replay.alpha == 0.5
+    for _ in range(3):
+        replay.add(np.zeros(2, np.float32), 0, 1.0, np.zeros(2, np.float32), False, False)
+    replay.update_priorities(np.array([0]), np.array([4.0]))
+    replay.alpha = 1
+    replay.update_priorities(np.array([1]), np.array([4.0]))
+    np.testing.assert_allclose(replay._tree[[0, 1]], [2, 4], rtol=1e-5)

@@ -116,7 +116,10 @@ class SumTree:
         self._core.update(indices, priorities)
 
     def __setitem__(self, indices: Any, priorities: Any) -> None:
-        """`update`, of a list or a slice of indices too, and then with a number or a list of priorities."""
+        """`update`, of a list or a slice of indices too, and then with a number or a list of priorities.
+
+        An int, or an int in a list, counts from the end where it is negative, as in any list.
+        """
         if isinstance(indices, (list, range, slice)):
             number = _arrays.is_number(priorities)
             if number or isinstance(priorities, (list, tuple)):
@@ -125,7 +128,7 @@ class SumTree:
                 priorities = self._like_tree(priorities, self._is_torch)
             else:
                 indices = self._listed(indices, _arrays.is_tensor(priorities))
-        self._core.update(indices, priorities)
+        self._core.update(self._positive(indices), priorities)
 
     def _numbers(self, priorities: Any) -> Any:
         found = np.array(priorities, object)
@@ -137,7 +140,14 @@ class SumTree:
         """An array of the indices in a list or a slice."""
         if isinstance(indices, slice):
             return self._like_tree(np.arange(*indices.indices(self.capacity)), tensor)
-        return self._like_tree(np.array(indices, None if len(indices) else np.int64), tensor)
+        found = np.array(indices, None if len(indices) else np.int64)
+        if found.dtype.kind == "i":
+            found = np.where((found < 0) & (found >= -self.capacity), found + self.capacity, found)
+        return self._like_tree(found, tensor)
+
+    def _positive(self, index: Any) -> Any:
+        """An int from the end as one from the beginning; all else as it is."""
+        return index + self.capacity if _arrays.is_int(index) and -self.capacity <= index < 0 else index
 
     def _like_tree(self, array: Any, tensor: bool) -> Any:
         return _arrays.torch().from_numpy(array).to(self.device) if tensor or self.device != "cpu" else array
@@ -169,11 +179,12 @@ class SumTree:
     def __getitem__(self, indices: Any) -> Any:
         """p[indices]: a float for an int; else an array [B] of the tree's dtype, of the same kind as `indices`.
 
-        Of a list or a slice it is of the kind that `sample` returns.
+        Of a list or a slice it is of the kind that `sample` returns.  An int, or an int in a list, counts from the end
+        where it is negative, as in any list.
         """
         if isinstance(indices, (list, range, slice)):
             indices = self._listed(indices, self._is_torch)
-        return self._core.get(indices)
+        return self._core.get(self._positive(indices))
 
     def find(self, prefix_sums: Any) -> Any:
         """The index i with sum(p[:i]) <= u < sum(p[:i+1]), for each u in `prefix_sums`.

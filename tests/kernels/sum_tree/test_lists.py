@@ -28,6 +28,16 @@ def test_slices_and_lists_are_read(tree):
     assert type(tree[:]) is type(tree.sample(1)[1])
 
 
+def test_negative_ints_count_from_the_end(tree):
+    assert tree[-1] == 19 and tree[np.int64(-20)] == 0
+    assert np.asarray(tree[[-1, 3, -20]]).tolist() == [19, 3, 0]
+    tree[-2] = 0.25
+    tree[[-1, 0]] = [1.0, 2.0]
+    assert values(tree) == [2.0, *range(1, 18), 0.25, 1.0]
+    with pytest.raises(IndexError, match=r"indices\[0\] is -21, outside \[0, 20\)"):
+        tree[-21]
+
+
 def test_slices_and_lists_are_written(tree):
     wanted = [float(k) for k in range(20)]
     tree[2:5] = 0.5
@@ -48,7 +58,9 @@ def test_slices_and_lists_are_written(tree):
     ("indices", "priorities", "error", "text"),
     [
         ([0, 20], 1.0, IndexError, r"sum_tree.update: indices\[1\] is 20, outside \[0, 20\)"),
-        ([-1], 1.0, IndexError, r"indices\[0\] is -1, outside"),
+        ([-1, -21], 1.0, IndexError, r"indices\[1\] is -21, outside"),
+        (-21, 1.0, IndexError, r"indices\[0\] is -21, outside"),
+        (np.array([-1]), np.ones(1, np.float32), IndexError, r"indices\[0\] is -1, outside"),
         ([0.5], 1.0, ValueError, "indices must have dtype int64 or int32, got float64"),
         ([True, False], 1.0, ValueError, "indices must have dtype int64 or int32, got bool"),
         ([[0, 1]], 1.0, ValueError, "indices must have shape"),
