@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
+from fastrl.agents.compiled_envs import make_compiled
 from fastrl.agents.config import InputError, check_int
 from fastrl.agents.env_config import EnvConfig
 from fastrl.agents.envs import Envs, make_env, name_of
@@ -18,6 +20,7 @@ from fastrl.agents.masks import reader_of, source_of
 Policy = Callable[..., Any]  # observation (, action_masks, memory) -> action
 MAX_EPISODE_STEPS = 30_000  # of an evaluation's episode; those of Atari have 27,000
 EVERY = 5_000  # environment steps from one evaluation to the next, where only `stop_at` is given
+SIDE_BY_SIDE = 16  # environments of an evaluation at the most
 SEED = 2_000_000  # of a run's evaluations; the best agent is not judged by the episodes that it was chosen by
 
 
@@ -79,7 +82,9 @@ class Evaluator:
             raise InputError(f"stop_at must be a finite number, got {stop_at!r}")
         self.stop_at = None if stop_at is None else float(stop_at)
         self.best = -math.inf
-        self._envs, self._given, self._env = envs, env, None
+        self._envs, self._given = envs, env
+        self._singles: list[gym.Env[Any, Any]] = []
+        self._compiled: Any = None  # as a vector environment, instead of these
         if env is None and envs.spec is None:
             raise InputError("eval_env is missing: the agent was made from an environment without a spec")
         if env is not None and not isinstance(env, (str, EnvConfig, gym.Env)):
@@ -94,32 +99,135 @@ class Evaluator:
         given = self._envs.spec if self._given is None else self._given
         assert given is not None
         env: gym.Env[Any, Any] = given if isinstance(given, gym.Env) else make_env(given, disable_env_checker=True)
-        self._env = env  # type: ignore[assignment]
+        self._singles = [env]
         for name, mine in (("observation_space", self._envs.raw_space), ("action_space", self._envs.action_space)):
             other = getattr(env, name)
             if other != mine:
                 self.close()
                 raise InputError(f"eval_env: {name} must be {mine} like the agent's, got {other}")
+        if isinstance(given, gym.Env):
+            return
+        n = min(self.episodes, SIDE_BY_SIDE)
+        self._compiled = make_compiled(given, n) if isinstance(given, (str, EnvConfig)) else None
+        if self._compiled is None and _may_be_many(given, env):
+            self._singles += [make_env(given, disable_env_checker=True) for _ in range(n - 1)]
 
     def close(self) -> None:
-        """Close the environment, unless it was given as an object."""
-        if self._env is not None and not isinstance(self._given, gym.Env):
-            self._env.close()
-        self._env = None
+        """Close the environments, unless one was given as an object."""
+        if self._compiled is not None:
+            self._compiled.close()
+        if not isinstance(self._given, gym.Env):
+            for env in self._singles:
+                env.close()
+        self._singles, self._compiled = [], None
 
     def __call__(
         self, policy: Policy, step: int, tick: Callable[[int, int], None], memory: Callable[[], Any] | None = None
     ) -> Evaluation:
         """An evaluation now; `tick` and `memory` are those of `episodes_of`."""
-        assert self._env is not None
-        self._envs.share_statistics(self._env)
+        for env in self._singles:
+            self._envs.share_statistics(env)
         masks = self._envs.allowed is not None
-        played = list(episodes_of(policy, self._env, self.episodes, SEED, MAX_EPISODE_STEPS, tick, masks, memory))
+        remembers = memory is not None and memory() is not None
+        if self._compiled is not None and not remembers:
+            played = _compiled_episodes(policy, self._compiled, self.episodes, tick)
+        elif len(self._singles) > 1 and not remembers:
+            played = _episodes_at_once(policy, self._singles, self.episodes, tick, masks)
+        else:
+            env = self._singles[0]
+            played = list(episodes_of(policy, env, self.episodes, SEED, MAX_EPISODE_STEPS, tick, masks, memory))
         returns = np.array([episode.reward for episode in played])
         lengths = np.array([episode.length for episode in played])
         best = bool(returns.mean() > self.best)
         self.best = max(self.best, float(returns.mean()))
         return Evaluation(step, returns, lengths, sum(episode.cut for episode in played), best)
+
+
+def _may_be_many(given: Any, env: gym.Env[Any, Any]) -> bool:
+    """Do several of these disturb nobody?  Gymnasium's own; not simulators of which there can be one, nor wrappers that
+    write files."""
+    spec = env.spec
+    if spec is None or spec.additional_wrappers or (isinstance(given, EnvConfig) and given.wrappers):
+        return False
+    return isinstance(spec.entry_point, str) and spec.entry_point.startswith("gymnasium.envs.")
+
+
+class _Running:
+    """An episode that goes on."""
+
+    def __init__(self, number: int, env: gym.Env[Any, Any], reader: Any) -> None:
+        self.number, self.env = number, env
+        self.obs, self.info = env.reset(seed=SEED + number)
+        self.source = None if reader is None else source_of(env, self.info)
+        self.total, self.steps, self.done = 0.0, 0, False
+
+    def step(self, action: Any) -> bool:
+        """Whether it is over, or is cut."""
+        self.obs, reward, terminated, truncated, self.info = self.env.step(action)
+        self.total += float(reward)
+        self.steps += 1
+        self.done = bool(terminated or truncated)
+        return self.done or self.steps == MAX_EPISODE_STEPS
+
+
+def _episodes_at_once(
+    policy: Policy, envs: list[gym.Env[Any, Any]], episodes: int, tick: Callable[[int, int], None], masks: bool
+) -> list[Episode]:
+    """What `episodes_of` gives, in several environments, whose actions come from one call."""
+    space, actions = envs[0].observation_space, envs[0].action_space
+    reader = reader_of(actions, name_of(envs[0])) if masks else None
+    numbers = iter(range(episodes))
+    running = [_Running(number, env, reader) for env, number in zip(envs, numbers, strict=False)]
+    found: dict[int, Episode] = {}
+    steps = 0
+    while running:
+        batch: Any = create_empty_array(space, len(running))
+        obs = concatenate(space, [one.obs for one in running], batch)
+        sources = [one.source for one in running]
+        how = (
+            {}
+            if reader is None or None in sources
+            else {
+                "action_masks": np.stack([reader(one.source(one.info)) for one in running])  # type: ignore[misc]
+            }
+        )
+        chosen = policy(obs, **how)
+        still = []
+        for one, action in zip(running, chosen, strict=True):
+            if not one.step(int(action) if isinstance(actions, gym.spaces.Discrete) else action):
+                still.append(one)
+                continue
+            found[one.number] = Episode(one.total, not one.done, one.steps)
+            if (number := next(numbers, None)) is not None:
+                still.append(_Running(number, one.env, reader))
+        running = still
+        steps += 1
+        if steps % 100 == 0:
+            tick(len(found) + 1, steps)
+    return [found[number] for number in range(episodes)]
+
+
+def _compiled_episodes(policy: Policy, env: Any, episodes: int, tick: Callable[[int, int], None]) -> list[Episode]:
+    """The same in a compiled vector environment that resets nothing by itself."""
+    found: list[Episode] = []
+    for first in range(0, episodes, env.num_envs):
+        numbers = first + np.arange(env.num_envs)
+        obs, _ = env.reset(seed=(SEED + numbers).tolist())
+        totals, lengths = np.zeros(len(numbers)), np.zeros(len(numbers), np.int64)
+        runs, steps = numbers < episodes, 0
+        while runs.any() and steps < MAX_EPISODE_STEPS:
+            obs, reward, terminated, truncated, _ = env.step(policy(obs))
+            totals[runs] += reward[runs]
+            lengths += runs
+            done = terminated | truncated
+            runs = runs & ~done
+            if done.any():  # those that are over go on for nobody
+                obs, _ = env.reset(options={"reset_mask": done})
+            steps += 1
+            if steps % 100 == 0:
+                tick(len(found) + 1, steps)
+        found += [Episode(float(totals[i]), bool(runs[i]), int(lengths[i])) for i in np.flatnonzero(numbers < episodes)]
+    return found
 
 
 def episodes_of(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastrl.agents import DQN, PPO, SAC, Callback, InputError
-from fastrl.agents.evaluation import SEED
+from fastrl.agents import DQN, PPO, SAC, Callback, InputError, evaluation
+from fastrl.agents.evaluation import SEED, Evaluator, episodes_of
 
 SMALL = {"hidden": (16,), "learning_starts": 100, "train_every": 10, "updates": 1, "batch_size": 16}
 SMALL |= {"learning_rate_steps": 5000, "seed": 4}
@@ -227,3 +227,69 @@ def test_what_cannot_work_starts_nothing(tmp_path):
     assert without.envs.spec is None
     with pytest.raises(InputError, match="^eval_env is missing: the agent was made from an environment without a spec"):
         without.learn(100, progress=False, eval_every=10)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "fastrl/CartPole-v1", "Blackjack-v1", "FrozenLake-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("episodes", [2, 21])
+def test_at_once_is_one_after_another(env, episodes, monkeypatch):
+    """Gymnasium's own environments and the compiled ones play side by side; some of these episodes are cut."""
+    monkeypatch.setattr(evaluation, "MAX_EPISODE_STEPS", 40)
+    monkeypatch.setattr(evaluation, "SIDE_BY_SIDE", 5)
+    agent = PPO(env, hidden=(8,), seed=1)
+    evaluator, ticks = Evaluator(agent.envs, 100, episodes), []
+    evaluator.open()
+    assert (evaluator._compiled is not None) == env.startswith("fastrl/")
+    assert len(evaluator._singles) == (1 if env.startswith("fastrl/") else min(episodes, 5))
+    for _ in range(2):  # the second like the first
+        got = evaluator(agent.predict, 7, lambda episode, step: ticks.append((episode, step)))
+        wanted = list(episodes_of(agent.predict, gym.make(env), episodes, SEED, 40))
+        # A batch may round in another way.
+        np.testing.assert_allclose(got.returns, [episode.reward for episode in wanted], rtol=1e-4)
+        assert got.lengths.tolist() == [episode.length for episode in wanted]
+        assert got.cut == sum(episode.cut for episode in wanted) and got.step == 7
+    evaluator.close()
+    assert evaluator._singles == [] and evaluator._compiled is None
+
+
+def test_masks_of_environments_at_once():
+    agent = DQN("CliffWalking-v1", hidden=(8,), learning_starts=50)
+    evaluator = Evaluator(agent.envs, 100, 3)
+    evaluator.open()
+    agent.envs.allowed = np.ones((1, 4), bool)  # as if this one had masks
+    for env in evaluator._singles:
+        env.unwrapped.action_masks = lambda: np.array([True, False, False, False])
+    seen = []
+
+    def policy(obs, action_masks):
+        seen.append(action_masks)
+        return np.zeros(len(obs), int)
+
+    with pytest.raises(RuntimeError, match="enough"):
+        evaluator(policy, 0, lambda episode, step: (_ for _ in ()).throw(RuntimeError("enough")))
+    assert len(evaluator._singles) == 3 and all((m == [[True, False, False, False]] * 3).all() for m in seen)
+
+
+class Alone(gym.Env):
+    """Of which there may be two, one to train in and one to be judged in."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+    made = 0
+
+    def __init__(self):
+        Alone.made += 1
+        assert Alone.made <= 2
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 1.0, bool(self.np_random.random() < 0.1), False, {}
+
+
+def test_of_other_environments_one_is_made(monkeypatch):
+    gym.register("Alone-v0", Alone)
+    keep = Keep()
+    agent = DQN("Alone-v0", **SMALL).learn(200, progress=False, eval_every=100, eval_episodes=4, callback=keep)
+    assert Alone.made == 2 and agent.steps == 200 and [len(e.returns) for e in keep.all] == [4, 4]
+    gym.registry.pop("Alone-v0")
