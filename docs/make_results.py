@@ -41,10 +41,10 @@ that of a Mann-Whitney test: seeds of one library differ so much that these do n
 same weights, batches and noise both make the same updates (a test holds them to it). Settings were chosen on
 other seeds than those of the table, but for TRPO, partly on its first two, for the seeds 0 and 1 of DQN, and for the
 `reward_scale` of NAF, tried on four of them. DQN's greedy policy has averaged weights (`averaging`), without which
-single runs are lost again at the end of training. NAF, QT-Opt, DDPG, D4PG, TD3, SAC, TQC and CrossQ, whose critics kept
-their 256-256, ran with networks of 64-64 and batches of 128, not their defaults of up to 256-256 and 256, which are
-for larger tasks. LunarLander-v3's logs are of agents from before they learned through `fastrl.MLP`, and TRPO's from
-before it did so without PyTorch: they repeat in distribution, not bit for bit.
+single runs are lost again at the end of training. NAF, QT-Opt, DDPG, D4PG, TD3, SAC, TQC and
+CrossQ ran with networks of 64-64 and batches of 128, not their defaults of up to 256-256 and 256, which are for larger
+tasks. LunarLander-v3's logs are of agents from before they learned through `fastrl.MLP`, and TRPO's from before it did
+so without PyTorch: they repeat in distribution, not bit for bit.
 """
 # (algorithm, environment) or (algorithm, environment, variant) -> figures, as published: value, steps, source
 PUBLISHED = {
