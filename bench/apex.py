@@ -2,6 +2,7 @@
 
 python bench/apex.py learn --seeds 5     a run a seed: CSVs in bench/results/apex; --algorithm impala: results/impala
 python bench/apex.py transport           batches of 512 through shards and Ray, without a learner
+python bench/apex.py peers               the same beside cpprb's multi-process buffer and RLlib's episode buffers
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ WIDTH, BATCH = 17, 512  # of HalfCheetah's observations
 def learn(algorithm: str, env: str, steps: int | None, seeds: int) -> None:
     """Train with the defaults, and keep the logs and the greedy policy's return over 20 episodes at the end."""
     usual = ALGORITHMS[algorithm].total_steps
-    steps = steps or usual
+    steps, name = steps or usual, env.replace("/", "_")
     for seed in range(seeds):
-        kept = RESULTS.parent / algorithm / (env if steps == usual else f"{env}-{steps}") / f"seed{seed}.csv"
+        kept = RESULTS.parent / algorithm / (name if steps == usual else f"{name}-{steps}") / f"seed{seed}.csv"
         if kept.exists():
             continue
         make: Any = algorithm_class(algorithm)
@@ -114,9 +115,133 @@ def draw(ray: Any, handles: list[Any], prefetch: int, seconds: float) -> int:
     return batches
 
 
+# ---- beside peers: 100,000 transitions held, drawn by this process; nobody or one process adds 200 at a time
+
+
+def of_a_shard(prefetch: int) -> Any:
+    """Ours: a shard in a process of its own."""
+
+    def rate(writers: int, seconds: float) -> tuple[int, int]:
+        import gymnasium as gym
+
+        from fastrl.distributed.shard import Shard
+
+        ray = import_ray("bench/apex.py")
+        spaces = gym.spaces.Box(-np.inf, np.inf, (WIDTH,)), gym.spaces.Discrete(4)
+        config = ApeXConfig(batch_size=BATCH, buffer_size=100_000)
+        shard = ray.remote(num_cpus=0, max_concurrency=4)(Shard).remote(config, *spaces, 0)
+        ray.get(shard.add.remote(chunk(np.random.default_rng(0), 100_000)), timeout=120)
+        tasks = [ray.remote(num_cpus=0)(write).remote([shard], seed, seconds) for seed in range(writers)]
+        batches = draw(ray, [shard], prefetch, seconds)
+        added = sum(ray.get(tasks, timeout=120))
+        ray.kill(shard)
+        return batches, added
+
+    return rate
+
+
+def of_cpprb(writers: int, seconds: float) -> tuple[int, int]:
+    """MPPrioritizedReplayBuffer, whose memory processes share."""
+    import multiprocessing
+
+    from cpprb import MPPrioritizedReplayBuffer
+
+    space: dict[str, Any] = {"obs": {"shape": WIDTH}, "act": {"dtype": np.int64}, "rew": {}}
+    space |= {"next_obs": {"shape": WIDTH}, "done": {}}
+    buffer = MPPrioritizedReplayBuffer(100_000, space, alpha=0.6)
+    rng = np.random.default_rng(0)
+    names = ("obs", "act", "rew", "next_obs", "done")
+    big, small = chunk(rng, 100_000)[:5], chunk(rng, 200)[:5]
+    buffer.add(**dict(zip(names, big, strict=True)), priorities=np.ones(100_000))
+    added, until = multiprocessing.Value("q", 0), time.monotonic() + seconds
+
+    def write_on() -> None:
+        while time.monotonic() < until:
+            buffer.add(**dict(zip(names, small, strict=True)), priorities=np.ones(200))
+            added.value += 200
+
+    processes = [multiprocessing.get_context("fork").Process(target=write_on, daemon=True) for _ in range(writers)]
+    for process in processes:
+        process.start()
+    batches, errors = 0, np.ones(BATCH)
+    while time.monotonic() < until:
+        batch = buffer.sample(BATCH, beta=0.4)
+        assert batch["obs"].shape == (BATCH, WIDTH) and (batch["weights"] > 0).all()
+        buffer.update_priorities(batch["indexes"], errors)
+        batches += 1
+    for process in processes:
+        process.join(timeout=30)
+        process.kill()
+    return batches, added.value
+
+
+def episode(seed: int, steps: int = 200) -> Any:
+    """As RLlib's environment runners send it."""
+    import gymnasium as gym
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+    obs, action, reward, *_ = chunk(np.random.default_rng(seed), steps)
+    return SingleAgentEpisode(
+        observations=[*obs, obs[0]], actions=list(action), rewards=list(reward), terminated=True, len_lookback_buffer=0,
+        observation_space=gym.spaces.Box(-np.inf, np.inf, (WIDTH,)), action_space=gym.spaces.Discrete(4),
+    ).to_numpy()  # fmt: skip
+
+
+def of_rllib(module: str) -> Any:
+    """RLlib's DQN holds the buffer in the process that learns, and makes arrays of the episodes behind it."""
+
+    def rate(writers: int, seconds: float) -> tuple[int, int]:
+        from importlib import import_module
+
+        ray = import_ray("bench/apex.py")
+        buffer = import_module(module).PrioritizedEpisodeReplayBuffer(capacity=100_000, alpha=0.6)
+        buffer.add([episode(seed) for seed in range(500)])
+        runner = ray.remote(num_cpus=0)(episode)
+        seed, batches, added, errors = 1000, 0, 0, np.ones(BATCH)
+        under_way = [runner.remote(seed + i) for i in range(2 * writers)]
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            ready, under_way = ray.wait(under_way, timeout=0) if under_way else ([], [])
+            for ref in ready:
+                buffer.add([ray.get(ref, timeout=60)])
+                seed, added = seed + 1, added + 200
+                under_way.append(runner.remote(seed))
+            drawn = buffer.sample(num_items=BATCH, n_step=1, gamma=0.99, beta=0.4, sample_episodes=True)
+            assert len(drawn) == BATCH
+            buffer.update_priorities(errors)
+            batches += 1
+        return batches, added
+
+    return rate
+
+
+def peers(seconds: float = 5.0, rounds: int = 3) -> None:
+    """Batches and added transitions a second, the median of rounds in turns."""
+    contenders = {
+        "fastrl, a shard on Ray, 8 batches in a request": of_a_shard(8),
+        "fastrl, a shard on Ray, 1 batch in a request": of_a_shard(1),
+        "cpprb MPPrioritizedReplayBuffer": of_cpprb,
+        "RLlib PrioritizedEpisodeReplayBuffer": of_rllib("ray.rllib.utils.replay_buffers"),
+        "the same of fastrl.integrations.rllib": of_rllib("fastrl.integrations.rllib"),
+    }
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for _ in range(rounds):
+        for name, rate in contenders.items():
+            for writers in (0, 1):
+                batches, added = rate(writers, seconds)
+                found.setdefault((name, writers), []).append((batches / seconds, added / seconds))
+                print(name, writers, *found[name, writers][-1], flush=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with (RESULTS / "peers.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("buffer", "writers", "batches_per_s", "added_per_s"))
+        for (name, writers), rates in found.items():
+            table.writerow((name, writers, *np.median(rates, axis=0).round(1)))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("learn", "transport"))
+    parser.add_argument("what", choices=("learn", "transport", "peers"))
     parser.add_argument("--algorithm", default="apex", choices=tuple(CLASS_NAMES))
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--steps", type=int)
@@ -126,4 +251,4 @@ if __name__ == "__main__":
         learn(given.algorithm, given.env, given.steps, given.seeds)
     else:
         with connected(import_ray("bench/apex.py"), None, 4):
-            transport()
+            transport() if given.what == "transport" else peers()

@@ -104,10 +104,11 @@ class R2D2(OffPolicyAgent[R2D2Config]):
 
     def _update(self) -> None:
         """One gradient step on a batch's loss, and the target network's turn when it is due."""
-        c = self.config
-        if not len(self.buffer):
-            return  # no sequence is whole yet
-        b = self._sample()
+        if len(self.buffer):  # a sequence is whole
+            self._learn()
+
+    def _learn(self) -> None:
+        c, b = self.config, self._sample()
         q = self._loss(b)
         self.online.backward(q.d_q)
         self.n_updates += 1

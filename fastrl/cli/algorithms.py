@@ -47,10 +47,12 @@ ALGORITHMS = {
         100_000, "Ape-X on Ray, actors and replay in processes of their own: DQN, or apex_dpg for continuous actions"
     ),
     "apex_dpg": Algorithm(30_000, "Ape-X DPG on Ray; continuous actions"),
+    "apex_r2d2": Algorithm(50_000, "R2D2 on Ray, also as r2d2 --actors N; discrete actions"),
     "impala": Algorithm(300_000, "IMPALA on Ray, actors in processes of their own; discrete or continuous actions"),
 }
 ALSO = {"nfq": "fqi", "qdn": "dqn", "ac": "actor_critic", "vpg": "reinforce", "ape_x": "apex", "cross_q": "crossq"}
 CONTINUOUS = {"apex": "apex_dpg"}  # what the name stands for where actions are continuous
+WITH_ACTORS = {"r2d2": "apex_r2d2"}  # and with --actors
 
 
 def algorithm_name(word: Any, where: str = "") -> str:

@@ -17,7 +17,7 @@ import fastrl
 from fastrl.agents.config import InputError, check_kept, make_config, settings_of
 from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.cli import runs, seeds
-from fastrl.cli.algorithms import ALGORITHMS, CONTINUOUS, algorithm_name, print_algorithms
+from fastrl.cli.algorithms import ALGORITHMS, CONTINUOUS, WITH_ACTORS, algorithm_name, print_algorithms
 from fastrl.cli.common import check_new, check_threads, closing, device_option, failures, mean, table
 from fastrl.cli.environment import described, flags, of_run
 from fastrl.cli.errors import Failure, fail, no_memory, one_line
@@ -86,7 +86,7 @@ def command(args: list[str]) -> int:
             raise InputError(f"the algorithm comes before {name}: fastrl train ALGORITHM ...")
         name, flags = _algorithm_of(Path(run)), args
     else:
-        name = _for_actions(algorithm_name(name), flags)
+        name = _meant(algorithm_name(name), flags)
     prog, config_class = f"fastrl train {name}", CONFIGS[name]
     options, given = parse(Train, flags, prog, config_class, stray="--env")
     if options.resume is not None:
@@ -126,8 +126,10 @@ def command(args: list[str]) -> int:
                 out.rmdir()
 
 
-def _for_actions(name: str, flags: list[str]) -> str:
-    """The algorithm that `name` stands for in the environment that the options describe."""
+def _meant(name: str, flags: list[str]) -> str:
+    """The algorithm that `name` stands for with these options, or in the environment that they describe."""
+    if name in WITH_ACTORS and any(flag.partition("=")[0] == "--actors" for flag in flags):
+        return WITH_ACTORS[name]
     if name not in CONTINUOUS or {"-h", "--help"} & set(flags):
         return name
     options, _ = parse(Train, flags, f"fastrl train {name}", others=True)

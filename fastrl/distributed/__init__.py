@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastrl.distributed.apex import ApeX, ApeXDPG
+    from fastrl.distributed.apex import ApeX, ApeXDPG, ApeXR2D2
     from fastrl.distributed.impala import IMPALA
 
-__all__ = ["IMPALA", "ApeX", "ApeXDPG"]
+__all__ = ["IMPALA", "ApeX", "ApeXDPG", "ApeXR2D2"]
 
-CLASS_NAMES = {"apex": "ApeX", "apex_dpg": "ApeXDPG", "impala": "IMPALA"}
-_MODULES = {"ApeX": "apex", "ApeXDPG": "apex", "IMPALA": "impala"}
+CLASS_NAMES = {"apex": "ApeX", "apex_dpg": "ApeXDPG", "apex_r2d2": "ApeXR2D2", "impala": "IMPALA"}
+_MODULES = {"ApeX": "apex", "ApeXDPG": "apex", "ApeXR2D2": "apex", "IMPALA": "impala"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from fastrl import set_num_threads
 from fastrl.agents.a2c import A2C
 from fastrl.agents.dqn import DQN
-from fastrl.agents.hyperparameters.distributed import ApeXConfig, ApeXDPGConfig, IMPALAConfig
+from fastrl.agents.hyperparameters.distributed import ApeXConfig, ApeXDPGConfig, ApeXR2D2Config, IMPALAConfig
 from fastrl.agents.off_policy import OffPolicyAgent
+from fastrl.agents.r2d2 import R2D2
 from fastrl.agents.td3 import TD3
-from fastrl.distributed.shard import Chunk
+from fastrl.distributed.shard import COLUMNS, Chunk, sequences
 from fastrl.kernels._core.arrays import assign
 from fastrl.replay import ReplayBuffer
+from fastrl.replay.sequences import mixed_errors
 
 Episodes = list[tuple[float, int]]
 """Return and length of those that have ended."""
@@ -74,12 +76,14 @@ class Explorer(OffPolicyAgent[Any]):
             obs = self.envs.obs
             action = self._act(obs, self.rng)
             t = self.envs.step(self._to_env(action))
-            steps.append((obs, action, t.reward, t.next_obs, t.terminated, t.truncated))
+            besides = self._kept_besides().values()
+            steps.append((obs, action, t.reward, t.next_obs, t.terminated, t.truncated, *besides))
             episodes += self.envs.ended
+            self._after_step(t)
         columns = [np.stack(column, axis=1) for column in zip(*steps, strict=True)]  # [num_envs, chunk, ...]
         begins = np.zeros((c.num_envs, c.chunk), np.bool_)
         begins[:, 0] = True
-        flat = [x.reshape(-1, *x.shape[2:]) for x in (*columns, begins)]
+        flat = [x.reshape(-1, *x.shape[2:]) for x in (*columns[:6], begins, *columns[6:])]
         return len(flat[0]), episodes, (*flat, self._errors(flat))
 
     def _errors(self, flat: list[NDArray[Any]]) -> NDArray[np.float32]:
@@ -94,7 +98,7 @@ class Explorer(OffPolicyAgent[Any]):
         return errors
 
 
-def epsilons(config: ApeXConfig) -> NDArray[np.float64]:
+def epsilons(config: ApeXConfig | ApeXR2D2Config) -> NDArray[np.float64]:
     """Of all N environments of a run: epsilon_i = epsilon_start^(1 - i / (N - 1)) epsilon_end^(i / (N - 1))."""
     n = config.actors * config.num_envs
     share = np.arange(n) / max(1, n - 1)
@@ -102,14 +106,10 @@ def epsilons(config: ApeXConfig) -> NDArray[np.float64]:
     return own
 
 
-class DQNExplorer(Explorer, DQN):
-    """DQN's, with an epsilon for each environment."""
+class EpsilonExplorer(Explorer):
+    """With an epsilon for each environment."""
 
-    config: ApeXConfig
-    config_class = ApeXConfig
-    networks: ClassVar = {"online": "target"}
-
-    def __init__(self, env: Any, config: ApeXConfig, network: Any, number: int) -> None:
+    def __init__(self, env: Any, config: Any, network: Any, number: int) -> None:
         super().__init__(env, config, network, number)
         first = number * config.num_envs
         self._own = epsilons(config)[first : first + config.num_envs]
@@ -117,8 +117,44 @@ class DQNExplorer(Explorer, DQN):
     @property
     def epsilon(self) -> Any:
         """Of each environment, ``[num_envs]``."""
+        c: Any = self.config
+        noisy = getattr(c, "noisy", False)
+        return np.zeros(c.num_envs) if noisy else 1 + (self._own - 1) * min(1.0, self.steps / c.epsilon_steps)
+
+
+class DQNExplorer(EpsilonExplorer, DQN):
+    """DQN's."""
+
+    config: ApeXConfig
+    config_class = ApeXConfig
+    networks: ClassVar = {"online": "target"}
+
+
+class R2D2Explorer(EpsilonExplorer, R2D2):
+    """R2D2's: chunks are cut into sequences, the last of which ends with the chunk."""
+
+    config: ApeXR2D2Config
+    config_class = ApeXR2D2Config
+    networks: ClassVar = {"online": "target"}
+
+    def _replay(self, action_space: Any) -> Any:
         c = self.config
-        return np.zeros(c.num_envs) if c.noisy else 1 + (self._own - 1) * min(1.0, self.steps / c.epsilon_steps)
+        return sequences(c, c.chunk * c.num_envs, self.envs.observation_space, action_space)
+
+    def _errors(self, flat: list[NDArray[Any]]) -> NDArray[np.float32]:
+        """Mixed errors of the sequences, where they begin; -1 elsewhere."""
+        terminated, truncated, begins = flat[4:7]
+        truncated |= np.roll(begins, -1) & ~terminated  # for the buffer, which then gives the sequence at once
+        buffer, n = self.buffer, len(begins)
+        buffer.extend(**dict(zip(COLUMNS, flat, strict=True)))
+        numbers = np.arange(buffer._added - n, buffer._added)
+        rows, _ = buffer._locate("replay", numbers)
+        begin = np.flatnonzero(buffer._tree[rows] > 0)
+        b: Any = buffer[numbers[begin]]
+        errors = np.full(n, -1, np.float32)
+        td_errors = self._loss(b).td_errors
+        errors[begin] = mixed_errors(self.config.eta, b.indices, td_errors, b.mask[:, self.config.burn_in :])[1]
+        return errors
 
 
 class TD3Explorer(Explorer, TD3):

@@ -1,6 +1,6 @@
 """Ape-X (Horgan et al. 2018, arXiv:1803.00933): actors, prioritized replay and learner as processes of their own.
 
-The updates are those of `fastrl.agents.dqn` and `fastrl.agents.td3`.
+The updates are those of `fastrl.agents.dqn`, `fastrl.agents.td3` and `fastrl.agents.r2d2`.
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from fastrl.agents.dqn import DQN
-from fastrl.agents.hyperparameters.distributed import ApeXConfig, ApeXDPGConfig
+from fastrl.agents.hyperparameters.distributed import ApeXConfig, ApeXDPGConfig, ApeXR2D2Config
+from fastrl.agents.r2d2 import R2D2
 from fastrl.agents.td3 import TD3
-from fastrl.distributed.actor import DQNExplorer, TD3Explorer, epsilons
+from fastrl.distributed.actor import DQNExplorer, R2D2Explorer, TD3Explorer, epsilons
 from fastrl.distributed.learner import ReplayLearner
+from fastrl.distributed.shard import SequenceShard
+from fastrl.replay.sequences import mixed_errors
 
 
 class ApeX(ReplayLearner[Any], DQN):
@@ -56,3 +59,36 @@ class ApeXDPG(ReplayLearner[Any], TD3):
     config: ApeXDPGConfig
     config_class = ApeXDPGConfig
     player_class = TD3Explorer
+
+
+class ApeXR2D2(ReplayLearner[Any], R2D2):
+    """R2D2 (Kapturowski et al. 2019) on Ray: `ApeX` with replayed sequences and the update of `fastrl.agents.R2D2`.
+
+    An actor's chunk is cut into sequences, in each environment from its first step on, and the last one ends with the
+    chunk; the network's states go on from chunk to chunk, and are stored.  All else is as in `ApeX`.  Needs PyTorch.
+
+    >>> agent = ApeXR2D2("fastrl/TMaze-v0", actors=2, seed=0).learn(30_000)
+    """
+
+    algorithm = "apex_r2d2"
+    config: ApeXR2D2Config
+    config_class = ApeXR2D2Config
+    player_class = R2D2Explorer
+    shard_class = SequenceShard
+
+    @property
+    def epsilon(self) -> float:
+        """The mean over all environments."""
+        return float(epsilons(self.config).mean())
+
+    def _update(self) -> None:
+        self._learn()
+
+    def _as_inputs(self, b: Any) -> Any:
+        return b._replace(
+            state=b.state.copy()
+        )  # torch takes no array that cannot be written to; observations R2D2 copies
+
+    def _prioritize(self, batch: Any, errors: Any) -> None:
+        mask = batch.mask[:, self.config.burn_in :]
+        super()._prioritize(batch, mixed_errors(self.config.eta, batch.indices, errors, mask)[1])

@@ -147,7 +147,8 @@ class Fleet:
         faults = self._ray.exceptions
         cause = error.cause if isinstance(error, faults.RayTaskError) else error
         why = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        if isinstance(error, faults.RayActorError):
+        # Of a process that Ray has killed for its memory there is no RayActorError.
+        if isinstance(error, (faults.RayActorError, faults.OutOfMemoryError, faults.WorkerCrashedError)):
             self._failed(what, member, about, why, gone=True)
         elif isinstance(cause, (faults.RayActorError, faults.ObjectLostError, faults.GetTimeoutError)):
             self._failed(what, member, about, why, gone=False)  # the store has lost what it was called with, or gave

@@ -18,6 +18,7 @@ from fastrl.distributed.actor import Explorer, Report
 from fastrl.distributed.cluster import connected, import_ray
 from fastrl.distributed.fleet import AHEAD, Fleet
 from fastrl.distributed.replay import Drawn, ReplayFleet
+from fastrl.distributed.shard import Shard
 from fastrl.replay import Batch, SampleToInsertRatio
 
 A = TypeVar("A", bound="Learner[Any]")
@@ -103,6 +104,7 @@ class ReplayLearner(Learner[C], OffPolicyAgent[C]):
     """Base of the agents on Ray with shards of a prioritized replay buffer."""
 
     player_class: ClassVar[type[Explorer]]
+    shard_class: ClassVar[type[Shard]] = Shard
     masks = False
 
     def __init__(self, env: Env, config: C | None = None, **overrides: Any) -> None:
@@ -116,7 +118,7 @@ class ReplayLearner(Learner[C], OffPolicyAgent[C]):
         return None  # the shards have it
 
     def _make_fleet(self, ray: Any, made_of: tuple[Any, Any, Any]) -> Fleet:
-        fleet = ReplayFleet(ray, self.config, made_of, self._spaces)
+        fleet = ReplayFleet(ray, self.config, made_of, (self.shard_class, *self._spaces))
         self._limit(fleet)
         return fleet
 
@@ -159,7 +161,7 @@ class ReplayLearner(Learner[C], OffPolicyAgent[C]):
         for report in fleet.poll(0.0 if busy else 0.1):
             self._hear(report)
 
-    def _sample(self) -> Batch:
+    def _sample(self) -> Any:
         """The next batch, which nothing writes to: Ray's arrays are shared with other processes."""
         assert self._drawn is not None
         c: Any = self.config
@@ -168,8 +170,12 @@ class ReplayLearner(Learner[C], OffPolicyAgent[C]):
         done = min(1.0, self.steps / (c.per_beta_steps or self.schedule_steps))
         beta = c.per_beta + (c.per_beta_end - c.per_beta) * done
         weights = (b.weights / b.weights.max()) ** np.float32(beta)
-        b = b._replace(obs=self._inputs(b.obs), next_obs=self._inputs(b.next_obs), weights=weights)
+        b = self._as_inputs(b._replace(weights=weights))
         return b if self._cpu else Batch(*(on_device(x.copy(), self.device) for x in b))
+
+    def _as_inputs(self, b: Any) -> Any:
+        """The batch with observations as the networks take them."""
+        return b._replace(obs=self._inputs(b.obs), next_obs=self._inputs(b.next_obs))
 
     @property
     def _weighted(self) -> bool:

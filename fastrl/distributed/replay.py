@@ -9,28 +9,27 @@ import numpy as np
 
 from fastrl.distributed.actor import Report
 from fastrl.distributed.fleet import AHEAD, Fleet, Member
-from fastrl.distributed.shard import Chunk, Shard
-from fastrl.replay import Batch
+from fastrl.distributed.shard import Chunk
 
 
 class Drawn:
     """A batch, and from which shard it is."""
 
-    def __init__(self, batch: Batch, shard: Member) -> None:
+    def __init__(self, batch: Any, shard: Member) -> None:
         self.batch, self.shard = batch, shard
 
 
 class ReplayFleet(Fleet):
     """Actors and shards on Ray: chunks go from the ones to the others without passing through the learner.
 
-    `made_of`: as of `Fleet`; `spaces`: of observations and actions, as the shards hold them.
+    `made_of`: as of `Fleet`; `shard`: its class, and the spaces of observations and actions as it holds them.
     """
 
-    def __init__(self, ray: Any, config: Any, made_of: tuple[Any, Any, Any], spaces: tuple[Any, Any]) -> None:
+    def __init__(self, ray: Any, config: Any, made_of: tuple[Any, Any, Any], shard: tuple[Any, Any, Any]) -> None:
         super().__init__(ray, config, made_of)
         # The learner has one of the threads at a time: the others serve while it waits for a lock.
-        self._shard_class = ray.remote(num_cpus=0, max_restarts=0, max_concurrency=4)(Shard)
-        self._spaces = spaces
+        self._shard_class = ray.remote(num_cpus=0, max_restarts=0, max_concurrency=4)(shard[0])
+        self._spaces = shard[1:]
         self.drawn: deque[Drawn] = deque()
         self.refill = False
         """Have transitions been lost since this was last set to False?"""
@@ -97,7 +96,7 @@ class ReplayFleet(Fleet):
         if what == "sample" and member is self.shards[member.number]:
             size = self.config.batch_size
             for i in range(self.config.prefetch):
-                self.drawn.append(Drawn(Batch(*(x[i * size : (i + 1) * size] for x in value[1])), member))
+                self.drawn.append(Drawn(type(value[1])(*(x[i * size : (i + 1) * size] for x in value[1])), member))
         return []
 
     def _store(self, chunk: Chunk, transitions: int) -> None:

@@ -9,10 +9,10 @@ from commands import fails
 
 import fastrl.agents
 from fastrl.agents import A2C, DQN, TD3, InputError
-from fastrl.agents.hyperparameters import ApeXConfig, ApeXDPGConfig, IMPALAConfig
-from fastrl.distributed import IMPALA, ApeX, ApeXDPG
-from fastrl.distributed.actor import Actor, DQNExplorer, RolloutPlayer, TD3Explorer, epsilons
-from fastrl.distributed.shard import Shard
+from fastrl.agents.hyperparameters import ApeXConfig, ApeXDPGConfig, ApeXR2D2Config, IMPALAConfig
+from fastrl.distributed import IMPALA, ApeX, ApeXDPG, ApeXR2D2
+from fastrl.distributed.actor import Actor, DQNExplorer, R2D2Explorer, RolloutPlayer, TD3Explorer, epsilons
+from fastrl.distributed.shard import SequenceShard, Shard
 from fastrl.kernels import tanh_normal_mode
 
 SMALL = {"hidden": (8,), "chunk": 20, "num_envs": 3, "actors": 2, "batch_size": 16, "buffer_size": 240}
@@ -89,6 +89,49 @@ def test_dpg_has_td3s_errors_as_first_priorities():
     shard = Shard(config, *learner._spaces, 3)
     assert shard.add(frozen(chunk)).size == 60
     assert shard.sample(16, 1)[1].action.shape == (16, 1)
+
+
+RECURRENT = {"hidden": (8,), "memory_size": 6, "chunk": 20, "num_envs": 3, "length": 8, "burn_in": 2, "batch_size": 8}
+
+
+def test_a_chunk_of_r2d2_is_cut_into_sequences_with_states():
+    """The states, TD errors and priorities against the learner's network, a sequence after another."""
+    pytest.importorskip("torch")
+    config = ApeXR2D2Config(**RECURRENT, actors=2, buffer_size=2000, n_step=3)
+    learner = ApeXR2D2("CartPole-v1", config, seed=9)
+    actor = Actor((R2D2Explorer, "CartPole-v1", None), config, 1, 5)
+    weights = 0, np.concatenate(learner._sent())
+    _, first = actor.collect(0, weights)
+    report, chunk = actor.collect(60, weights)
+    obs, _, reward, _, terminated, truncated, _, state, errors = chunk
+    assert report.transitions == 60 == len(errors) and state.shape == (60, 12) and reward.sum() == 60
+    assert (terminated | truncated)[19::20].all() and terminated.any()
+    for k in range(3):  # the state goes on from step to step, and from the last chunk, and begins anew behind an end
+        before = first[7][20 * k + 19 : 20 * k + 20]
+        _, carried = learner.online.unroll(first[0][20 * k + 19][None, None], before)
+        for i in range(20 * k, 20 * k + 20):
+            over = (first[4] if i == 20 * k else terminated)[20 * k + 19 if i == 20 * k else i - 1]
+            expected = np.zeros_like(carried) if over else carried
+            np.testing.assert_allclose(state[i], expected[0], rtol=1e-4, atol=1e-6)
+            _, carried = learner.online.unroll(obs[i][None, None], expected)
+    shard = SequenceShard(config, *learner._spaces, 3)
+    held = shard.add(frozen(chunk))
+    starts = np.flatnonzero(errors >= 0)
+    assert (held.added, held.size) == (60, 60) and {0, 20, 40} <= set(starts.tolist())
+    assert held.total == pytest.approx(((errors[starts] + 1e-6) ** 0.9).sum(), rel=1e-5)
+    assert held.added == 60 and len(shard._buffer) == len(starts)
+    b = shard._buffer[starts]
+    np.testing.assert_array_equal(b.state, state[starts])
+    assert (b.mask.sum(1) > 2).all() and b.obs.shape == (len(starts), 10, 4)
+    learner.target.vector[:] = learner.online.vector
+    td_errors = abs(learner._loss(b).td_errors)
+    mask = b.mask[:, 2:]
+    mixed = 0.9 * td_errors.max(1) + 0.1 * td_errors.sum(1) / mask.sum(1)
+    np.testing.assert_allclose(errors[starts], mixed, rtol=1e-4, atol=1e-6)
+    _, drawn = shard.sample(8, 2)
+    assert drawn.obs.shape == (16, 10, 4) and set(drawn.indices.tolist()) <= set(starts.tolist())
+    assert shard.update(starts, np.ones(len(starts), np.float32)) == 0
+    assert shard._held().total == pytest.approx(len(starts), rel=1e-4)
 
 
 ROLLOUTS = {"hidden": (8,), "num_envs": 3, "n_steps": 40, "max_grad_norm": 0.5}
@@ -215,7 +258,7 @@ def test_settings_of_impala_that_cannot_work(settings, message):
         IMPALA("CartPole-v1", **settings)
 
 
-def test_apex_is_dpg_where_actions_are_continuous(monkeypatch, tmp_path, capsys):
+def test_what_apex_and_r2d2_stand_for(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.chdir(tmp_path)
     for env, agent in (("Pendulum-v1", "ApeXDPG"), ("CartPole-v1", "ApeX")):
@@ -223,6 +266,9 @@ def test_apex_is_dpg_where_actions_are_continuous(monkeypatch, tmp_path, capsys)
         fails(["train", "apex", "--hidden", "8", "8", "--env", env], f"^fastrl: {line}", capsys)
     line = "unknown option --policy-delay"  # of DPG alone
     fails(["train", "apex", "--env", "CartPole-v1", "--policy-delay", "2"], f"^fastrl: {line}", capsys)
+    fails(["train", "r2d2", "--env", "CartPole-v1", "--actors", "2"], "^fastrl: ApeXR2D2 needs Ray", capsys)
+    with pytest.raises(InputError, match="chunk must be >= burn_in \\+ length = 60, got 50"):
+        ApeXR2D2("CartPole-v1", chunk=50, length=60)
     with pytest.raises(InputError, match="ApeX needs discrete actions; Pendulum-v1 has action space Box"):
         ApeX("Pendulum-v1")
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastrl.agents.hyperparameters.batch import FQIConfig
-from fastrl.agents.hyperparameters.distributed import ApeXConfig, ApeXDPGConfig, IMPALAConfig
+from fastrl.agents.hyperparameters.distributed import ApeXConfig, ApeXDPGConfig, ApeXR2D2Config, IMPALAConfig
 from fastrl.agents.hyperparameters.off_policy import (
     CrossQConfig,
     D4PGConfig,
@@ -55,6 +55,7 @@ CONFIGS: dict[str, type[Any]] = {
     "fqi": FQIConfig,
     "apex": ApeXConfig,
     "apex_dpg": ApeXDPGConfig,
+    "apex_r2d2": ApeXR2D2Config,
     "impala": IMPALAConfig,
 }
 
@@ -65,6 +66,7 @@ __all__ = [
     "ActorCriticConfig",
     "ApeXConfig",
     "ApeXDPGConfig",
+    "ApeXR2D2Config",
     "CEMConfig",
     "CrossQConfig",
     "D4PGConfig",

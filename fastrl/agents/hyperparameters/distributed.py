@@ -8,6 +8,7 @@ from typing import Any
 from fastrl.agents.config import InputError, check_range
 from fastrl.agents.hyperparameters.off_policy import DQNConfig, TD3Config
 from fastrl.agents.hyperparameters.on_policy import A2CConfig
+from fastrl.agents.hyperparameters.recurrent import R2D2Config
 
 INF = float("inf")
 
@@ -55,7 +56,7 @@ class ShardsConfig(ActorsConfig):
         check_range(c, 1, 10**4, "shards", "prefetch")
         check_range(c, 1, 10**6, "chunk")
         this = type(self).__name__
-        if not c.prioritized:
+        if not getattr(c, "prioritized", True):
             raise InputError(f"{this}: prioritized must be True, got False; per_alpha=0 draws uniformly")
         least = max(c.batch_size, c.chunk * c.num_envs) * c.shards
         if c.buffer_size < least:
@@ -109,6 +110,28 @@ class ApeXDPGConfig(ShardsConfig, TD3Config):
     """Transitions in an update."""
     train_every: int = 1
     """Environment steps, of all actors, for a round of updates: who is ahead, actors or learner, waits."""
+
+
+@dataclass(frozen=True)
+class ApeXR2D2Config(ShardsConfig, R2D2Config):
+    """Hyperparameters: R2D2's, and the rates of actors, replay and learner.  Schedules count environment steps."""
+
+    # Sources: [H] Horgan et al. 2018, [K] Kapturowski et al. 2019.
+    # The string under a setting is its help on the command line.
+    chunk: int = 64
+    """Steps of each environment that an actor sends in one message, cut into sequences."""
+    epsilon_start: float = 0.4  # [H] [K]
+    """Probability of a random action in the first environment of the first actor."""
+    epsilon_end: float = 0.4**8  # [H] [K]
+    """The same in the last environment of the last actor; between them it falls geometrically."""
+    epsilon_steps: int = 1  # [H] [K]
+    """Environment steps over which every environment's epsilon falls from 1 to its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = self.burn_in + self.length
+        if self.chunk < least:
+            raise InputError(f"ApeXR2D2Config: chunk must be >= burn_in + length = {least}, got {self.chunk}")
 
 
 @dataclass(frozen=True)
