@@ -106,28 +106,35 @@ def test_the_torch_core_agrees(rng, n, settings):
     torch.testing.assert_close(grad, torch.from_numpy(net.grad), rtol=1e-5, atol=1e-5)
 
 
-def test_an_update_by_torch_alone(monkeypatch, rng):
-    """The calls of an update, by what serves CUDA tensors (here on the CPU), against the same by the CPU's backend."""
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_update_by_torch_alone(monkeypatch, device):
+    """The calls of an update, by what serves CUDA tensors, against the same by the CPU's backend."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
     from fastrl.kernels.mlp import _torch, backend
 
+    torch.manual_seed(0)
     x, next_x = torch.randn(32, 4), torch.randn(32, 4)
     action, reward, discount = torch.randint(3, (32,)), torch.randn(32), torch.rand(32)
 
-    def update():
-        net = fastrl.MLP((4, 16, 16, 3), layer_norm=True, dueling=True, seed=0)
-        target = fastrl.MLP((4, 16, 16, 3), layer_norm=True, dueling=True, seed=1)
+    def update(device):
+        batch = [t.to(device) for t in (x, next_x, action, reward, discount)]
+        settings = {"layer_norm": True, "dueling": True, "device": device}
+        net, target = (fastrl.MLP((4, 16, 16, 3), seed=seed, **settings) for seed in (0, 1))
         adam = fastrl.FlatAdam(net.vector, net.grad, lr=0.01)
         for _ in range(3):
-            next_q, online = target.forward(next_x), net.forward(next_x)
+            next_q, online = target.forward(batch[1]), net.forward(batch[1])
             found = fastrl.q_learning_loss(
-                net.forward_cached(x), action, reward, discount, next_q, next_q_online=online, loss="huber"
+                net.forward_cached(batch[0]), *batch[2:], next_q, next_q_online=online, loss="huber"
             )
             net.backward(found.d_q)
             adam.step(max_grad_norm=0.3, target=target.vector, tau=0.5)
-        return torch.as_tensor(net.vector), torch.as_tensor(target.vector), torch.as_tensor(float(found.loss))
+        vectors = [torch.as_tensor(vector).cpu() for vector in (net.vector, target.vector)]
+        return [*vectors, torch.as_tensor(float(found.loss))]
 
-    wanted = update()
-    monkeypatch.setattr(backend, "cpu", _torch)
-    found = update()
+    wanted = update("cpu")
+    if device == "cpu":
+        monkeypatch.setattr(backend, "cpu", _torch)
+    found = update(device)
     for a, b in zip(found, wanted, strict=True):  # Adam divides by |g|, which magnifies the rounding of small ones
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
