@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -31,12 +32,10 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Seque
         sha.update(start)
         file.write(start + sha.digest())
         sha.update(sha.digest())
-        # Hashing takes longer than writing: neither holds the GIL.
-        with ThreadPoolExecutor(1) as hashing:
+        with _Hashing(sha) as hashing:
             for chunk in _chunks(arrays):
-                hashed = hashing.submit(sha.update, chunk)
+                hashing.add(chunk)
                 file.write(chunk)
-                hashed.result()
         file.write(sha.digest())
 
 
@@ -85,13 +84,9 @@ class Reader:
             raise ValueError(f"damaged: it has {self._size} bytes instead of {end + 32}")
         scratch = np.empty((2, _CHUNK if deferred else 0), np.uint8)  # one is read into while the other is hashed
         chunks = ((i, chunk) for i, array in enumerate(arrays) for chunk in _chunks([array]))
-        with ThreadPoolExecutor(1) as hashing:
-            hashed: Future[None] | None = None
+        with _Hashing(self._sha) as hashing:
             for k, (i, chunk) in enumerate(chunks):
-                data = self._read(scratch[k % 2, : len(chunk)] if i in deferred else chunk)
-                if hashed is not None:
-                    hashed.result()
-                hashed = hashing.submit(self._sha.update, data)
+                hashing.add(self._read(scratch[k % 2, : len(chunk)] if i in deferred else chunk))
         if self._file.read(32) != self._sha.digest():
             raise ValueError("damaged: the checksum of its data does not fit")
 
@@ -106,6 +101,39 @@ class Reader:
         if self._file.readinto(chunk) != len(chunk):  # type: ignore[attr-defined]
             raise ValueError("damaged: it was cut off while it was read")
         return chunk
+
+
+class _Hashing:
+    """A thread that hashes beside the reading or writing of a file: it takes longer than those, and none holds the GIL.
+
+    Not an executor's: `submit` needs a lock that concurrent.futures holds while another thread forks, and our own part
+    of that fork (`fastrl._fork`) waits for the lock of the buffer that is being saved.
+    """
+
+    def __init__(self, sha: Any) -> None:
+        self._sha = sha
+        self._work: SimpleQueue[Any] = SimpleQueue()
+        self._done: SimpleQueue[None] = SimpleQueue()
+        self._done.put(None)
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Hashing:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+    def add(self, chunk: Any) -> None:
+        """Hash the chunk, which must not change until the next call of this or the end; waits for the one before."""
+        self._done.get()
+        self._work.put(chunk)
+
+    def _run(self) -> None:
+        while (chunk := self._work.get()) is not None:
+            self._sha.update(chunk)
+            self._done.put(None)
 
 
 def _chunks(arrays: Sequence[NDArray[Any]]) -> Iterator[Any]:
