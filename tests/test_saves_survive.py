@@ -190,11 +190,7 @@ def fails(saver, before=lambda: None):
 
 @pytest.mark.parametrize("size", [0, 10, 4000, 100_000])
 def test_a_file_that_may_not_grow(saver, size):
-    if (
-        (isinstance(saver, Table) and size > 600)
-        or (isinstance(saver, Run) and size == 100_000)
-        or (isinstance(saver, Replay) and size == 100_000)
-    ):
+    if size > {Checkpoint: 1e6, Replay: 5000, Run: 5000, Table: 600}[type(saver)]:
         pytest.skip("the file is smaller")
 
     def limit():

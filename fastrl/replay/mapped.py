@@ -199,6 +199,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
             if type(capacity) is not int or type(num_envs) is not int or not 0 < num_envs < 2**31 or capacity < 1:
                 raise ValueError(f"damaged: capacity is {capacity!r} and num_envs {num_envs!r}")
             most = -(-capacity // num_envs)
+            if not isinstance(header.get("added"), list) or len(header["added"]) != num_envs:  # before a list so long
+                raise ValueError(f"damaged: it does not count the transitions of its {num_envs} environments")
             states.check_list("added", header.get("added"), int, [2**62 // num_envs] * num_envs)
             states.check_list("start", header.get("start"), int, header["added"])
             time = datetime.fromtimestamp(os.fstat(opened.fileno()).st_mtime).isoformat(" ", "seconds")

@@ -423,6 +423,12 @@ def test_one_command_shows_what_is_in_it(tmp_path, capsys):
         assert cli.main(["info", str(tmp_path / name)]) == 0
         text = capsys.readouterr().out
         assert "PrioritizedReplay" in text and "transitions" in text
+    with open(tmp_path / "file", "rb") as file:
+        header = storage.Reader(file).header
+    many = {**header, "config": {**header["config"], "num_envs": 2**31 - 1}}  # no list of so many is made
+    storage.write(tmp_path / "many", many, [])
+    with pytest.raises(ValueError, match="many is damaged: it does not count the transitions of its 2147483647 env"):
+        mapped.describe(tmp_path / "many")
     Path(tmp_path / "text").write_text("x")
     for bad in ("text", "missing", "."):
         assert cli.main(["info", str(tmp_path / bad)]) == 2
