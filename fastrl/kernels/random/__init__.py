@@ -45,6 +45,8 @@ class Generator:
             that was seeded or loaded goes on in both).
         device: "cpu", or a CUDA device: then the state lives in device memory (int64 tensor [2]), the kernels advance
             it there, and a captured CUDA graph draws anew at every replay.  Reading it back waits for the device.
+            It belongs to one stream at a time: kernels on two streams that do not wait for each other may draw the same
+            numbers.  Give each stream its own, or let one wait: ``torch.cuda.current_stream().wait_stream(other)``.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
     """
