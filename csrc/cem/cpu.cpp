@@ -18,6 +18,7 @@ struct Search {
         width(c.q->input_stride()),
         columns(c.q->inputs() - c.actions),
         input(static_cast<size_t>(c.samples * width)),
+        start(static_cast<size_t>(c.q->start_size())),
         q(static_cast<size_t>(c.samples)),
         scratch(static_cast<size_t>(c.q->block_scratch())),
         order(static_cast<size_t>(c.samples)),
@@ -26,7 +27,7 @@ struct Search {
 
   const CemArgmax& cem;
   int64_t width, columns;
-  std::vector<float> input, q, scratch;
+  std::vector<float> input, start, q, scratch;
   std::vector<int64_t> order;
   std::vector<double> mean, sigma;
 
@@ -43,7 +44,7 @@ struct Search {
   void evaluate() {
     for (int64_t i = 0; i < cem.samples; i += Mlp::kBlockRows)
       cem.q->run_block(input.data() + i * width, std::min(Mlp::kBlockRows, cem.samples - i), q.data() + i,
-                       scratch.data());
+                       scratch.data(), start.empty() ? nullptr : start.data(), 0, columns);
   }
 
   // The best samples first in `order`; of equal ones the first.
@@ -71,6 +72,8 @@ struct Search {
 
   void run(int64_t b) {
     for (int64_t i = 0; i < cem.samples; ++i) std::copy_n(cem.obs + b * columns, columns, input.data() + i * width);
+    // All samples share the state's part of the first layer.
+    if (!start.empty()) cem.q->first_start(input.data(), columns, start.data());
     std::fill(mean.begin(), mean.end(), 0.0);
     std::fill(sigma.begin(), sigma.end(), cem.std);
     for (int64_t t = 0; t < cem.iterations; ++t) {

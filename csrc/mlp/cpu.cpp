@@ -137,6 +137,7 @@ struct Level {
   void (*forward)(const MlpPass&, int64_t k, int64_t row, int64_t n, float* scratch);
   void (*backward)(const MlpPass&, int64_t k, int64_t row, int64_t n, float* scratch, float* sums, bool first);
   void (*few)(const MlpPass&, const float* vector, int64_t k, int64_t row, float* scratch);
+  void (*first_start)(const MlpPass&, int64_t columns, float* start);
 };
 
 #define FASTRL_MLP_LEVEL(name, target, V, m)                                                                    \
@@ -150,7 +151,10 @@ struct Level {
   target void few_##name(const MlpPass& p, const float* vector, int64_t k, int64_t row, float* scratch) {       \
     p.forward_few<V>(vector, k, row, scratch);                                                                  \
   }                                                                                                             \
-  constexpr Level level_##name{forward_##name, backward_##name, few_##name};
+  target void first_start_##name(const MlpPass& p, int64_t columns, float* start) {                             \
+    p.begin_first<V, m>(columns, start);                                                                        \
+  }                                                                                                             \
+  constexpr Level level_##name{forward_##name, backward_##name, few_##name, first_start_##name};
 
 FASTRL_MLP_LEVEL(default, , tiles::Vector<4>, 4)
 #if FASTRL_X86_LEVELS
@@ -254,10 +258,18 @@ static_assert(Mlp::kBlockRows == kBlock);
 void Mlp::prepare(const float* vector) { pack(vector, 1, false, cached_weights_, cached_packed_, 1); }
 int64_t Mlp::input_stride() const { return stride(inputs()); }
 int64_t Mlp::block_scratch() const { return 2 * widest_ * kBlock; }
-void Mlp::run_block(const float* input, int64_t rows, float* out, float* scratch) const {
+void Mlp::run_block(const float* input, int64_t rows, float* out, float* scratch, const float* start, int64_t start_row,
+                    int64_t skipped) const {
   MlpPass pass{};
   pass.owner = this, pass.packed = &cached_packed_, pass.input = input, pass.rows = rows, pass.out = out;
+  pass.start = start, pass.start_row = start_row, pass.skipped = skipped;
   level_here().forward(pass, 0, 0, rows, scratch);
+}
+int64_t Mlp::start_size() const { return steps_.front().out > kNarrow ? stride(steps_.front().out) : 0; }
+void Mlp::first_start(const float* input, int64_t columns, float* start) const {
+  MlpPass pass{};
+  pass.owner = this, pass.packed = &cached_packed_, pass.input = input;
+  level_here().first_start(pass, columns, start);
 }
 
 // The gradients of a dueling head from those of its matrix, `step` apart: of Q = V + A - mean A what V gets is the sum,

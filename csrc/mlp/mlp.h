@@ -80,7 +80,14 @@ class Mlp {
   void prepare(const float* vector);
   int64_t input_stride() const;
   int64_t block_scratch() const;
-  void run_block(const float* input, int64_t rows, float* out, float* scratch) const;
+  // `start`: what the first layer's sums start from in the place of the bias, first_start's of the first `skipped`
+  // inputs: a row of `start_row` numbers for each, 0 for one row for all.
+  void run_block(const float* input, int64_t rows, float* out, float* scratch, const float* start = nullptr,
+                 int64_t start_row = 0, int64_t skipped = 0) const;
+  // Floats of a row of `start`; 0: this network has none.
+  int64_t start_size() const;
+  // The bias and the share of the first `columns` inputs in the first layer's sums.
+  void first_start(const float* input, int64_t columns, float* start) const;
 
  private:
   friend struct MlpPass;

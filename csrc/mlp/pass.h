@@ -45,6 +45,8 @@ struct MlpPass {
   const float* input_weights;  // of network k, `columns` of the first layer's [out, mlp::padded(columns)]
   float* d_inputs;             // [networks, rows, mlp::padded(columns)]
   int64_t columns;
+  const float* start;  // of the first layer's sums, rows `start_row` apart, with the first `skipped` inputs; null: bias
+  int64_t start_row, skipped;
 
   // Of one piece of a network: gradients [out, mlp::stride(in)], [mlp::stride(out)] of the bias, scale and shift, layer
   // by layer.
@@ -176,20 +178,32 @@ struct MlpPass {
       const Mlp::Kept& keep = kept ? (*kept)[l] : none;
       float* h = rows_of(keep.output, k, rows, row, width);
       if (!h) h = scratch + (l % 2) * mlp::kBlock * owner->widest_;
+      const bool begun = l == 0 && start;
+      const tiles::Start from = begun ? tiles::Start{start, start_row} : tiles::Start{p.bias, 0};
+      const int64_t first = begun ? skipped : 0;
       if (s.out <= mlp::kNarrow)
         for (int64_t i = 0; i < n; ++i) tiles::dots<V>(p.weight, in, p.bias, x + i * in, h + i * width, s.out, s.in);
       else if (s.activation == Activation::relu && s.groups == 0)
-        tiles::multiply<V, m, true>({x, in, 1}, p.transposed, width, {p.bias, 0}, h, width, n, mlp::padded(s.out),
-                                    s.in);
+        tiles::multiply<V, m, true>({x + first, in, 1}, p.transposed + first * width, width, from, h, width, n,
+                                    mlp::padded(s.out), s.in - first);
       else
-        tiles::multiply<V, m, false>({x, in, 1}, p.transposed, width, {p.bias, 0}, h, width, n, mlp::padded(s.out),
-                                     s.in);
+        tiles::multiply<V, m, false>({x + first, in, 1}, p.transposed + first * width, width, from, h, width, n,
+                                     mlp::padded(s.out), s.in - first);
       finish<V>(s, p, keep, k, row, n, h, s.out <= mlp::kNarrow);
       if (l + 1 == steps.size())
         for (int64_t i = 0; i < n; ++i)
           std::memcpy(out + (k * rows + row + i) * s.out, h + i * width, static_cast<size_t>(s.out) * sizeof(float));
       x = h;
     }
+  }
+  // The first layer's sums of one row of `input` after its first inputs, in the order of `forward`.
+  template <class V, int m>
+  FASTRL_INLINE void begin_first(int64_t inputs, float* sums) const {
+    const MlpStep& s = owner->steps_[0];
+    const Mlp::Packed& p = layer(0, 0);
+    const int64_t width = mlp::stride(s.out);
+    tiles::multiply<V, m, false>({input, inputs, 1}, p.transposed, width, {p.bias, 0}, sums, width, 1,
+                                 mlp::padded(s.out), inputs);
   }
   // LayerNorm and activation of rows that the product left in h.
   template <class V>
