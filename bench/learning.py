@@ -103,6 +103,8 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         variant: {
             "CartPole-v1": Task(50_000, 475, switches),
             "Acrobot-v1": Task(100_000, -100, {**ACROBOT, **switches}),
+            # No policy without a memory has more than 0 there in the mean.
+            **({} if switches else {"fastrl/TMaze-v0": Task(20_000, None, {})}),
         }
         for variant, switches in DQN.items()
     },
@@ -140,8 +142,13 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
             "Acrobot-v1": Task(100_000, -100, {}),
             "Pendulum-v1": Task(100_000, -200, PPO_PENDULUM),
             "LunarLander-v3": Task(1_000_000, 200, PPO_LUNAR_LANDER),  # needs the extra box2d
+            "fastrl/TMaze-v0": Task(50_000, None, {}),  # as of DQN
         },
         "penalty": {"CartPole-v1": Task(100_000, 475, {"objective": "penalty"})},
+    },
+    "recurrent_ppo": {
+        "lstm": {"fastrl/TMaze-v0": Task(50_000, 0.9, {}), "fastrl/PositionCartPole-v1": Task(100_000, 400, {})},
+        "gru": {"fastrl/TMaze-v0": Task(50_000, 0.9, {"network": "gru"})},
     },
     "cem": {
         "default": {"CartPole-v1": Task(100_000, 475, {})},

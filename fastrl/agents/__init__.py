@@ -23,6 +23,7 @@ from fastrl.agents.hyperparameters import (
     QPropConfig,
     QTOptConfig,
     R2D2Config,
+    RecurrentPPOConfig,
     REINFORCEConfig,
     SACConfig,
     SACDiscreteConfig,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from fastrl.agents.q_prop import QProp
     from fastrl.agents.qt_opt import QTOpt
     from fastrl.agents.r2d2 import R2D2
+    from fastrl.agents.recurrent_ppo import RecurrentPPO
     from fastrl.agents.reinforce import REINFORCE
     from fastrl.agents.sac import SAC
     from fastrl.agents.sac_discrete import SACDiscrete
@@ -84,6 +86,7 @@ _MODULES = {
     "QProp": "q_prop",
     "QTOpt": "qt_opt",
     "R2D2": "r2d2",
+    "RecurrentPPO": "recurrent_ppo",
     "REINFORCE": "reinforce",
     "SAC": "sac",
     "SACDiscrete": "sac_discrete",
@@ -101,6 +104,7 @@ CLASS_NAMES = {
     "a2c": "A2C",
     "a3c": "A3C",
     "ppo": "PPO",
+    "recurrent_ppo": "RecurrentPPO",
     "trpo": "TRPO",
     "q_prop": "QProp",
     "cem": "CEM",
@@ -163,6 +167,8 @@ __all__ = [
     "QTOptConfig",
     "R2D2Config",
     "REINFORCEConfig",
+    "RecurrentPPO",
+    "RecurrentPPOConfig",
     "SACConfig",
     "SACDiscrete",
     "SACDiscreteConfig",

@@ -296,11 +296,11 @@ class Agent(ABC, Generic[C]):
 
         The best by the policy (its mode), or with ``deterministic=False`` one drawn as in training, from a generator
         of its own.  A discrete action for one observation is an int.  `action_masks` ``[K]`` or ``[B, K]``: what is
-        allowed (DQN, PPO, A2C, A3C); None: every action.  Observations are as the environment gives them, a batch as
+        allowed (DQN, PPO, A2C, ...); None: every action.  Observations are as the environment gives them, a batch as
         vector environments do (of a Dict space: a dict of arrays).  Raises InputError for another shape, or NaN.
 
-        `memory`: of a recurrent agent (R2D2), what it remembers of the B episodes, which is brought up to date:
-        ``agent.memory(B)`` at their start, of other agents None.
+        `memory`: of a recurrent agent (R2D2, RecurrentPPO), what it remembers of the B episodes, which is brought up to
+        date: ``agent.memory(B)`` at their start, of other agents None.
         """
         batch, one = self.envs.given(obs)
         how: dict[str, Any] = {} if action_masks is None else {"allowed": masks_given(self, action_masks, len(batch))}

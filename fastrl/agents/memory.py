@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrl.agents.config import InputError
+from fastrl.agents.config import InputError, import_torch, kind_of
 
 
 class Memory:
@@ -46,3 +46,10 @@ def memory_given(agent: Any, memory: Any, n: int) -> Memory:
     if memory.state.shape != like.state.shape:
         raise InputError(f"predict: memory must be agent.memory({n}), {like.state.shape}, got {memory.state.shape}")
     return memory
+
+
+def check_network(agent: str, network: Any) -> None:
+    """Raise InputError for a `network` that is no name, and where PyTorch is not installed."""
+    if not isinstance(network, (str, type(None))):
+        raise InputError(f"{agent}: network must be lstm or gru, got {kind_of(network)}")
+    import_torch(agent)

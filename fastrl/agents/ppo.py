@@ -136,7 +136,7 @@ class PPO(OnPolicyAgent[PPOConfig]):
         how: dict[str, Any] = {"clip_range": c.clip_range}
         if c.objective == "penalty":
             how = {"old": (old_out, self._old_log_std), "kl_coef": self.penalty.beta}
-        normalize = c.normalize_advantages and len(obs) > 1
+        normalize = c.normalize_advantages and len(action) > 1
         pi = policy.loss(
             out, action, old_log_prob, advantage, entropy_coef=c.entropy_coef, normalize_advantages=normalize, **how
         )

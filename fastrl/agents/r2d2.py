@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.agents.agent import Env
-from fastrl.agents.config import InputError, import_torch, kind_of
 from fastrl.agents.envs import Transition
 from fastrl.agents.hyperparameters.recurrent import R2D2Config
-from fastrl.agents.memory import Memory
+from fastrl.agents.memory import Memory, check_network
 from fastrl.agents.off_policy import OffPolicyAgent
 from fastrl.kernels import FlatAdam, QLoss, n_step_returns, q_learning_loss
 from fastrl.replay import SequenceBatch, SequenceReplay
@@ -64,18 +63,17 @@ class R2D2(OffPolicyAgent[R2D2Config]):
     buffer: SequenceReplay
 
     def __init__(self, env: Env, config: R2D2Config | None = None, **overrides: Any) -> None:
-        if not isinstance(overrides.get("network"), (str, type(None))):
-            raise InputError(f"R2D2: network must be lstm or gru, got {kind_of(overrides['network'])}")
-        import_torch("R2D2")
+        check_network("R2D2", overrides.get("network"))
         super().__init__(env, config, **overrides)
         from fastrl.agents.recurrent_networks import recurrent_network
 
         c, action_space = self.config, self.envs.action_space
         assert isinstance(action_space, gym.spaces.Discrete)
         self.n_actions, self._start = int(action_space.n), int(action_space.start)
-        sizes = (self._n_obs, c.hidden, c.memory_size, self.n_actions)
-        self.online = recurrent_network(c.network, *sizes, dueling=c.dueling, seed=self._seeds[0])
+        sizes: dict[str, Any] = {"n_in": self._n_obs, "n_out": self.n_actions, "memory_size": c.memory_size}
+        self.online = recurrent_network(c.network, **sizes, hidden=c.hidden, dueling=c.dueling, seed=self._seeds[0])
         self.target = copy.deepcopy(self.online)
+        self.greedy = copy.deepcopy(self.online) if c.averaging else self.online
         self.optimizer = FlatAdam(self.online.vector, self.online.grad, lr=c.learning_rate)
         self._memory = self.memory(c.num_envs)
         self._before = self._memory.state  # before the last observation
@@ -113,8 +111,12 @@ class R2D2(OffPolicyAgent[R2D2Config]):
         self.online.backward(q.d_q)
         self.n_updates += 1
         due = self.n_updates % c.target_every == 0
-        target = self.target.vector if due else None
-        self.optimizer.step(lr=self.learning_rate, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
+        self.optimizer.step(
+            lr=self.learning_rate, max_grad_norm=c.max_grad_norm,
+            target=self.target.vector if due else None, tau=c.tau,
+            average=self.greedy.vector if c.averaging else None,
+            average_weight=10 / (self.n_updates + 9),  # weight ~ (number of the update)^9
+        )  # fmt: skip
         self._learned(b, q)
 
     def _loss(self, b: Any) -> QLoss:
@@ -167,10 +169,10 @@ class R2D2(OffPolicyAgent[R2D2Config]):
     def _prioritize(self, batch: Any, errors: Any) -> None:
         self.buffer.update_priorities(batch.indices, errors, batch.mask[:, self.config.burn_in :])
 
-    def _values(self, obs: Array, memory: Memory) -> NDArray[np.float32]:
+    def _values(self, network: Any, obs: Array, memory: Memory) -> NDArray[np.float32]:
         """Q(h, s, .) ``[B, n_actions]`` for observations ``[B, ...]``, which `memory` then remembers."""
         x = self._inputs(np.asarray(obs, np.float32))
-        out, memory.state = self.online.unroll(x[None], memory.state)
+        out, memory.state = network.unroll(x[None], memory.state)
         return out[0]  # type: ignore[no-any-return]
 
     def _act(self, obs: Array, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -178,7 +180,7 @@ class R2D2(OffPolicyAgent[R2D2Config]):
         return self._explore(obs, rng, self._memory)
 
     def _explore(self, obs: Array, rng: np.random.Generator, memory: Memory) -> NDArray[np.int64]:
-        greedy: NDArray[np.int64] = self._values(obs, memory).argmax(1)
+        greedy: NDArray[np.int64] = self._values(self.online, obs, memory).argmax(1)
         random = rng.random(len(obs)) < self.epsilon
         return np.where(random, rng.integers(self.n_actions, size=len(obs)), greedy)
 
@@ -198,10 +200,10 @@ class R2D2(OffPolicyAgent[R2D2Config]):
     def _predict(self, obs: Array, deterministic: bool, memory: Any = None) -> Array:
         if not deterministic:
             return self._to_env(self._explore(obs, self._predict_rng, memory))
-        return self._to_env(self._values(obs, memory).argmax(1))
+        return self._to_env(self._values(self.greedy, obs, memory).argmax(1))
 
     def _deploy(self, deploy: Any) -> Any:
-        return deploy.RecurrentTorchPolicy(self.online, self.envs)
+        return deploy.RecurrentTorchPolicy(self.greedy, self.envs)
 
     def _switches(self) -> list[str]:
         c = self.config
@@ -213,4 +215,6 @@ class R2D2(OffPolicyAgent[R2D2Config]):
         return {**super().metrics(), "epsilon": self.epsilon}
 
     def _parts(self) -> dict[str, Any]:
-        return {"online": self.online, "target": self.target, "optimizer": self.optimizer, "memory": self._memory}
+        greedy = {"greedy": self.greedy} if self.config.averaging else {}
+        others = {"optimizer": self.optimizer, "memory": self._memory}
+        return {"online": self.online, "target": self.target, **greedy, **others}

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from fastrl.agents.torch_networks import TorchNetwork, building
 
+KEEP = 1.0  # the bias of the gate that says how much stays as it is
+
 
 class Recurrent(nn.Module):
     """T steps of B episodes: inputs ``[T, B, n_in]`` and the state ``[B, S]`` before them -> outputs, state after them.
 
-    Layers `hidden` with ReLUs, an LSTM or a GRU of `memory_size` units, and one linear layer to ``[T, B, n_out]``.  The
-    state is h, of an LSTM h and c one behind the other, and 0 where an episode begins.
+    Layers `hidden` with ReLUs or tanh, an LSTM or a GRU of `memory_size` units, and one linear layer to ``[T, B,
+    n_out]``.  The state is h, of an LSTM h and c one behind the other, and 0 where an episode begins.
 
     `dueling`: V + A - mean_a A (Wang et al. 2016, arXiv:1511.06581) from two linear layers.
     `policy`: None, or of a policy with V as its last output, how many outputs are the policy's: the weights of the
@@ -33,18 +35,23 @@ class Recurrent(nn.Module):
         memory_size: int,
         n_out: int,
         *,
+        activation: str = "relu",
         dueling: bool = False,
         policy: int | None = None,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for size, n in pairwise((n_in, *hidden)):
-            layers += [nn.Linear(size, n), nn.ReLU()]
+            layers += [nn.Linear(size, n), {"relu": nn.ReLU, "tanh": nn.Tanh}[activation]()]
         self.hidden = nn.Sequential(*layers)
         self.cell = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](hidden[-1], memory_size)
         self.head = nn.Linear(memory_size, n_out)
         self.value = nn.Linear(memory_size, 1) if dueling else None
         self.state_size = memory_size * (2 if kind == "lstm" else 1)
+        with torch.no_grad():  # at first the memory keeps most of what it has (Gers et al. 2000)
+            gate = slice(memory_size, 2 * memory_size)  # an LSTM's forget gate, a GRU's update gate
+            self.cell.bias_ih_l0[gate] = KEEP
+            self.cell.bias_hh_l0[gate] = 0
         if policy is not None:
             self._orthogonal(policy)
 
@@ -120,9 +127,7 @@ def _between(parts: Sequence[Any], begin: int, end: int) -> list[Any]:
     return [x[begin:end], state, None if starts is None else starts[begin:end]]
 
 
-def recurrent_network(
-    kind: str, n_in: int, hidden: Sequence[int], memory_size: int, n_out: int, *, seed: int, **options: Any
-) -> RecurrentNetwork:
-    """A `Recurrent`, with its initial weights drawn from `seed`; `options` are its own."""
+def recurrent_network(kind: str, *, seed: int, **settings: Any) -> RecurrentNetwork:
+    """A `Recurrent` of these settings, with its initial weights drawn from `seed`."""
     with building(seed):
-        return RecurrentNetwork(Recurrent(kind, n_in, hidden, memory_size, n_out, **options))
+        return RecurrentNetwork(Recurrent(kind, **settings))

@@ -93,7 +93,9 @@ class TorchNetwork(OwnNetwork):
     def move(self, vector: Any, grad: Any) -> None:
         """Let the parameters be views of `vector`, which holds their values, and their gradients of `grad`."""
         self.vector, self.grad = vector, grad
-        self._parameter, self._gradient = nn.Parameter(torch.as_tensor(vector)), torch.as_tensor(grad)
+        both = (torch.as_tensor(x, device=self.device) for x in (vector, grad))  # wherever new tensors are by default
+        parameter, self._gradient = both
+        self._parameter = nn.Parameter(parameter)
         gradients = self.parameters(self._gradient)
         values = self.parameters(self._parameter.data)
         for name, p in self.module.named_parameters():

@@ -27,6 +27,7 @@ ALGORITHMS = {
     "ppo": Algorithm(
         100_000, "proximal policy optimization, clipped or with a KL penalty; discrete or continuous actions"
     ),
+    "recurrent_ppo": Algorithm(100_000, "PPO with a memory (LSTM or GRU); discrete or continuous actions"),
     "trpo": Algorithm(100_000, "trust region policy optimization; discrete or continuous actions"),
     "q_prop": Algorithm(100_000, "TRPO with an off-policy critic as control variate; continuous actions"),
     "cem": Algorithm(100_000, "policy search by the cross-entropy method; discrete or continuous actions"),

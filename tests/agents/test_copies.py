@@ -31,6 +31,7 @@ CASES = {
     "a2c": {**ON, **NORMALIZED, "shared_network": True, "optimizer": "rmsprop"},
     "a3c": {**ON, "n_steps": 8, "normalize_rewards": True},
     "ppo": {**ON, **NORMALIZED, "n_steps": 8, "objective": "penalty"},
+    "recurrent_ppo": {**ON, **NORMALIZED, "n_steps": 8, "epochs": 2, "memory_size": 6, "network": "gru"},
     "trpo": {**ON, **NORMALIZED, "n_steps": 16, "value_epochs": 2},
     "q_prop": {**ON, **NORMALIZED, "n_steps": 16, "value_epochs": 2, "critic_updates": 4, "buffer_size": 90},
     "cem": {**ON, "population": 4, "elites": 2},

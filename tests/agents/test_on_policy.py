@@ -147,7 +147,8 @@ def test_algorithms_and_descriptions():
     assert {name: cls.algorithm for name, cls in ALGORITHMS.items()} == {name: name for name in ALGORITHMS}
     others = {"cem", "fqi", "q_learning", "sarsa", "expected_sarsa"}
     values = {"dqn", "r2d2", "naf", "qt_opt", "ddpg", "d4pg", "td3", "sac", "sac_discrete", "tqc", "crossq"}
-    assert set(ALGORITHMS) == others | values | {"reinforce", "a2c", "a3c", "actor_critic", "ppo", "trpo", "q_prop"}
+    on_policy = {"reinforce", "a2c", "a3c", "actor_critic", "ppo", "recurrent_ppo", "trpo", "q_prop"}
+    assert set(ALGORITHMS) == others | values | on_policy
     assert PPO("CartPole-v1").describe() == "PPO on CartPole-v1"
     assert PPO("CartPole-v1", objective="penalty").describe() == "PPO (penalty) on CartPole-v1"
     assert (

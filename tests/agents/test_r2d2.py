@@ -126,7 +126,8 @@ def test_the_update_is_that_of_plain_torch(network, more):
 def test_a_whole_update():
     """One step of Adam on the clipped gradient, then the target network's."""
     agent = trained(max_grad_norm=0.1, tau=0.25)
-    online, target = (torch.from_numpy(net.vector.copy()).double() for net in (agent.online, agent.target))
+    networks = agent.online, agent.target, agent.greedy
+    online, target, greedy = (torch.from_numpy(net.vector.copy()).double() for net in networks)
     m, v, steps = (torch.from_numpy(np.array(x)).double() for x in agent.optimizer.state_dict().values())
     batch = agent._sample()
     agent._sample = lambda: batch
@@ -138,7 +139,9 @@ def test_a_whole_update():
     online -= rate * (m / (1 - 0.9**steps)) / ((v / (1 - 0.999**steps)).sqrt() + 1e-8)
     target += 0.25 * (online - target)
     np.testing.assert_allclose(agent.online.vector, online, atol=2e-6)
+    greedy += 10 / (agent.n_updates + 9) * (online - greedy)
     np.testing.assert_allclose(agent.target.vector, target, atol=2e-6)
+    np.testing.assert_allclose(agent.greedy.vector, greedy, atol=2e-6)
 
 
 def test_the_rescaling_is_exact_and_goes_back():
@@ -223,7 +226,7 @@ def test_it_deploys_and_loads_without_an_environment(tmp_path):
         assert action.tolist() == loaded.predict(obs, memory=memory).tolist()
     np.testing.assert_allclose(state, memory.state, rtol=1e-6)
     before = [p.clone() for p in policy.parameters()]
-    agent.online.vector += 1
+    agent.greedy.vector += 1
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
 
 

@@ -41,6 +41,7 @@ OWN = {
     "reinforce": {"episodes": 1},
     "cem": {"population": 2, "elites": 1},
     "ppo": {"n_steps": 8, "epochs": 2},
+    "recurrent_ppo": {"n_steps": 8, "epochs": 2},
     "trpo": {"n_steps": 8, "value_epochs": 2},
     "q_prop": {"n_steps": 8, "value_epochs": 2, "batch_size": 8},
 }
@@ -218,12 +219,14 @@ def test_bytes_become_fractions_and_images_are_said(cls):
         raw = make(cls, Pixel(cls.continuous, high=254))  # not bytes 0..255: as they are
 
     def output(agent, obs):
+        if cls.algorithm == "recurrent_ppo":
+            return agent.policy.next_value(obs, agent.memory().state)
         if hasattr(agent, "policy"):
             return agent.policy.output(agent.policy.prepare(obs))
         if cls.algorithm == "qt_opt":  # whose network takes actions, too
             return agent._mode(obs)
         if agent.memory() is not None:
-            return agent._values(obs, agent.memory())
+            return agent._values(agent.online, obs, agent.memory())
         return agent._forward(agent.actor if hasattr(agent, "actor") else agent.online, obs)
 
     scaled = output(agent, image[None])
@@ -274,7 +277,7 @@ def test_networks_are_made_on_their_device_whatever_the_default(cls):
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("name", ["cem", "r2d2", "q_learning", "sarsa", "expected_sarsa"])
+@pytest.mark.parametrize("name", ["cem", "r2d2", "recurrent_ppo", "q_learning", "sarsa", "expected_sarsa"])
 def test_agents_of_the_cpu_alone(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -4,7 +4,7 @@ import fastrl.agents
 
 OFF = {"hidden": (8,), "learning_starts": 50, "batch_size": 8, "prioritized": True}
 ON = {"hidden": (8,), "num_envs": 2, "normalize_obs": True}
-NEED_TORCH = {"r2d2"}
+NEED_TORCH = {"r2d2", "recurrent_ppo"}
 SETTINGS = {
     "dqn": {**OFF, "noisy": True, "distributional": "c51", "atoms": 5},
     "reinforce": {"hidden": (8,)},

@@ -26,7 +26,7 @@ from fastrl.agents.hyperparameters.on_policy import (
     REINFORCEConfig,
     TRPOConfig,
 )
-from fastrl.agents.hyperparameters.recurrent import R2D2Config
+from fastrl.agents.hyperparameters.recurrent import R2D2Config, RecurrentPPOConfig
 from fastrl.agents.hyperparameters.tabular import SARSAConfig, TabularConfig
 
 CONFIGS: dict[str, type[Any]] = {
@@ -37,6 +37,7 @@ CONFIGS: dict[str, type[Any]] = {
     "a2c": A2CConfig,
     "a3c": A3CConfig,
     "ppo": PPOConfig,
+    "recurrent_ppo": RecurrentPPOConfig,
     "trpo": TRPOConfig,
     "q_prop": QPropConfig,
     "cem": CEMConfig,
@@ -80,6 +81,7 @@ __all__ = [
     "QTOptConfig",
     "R2D2Config",
     "REINFORCEConfig",
+    "RecurrentPPOConfig",
     "SACConfig",
     "SACDiscreteConfig",
     "SARSAConfig",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastrl.agents.config import InputError, check_buffer, check_range
+from fastrl.agents.hyperparameters.on_policy import PPOConfig
 
 INF = float("inf")
 
@@ -59,6 +60,8 @@ class R2D2Config:
     """Updates from one update of the target network to the next."""
     tau: float = 0.02  # [D]
     """Target <- tau online + (1 - tau) target: 1 copies, less is Polyak averaging."""
+    averaging: bool = True  # [D]
+    """The greedy policy has the mean weights of about the last tenth of the updates, not those of the moment."""
     loss: Literal["huber", "mse"] = "mse"  # [K]
     """Of the TD error."""
     max_grad_norm: float | None = 1.0  # [D]
@@ -104,4 +107,47 @@ class R2D2Config:
         if self.buffer_size < least:
             raise InputError(
                 f"R2D2Config: buffer_size must be >= num_envs (burn_in + length) = {least}, got {self.buffer_size}"
+            )
+
+
+@dataclass(frozen=True)
+class RecurrentPPOConfig(PPOConfig):
+    """Hyperparameters: PPO's, with other defaults, and the memory's."""
+
+    # Sources: [P] Schulman et al. 2017, [H] Huang et al. 2022, [T] tuned here on fastrl/TMaze-v0 and
+    # fastrl/PositionCartPole-v1.
+    # The string under a setting is its help on the command line.
+    objective: Literal["clip"] = "clip"  # [P]
+    """The ratio of probabilities is clipped."""
+    network: Literal["lstm", "gru"] = "lstm"  # type: ignore[assignment]  # [H]
+    """The network's memory, between its hidden layers and its outputs."""
+    hidden: tuple[int, ...] = (64,)  # [T]
+    """Sizes of the hidden layers before the memory."""
+    memory_size: int = 64  # [T]
+    """Units of the memory."""
+    shared_network: bool = True  # [H]
+    """Always: policy and value have the hidden layers and the memory in common."""
+    n_steps: int = 64  # [T]
+    """Steps of each environment from one update to the next; gradients go that far back."""
+    epochs: int = 10  # [T]
+    """Passes over the environments in an update."""
+    minibatches: int = 1
+    """Equal parts of the environments, a gradient step each, with all their steps."""
+    gamma: float = 0.99  # [H]
+    """Discount."""
+    gae_lambda: float = 0.95  # [H]
+    """lambda of GAE: 0 is the one-step TD error, 1 the whole return."""
+    entropy_coef: float = 0.01  # [H]
+    """Weight of the entropy, which is maximised."""
+    device: str = "cpu"
+    """The CPU is the one device of this agent."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 1, 2**16, "memory_size")
+        if not self.shared_network:
+            raise InputError("RecurrentPPOConfig: shared_network must be True, got False")
+        if self.minibatches > self.num_envs:
+            raise InputError(
+                f"RecurrentPPOConfig: minibatches must be <= num_envs, got {self.minibatches} and {self.num_envs}"
             )
