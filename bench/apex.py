@@ -3,6 +3,7 @@
 python bench/apex.py learn --seeds 5     a run a seed: CSVs in bench/results/apex; --algorithm impala: results/impala
 python bench/apex.py transport           batches of 512 through shards and Ray, without a learner
 python bench/apex.py peers               the same beside cpprb's multi-process buffer and RLlib's episode buffers
+python bench/apex.py memory --minutes 10 what Ray's object store and this process hold while Ape-X learns
 """
 
 from __future__ import annotations
@@ -113,6 +114,34 @@ def draw(ray: Any, handles: list[Any], prefetch: int, seconds: float) -> int:
         handle.update.remote(batch.indices, errors)
         batches += prefetch
     return batches
+
+
+def memory(minutes: float) -> None:
+    """Every 30 s of a run on CartPole-v1: the objects in Ray's store and their MB, and the MB of this process."""
+    import re
+    import resource
+
+    from fastrl.distributed import ApeX
+
+    ray, rows = import_ray("bench/apex.py"), []
+    began = time.monotonic()
+
+    def callback(agent: Any) -> bool:
+        seconds = time.monotonic() - began
+        if seconds >= 30 * (len(rows) + 1):
+            from ray._private.internal_api import memory_summary
+
+            text = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+            (used,) = re.findall(r"Plasma memory usage (\d+) MiB, (\d+) objects", text)
+            largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            rows.append((round(seconds), agent.steps, *map(int, used), largest))
+            print(*rows[-1], flush=True)
+        return seconds < 60 * minutes
+
+    ApeX("CartPole-v1", seed=0, buffer_size=50_000).learn(10**9, callback=callback, progress=False)
+    with (RESULTS / "memory.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerows([("seconds", "steps", "store_mb", "store_objects", "largest_rss_mb"), *rows])
 
 
 # ---- beside peers: 100,000 transitions held, drawn by this process; nobody or one process adds 200 at a time
@@ -241,14 +270,17 @@ def peers(seconds: float = 5.0, rounds: int = 3) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("learn", "transport", "peers"))
+    parser.add_argument("what", choices=("learn", "transport", "peers", "memory"))
     parser.add_argument("--algorithm", default="apex", choices=tuple(CLASS_NAMES))
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=10.0)
     given = parser.parse_args()
     if given.what == "learn":
         learn(given.algorithm, given.env, given.steps, given.seeds)
+    elif given.what == "memory":
+        memory(given.minutes)
     else:
         with connected(import_ray("bench/apex.py"), None, 4):
             transport() if given.what == "transport" else peers()

@@ -46,7 +46,7 @@ def connected(ray: Any, address: str | None, cpus: int) -> Iterator[None]:
         if address is not None:
             _knock(address)
         ray.init(**how)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of a node that does not start in time Ray raises Exception itself
         what = " ".join(str(error).split())
         where = "address: no Ray cluster answers at " + address if address else "Ray does not start on this machine"
         raise InputError(f"{where}: {what}") from None

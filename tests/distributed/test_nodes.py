@@ -55,4 +55,4 @@ def test_a_node_that_goes_away(nodes):
 
     with pytest.warns(UserWarning, match=r"actor \d has died and was replaced"):
         agent.learn(2000, callback=callback, progress=False)
-    assert agent.steps == 2000 and agent._numbers["lost_actors"] >= 2 and len(more) == 1
+    assert agent.steps >= 2000 and agent._numbers["lost_actors"] >= 2 and len(more) == 1

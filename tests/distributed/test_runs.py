@@ -140,13 +140,14 @@ def test_a_run_of_impala(cluster, tmp_path):
     agent, heard = IMPALA("CartPole-v1", seed=1, broadcast_every=2, **ROLLOUTS), []
     before = agent.policy.vector.copy()
     agent.learn(2000, folder=tmp_path / "run", callback=lambda a: heard.append(a.steps))
-    assert agent.steps == 2000 and agent.n_updates == 40 and (agent.policy.vector != before).any()
-    assert heard == list(range(50, 2001, 50)) and agent.envs.episodes > 20
+    assert 2000 <= agent.steps <= 2150 and agent.n_updates == agent.steps / 50  # several rollouts may come at once
+    assert (agent.policy.vector != before).any()
+    assert heard == list(range(50, agent.steps + 1, 50)) and agent.envs.episodes > 20
     last = list(csv.DictReader((tmp_path / "run" / "progress.csv").open()))[-1]
     assert last["lost_actors"] == "0" and 0 <= float(last["policy_lag"]) <= 5
     loaded = IMPALA.load(tmp_path / "run")
     loaded.learn(3000, folder=tmp_path / "run", progress=False)
-    assert loaded.steps == 3000 and loaded.n_updates == 60
+    assert 3000 <= loaded.steps <= 3150 and loaded.n_updates == loaded.steps / 50
 
 
 def test_the_example_of_the_page_runs(cluster):
@@ -191,7 +192,7 @@ def test_killed_actors_of_impala(cluster):
     callback, killed = kill_in_turn(["actors"] * 3, 400)
     with pytest.warns(UserWarning, match="actor 0 has died and was replaced: The actor died"):
         agent.learn(2500, callback=callback, progress=False)
-    assert killed == [400, 800, 1200] and agent.steps == 2500 and agent.n_updates == 50
+    assert killed == [400, 800, 1200] and agent.steps >= 2500 and agent.n_updates == agent.steps / 50
     assert agent._numbers["lost_actors"] == 3
 
 

@@ -1,6 +1,7 @@
 """What actors, shards and learners do without Ray, which is plain Python."""
 
 import sys
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +13,8 @@ from fastrl.agents import A2C, DQN, TD3, InputError
 from fastrl.agents.hyperparameters import ApeXConfig, ApeXDPGConfig, ApeXR2D2Config, IMPALAConfig
 from fastrl.distributed import IMPALA, ApeX, ApeXDPG, ApeXR2D2
 from fastrl.distributed.actor import Actor, DQNExplorer, R2D2Explorer, RolloutPlayer, TD3Explorer, epsilons
+from fastrl.distributed.cluster import connected
+from fastrl.distributed.fleet import Fleet
 from fastrl.distributed.shard import SequenceShard, Shard
 from fastrl.kernels import tanh_normal_mode
 
@@ -271,6 +274,37 @@ def test_what_apex_and_r2d2_stand_for(monkeypatch, tmp_path, capsys):
         ApeXR2D2("CartPole-v1", chunk=50, length=60)
     with pytest.raises(InputError, match="ApeX needs discrete actions; Pendulum-v1 has action space Box"):
         ApeX("Pendulum-v1")
+
+
+def test_ray_that_does_not_start_in_time_is_one_line():
+    """Ray raises Exception itself then."""
+
+    def init(**_):
+        raise Exception("The current node timed out\nduring startup.")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    line = "^Ray does not start on this machine: The current node timed out during startup."
+    with pytest.raises(InputError, match=line), connected(ray, None, 2):
+        pass
+
+
+def test_an_actor_that_ray_has_ended_to_save_memory_is_replaced():
+    """Of it there is an OutOfMemoryError, which is no RayActorError."""
+    names = "RayActorError OutOfMemoryError WorkerCrashedError RayTaskError ObjectLostError GetTimeoutError"
+    faults = {name: type(name, (Exception,), {}) for name in names.split()}
+    started = []
+
+    def start(*_):
+        started.append(SimpleNamespace(collect=SimpleNamespace(remote=lambda *_: object())))
+        return started[-1]
+
+    ray = SimpleNamespace(put=lambda x: x, exceptions=SimpleNamespace(**faults))
+    ray.remote = lambda **_: lambda cls: SimpleNamespace(remote=start)
+    fleet = Fleet(ray, IMPALAConfig(actors=2), (RolloutPlayer, "CartPole-v1", None))
+    with pytest.warns(UserWarning, match="actor 1 has died and was replaced: the node is low on memory"):
+        fleet._raised("collect", fleet.actors[1], 0, faults["OutOfMemoryError"]("the node is low on memory"))
+    assert fleet.lost.actors == 1 and len(started) == 3 and fleet.actors[1].handle is started[2]
+    assert [actor.calls for actor in fleet.actors] == [0, 1]  # it has been asked for the chunk again
 
 
 def test_an_environment_object_cannot_be_made_by_actors():
