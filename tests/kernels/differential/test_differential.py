@@ -28,12 +28,12 @@ def serve(name, monkeypatch):
             monkeypatch.setattr(backend, "cpu", load_kernels(op, name))
 
 
-def run(op, oracle, monkeypatch, count):
-    """Calls 0 .. count - 1 of an op on every backend, or on the one that the environment chooses."""
+def run(op, oracle, monkeypatch, count, backends):
+    """Calls 0 .. count - 1 of an op on each backend."""
     for first in range(0, count, 100):
         numbers = range(first, min(first + 100, count))
         checks = [CASES[op](np.random.default_rng([number, *op.encode()]), oracle) for number in numbers]
-        for name in [CHOSEN] if CHOSEN else BACKENDS:
+        for name in backends:
             with monkeypatch.context() as patch:
                 serve(name, patch)
                 for number, check in zip(numbers, checks, strict=True):
@@ -44,12 +44,13 @@ def run(op, oracle, monkeypatch, count):
 
 
 @pytest.mark.parametrize("op", CASES)
-def test_some_calls(op, oracle, monkeypatch):
-    run(op, oracle, monkeypatch, 5)
+def test_some_calls(op, oracle, monkeypatch, backend_name):
+    run(op, oracle, monkeypatch, 5, [backend_name])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("op", CASES)
 def test_20_000_calls(op, oracle, monkeypatch, report):
-    run(op, oracle, monkeypatch, 20_000)
-    report("20,000 calls on " + (CHOSEN or ", ".join(BACKENDS)))
+    backends = [CHOSEN] if CHOSEN else BACKENDS
+    run(op, oracle, monkeypatch, 20_000, backends)
+    report("20,000 calls on " + ", ".join(backends))
