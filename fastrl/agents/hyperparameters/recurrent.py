@@ -15,8 +15,7 @@ INF = float("inf")
 class R2D2Config:
     """Hyperparameters.  All schedules count environment steps from the start of training."""
 
-    # Sources: [K] Kapturowski et al. 2019, [D] DQN's here, [T] tuned here on fastrl/TMaze-v0 and
-    # fastrl/PositionCartPole-v1.
+    # Sources: [K] Kapturowski et al. 2019, [D] DQN's here, [T] tried here on fastrl/TMaze-v0.
     # The string under a setting is its help on the command line.
     network: Literal["lstm", "gru"] = "lstm"  # [K]
     """The network's memory, between its hidden layers and its outputs."""
@@ -114,8 +113,7 @@ class R2D2Config:
 class RecurrentPPOConfig(PPOConfig):
     """Hyperparameters: PPO's, with other defaults, and the memory's."""
 
-    # Sources: [P] Schulman et al. 2017, [H] Huang et al. 2022, [T] tuned here on fastrl/TMaze-v0 and
-    # fastrl/PositionCartPole-v1.
+    # Sources: [P] Schulman et al. 2017, [H] Huang et al. 2022; [T] tried here on fastrl/TMaze-v0, and not tuned.
     # The string under a setting is its help on the command line.
     objective: Literal["clip"] = "clip"  # [P]
     """The ratio of probabilities is clipped."""
