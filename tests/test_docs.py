@@ -101,6 +101,7 @@ def test_the_reference_of_hyperparameters_is_current(monkeypatch):
     make = importlib.import_module("make_reference")
     text = make.PAGE.read_text(encoding="utf-8")
     assert text == make.page(), "run `python docs/make_reference.py`"
+    assert make.STUB.read_text(encoding="utf-8") == make.stub(), "run `python docs/make_reference.py`"
     assert "| `per_alpha` | `float` | `0.6` | Exponent of the priorities: 0 is uniform replay. |" in text
     assert "|  |" not in text  # a setting without a meaning
 

@@ -149,6 +149,7 @@ def tracked_sources():
 
 def test_no_file_is_long():
     lengths = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in tracked_sources()}
+    lengths.pop("fastrl/agents/__init__.pyi", None)  # generated
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
