@@ -3,6 +3,7 @@
     python bench/learning.py --jobs 2                     run what is missing; a CSV a run in bench/results/learning
     python bench/learning.py --algorithm ppo --seeds 3    some of it; also --env and --variant
     python bench/learning.py --table                      the table in markdown, from those files alone
+    python bench/learning.py --study per                  one of `STUDIES`, ten seeds unless --seeds says otherwise
 
 A run's file appears when the run is complete, so a killed matrix goes on where it was.  `TASKS` says in what the
 hyperparameters differ from the algorithm's defaults.  The variant sb3 is Stable-Baselines3's agent with the same ones.
@@ -29,26 +30,29 @@ COLUMNS = ("step", "greedy_return", "greedy_return_std", "training_return", "sec
 
 class Task(NamedTuple):
     steps: int  # of the environments
-    wanted: float | None  # what the interquartile mean over the seeds must reach; None: that of the variant sb3
+    wanted: float | None  # what the interquartile mean over the seeds must reach; None: that of the variant `beside`
     overrides: dict[str, Any]  # of the algorithm's default hyperparameters
+    beside: str = SB3
 
     def evaluate_every(self, algorithm: str) -> int:
         return 5_000 if algorithm == "dqn" else self.steps // 10
 
 
+# Returns of several steps are not corrected for old actions: a buffer of the whole run keeps those of its random start.
+N_STEP = {"n_step": 3, "buffer_size": 10_000}
 THREE = {"double": True, "dueling": True, "prioritized": True}
 DQN = {
     "plain": {},
     "double": {"double": True},
     "dueling": {"dueling": True},
     "prioritized": {"prioritized": True},
-    "n_step": {"n_step": 3},
+    "n_step": N_STEP,
     "c51": {"distributional": "c51"},
     "qr": {"distributional": "qr"},
     "noisy": {"noisy": True},
     "rainbow": {"rainbow": True},
     "all": THREE,  # all but n_step, with which it is all_n_step
-    "all_n_step": {**THREE, "n_step": 3},
+    "all_n_step": {**THREE, **N_STEP},
 }
 ACROBOT = {"learning_rate_steps": 50_000, "per_beta_steps": 50_000}
 PPO_PENDULUM = {  # gamma and gae_lambda as in rl-baselines3-zoo
@@ -81,18 +85,10 @@ TRPO_PENDULUM = {  # gamma as in rl-baselines3-zoo; cg_damping, value_epochs and
     "normalize_rewards": True,
 }
 A2C_PENDULUM = {  # as in rl-baselines3-zoo, for 1M steps there, but for gamma (that of TRPO here) and gSDE
-    "num_envs": 8,
-    "n_steps": 8,
-    "gamma": 0.9,
-    "gae_lambda": 0.9,
-    "learning_rate": 7e-4,
-    "optimizer": "rmsprop",
-    "value_coef": 0.4,
-    "max_grad_norm": 0.5,
-    "normalize_advantages": False,
-    "normalize_obs": True,
+    "num_envs": 8, "n_steps": 8, "gamma": 0.9, "gae_lambda": 0.9, "learning_rate": 7e-4, "optimizer": "rmsprop",
+    "value_coef": 0.4, "max_grad_norm": 0.5, "normalize_advantages": False, "normalize_obs": True,
     "normalize_rewards": True,
-}
+}  # fmt: skip
 OFF_POLICY_PENDULUM = {"hidden": (64, 64), "batch_size": 128}  # small enough for a slow machine
 TD3_CHEETAH = {**OFF_POLICY_PENDULUM, "learning_starts": 10_000}  # as in rl-baselines3-zoo
 # SB3 has one rate for all: its default.  An update every second step, again for slow machines.
@@ -200,8 +196,35 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
         SB3: {"HalfCheetah-v5": Task(100_000, None, TD3_CHEETAH)},
     },
 }
-VARIANTS = tuple(dict.fromkeys(variant for variants in TASKS.values() for variant in variants))
-ENVS = tuple(dict.fromkeys(env for variants in TASKS.values() for envs in variants.values() for env in envs))
+# The published comparison of DQN and Double DQN with prioritized replay (SLM-Lab 2026: 195 and 266 on LunarLander-v3,
+# -94 and -84 on Acrobot-v1, means of the last 100 episodes of training), and an hour of MinAtar on two cores.
+PER_STUDY = {
+    "LunarLander-v3": {"epsilon_steps": 50_000, "averaging": False},  # needs the extra box2d
+    "Acrobot-v1": {"averaging": False},
+}
+MINATAR = {  # Young and Tian 2019, appendix, but for Adam; SB3's DQN has all of it
+    "hidden": (128,), "learning_rate": 2.5e-4, "learning_rate_end": 2.5e-4, "batch_size": 32, "learning_starts": 5_000,
+    "train_every": 4, "target_every": 250, "tau": 1.0, "epsilon_steps": 100_000, "epsilon_end": 0.1, "loss": "huber",
+    "max_grad_norm": 10.0, "averaging": False,
+}  # fmt: skip
+STUDIES: dict[str, dict[str, dict[str, Task]]] = {
+    "per": {
+        "dqn": {env: Task(300_000, None, how, "dqn") for env, how in PER_STUDY.items()},
+        "double_per": {
+            env: Task(300_000, None, {**how, "double": True, "prioritized": True}, "dqn")
+            for env, how in PER_STUDY.items()
+        },
+    },
+    "minatar": {  # needs minatar
+        "dqn": {"MinAtar/Breakout-v1": Task(1_000_000, None, MINATAR)},
+        "all_n_step": {"MinAtar/Breakout-v1": Task(1_000_000, None, {**MINATAR, **THREE, "n_step": 3})},
+        SB3: {"MinAtar/Breakout-v1": Task(1_000_000, None, MINATAR)},
+    },
+}
+ALL = {**TASKS, **STUDIES}
+CLASSES = dict.fromkeys(STUDIES, "dqn")  # the algorithm of a study
+VARIANTS = tuple(dict.fromkeys(variant for variants in ALL.values() for variant in variants))
+ENVS = tuple(dict.fromkeys(env for variants in ALL.values() for envs in variants.values() for env in envs))
 
 
 def log_path(algorithm: str, env: str, variant: str, seed: int) -> Path:
@@ -209,17 +232,36 @@ def log_path(algorithm: str, env: str, variant: str, seed: int) -> Path:
 
 
 class StableBaselines3:
-    """SAC or TD3 of Stable-Baselines3 with the hyperparameters of ours, behind what `run` uses of an agent."""
+    """SAC, TD3 or DQN of Stable-Baselines3 with the hyperparameters of ours, behind what `run` uses of an agent."""
 
     def __init__(self, algorithm: str, env: str, seed: int, overrides: dict[str, Any]) -> None:
+        from fastrl.agents import ALGORITHMS
+
+        self.env = env
+        config = ALGORITHMS[algorithm].config_class(**overrides)
+        make = self._dqn if algorithm == "dqn" else self._actor_critic
+        self.model = make(algorithm, config, seed, overrides)
+
+    def _dqn(self, _: str, c: Any, seed: int, overrides: dict[str, Any]) -> Any:
+        """Its loss is Huber's, and exploration falls over a share of the run (`learn`)."""
+        import stable_baselines3 as sb3
+
+        assert c.loss == "huber" and c.learning_rate == c.learning_rate_end and set(overrides) == set(MINATAR)
+        self._exploration_steps = c.epsilon_steps
+        return sb3.DQN(
+            "MlpPolicy", _flat(self.env), learning_rate=c.learning_rate, buffer_size=c.buffer_size,
+            batch_size=c.batch_size, learning_starts=c.learning_starts, tau=c.tau, gamma=c.gamma,
+            train_freq=c.train_every, gradient_steps=c.updates, max_grad_norm=c.max_grad_norm,
+            target_update_interval=c.target_every * c.train_every, exploration_final_eps=c.epsilon_end,
+            policy_kwargs={"net_arch": list(c.hidden)}, seed=seed, device="cpu",
+        )  # fmt: skip
+
+    def _actor_critic(self, algorithm: str, c: Any, seed: int, overrides: dict[str, Any]) -> Any:
         import gymnasium as gym
         import numpy as np
         import stable_baselines3 as sb3
         from stable_baselines3.common.noise import NormalActionNoise
 
-        from fastrl.agents import ALGORITHMS
-
-        c: Any = ALGORITHMS[algorithm].config_class(**overrides)
         assert c.learning_rate == c.actor_learning_rate
         passed_on = {"hidden", "batch_size", "learning_starts", "train_every", "learning_rate", "actor_learning_rate"}
         assert set(overrides) <= passed_on, "the others have to be translated first"
@@ -227,11 +269,10 @@ class StableBaselines3:
             "policy_delay": c.policy_delay,
             "target_policy_noise": c.target_noise,
             "target_noise_clip": c.target_noise_clip,
-            "action_noise": NormalActionNoise(np.zeros(gym.make(env).action_space.shape), c.exploration_noise),
+            "action_noise": NormalActionNoise(np.zeros(gym.make(self.env).action_space.shape), c.exploration_noise),
         } if algorithm == "td3" else {}  # fmt: skip
-        self.env = env
-        self.model = {"sac": sb3.SAC, "td3": sb3.TD3}[algorithm](
-            "MlpPolicy", env, learning_rate=c.learning_rate, buffer_size=c.buffer_size, batch_size=c.batch_size,
+        return {"sac": sb3.SAC, "td3": sb3.TD3}[algorithm](
+            "MlpPolicy", self.env, learning_rate=c.learning_rate, buffer_size=c.buffer_size, batch_size=c.batch_size,
             learning_starts=c.learning_starts, tau=c.tau, gamma=c.gamma, train_freq=c.train_every,
             gradient_steps=c.updates, policy_kwargs={"net_arch": list(c.hidden)}, seed=seed, device="cpu", **of_td3,
         )  # fmt: skip
@@ -241,6 +282,11 @@ class StableBaselines3:
         return self.model.num_timesteps
 
     def learn(self, steps: int, schedule_steps: int, progress: bool) -> None:
+        if hasattr(self, "_exploration_steps"):
+            from stable_baselines3.common.utils import LinearSchedule
+
+            share = self._exploration_steps / steps  # of this call's total, by which it measures progress
+            self.model.exploration_schedule = LinearSchedule(1.0, self.model.exploration_final_eps, share)
         self.model.learn(steps - self.steps, reset_num_timesteps=False, progress_bar=progress)
 
     def evaluate(self, episodes: int) -> Any:
@@ -248,12 +294,21 @@ class StableBaselines3:
 
         from fastrl.agents.evaluation import evaluate
 
-        with contextlib.closing(gym.make(self.env)) as env:
+        with contextlib.closing(_flat(self.env) if self.env.startswith("MinAtar") else gym.make(self.env)) as env:
             return evaluate(lambda obs: self.model.predict(obs, deterministic=True)[0], env, episodes, seed=10**6)
 
     @property
     def recent_returns(self) -> list[float]:
         return [episode["r"] for episode in self.model.ep_info_buffer]
+
+
+def _flat(env: str) -> Any:
+    """The environment with flat float observations, as an MLP sees them."""
+    import gymnasium as gym
+    import numpy as np
+
+    flat = gym.wrappers.FlattenObservation(gym.make(env))
+    return gym.wrappers.DtypeObservation(flat, np.float32)
 
 
 def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
@@ -264,11 +319,15 @@ def run(path: Path, algorithm: str, env: str, seed: int, task: Task) -> str:
     from fastrl.agents import ALGORITHMS
 
     torch.set_num_threads(1)
+    if env.startswith("MinAtar/"):
+        from minatar.gym import register_envs
+
+        register_envs()
     sb3 = path.parent.name == SB3
     agent: Any = (
-        StableBaselines3(algorithm, env, seed, task.overrides)
+        StableBaselines3(CLASSES.get(algorithm, algorithm), env, seed, task.overrides)
         if sb3
-        else ALGORITHMS[algorithm](env, seed=seed, **task.overrides)
+        else ALGORITHMS[CLASSES.get(algorithm, algorithm)](env, seed=seed, **task.overrides)
     )
     rows, seconds, every = [], 0.0, task.evaluate_every(algorithm)
     for step in range(every, task.steps + 1, every):
@@ -302,7 +361,7 @@ class Summary(NamedTuple):
     low: float  # 95 % bootstrap interval of iqm
     high: float
     wanted: float | None
-    p: float | None  # of the two-sided Mann-Whitney test against the variant sb3, where that is the bar
+    p: float | None  # of the two-sided Mann-Whitney test against the variant `beside`, where that is the bar
 
     @property
     def reached(self) -> str:
@@ -312,8 +371,8 @@ class Summary(NamedTuple):
         return text if self.p is None else f"{text}, p = {self.p:.2f}"
 
 
-def final_returns(algorithm: str, env: str, variant: str, steps: int) -> Any:
-    """[seeds]: the last evaluation of each kept log."""
+def final_returns(algorithm: str, env: str, variant: str, steps: int, column: str = "greedy_return") -> Any:
+    """[seeds]: the last row's `column` of each kept log, by default the last evaluation."""
     import numpy as np
 
     last = []
@@ -323,11 +382,12 @@ def final_returns(algorithm: str, env: str, variant: str, steps: int) -> Any:
             last.append(list(csv.DictReader(file))[-1])
     if any(int(row["step"]) < steps for row in last):
         raise SystemExit(f"{algorithm} {env} {variant}: a log ends before step {steps}")
-    return np.array([float(row["greedy_return"]) for row in last])
+    return np.array([float(row[column]) for row in last])
 
 
-def summaries() -> list[Summary]:
-    """Of all kept logs: interquartile mean over the seeds of the last evaluation, with its bootstrap interval."""
+def summaries(study: str | None = None, column: str = "greedy_return") -> list[Summary]:
+    """Of all kept logs, or those of a study: interquartile mean over the seeds of the last row's `column`, by default
+    the last evaluation, with its bootstrap interval."""
     from scipy.stats import bootstrap, mannwhitneyu, trim_mean
 
     def iqm(x, axis=-1):
@@ -336,17 +396,17 @@ def summaries() -> list[Summary]:
     rows = [
         (env, algorithm, variant, envs[env])
         for env in ENVS
-        for algorithm, variants in TASKS.items()
+        for algorithm, variants in (TASKS if study is None else {study: STUDIES[study]}).items()
         for variant, envs in variants.items()
         if env in envs
     ]
     found = []
     for env, algorithm, variant, task in rows:
-        final, wanted, p = final_returns(algorithm, env, variant, task.steps), task.wanted, None
+        final, wanted, p = final_returns(algorithm, env, variant, task.steps, column), task.wanted, None
         if not len(final):
             continue
-        if wanted is None and variant != SB3:
-            peer = final_returns(algorithm, env, SB3, task.steps)
+        if wanted is None and variant != task.beside:
+            peer = final_returns(algorithm, env, task.beside, task.steps, column)
             if len(peer):
                 wanted, p = iqm(peer), mannwhitneyu(final, peer).pvalue
         low, high = final.min(), final.max()
@@ -356,13 +416,13 @@ def summaries() -> list[Summary]:
     return found
 
 
-def table() -> str:
+def table(study: str | None = None, column: str = "greedy_return") -> str:
     """The summaries in markdown."""
     lines = [
         "| environment | algorithm | variant | IQM [95 % interval] | each seed | wanted | steps |",
         "|---" * 7 + "|",
     ]
-    for row in summaries():
+    for row in summaries(study, column):
         each = " ".join(f"{x:.0f}" for x in row.final)
         lines.append(
             f"| {row.env} | {row.algorithm} | {row.variant} | {row.iqm:.1f} [{row.low:.1f}, {row.high:.1f}] | {each} "
@@ -371,28 +431,47 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def print_tables(study: str | None) -> None:
+    if study is not None:  # what the published figures are of
+        print(f"Returns of the last 100 episodes of training:\n\n{table(study, 'training_return')}\n")
+        print("Greedy, at the end:\n")
+    print(table(study))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithm", action="append", choices=TASKS, help="only this algorithm; repeatable")
-    parser.add_argument("--env", action="append", choices=ENVS, help="only this environment; repeatable")
-    parser.add_argument("--variant", action="append", choices=VARIANTS, help="only this variant; repeatable")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--env",
+        action="append",
+        choices=ENVS,
+        help="only this environment; repeatable",
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        choices=VARIANTS,
+        help="only this variant; repeatable",
+    )
+    parser.add_argument("--study", choices=STUDIES, help="this study, and nothing else")
+    parser.add_argument("--seeds", type=int, help="5 unless given, of a study 10")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--table", action="store_true", help="print the table and run nothing")
     args = parser.parse_args(argv)
     if args.table:
-        print(table())
+        print_tables(args.study)
         return 0
+    tasks = TASKS if args.study is None else {args.study: STUDIES[args.study]}
     todo = {
         (algorithm, env, variant, seed): task
-        for algorithm, variants in TASKS.items()
-        for seed in range(args.seeds)
+        for algorithm, variants in tasks.items()
+        for seed in range(args.seeds or (5 if args.study is None else 10))
         for variant, envs in variants.items()
         for env, task in envs.items()
-        if algorithm in (args.algorithm or TASKS)
-        and env in (args.env or ENVS)
-        and variant in (args.variant or VARIANTS)
-        if not log_path(algorithm, env, variant, seed).exists()
+        if (args.algorithm is None or algorithm in args.algorithm)
+        and (args.env is None or env in args.env)
+        and (args.variant is None or variant in args.variant)
+        and not log_path(algorithm, env, variant, seed).exists()
     }
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "FASTRL_NUM_THREADS"):
         os.environ[name] = "1"
@@ -408,7 +487,7 @@ def main(argv: list[str] | None = None) -> int:
                 failed = True
             else:
                 print(f"{running[job]}: {job.result()}", flush=True)
-    print(table())
+    print_tables(args.study)
     return int(failed)
 
 

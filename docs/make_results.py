@@ -38,17 +38,17 @@ Published figures have protocols of their own and often more steps:
 - **SLM Lab**: [its benchmarks](https://github.com/kengz/SLM-Lab), mean of 4 runs in training.
 - **sb3**: Stable-Baselines3, trained by our program with the same hyperparameters.
 
-A row that says MISSED did not reach the bar that we set: DQN with n-step returns, whose settings are those of the
-others; recurrent PPO on TMaze-v0, whose settings are not tuned, and which some seeds do not learn; and SAC on
-HalfCheetah-v5, where the bar is Stable-Baselines3's result with the same hyperparameters, and p
-that of a Mann-Whitney test: seeds of one library differ so much that these do not tell the two apart, and on the
-same weights, batches and noise both make the same updates (a test holds them to it). Settings were chosen on
-other seeds than those of the table, but for TRPO, partly on its first two, for the seeds 0 and 1 of DQN, and for the
-`reward_scale` of NAF, tried on four of them. DQN's greedy policy has averaged weights (`averaging`), without which
-single runs are lost again at the end of training. NAF, QT-Opt, DDPG, D4PG, TD3, SAC, TQC and
-CrossQ ran with networks of 64-64 and batches of 128, not their defaults of up to 256-256 and 256, which are for larger
-tasks. LunarLander-v3's logs are of agents from before they learned through `fastrl.MLP`, and TRPO's from before it did
-so without PyTorch: they repeat in distribution, not bit for bit.
+A row that says MISSED did not reach the bar that we set: recurrent PPO on TMaze-v0, whose settings are not tuned,
+and which some seeds do not learn; and SAC on HalfCheetah-v5, where the bar is Stable-Baselines3's result with the
+same hyperparameters, and p that of a Mann-Whitney test: seeds of one library differ so much that these do not tell
+the two apart, and on the same weights, batches and noise both make the same updates (a test holds them to it).
+Settings were chosen on other seeds than those of the table, but for TRPO, partly on its first two, for the seeds 0
+and 1 of DQN, and for the `reward_scale` of NAF, tried on four of them. DQN with n-step returns has a buffer of
+10,000 transitions, not 100,000. DQN's greedy policy has averaged weights (`averaging`), without which single runs
+are lost again at the end of training. NAF, QT-Opt, DDPG, D4PG, TD3, SAC, TQC and CrossQ ran with networks of 64-64
+and batches of 128, not their defaults of up to 256-256 and 256, which are for larger tasks. LunarLander-v3's logs
+are of agents from before they learned through `fastrl.MLP`, and TRPO's from before it did so without PyTorch: they
+repeat in distribution, not bit for bit.
 """
 # (algorithm, environment) or (algorithm, environment, variant) -> figures, as published: value, steps, source
 PUBLISHED = {

@@ -111,7 +111,8 @@ class DQN(_DQN):
         double: bool = False. The online network chooses the next action, the target network values it.
         dueling: bool = False. State value and advantages in separate streams.
         prioritized: bool = False. Replay in proportion to |TD error|^alpha, corrected by importance weights.
-        n_step: int = 1. Rewards summed before the bootstrap; fewer at the end of an episode.
+        n_step: int = 1. Rewards summed before the bootstrap; fewer at the end of an episode.  They are those of old
+            actions: a     buffer_size much smaller than the run forgets the random beginning.
         distributional: Literal['c51', 'qr'] | None = None. The distribution of returns is learned: c51 on fixed
             atoms, qr by quantiles; their mean is Q.
         noisy: bool = False. Noisy layers explore, and epsilon falls to 0: without its beginning CartPole is not

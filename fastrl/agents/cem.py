@@ -34,6 +34,7 @@ class CEM(Agent[CEMConfig]):
     algorithm = "cem"
     config_class = CEMConfig
     cpu_only = True
+    masks = True
 
     def __init__(self, env: Env, config: CEMConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
@@ -97,15 +98,15 @@ class CEM(Agent[CEMConfig]):
         envs.reset()
         to_play, total = np.full(envs.num_envs, episodes), 0.0
         while (active := to_play > 0).any():
-            step = envs.step(self.policy.to_env(self.policy.mode(envs.obs)))
+            step = envs.step(self.policy.to_env(self.policy.mode(envs.obs, envs.allowed)))
             real = active if step.mask is None else active & step.mask
             total += float(step.reward[real].sum())
             to_play -= real & (step.terminated | step.truncated)
             self._stepped()
         return total / (envs.num_envs * episodes)
 
-    def _predict(self, obs: NDArray[Any], deterministic: bool) -> NDArray[Any]:
-        return self.policy.predict(obs, None)
+    def _predict(self, obs: NDArray[Any], deterministic: bool, allowed: Any = None) -> NDArray[Any]:
+        return self.policy.predict(obs, None, allowed)
 
     def _deploy(self, deploy: Any) -> Any:
         return deploy.TorchPolicy(self.policy.actor, self.envs, units=self.policy.units)

@@ -23,6 +23,7 @@ class TorchPolicy(nn.Module):
     discrete: argmax_a out_a(s), of each part of a MultiDiscrete or MultiBinary
     continuous: clip(middle + half * f(out), low, high) with f = tanh or the identity
 
+    ``policy(obs, action_masks)`` with masks ``[B, K]`` or ``[K]`` of bools, or 0 and 1, keeps to the allowed actions.
     Observations of Discrete, Dict and such spaces come flattened (``agent.envs.flattened(obs, "obs")``).  It holds
     copies, on the CPU, and shares nothing with the agent.
 
@@ -83,9 +84,11 @@ class TorchPolicy(nn.Module):
         self.register_buffer("atoms", None if atoms is None else torch.as_tensor(np.array(atoms, np.float32)))
         self._shape, self._n_actions = space.shape, sum(self._sizes) if self.discrete else int(np.prod(space.shape))
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, obs: Tensor, action_masks: Tensor | None = None) -> Tensor:
+        if action_masks is not None and not self.discrete:
+            raise ValueError("policy: action_masks must be None, because actions are continuous")
         x = self._inputs(obs)
-        return self._actions(self.network(x.flatten(1) if self._flat else x))
+        return self._actions(self.network(x.flatten(1) if self._flat else x), action_masks)
 
     def _inputs(self, obs: Tensor) -> Tensor:
         if self._moments:
@@ -93,11 +96,13 @@ class TorchPolicy(nn.Module):
             return scaled.clamp(-10.0, 10.0).float()
         return obs.float() if self._input_scale is None else obs.float() * self._input_scale
 
-    def _actions(self, out: Tensor) -> Tensor:
+    def _actions(self, out: Tensor, action_masks: Tensor | None = None) -> Tensor:
         if self.atoms is not None:
             each = out.view(len(out), self._n_actions, -1)
             out = each.mean(2) if self._quantiles else each.softmax(2) @ self.atoms
         action = out[:, : self._n_actions]
+        if action_masks is not None:
+            action = action.masked_fill(action_masks == 0, -torch.inf)
         if self.discrete:
             best = [part.argmax(1) for part in torch.split(action, self._sizes, 1)]
             return (torch.stack(best, 1) + self.first).reshape(-1, *self._shape)

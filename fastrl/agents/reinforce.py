@@ -34,6 +34,7 @@ class REINFORCE(OnPolicyAgent[REINFORCEConfig]):
     algorithm = "reinforce"
     config_class = REINFORCEConfig
     multi = True
+    masks = True
 
     def __init__(
         self, env: Env, config: REINFORCEConfig | None = None, *, network: Any = None, **overrides: Any
@@ -75,23 +76,25 @@ class REINFORCE(OnPolicyAgent[REINFORCEConfig]):
             r.reward, r.terminated, r.truncated, gamma=c.gamma, next_values=next_values, mask=r.mask
         )
         advantages = returns if values is None else returns - values
-        obs, action, _, advantage, target = r.batch(advantages, returns)
-        losses = self._loss(obs, action, advantage, target)
+        obs, action, _, advantage, target, *allowed = r.batch(
+            advantages, returns, *([] if r.allowed is None else [r.allowed])
+        )
+        losses = self._loss(obs, action, advantage, target, *allowed)
         self.optimizer.step(lr=self.learning_rate, max_grad_norm=c.max_grad_norm)
         self.n_updates += 1
         self._log = {name: float(value) for name, value in losses.items()}
         check_loss(self._log["loss"], self.steps, self.policy.vector)
 
-    def _loss(self, obs: Any, action: Any, advantage: Any, target: Any) -> dict[str, Any]:
+    def _loss(self, obs: Any, action: Any, advantage: Any, target: Any, allowed: Any = None) -> dict[str, Any]:
         """L = -mean A log pi(a|s) + value_coef mean (V(s) - G)^2 / 2 - entropy_coef mean H(pi(.|s)), and its parts.
 
-        With `normalize_advantages` A is `normalized`; G never is.  Without a baseline there is no V.  The gradient
-        overwrites the policy's `grad`.
+        With `normalize_advantages` A is `normalized`; G never is.  Without a baseline there is no V.  pi has only
+        actions that are `allowed` ``[B, K]``.  The gradient overwrites the policy's `grad`.
         """
         c, policy = self.config, self.policy
         if c.normalize_advantages:
             advantage = normalized(advantage)
-        out, value = policy.forward_cached(obs)
+        out, value = policy.forward_cached(obs, allowed)
         log_prob, entropy, d_out, d_log_std = policy.policy_gradient(out, action, advantage, c.entropy_coef)
         loss_v, d_value = value_loss(value, target) if c.baseline else (0.0, None)
         policy.backward(d_out, None if d_value is None else c.value_coef * d_value, d_log_std)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -217,11 +218,13 @@ class PolicyFisher:
     """`fastrl.FisherVectorProduct` of a policy that torch computes, for the kind of arrays that `x` and v are.
 
     `actor`: observations -> logits, or means with `log_std` [A] beside them.  `sizes`: of independent categoricals, the
-    number of logits of each, whose products add up; None: there is one.  Raises InputError for an actor with parameters
-    that are not to be trained.
+    number of logits of each, whose products add up; None: there is one.  `allowed` [B, K]: which actions they have.
+    Raises InputError for an actor with parameters that are not to be trained.
     """
 
-    def __init__(self, actor: Network, log_std: Any, x: Any, damping: float, sizes: Any = None) -> None:
+    def __init__(
+        self, actor: Network, log_std: Any, x: Any, damping: float, sizes: Any = None, allowed: Any = None
+    ) -> None:
         net = actor.to_torch()
         parameters = list(net.parameters())
         if not all(p.requires_grad for p in parameters):
@@ -229,18 +232,26 @@ class PolicyFisher:
         if log_std is not None:
             net = Gaussian(net, torch.as_tensor(log_std))
             parameters.append(net.log_std)
+        if allowed is not None:
+            net = Allowed(net, x.shape[1:])
         parts: list[nn.Module] = [net]
         if sizes is not None and len(sizes) > 1:
             ends = [int(end) for end in np.cumsum(sizes)]
             parts = [Part(net, begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
-        x = torch.as_tensor(x)
+        x = self._inputs(x, allowed)
         self._products = [
             FisherVectorProduct(part, x, 0.0 if i else damping, parameters=parameters) for i, part in enumerate(parts)
         ]
 
-    def refresh(self, x: Any) -> None:
+    def refresh(self, x: Any, allowed: Any = None) -> None:
         for product in self._products:
-            product.refresh(torch.as_tensor(x))
+            product.refresh(self._inputs(x, allowed))
+
+    @staticmethod
+    def _inputs(x: Any, allowed: Any) -> Tensor:
+        """What the product's module takes, which is of one tensor."""
+        x = torch.as_tensor(x)
+        return x if allowed is None else torch.cat((x.flatten(1), torch.as_tensor(allowed).to(x.dtype)), 1)
 
     def __call__(self, v: Any) -> Any:
         first, *others = (product(torch.as_tensor(v)) for product in self._products)
@@ -258,6 +269,18 @@ class Part(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         out: Tensor = self.net(obs)[:, self.begin : self.end]
         return out
+
+
+class Allowed(nn.Module):
+    """Logits of a network of observations `shape`, far below all others where the columns behind them are 0."""
+
+    def __init__(self, net: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.net, self.shape, self.n = net, tuple(shape), math.prod(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x[:, : self.n].reshape(-1, *self.shape))
+        return logits.masked_fill(x[:, self.n :] == 0, -1e9)
 
 
 class Gaussian(nn.Module):

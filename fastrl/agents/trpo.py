@@ -42,6 +42,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
     algorithm = "trpo"
     config_class = TRPOConfig
     multi = True
+    masks = True
 
     def __init__(self, env: Env, config: TRPOConfig | None = None, *, network: Any = None, **overrides: Any) -> None:
         super().__init__(env, config, network=network, **overrides)
@@ -76,10 +77,12 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         """
         c, r = self.config, self.rollout
         advantages, returns, _ = r.advantages(c.gamma, c.gae_lambda, self.scale_rewards)
-        obs, action, _, advantage, target = r.batch(advantages, returns)
+        obs, action, _, advantage, target, *allowed = r.batch(
+            advantages, returns, *([] if r.allowed is None else [r.allowed])
+        )
         obs = self.policy.floats(obs)
         if len(obs):  # a rollout can hold nothing but resets
-            self._log |= self._improve_policy(obs, action, *self._signal(obs, action, advantage))
+            self._log |= self._improve_policy(obs, action, *self._signal(obs, action, advantage), *allowed)
             self._log["value_loss"] = self._fit_value(obs, target)
             self._log["loss"] = self._log["policy_loss"] + self._log["value_loss"]
             check_loss(self._log["loss"], self.steps, self.policy.vector)
@@ -90,7 +93,9 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         """What `_improve_policy` takes as A and drift."""
         return normalized(advantage) if self.config.normalize_advantages else advantage, None
 
-    def _improve_policy(self, obs: Any, action: Any, advantage: Any, drift: Any = None) -> dict[str, float]:
+    def _improve_policy(
+        self, obs: Any, action: Any, advantage: Any, drift: Any = None, allowed: Any = None
+    ) -> dict[str, float]:
         """maximise L(theta) = mean rho A  subject to  D(theta) = mean KL(pi_old(.|s) || pi_theta(.|s)) <= max_kl.
 
         (Schulman et al. 2015, eq. 14, section 6 and appendix C.)  With rho = pi_theta(a|s) / pi_old(a|s), means over
@@ -98,13 +103,14 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         (F + damping) x = g, and the step is sqrt(2 max_kl / x^T (F + damping) x) x.  The line search shortens it
         until L is better than before and D <= max_kl; otherwise the policy stays as it is.  So it does if D, measured
         once more when the parameters have their new values, is not within max_kl all the same.
-        `drift` ``[B, A]`` adds mean sum_j drift_j out_j to L, of the actor's outputs out.
+        `drift` ``[B, A]`` adds mean sum_j drift_j out_j to L, of the actor's outputs out.  pi has only actions that are
+        `allowed` ``[B, K]``, also in D and F.
         """
         c, policy, theta, max_kl = self.config, self.policy, self.theta, self.max_kl
         old_theta = theta + 0
         # What follows is relative to these, made as `evaluate` makes its own: of one or two states, the pass that keeps
         # what backward needs may differ from them in the last bit.
-        out = policy.output(obs)
+        out = policy.output(obs, allowed=allowed)
         policy.output(obs, cached=True)
         old_log_prob, entropy, d_out, d_log_std = policy.policy_gradient(out, action, advantage)
         old = out, None if policy.log_std is None else policy.log_std + 0
@@ -114,7 +120,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
 
         def evaluate(candidate: Any) -> tuple[float, float]:
             theta[...] = candidate
-            out = policy.output(obs)
+            out = policy.output(obs, allowed=allowed)
             log_prob, _ = policy.log_prob_entropy(out, action)
             gain = (exp(log_prob - old_log_prob) * advantage).mean() + drifted(out)
             return float(gain), policy.kl(*old, out).mean().item()
@@ -123,7 +129,7 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
             d_out = d_out - drift / len(out)
         policy.backward(d_out, None, d_log_std)
         g = -self._theta_grad
-        self._refresh_fisher(obs)
+        self._refresh_fisher(obs, allowed)
         step, info = natural_gradient_step(self._fisher, g, max_kl=max_kl, max_iter=c.cg_iterations, rtol=c.cg_rtol)
         before = float(advantage.mean() + drifted(out))  # rho is 1
         gain, kl, fraction = before, 0.0, 0.0
@@ -153,18 +159,18 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
             "cg_status": float(CG_STATUS.index(info.status)),
         }
 
-    def _refresh_fisher(self, obs: Any) -> None:
+    def _refresh_fisher(self, obs: Any, allowed: Any = None) -> None:
         """The Fisher matrix of the policy in these states: of an MLP on the CPU in NumPy's arrays, else by torch."""
         actor, log_std, damping = self.policy.actor, self.policy.log_std, self.config.cg_damping
         x = obs.reshape(len(obs), -1) if isinstance(actor, MLP) else obs
         if self._fisher is not None:
-            self._fisher.refresh(x)
+            self._fisher.refresh(x, allowed)
         elif isinstance(actor, MLP) and self.device == "cpu":
-            self._fisher = MLPFisherProduct(actor, log_std, x, damping, self.policy.sizes)
+            self._fisher = MLPFisherProduct(actor, log_std, x, damping, self.policy.sizes, allowed)
         else:
             from fastrl.agents.torch_networks import PolicyFisher
 
-            self._fisher = PolicyFisher(actor, log_std, x, damping, self.policy.sizes)
+            self._fisher = PolicyFisher(actor, log_std, x, damping, self.policy.sizes, allowed)
 
     def _fit_value(self, obs: Any, target: Any) -> float:
         """`value_epochs` passes of Adam on mean (V(s) - G)^2 / 2; returns that of the last minibatch."""

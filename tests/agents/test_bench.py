@@ -148,8 +148,14 @@ def test_learning_tasks_name_what_exists(monkeypatch):
     monkeypatch.syspath_prepend(BENCH)
     module = importlib.import_module("learning")
     assert set(module.TASKS) == {*DEEP, "fqi"}
-    for algorithm, variants in module.TASKS.items():
+    assert not set(module.TASKS) & set(module.STUDIES)
+    for algorithm, variants in module.ALL.items():
         for variant, envs in variants.items():
             for env, task in envs.items():
-                make_config(ALGORITHMS[algorithm].config_class, task.overrides, f"{algorithm} {variant} {env}")
+                assert algorithm not in module.STUDIES or task.beside in variants
+                make_config(
+                    ALGORITHMS[module.CLASSES.get(algorithm, algorithm)].config_class,
+                    task.overrides,
+                    f"{algorithm} {variant} {env}",
+                )
                 assert task.steps % task.evaluate_every(algorithm) == 0

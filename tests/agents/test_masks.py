@@ -9,7 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
-from fastrl.agents import A2C, DQN, PPO, REINFORCE, InputError
+from fastrl.agents import A2C, CEM, DQN, PPO, REINFORCE, TRPO, InputError, SACDiscrete
 from fastrl.agents.envs import Envs
 from fastrl.agents.masks import masks_given
 
@@ -17,6 +17,7 @@ K = 4
 SMALL = {"hidden": (16,), "seed": 1}
 DQN_SMALL = {**SMALL, "learning_starts": 20, "batch_size": 16, "buffer_size": 300, "epsilon_steps": 100}
 ON_POLICY = {**SMALL, "n_steps": 8, "num_envs": 1}
+CEM_SMALL = {**SMALL, "population": 2, "elites": 1}
 
 
 class Masked(gym.Env):
@@ -86,7 +87,10 @@ MODE = pytest.mark.parametrize("mode", list(AutoresetMode))
 @WRAPPED
 @KIND
 @MODE
-@pytest.mark.parametrize(("cls", "settings"), [(DQN, DQN_SMALL), (PPO, ON_POLICY), (A2C, ON_POLICY)])
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [(DQN, DQN_SMALL), (PPO, ON_POLICY), (A2C, ON_POLICY), (REINFORCE, SMALL), (TRPO, ON_POLICY), (CEM, CEM_SMALL)],
+)
 def test_only_allowed_actions_are_taken_in_every_autoreset_mode(cls, settings, mode, kind, wrapped):
     agent = cls(vector(mode, kind, wrapped), **{**settings, "num_envs": 3})
     agent.learn(120, progress=False)  # else the environments raise
@@ -214,7 +218,13 @@ def test_ppos_loss_and_gradient_with_masks_are_plain_torchs(objective):
 
 
 @pytest.mark.parametrize(
-    ("cls", "settings"), [(DQN, DQN_SMALL), (PPO, {**ON_POLICY, "num_envs": 2}), (A2C, {**ON_POLICY, "num_envs": 2})]
+    ("cls", "settings"),
+    [
+        (DQN, DQN_SMALL),
+        (PPO, {**ON_POLICY, "num_envs": 2}),
+        (A2C, {**ON_POLICY, "num_envs": 2}),
+        (TRPO, {**ON_POLICY, "num_envs": 2}),
+    ],
 )
 def test_training_goes_on_exactly_where_it_was(cls, settings, tmp_path):
     first, straight = (cls("MaskedForTests-v0", **settings) for _ in range(2))
@@ -249,8 +259,73 @@ def test_predict_and_evaluations_keep_to_the_masks():
     masks = masks_given(agent, given, 3)
     masks[:] = True  # an array of its own, which torch takes without a warning
     assert masks.shape == (3, K) and given.sum() == 1
-    with pytest.raises(InputError, match="action_masks must be None, because REINFORCE knows no masks"):
-        REINFORCE("CartPole-v1").predict(np.zeros(4), action_masks=[1, 1])
+    with pytest.raises(InputError, match="action_masks must be None, because SACDiscrete knows no masks"):
+        SACDiscrete("CartPole-v1").predict(np.zeros(4), action_masks=[1, 1])
+
+
+def test_reinforces_gradient_with_masks_is_plain_torchs():
+    agent = REINFORCE("MaskedForTests-v0", **SMALL, baseline=False, entropy_coef=0.1, normalize_advantages=False)
+    agent._collect()
+    r = agent.rollout
+    obs, action, _, advantage, allowed = r.batch(np.arange(r.reward.size, dtype=np.float32)[:, None], r.allowed)
+    assert not allowed.all() and allowed[np.arange(len(action)), action].all()
+    agent._loss(obs, action, advantage, None, allowed)
+    actor = copy.deepcopy(agent.policy.actor).to_torch().requires_grad_(True)
+    actor.zero_grad()
+    logits = actor(torch.from_numpy(obs)).masked_fill(~torch.from_numpy(allowed), -1e9)
+    pi = torch.distributions.Categorical(logits=logits)
+    loss = -(torch.from_numpy(advantage) * pi.log_prob(torch.from_numpy(action))).mean() - 0.1 * pi.entropy().mean()
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in actor.parameters()])
+    np.testing.assert_allclose(agent.policy.grad[: agent.policy.n_policy], expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_trpos_steps_with_masks(own):
+    """F is the Hessian of the masked policy's KL, by autograd in float64; the step keeps to it."""
+    network = {"actor": torch.nn.Linear(K + 1, K), "critic": torch.nn.Linear(K + 1, 1)} if own else None
+    agent = TRPO("MaskedForTests-v0", **{**ON_POLICY, "n_steps": 32}, network=network, cg_damping=0.1)
+    agent.learn(40, progress=False)
+    agent._collect()
+    r = agent.rollout
+    obs, action, _, advantage, allowed = r.batch(r.reward, r.allowed)
+    agent._refresh_fisher(obs, allowed)
+    actor = copy.deepcopy(agent.policy.actor).to_torch().double().requires_grad_(True)
+    params = dict(actor.named_parameters())
+    x, mask = torch.from_numpy(obs).double(), torch.from_numpy(allowed)
+
+    def log_p(values):
+        return torch.func.functional_call(actor, values, (x,)).masked_fill(~mask, -1e9).log_softmax(1)
+
+    old = log_p(params).detach()
+
+    def kl(flat):
+        at, values = 0, {}
+        for name, p in params.items():
+            values[name] = flat[at : at + p.numel()].view_as(p)
+            at += p.numel()
+        return (old.exp() * (old - log_p(values))).sum(1).mean()
+
+    flat = torch.cat([p.detach().flatten() for p in params.values()])
+    hessian = torch.autograd.functional.hessian(kl, flat).numpy()
+    v = np.random.default_rng(0).standard_normal(len(flat)).astype(np.float32)
+    np.testing.assert_allclose(agent._fisher(v), hessian @ v + 0.1 * v, rtol=1e-3, atol=1e-4)
+    log = agent._improve_policy(obs, action, advantage, allowed=allowed)
+    assert 0 < log["kl"] <= agent.max_kl and log["step_fraction"] > 0
+
+
+@pytest.mark.parametrize(("cls", "settings"), [(DQN, DQN_SMALL), (PPO, ON_POLICY), (CEM, CEM_SMALL)])
+def test_torch_policies_keep_to_the_masks_that_they_get(cls, settings):
+    agent = cls(Masked(), **settings).learn(60, progress=False)
+    policy, rng = agent.policy_to_torch(), np.random.default_rng(0)
+    obs, allowed = rng.uniform(size=(30, K + 1)).astype(np.float32), rng.random((30, K)) < 0.4
+    allowed[np.arange(30), rng.integers(K, size=30)] = True
+    for masks in (allowed, allowed.astype(np.int8), allowed[0]):
+        found = policy(torch.from_numpy(obs), torch.from_numpy(masks)).numpy()
+        np.testing.assert_array_equal(found, agent.predict(obs, action_masks=masks))
+    np.testing.assert_array_equal(policy(torch.from_numpy(obs)).numpy(), agent.predict(obs))
+    with pytest.raises(ValueError, match="action_masks must be None, because actions are continuous"):
+        PPO("Pendulum-v1", hidden=(8,)).policy_to_torch()(torch.zeros(2, 3), torch.ones(2, 1))
 
 
 def test_what_is_learned_is_the_best_allowed_action():
@@ -292,7 +367,10 @@ class Unmasked(NoInfo):
 
 
 @pytest.mark.parametrize("env", [NoInfo, Unmasked])
-@pytest.mark.parametrize(("cls", "settings"), [(DQN, DQN_SMALL), (PPO, ON_POLICY), (A2C, ON_POLICY)])
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [(DQN, DQN_SMALL), (PPO, ON_POLICY), (A2C, ON_POLICY), (REINFORCE, SMALL), (TRPO, ON_POLICY), (CEM, CEM_SMALL)],
+)
 def test_an_info_that_is_no_dict_holds_no_mask(cls, settings, env):
     agent = cls(env(), **settings).learn(40, progress=False)
     assert agent.n_updates > 0 and (agent.envs.allowed is None) == (env is Unmasked)

@@ -24,7 +24,8 @@ class DQNConfig:
     prioritized: bool = False
     """Replay in proportion to |TD error|^alpha, corrected by importance weights."""
     n_step: int = 1
-    """Rewards summed before the bootstrap; fewer at the end of an episode."""
+    """Rewards summed before the bootstrap; fewer at the end of an episode.  They are those of old actions: a
+    buffer_size much smaller than the run forgets the random beginning."""
     distributional: Literal["c51", "qr"] | None = None
     """The distribution of returns is learned: c51 on fixed atoms, qr by quantiles; their mean is Q."""
     noisy: bool = False

@@ -28,6 +28,7 @@ class MLPFisherProduct:
         observations: float32 [B, in], B >= 1.
         damping: added to the diagonal.
         sizes: of a product of independent categoricals, the number of logits of each; None: there is one.
+        allowed: bool [B, K], with a True in each row: which actions a categorical policy has; None: all.
 
     The forward pass is done once, at construction; after the parameters have moved, call `refresh`.
     """
@@ -39,6 +40,7 @@ class MLPFisherProduct:
         observations: Floats,
         damping: float,
         sizes: Sequence[int] | None = None,
+        allowed: Any = None,
     ) -> None:
         self._policy, self._log_std, self.damping = policy, log_std, damping
         layout = policy._layout
@@ -58,9 +60,9 @@ class MLPFisherProduct:
             size = n + (len(log_std) if log_std is not None else 0)
             logits = [] if gaussian else [int(part.stop - part.start) for part in self._parts]
             self._fused = _backend._C.MlpFisher(size, layers, n if gaussian else -1, logits)
-        self.refresh(observations)
+        self.refresh(observations, allowed)
 
-    def refresh(self, observations: Floats) -> None:
+    def refresh(self, observations: Floats, allowed: Any = None) -> None:
         """Do the forward pass anew: the parameters have moved, or the observations are others."""
         parameters = list(self._policy.parameters().values())
         self._weights = [w + 0 for w in parameters[::2]]  # copies: half a product must not see a change
@@ -72,6 +74,7 @@ class MLPFisherProduct:
                 self._values.append(h)
                 self._slopes.append(slope)
             if self._log_std is None:
+                h = h if allowed is None else np.where(allowed, h, np.float32(-np.inf))
                 self._scale = np.concatenate([_softmax(h[:, part]) for part in self._parts], 1)
             else:
                 self._scale = np.exp(-2 * self._log_std)[None] / np.float32(len(h))
