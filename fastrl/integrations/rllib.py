@@ -53,6 +53,11 @@ class PrioritizedEpisodeReplayBuffer(Host):  # type: ignore[misc]
         self._tree = SumTree(self._sum_segment.capacity, dtype=np.float64, seed=0)  # the draws are the host's
         self._sum_segment, self._min_segment = _Sums(self._tree), _Minima(self._tree)
 
+    def set_state(self, state: Any) -> None:
+        """The host's `set_state`, in place of all that is held: the host's own keeps episodes of before."""
+        self.episodes.clear()
+        super().set_state(state)
+
     def sample(
         self,
         num_items: int | None = None,

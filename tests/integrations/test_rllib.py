@@ -121,6 +121,14 @@ def test_states_are_read_by_either():
     assert crossed[1].get_num_timesteps() == 103
 
 
+def test_a_state_takes_the_place_of_all_that_was_held():
+    source, used = pair()[0], pair(lengths=(5, 7))[1]
+    used.set_state(source.get_state())
+    assert [x.id_ for x in used.episodes] == [x.id_ for x in source.episodes] and used.get_num_timesteps() == 103
+    drawn = [(setattr(b, "rng", np.random.default_rng(5)), b.sample(num_items=60, beta=1.0))[1] for b in (source, used)]
+    same(*drawn)
+
+
 def test_draws_are_seeded():
     drawn = []
     for seed in (3, 3, 4):
