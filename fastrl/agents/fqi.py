@@ -106,7 +106,7 @@ class FQI(Agent[FQIConfig]):
             if given is not None:
                 batch: Batch = given.transitions()
             elif name is not None and os.path.exists(name):
-                opened = from_saved(name)
+                opened = from_saved(name, seed=0)  # which leaves the default generator alone
                 batch = opened.transitions()
                 if os.path.isdir(name):
                     opened.close()

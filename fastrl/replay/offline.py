@@ -14,13 +14,19 @@ from fastrl.replay.prioritized import PrioritizedReplay
 SAVED: dict[str, type[ReplayBuffer]] = {"ReplayBuffer": ReplayBuffer, "PrioritizedReplay": PrioritizedReplay}
 
 
-def from_saved(path: str | os.PathLike[str]) -> ReplayBuffer:
-    """The buffer that a file of `save` or a folder of ``storage=`` holds, with the settings that it was made with.
+def from_saved(path: str | os.PathLike[str], **options: Any) -> ReplayBuffer:
+    """The buffer that a file of `save` or a folder of ``storage=`` holds, with the settings that are stored with it.
 
     A folder is opened as ``storage=`` opens it, and is this process's until `close`; a file is read into memory.  Of a
     checkpoint it is the file ``replay``.
 
+    Args:
+        options: what is not stored, and the default unless it is given: `beta`, `beta_end`, `beta_steps` and
+            `normalize` of a `PrioritizedReplay`; `device`; `seed` (where None, the default generator is set back, as by
+            `load`); of a file `storage`.
+
     Raises:
+        TypeError: an option that is stored, or unknown.
         ValueError: not that of a `ReplayBuffer` or `PrioritizedReplay`, or damaged; or its observations or actions are
             Dict or Tuple, whose spaces are not stored.
         OSError: it cannot be read, or another process has the folder open (BlockingIOError).
@@ -31,14 +37,22 @@ def from_saved(path: str | os.PathLike[str]) -> ReplayBuffer:
         raise ValueError(f"replay.from_saved: {path} must be of {' or '.join(SAVED)}, got {held['class']}")
     settings = {k: v for k, v in held.items() if k in ("num_envs", "n_step", "gamma", "frame_stack", "store_next_obs")}
     settings |= {k: held[k] for k in ("alpha", "eps") if k in held}
+    is_folder = os.path.isdir(path)
+    if is_folder:
+        settings["storage"] = path
+    stored = sorted(options.keys() & {"capacity", "obs_space", "action_space", *settings})
+    if stored:
+        raise TypeError(f"replay.from_saved: {stored[0]} is that of {path}, and must be left out")
     spaces = [(held[f"{name}_shape"], held[f"{name}_dtype"]) for name in ("obs", "action")]
     if not all(isinstance(dtype, str) and all(type(n) is int for n in shape) for shape, dtype in spaces):
         raise ValueError(f"replay.from_saved: {path} must have observations and actions that are arrays, got {spaces}")
     obs, action = ((tuple(shape), np.dtype(dtype)) for shape, dtype in spaces)
-    if os.path.isdir(path):
-        return cls(held["capacity"], obs, action, storage=path, **settings)
-    buffer = cls(held["capacity"], obs, action, **settings)
-    buffer.load(path)
+    frames = settings.get("frame_stack", 1)
+    if frames > 1:  # stored is the shape of one
+        obs = (frames, *obs[0]), obs[1]
+    buffer = cls(held["capacity"], obs, action, **settings, **options)
+    if not is_folder:
+        buffer.load(path)
     return buffer
 
 

@@ -11,6 +11,7 @@ import torch
 import fastrl.agents
 from fastrl.agents import DQN, FQI, InputError
 from fastrl.agents.trees import Forest, grow
+from fastrl.kernels.random import default_generator
 from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay, from_saved
 
 SMALL = {
@@ -195,6 +196,62 @@ def test_saved_buffers(cls, how, folder, tmp_path):
     np.testing.assert_array_equal(newest.buffer.transitions().obs, wanted.obs[-30:])
     agent.learn(2, progress=False)
     assert agent.envs.episodes == 0
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_saved_buffers_of_frame_stacks(folder, tmp_path):
+    where, rng = tmp_path / "buffer", np.random.default_rng(0)
+    buffer = ReplayBuffer(20, ((3, 4), np.float32), ((), np.int64), frame_stack=3, storage=where if folder else None)
+    frames = rng.standard_normal((23, 4), np.float32)
+    for k in range(20):
+        buffer.add(frames[k : k + 3], k % 2, k, frames[k + 1 : k + 4], False, k == 19)
+    wanted = buffer.transitions()
+    if folder:
+        buffer.close()
+    else:
+        buffer.save(where)
+    opened = from_saved(where)
+    found = opened.transitions()
+    assert opened.frame_stack == 3 and found.obs.shape == (20, 3, 4)
+    for name in ("obs", "action", "reward", "next_obs", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    if folder:
+        opened.close()
+    with pytest.raises(InputError, match=r"^FQI: dataset must have observations of shape \(4,\), got \(3, 4\)$"):
+        FQI("CartPole-v1", dataset=str(where))
+    env = gym.wrappers.FrameStackObservation(gym.make("CartPole-v1"), 3)
+    agent = FQI(env, dataset=str(where), hidden=(8,), seed=0).learn(1, progress=False)
+    np.testing.assert_array_equal(agent.buffer.transitions().next_obs.reshape(20, 3, 4), wanted.next_obs)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_is_not_stored_is_given(folder, tmp_path):
+    where, options = tmp_path / "buffer", {"beta": 0.5, "beta_end": 0.9, "beta_steps": 300, "normalize": "tree"}
+    buffer = filled(PrioritizedReplay, alpha=0.7, **options, storage=where if folder else None)
+    buffer.update_priorities(np.arange(100), np.arange(100) / 50)
+    if folder:
+        buffer.flush()
+        beta, wanted = buffer.beta, buffer.sample(8)
+        buffer.close()
+    else:
+        buffer.save(where)
+        beta, wanted = buffer.beta, buffer.sample(8)
+    state = default_generator().state_dict()
+    for name in ("alpha", "gamma", "capacity", *["storage"] * folder):
+        with pytest.raises(TypeError, match=f"^replay.from_saved: {name} is that of .*buffer, and must be left out$"):
+            from_saved(where, **{name: 0.3})
+    with pytest.raises(ValueError, match="replay: normalize must be"):
+        from_saved(where, normalize="all")
+    opened = from_saved(where, seed=1, **options)
+    assert opened.alpha == 0.7 and opened.beta == beta and default_generator().state_dict() == state
+    if not folder:  # whose generator went on until it was closed
+        for a, b in zip(opened.sample(8), wanted, strict=True):
+            np.testing.assert_array_equal(a, b)
+        copied = from_saved(where, storage=tmp_path / "folder", seed=1, **options)
+        np.testing.assert_array_equal(copied.sample(8).weights, wanted.weights)
+        copied.close()
+    else:
+        opened.close()
 
 
 def test_the_buffer_of_an_agent_is_a_dataset(tmp_path):
