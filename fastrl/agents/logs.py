@@ -45,8 +45,7 @@ class Logs:
             raise
         self.seconds = max(_seconds(table.rows) for table in (self._progress, self._judged) if table is not None)
         self.rows = len(self._progress.rows)
-        judged = [] if self._judged is None else self._judged.rows
-        self.evaluations = [{name: float(value) for name, value in row.items()} for row in judged]
+        self.evaluations = [] if self._judged is None else [_numbers(row) for row in self._judged.rows]
 
     def write(self, row: Mapping[str, float]) -> None:
         """A row of progress.csv.  Raises InputError if a log cannot grow."""
@@ -94,6 +93,8 @@ class _Table:
         self.rows: list[dict[str, str]] = []
         if path.exists():
             self.rows = [row for row in complete_rows(path.read_text(errors="replace")) if int(row["step"]) <= steps]
+            if path.name == EVALUATIONS:  # a resumed run reads all of its numbers
+                self.rows = [row for row in self.rows if _numbers(row)]
         text = io.StringIO()
         table = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\r\n")
         table.writeheader()
@@ -186,11 +187,23 @@ def _new_file(folder: Path) -> tuple[Path, BinaryIO]:
 
 
 def complete_rows(text: str) -> list[dict[str, str]]:
-    """The rows of a CSV table, without those that a crash left half-written."""
-    lines = text[: text.rfind("\n") + 1].replace("\0", "").splitlines()
-    names, *rows = [cells(line) for line in lines if line] or [[]]
+    """The rows of a CSV table, without those that a crash left half-written; none if its header is.
+
+    A line with a NUL is one: a page that a crash lost reads as NULs, and the end of a row and the beginning of another
+    may have been in it.
+    """
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    names, *rows = [[] if "\0" in line else cells(line) for line in lines if line] or [[]]
     whole = [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
     return [row for row in whole if row.get("step", "").isdecimal() and len(row["step"]) < 20]
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, float]:
+    """Those of a row of evaluations.csv; {} where one is missing or damaged."""
+    try:
+        return {name: float(row[name]) for name in EVALUATION_NAMES}
+    except (KeyError, ValueError):
+        return {}
 
 
 def cells(line: str) -> list[str]:

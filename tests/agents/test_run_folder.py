@@ -137,7 +137,26 @@ def test_rows_survive_a_death_while_the_table_is_opened(tmp_path, monkeypatch):
 def test_a_damaged_line_takes_no_other_with_it():
     text = 'step,a\r\n1,x\r\n2,"\r\n3,"y\r\n' + "4," + "z" * 200_000 + "\r\n" + "9" * 5000 + ",w\r\n5\r\n6,v\r\n7,u"
     assert [row["step"] for row in logs.complete_rows(text)] == ["1", "2", "3", "6"]
+    lost = "\0" * 50  # a page
+    text = f"step,a\r\n1,x\r\n20,{lost}y\r\n4{lost}0,z\r\n{lost}5,v\r\n6,{lost}\r\n{lost}\r\n7,w\r\n"
+    assert logs.complete_rows(text) == [{"step": "1", "a": "x"}, {"step": "7", "a": "w"}]
+    assert logs.complete_rows(f"step,a{lost}b\r\n1,x\r\n") == logs.complete_rows(f"{lost}step,a\r\n1,x\r\n") == []
     assert logs.complete_rows("") == logs.complete_rows("x" * 200_000 + "\n1\n") == []
+
+
+@pytest.mark.parametrize("cell", ["", "x", "\0\0", "\ufffd"])
+def test_a_damaged_evaluation_does_not_stop_a_run(cell, tmp_path):
+    table = tmp_path / "evaluations.csv"
+    DQN("CartPole-v1", **SMALL).learn(1500, folder=tmp_path, progress=False, eval_every=500, eval_episodes=1)
+    lines = table.read_bytes().decode().split("\r\n")
+    assert [line.partition(",")[0] for line in lines] == ["step", "500", "1000", "1500", ""]
+    cells = lines[2].split(",")
+    cells[3] = cell
+    lines[2] = ",".join(cells)
+    table.write_bytes("\r\n".join(lines).encode())
+    DQN.load(tmp_path).learn(2000, folder=tmp_path, progress=False, eval_every=500, eval_episodes=1)
+    found = table.read_bytes().decode().split("\r\n")
+    assert found[:3] == [lines[0], lines[1], lines[3]] and found[3].startswith("2000,") and found[4:] == [""]
 
 
 def test_time_goes_on_at_a_resume(tmp_path):

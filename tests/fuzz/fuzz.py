@@ -327,9 +327,10 @@ class Tables:
         except InputError as error:
             one_line(error)
         if path.suffix == ".csv":
-            table = logs._Table(path, whole.split(b"\r\n")[0].decode().split(","), 2000)
-            table.write({"step": 2001})
-            table.close()
+            names = self.files[self.run / "progress.csv"].split(b"\r\n")[0].decode().split(",")
+            found = logs.Logs(self.run, names, 2000)
+            found.write({"step": 2001}), found.write_evaluation({"step": 2001})
+            found.close(), found.remove()
 
 
 # ---- foreign arrays -------------------------------------------------------------------------------------------------
