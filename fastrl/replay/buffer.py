@@ -336,10 +336,10 @@ class ReplayBuffer(Saved):
         Args:
             batch_size: int >= 1: of each of their batches.
             ahead: int >= 1: batches that are drawn for a sampler before it asks for them.
-            min_size: int >= 1: transitions below which none is drawn.
+            min_size: int >= 1: a `len` of the buffer below which none is drawn.
 
         Raises:
-            ValueError: the buffer has samplers already or is closed.
+            ValueError: `min_size` is more than the buffer can have, or it has samplers already or is closed.
             OSError: no room in the shared memory.
             RuntimeError: an install without the compiled extension, or Windows.
         """
@@ -347,6 +347,11 @@ class ReplayBuffer(Saved):
         ahead, min_size = checks.check_int("ahead", ahead), checks.check_int("min_size", min_size)
         if self._desk is not None:
             raise ValueError("replay.samplers: the buffer has samplers already")
+        if min_size > self._most_items():
+            raise ValueError(
+                f"replay.samplers: min_size must be at most {self._most_items()}, all that the buffer can "
+                f"have, got {min_size}"
+            )
         device = None if self.device is None else str(self.device)
         with self._lock:
             len(self._tree)  # a closed buffer says so
@@ -367,6 +372,10 @@ class ReplayBuffer(Saved):
             with self._lock:
                 count += self._desk.serve(self, self._sample, self._update)
         return count
+
+    def _most_items(self) -> int:
+        """The largest `len` that there can be."""
+        return self._most * self.num_envs
 
     def _errors(self) -> Any:
         """What makes indices and errors [B] of the arguments of `update_priorities`; None: there is none."""

@@ -149,10 +149,11 @@ class Lanes:
                 os.close(fd)
                 self._lanes[-1][0][0][0] = os.getpid()
                 self.paths.append(str(path))
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # of more bytes than the system counts
             self.close()
-            text = f"{method}: {n} lanes of {layout.nbytes} bytes in {folder}: {error.strerror}"
-            raise OSError(error.errno, text) from None
+            number = error.errno if isinstance(error, OSError) else errno.EFBIG
+            text = f"{method}: {n} lanes of {layout.nbytes} bytes in {folder}: {os.strerror(number or 0)}"
+            raise OSError(number, text) from None
         _fork.children.add(self)
 
     def after_fork(self) -> None:

@@ -17,8 +17,9 @@ from fastrl.replay import checks
 from fastrl.replay.batch import to_device
 from fastrl.replay.lanes import End, Lanes, Layout
 
-_DRAWN, _TAKEN, _SENT, _APPLIED = 1, 2, 3, 4
+_DRAWN, _TAKEN, _SENT, _APPLIED, _FORGOTTEN = 1, 2, 3, 4, 5  # the last: batches of what the buffer no longer has
 _MORE = 4  # updates that may wait for each batch that does
+_UPDATE = 4  # arrays of an update: how many indices, how many batches had been taken, the indices, the errors
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -45,8 +46,9 @@ def _like(template: Any, leaves: Iterator[Any]) -> Any:
 def _layout(template: Any, batch_size: int, ahead: int) -> Layout:
     kinds = [((ahead, batch_size, *leaf.shape[1:]), leaf.dtype) for leaf in _leaves(template)]
     sent = ahead * _MORE
-    updates = [((sent,), np.int64), ((sent, batch_size), np.int64), ((sent, batch_size), np.float64)]
-    return Layout(4, [*kinds, *updates])
+    number = (sent,), np.int64
+    updates = [number, number, ((sent, batch_size), np.int64), ((sent, batch_size), np.float64)]
+    return Layout(_FORGOTTEN, [*kinds, *updates])
 
 
 class ReplaySampler(End):
@@ -80,7 +82,7 @@ class ReplaySampler(End):
         if not self._is_drawn():
             self._wait("replay.sample", self._is_drawn)
         slot = self._taken % self._ahead
-        batch = _like(self._template, iter([array[slot].copy() for array in self._arrays[:-3]]))
+        batch = _like(self._template, iter([array[slot].copy() for array in self._arrays[:-_UPDATE]]))
         self._taken += 1
         self._publish(self._counters[_TAKEN], self._taken)
         self._highest = max(self._highest, int(batch.indices.max()))
@@ -90,7 +92,8 @@ class ReplaySampler(End):
         """`update_priorities` of the buffer, which applies it when it next serves; waits while it has too many.
 
         All or nothing for each `batch_size` of them, also if the process is killed meanwhile.  Those of transitions
-        overwritten until then are left out.
+        overwritten until then are left out, and after a `load` of the buffer all until this sampler has a batch drawn
+        since: the same numbers are other transitions there.
 
         Args: as there; `mask` of a `SequenceReplay` alone.
 
@@ -111,12 +114,13 @@ class ReplaySampler(End):
         bad = (numbers < 0) | (numbers > self._highest)
         if bad.any():
             raise IndexError(f"{where}: indices[{int(bad.argmax())}] is {numbers[bad][0]}, which no batch here had")
-        counts, rows, values = self._arrays[-3:]
+        counts, taken, rows, values = self._arrays[-_UPDATE:]
         for start in range(0, len(numbers), self.batch_size):
             if not self._has_room():
                 self._wait(where, self._has_room)
             slot, part = self._sent % len(counts), slice(start, start + self.batch_size)
             counts[slot] = n = len(numbers[part])
+            taken[slot] = self._taken
             rows[slot, :n], values[slot, :n] = numbers[part], errors[part]
             self._sent += 1
             self._publish(self._counters[_SENT], self._sent)
@@ -154,15 +158,21 @@ class SamplerLanes(Lanes):
             count += sum(self._fill(lane, draw) for lane in self._lanes)
         return count
 
+    def forget(self) -> None:
+        """From now on the numbers of transitions are those of others: updates of earlier batches are left out."""
+        for counters, _ in self._lanes:
+            counters[_FORGOTTEN][0] = counters[_DRAWN][0]
+
     def _apply(self, lane: tuple[list[Any], list[Any]], update: Any) -> int:
         counters, arrays = lane
-        counts, rows, values = arrays[-3:]
+        counts, taken, rows, values = arrays[-_UPDATE:]
         first, sent = int(counters[_APPLIED][0]), self._observe(counters[_SENT])
         for number in range(first, sent):
             slot = number % len(counts)
             n = int(counts[slot])
             try:
-                update(rows[slot, :n], values[slot, :n])
+                if taken[slot] > counters[_FORGOTTEN][0]:
+                    update(rows[slot, :n], values[slot, :n])
             except IndexError as error:
                 warnings.warn(f"{error}: what a sampler sent is left out", RuntimeWarning, stacklevel=4)
             finally:
@@ -173,7 +183,7 @@ class SamplerLanes(Lanes):
         counters, arrays = lane
         first, end = int(counters[_DRAWN][0]), self._observe(counters[_TAKEN]) + self._ahead
         for number in range(first, end):
-            for array, leaf in zip(arrays[:-3], _leaves(draw(self._batch_size)), strict=True):
+            for array, leaf in zip(arrays[:-_UPDATE], _leaves(draw(self._batch_size)), strict=True):
                 array[number % self._ahead] = leaf
             self._publish(counters[_DRAWN], number + 1)
         return int(end - first)

@@ -239,6 +239,8 @@ class Saved(ABC):
             except BaseException:
                 self._clear()
                 raise
+            if self._desk is not None:
+                self._desk.forget()
             self._store.set_arrays(header["added"], header["start"], header["broken"], columns + arrays[n:])
             self._ring = self._store.ring
             self._added = header["steps"]

@@ -233,6 +233,11 @@ class SequenceReplay(PrioritizedReplay):
         super()._clear()
         self._forget_runs()
 
+    def _most_items(self) -> int:
+        # Windows of an episode start a period apart, and each has more than `burn_in` steps that no other episode has.
+        apart = min(self._period, self.burn_in + 1)
+        return self.num_envs * ((self._most - self.burn_in - 1) // apart + 1)
+
     def _batch(self, rows: Rows, weights: Any) -> SequenceBatch:
         store, shape = self._store, (len(rows), self._steps)
         _, _, last = store.returns(rows, self._steps)

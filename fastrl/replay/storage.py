@@ -6,6 +6,7 @@ the bytes of the arrays, one after another | SHA-256 of all so far (32).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -106,6 +107,8 @@ class Reader:
 class _Hashing:
     """A thread that hashes beside the reading or writing of a file: it takes longer than those, and none holds the GIL.
 
+    Where the system gives no thread, at its limit of processes or while Python ends, the caller hashes.
+
     Not an executor's: `submit` needs a lock that concurrent.futures holds while another thread forks, and our own part
     of that fork (`fastrl._fork`) waits for the lock of the buffer that is being saved.
     """
@@ -115,18 +118,25 @@ class _Hashing:
         self._work: SimpleQueue[Any] = SimpleQueue()
         self._done: SimpleQueue[None] = SimpleQueue()
         self._done.put(None)
-        self._thread = Thread(target=self._run, daemon=True)
+        self._thread: Thread | None = None
 
     def __enter__(self) -> _Hashing:
-        self._thread.start()
+        thread = Thread(target=self._run, daemon=True)
+        with contextlib.suppress(RuntimeError):
+            thread.start()
+            self._thread = thread
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._work.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread.join()
 
     def add(self, chunk: Any) -> None:
         """Hash the chunk, which must not change until the next call of this or the end; waits for the one before."""
+        if self._thread is None:
+            self._sha.update(chunk)
+            return
         self._done.get()
         self._work.put(chunk)
 

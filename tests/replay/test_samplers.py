@@ -16,7 +16,7 @@ from replay_killed import KINDS, TORN, forked, forks, sample_shared, transition,
 from replay_worlds import ACTION, OBS
 
 from fastrl import _backend
-from fastrl.replay import HindsightReplay, PrioritizedReplay
+from fastrl.replay import HindsightReplay, PrioritizedReplay, SequenceReplay
 
 if os.name == "nt":
     pytest.skip("samplers need Linux or macOS", allow_module_level=True)
@@ -113,8 +113,51 @@ def test_an_update_longer_than_a_batch_and_stale_ones():
     assert len(buffer) == 10
 
 
+@pytest.mark.parametrize("storage", [False, True])
+def test_updates_from_before_a_load_are_left_out(storage, tmp_path):
+    def made(first, n, storage=None):
+        buffer = PrioritizedReplay(100, OBS, ACTION, seed=0, alpha=1, eps=1e-6, storage=storage)
+        for k in range(first, first + n):
+            buffer.add(np.full(3, k), 0, k, np.full(3, k + 1), False, False)
+        return buffer
+
+    buffer = made(0, 50, tmp_path / "folder" if storage else None)
+    made(1000, 80).save(tmp_path / "file")
+    one, two = buffer.samplers(2, 8)
+    buffer.serve()
+    before = one.sample().indices
+    two.sample()
+    one.update_priorities(before, np.full(8, 500.0))  # sent, but not applied
+    buffer.load(tmp_path / "file")
+    held = one.sample()  # drawn before
+    assert (held.obs < 50).all()
+    one.update_priorities(held.indices, np.full(8, 600.0))
+    assert buffer.serve() == 2 + 3  # updates, and batches in the place of those taken
+    np.testing.assert_array_equal(buffer._tree.state_dict()["priorities"][:80], np.ones(80))
+    for sampler in (one, two):
+        batch = sampler.sample()
+        while (batch.obs < 1000).any():
+            batch = sampler.sample()
+        sampler.update_priorities(batch.indices, np.full(8, 7.0))
+        buffer.serve()
+        rows, _ = buffer._ring.locate(batch.indices)
+        assert np.allclose(buffer._tree[rows], 7)
+    with pytest.raises(ValueError, match="not a file of a fastrl replay buffer"):
+        buffer.load(__file__)
+    two.update_priorities(batch.indices, np.full(8, 9.0))  # a load that failed forgets nothing
+    buffer.serve()
+    assert np.allclose(buffer._tree[rows], 9)
+    if storage:
+        buffer.close()
+
+
 def test_bad_arguments():
     buffer = filled("plain")
+    with pytest.raises(ValueError, match="replay.samplers: min_size must be at most 40, all .* can have, got 41"):
+        buffer.samplers(1, 4, min_size=41)
+    for much in ({"batch_size": 2**62}, {"batch_size": 4, "ahead": 2**62}):
+        with pytest.raises(OSError, match="replay.samplers: 1 lanes of [0-9]+ bytes in "):
+            buffer.samplers(1, **much)
     with pytest.raises(ValueError, match="replay: ahead must be >= 1, got 0"):
         buffer.samplers(1, 4, ahead=0)
     with pytest.raises(TypeError, match="replay: batch_size must be an int, got float"):
@@ -141,6 +184,29 @@ def test_bad_arguments():
     uniform.serve()
     with pytest.raises(TypeError, match="the buffer of this sampler has no priorities"):
         sampler.update_priorities(sampler.sample().indices, np.ones(4))
+
+
+@pytest.mark.parametrize(("length", "burn_in", "overlap"), [(1, 0, 0), (3, 2, 2), (3, 2, 0), (2, 3, 4), (5, 0, 1)])
+def test_the_largest_min_size_of_sequences(length, burn_in, overlap):
+    """Tried are episodes of every length."""
+
+    def most(steps):
+        buffer = SequenceReplay(
+            20, ((1,), np.float32), ((), np.int64), 2, length=length, burn_in=burn_in, overlap=overlap
+        )
+        largest, zeros = 0, np.zeros((2, 1))
+        for k in range(60):
+            buffer.add(zeros, [0, 0], [0, 0], zeros, [k % steps == steps - 1] * 2, [False, False])
+            largest = max(largest, len(buffer))
+        return largest, buffer
+
+    found = max(most(steps)[0] for steps in range(1, 25))
+    buffer = most(1)[1]
+    limit = buffer._most_items()
+    assert found == limit if overlap <= burn_in else found <= limit
+    with pytest.raises(ValueError, match=f"min_size must be at most {limit}, all that the buffer can have, got 10000"):
+        buffer.samplers(1, 4, min_size=10_000)
+    buffer.samplers(1, 4, min_size=limit)
 
 
 def test_an_index_that_only_another_environment_has_had():

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -40,6 +41,27 @@ def test_arrays_larger_than_a_chunk(tmp_path):
     array = np.random.default_rng(0).integers(256, size=3 * (1 << 20) + 17, dtype=np.uint8)
     storage.write(tmp_path / "file", {}, [array])
     np.testing.assert_array_equal(read(tmp_path / "file", [array])[1][0], array)
+
+
+def test_without_a_thread_the_caller_hashes(tmp_path, monkeypatch):
+    arrays = [*ARRAYS, np.random.default_rng(0).integers(256, size=3 << 20, dtype=np.uint8)]
+    storage.write(tmp_path / "a", {"n": 1}, arrays)
+
+    def none(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading._start_new_thread", none)
+    monkeypatch.setattr("threading._start_joinable_thread", none, raising=False)  # of Python 3.13
+    with pytest.raises(RuntimeError):
+        threading.Thread(target=none).start()
+    storage.write(tmp_path / "b", {"n": 1}, arrays)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    np.testing.assert_array_equal(read(tmp_path / "b", arrays)[1][-1], arrays[-1])
+    content = bytearray((tmp_path / "b").read_bytes())
+    content[-50] ^= 1
+    (tmp_path / "b").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged: the checksum of its data does not fit"):
+        read(tmp_path / "b", arrays)
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path):

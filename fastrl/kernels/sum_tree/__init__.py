@@ -142,12 +142,13 @@ class SumTree:
             return self._like_tree(np.arange(*indices.indices(self.capacity)), tensor)
         found = np.array(indices, None if len(indices) else np.int64)
         if found.dtype.kind == "i":
+            found = found.astype(np.int64)  # of NumPy's small ints
             found = np.where((found < 0) & (found >= -self.capacity), found + self.capacity, found)
         return self._like_tree(found, tensor)
 
     def _positive(self, index: Any) -> Any:
         """An int from the end as one from the beginning; all else as it is."""
-        return index + self.capacity if _arrays.is_int(index) and -self.capacity <= index < 0 else index
+        return int(index) + self.capacity if _arrays.is_int(index) and -self.capacity <= index < 0 else index
 
     def _like_tree(self, array: Any, tensor: bool) -> Any:
         return _arrays.torch().from_numpy(array).to(self.device) if tensor or self.device != "cpu" else array

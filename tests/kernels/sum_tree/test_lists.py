@@ -38,6 +38,17 @@ def test_negative_ints_count_from_the_end(tree):
         tree[-21]
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.int64])
+def test_small_ints_of_numpy_count_from_the_end(kernels, kind):
+    tree = kernels.SumTree(100_000, dtype=np.float64)
+    tree[-1], tree[kind(-100)] = 3.0, 5.0
+    tree[[kind(-2), kind(7)]] = [1.0, 2.0]
+    assert tree[kind(-1)] == 3 and tree[99_900] == 5 and tree[99_998] == 1 and tree[7] == 2
+    assert tree[[kind(-1), kind(7), kind(-100)]].tolist() == [3, 2, 5]
+    with pytest.raises(IndexError, match=r"indices\[0\] is -100, outside \[0, 50\)"):
+        kernels.SumTree(50)[[kind(-100)]]
+
+
 def test_slices_and_lists_are_written(tree):
     wanted = [float(k) for k in range(20)]
     tree[2:5] = 0.5
