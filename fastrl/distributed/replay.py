@@ -92,7 +92,9 @@ class ReplayFleet(Fleet):
         if what == "update":
             self.lost.stale += value
             return []
-        member.held = value if what == "add" else value[0]
+        held = value if what == "add" else value[0]
+        if held.added >= member.held.added:  # answers of several threads may come out of order
+            member.held = held
         if what == "sample" and member is self.shards[member.number]:
             size = self.config.batch_size
             for i in range(self.config.prefetch):

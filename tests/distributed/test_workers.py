@@ -15,7 +15,8 @@ from fastrl.distributed import IMPALA, ApeX, ApeXDPG, ApeXR2D2
 from fastrl.distributed.actor import Actor, DQNExplorer, R2D2Explorer, RolloutPlayer, TD3Explorer, epsilons
 from fastrl.distributed.cluster import connected
 from fastrl.distributed.fleet import Fleet
-from fastrl.distributed.shard import SequenceShard, Shard
+from fastrl.distributed.replay import ReplayFleet
+from fastrl.distributed.shard import Held, SequenceShard, Shard
 from fastrl.kernels import tanh_normal_mode
 
 SMALL = {"hidden": (8,), "chunk": 20, "num_envs": 3, "actors": 2, "batch_size": 16, "buffer_size": 240}
@@ -305,6 +306,18 @@ def test_an_actor_that_ray_has_ended_to_save_memory_is_replaced():
         fleet._raised("collect", fleet.actors[1], 0, faults["OutOfMemoryError"]("the node is low on memory"))
     assert fleet.lost.actors == 1 and len(started) == 3 and fleet.actors[1].handle is started[2]
     assert [actor.calls for actor in fleet.actors] == [0, 1]  # it has been asked for the chunk again
+
+
+def test_an_older_answer_of_a_shard_does_not_hide_a_newer_one():
+    """A shard has several threads; with too few transitions held the learner would wait for ever."""
+    ray = SimpleNamespace(put=id, remote=lambda **_: lambda cls: SimpleNamespace(remote=lambda *_: None))
+    fleet = ReplayFleet(ray, ApeXConfig(actors=1), (DQNExplorer, "CartPole-v1", None), (Shard, None, None))
+    (shard,) = fleet.shards
+    fleet._answered("add", shard, None, Held(400, 240, 31.0))
+    fleet._answered("add", shard, None, Held(50, 50, 9.0))
+    assert fleet.held == 240
+    fleet._answered("add", shard, None, Held(450, 240, 35.0))
+    assert shard.held.total == 35.0
 
 
 def test_an_environment_object_cannot_be_made_by_actors():
