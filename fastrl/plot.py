@@ -270,7 +270,7 @@ def _summarise(environment: str, label: str, runs: list[Run]) -> Group:
             f"{runs[int(np.argmin(ends))].path}",
             stacklevel=2,
         )
-    seeds = [run.config["seed"] for run in runs if "seed" in run.config]
+    seeds = [str(run.config["seed"]) for run in runs if "seed" in run.config]
     if len(set(seeds)) < len(seeds):
         warnings.warn(
             f"{what}: some of the {len(runs)} runs have the same seed; the interval is too narrow", stacklevel=2

@@ -160,6 +160,14 @@ def test_unfinished_and_broken_logs(tmp_path):
             plot.read_runs([tmp_path / "good"])
 
 
+def test_seeds_that_are_no_numbers(tmp_path):
+    for name, seed in (("0", []), ("1", {"a": 1}), ("2", [])):
+        write_run(tmp_path / name, [1, 2], [1, 2], seed=seed)
+    with pytest.warns(UserWarning, match="some of the 3 runs have the same seed"):
+        (group,) = plot.group_runs(plot.read_runs([tmp_path]))
+    assert group.seeds == 3 and group.iqm.tolist() == [1, 2]
+
+
 def test_runs_that_do_not_fit_together(tmp_path):
     write_run(tmp_path / "0", [1, 2, 3], [1, 2, 3], seed=0)
     write_run(tmp_path / "1", [1, 2], [1, 2], seed=1)
