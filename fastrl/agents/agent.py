@@ -81,6 +81,9 @@ class Agent(ABC, Generic[C]):
     masks: ClassVar[bool] = False  # does it keep to action masks?
     cpu_only: ClassVar[bool] = False  # is the CPU its one device?
     counts: ClassVar[str] = "environment steps"  # what its steps are
+    log_every: ClassVar[int] = 1_000  # steps from one row of the logs to the next
+    eval_every: ClassVar[int] = 5_000  # and from one evaluation, where only `stop_at` is given
+    save_every: ClassVar[int] = 10_000  # and from one checkpoint, on the command line
     _trained: ClassVar[dict[str, str]] = {}  # names of the networks, and of the optimizers of their vectors
     buffer: ReplayBuffer | None = None  # of those that have one; saved beside the rest
 
@@ -208,7 +211,7 @@ class Agent(ABC, Generic[C]):
         With `eval_every` the greedy policy plays `eval_episodes` episodes every so many steps, in an environment of its
         own: `eval_env`, or one more of the agent's.  Nothing of the training changes by it.  The results are in the
         folder's evaluations.csv, and the best agent so far in its `best`, without the replay buffer.  `stop_at` ends
-        the training at that mean return (`eval_every` is 5,000 then, if not given).
+        the training at that mean return (`eval_every` is 5,000 then, of FQI 10, if not given).
 
         One thread works meanwhile if the networks are small, on the CPU, and no number of threads was chosen.
 
@@ -218,7 +221,8 @@ class Agent(ABC, Generic[C]):
         span = None if schedule_steps is None else check_int("schedule_steps", schedule_steps)
         callbacks, evaluator = Callbacks(callback), None
         if eval_every is not None or stop_at is not None:
-            evaluator = Evaluator(self.envs, eval_every, eval_episodes, eval_env, stop_at)
+            every = self.eval_every if eval_every is None else eval_every
+            evaluator = Evaluator(self.envs, every, eval_episodes, eval_env, stop_at)
         elif eval_env is not None:
             raise InputError("eval_env is given, but neither eval_every nor stop_at")
         how: dict[str, Any] = {"progress": progress, "callbacks": callbacks, "evaluator": evaluator}
@@ -226,11 +230,9 @@ class Agent(ABC, Generic[C]):
         span = run.total_steps if span is None else span
         if span < run.total_steps:
             raise InputError(f"schedule_steps must be >= total_steps, got {span} and {run.total_steps}")
-        if replaced := self._replaced():
-            raise InputError(
-                f"{type(self).__name__}: {', '.join(replaced)} has other parameters than its optimizer; they cannot be "
-                "replaced, moved or converted, but load_state_dict gives them other values"
-            )
+        if replaced := ", ".join(self._replaced()):
+            how_to = "they cannot be replaced, moved or converted, but load_state_dict gives them other values"
+            raise InputError(f"{type(self).__name__}: {replaced} has other parameters than its optimizer; {how_to}")
         with run, threads_for(self._all_networks()):
             self.total_steps = run.total_steps
             self._begin(span)

@@ -36,7 +36,10 @@ class Callback:
         """After a round of updates; those that learn from whole rollouts have theirs in ``agent.rollout``."""
 
     def on_log(self, agent: Any, scalars: dict[str, float]) -> bool | None:
-        """With every row of progress.csv, every 1,000 steps (also without a folder), for loggers: its columns."""
+        """With every row of progress.csv, for loggers: its columns.
+
+        Every 1,000 steps, of FQI every iteration; also without a folder.
+        """
 
     def on_evaluation(self, agent: Any, evaluation: Evaluation) -> bool | None:
         """After an evaluation, when the best agent so far is saved."""

@@ -19,7 +19,6 @@ from fastrl.agents.masks import reader_of, source_of
 
 Policy = Callable[..., Any]  # observation (, action_masks, memory) -> action
 MAX_EPISODE_STEPS = 30_000  # of an evaluation's episode; those of Atari have 27,000
-EVERY = 5_000  # environment steps from one evaluation to the next, where only `stop_at` is given
 SIDE_BY_SIDE = 16  # environments of an evaluation at the most
 SEED = 2_000_000  # of a run's evaluations; the best agent is not judged by the episodes that it was chosen by
 
@@ -72,7 +71,7 @@ class Evaluator:
     """
 
     def __init__(self, envs: Envs, every: Any, episodes: Any, env: Any = None, stop_at: Any = None) -> None:
-        self.every = check_int("eval_every", EVERY if every is None else every)
+        self.every = check_int("eval_every", every)
         self.episodes = check_int("eval_episodes", episodes)
         for name, value in (("eval_every", self.every), ("eval_episodes", self.episodes)):
             if value < 1:

@@ -28,6 +28,7 @@ from fastrl.replay import Batch, ReplayBuffer, from_minari, from_saved
 PLAYED = 20_000  # transitions of random play, unless a number is given
 A_TURN = 1_000  # of them between two looks at Ctrl-C
 GIVEN = "(a buffer)"  # stands for a dataset that has no name
+WANTED = "a replay buffer, its file or folder, or the id of a Minari dataset on this machine"
 
 
 class FQI(Agent[FQIConfig]):
@@ -54,13 +55,21 @@ class FQI(Agent[FQIConfig]):
     continuous = False
     cpu_only = True
     counts = "iterations"
+    log_every, eval_every, save_every = 1, 10, 10
     buffer: ReplayBuffer
 
     def __init__(
-        self, env: Env, config: FQIConfig | None = None, *, dataset: ReplayBuffer | str | None = None, **overrides: Any
+        self,
+        env: Env,
+        config: FQIConfig | None = None,
+        *,
+        dataset: ReplayBuffer | str | os.PathLike[str] | None = None,
+        **overrides: Any,
     ) -> None:
         given = dataset if isinstance(dataset, ReplayBuffer) else None
         if dataset is not None:
+            if not isinstance(dataset, (ReplayBuffer, str, os.PathLike)):
+                raise InputError(f"FQI: dataset must be {WANTED}, got {type(dataset).__name__}")
             overrides["dataset"] = GIVEN if isinstance(dataset, ReplayBuffer) else os.fspath(dataset)
         super().__init__(env, config, **overrides)
         c, space = self.config, self.envs.observation_space
@@ -93,7 +102,7 @@ class FQI(Agent[FQIConfig]):
         if stored is not None:
             self._store(*stored[:6])
         self._data: tuple[Any, ...] | None = None
-        self._y: Any = 0.0
+        self._y: NDArray[np.float64] = np.zeros(1)
         self._predict_rng = np.random.default_rng(self._predict_seed)
         self._log = {"loss": 0.0, "mean_q": 0.0}
 
@@ -105,6 +114,8 @@ class FQI(Agent[FQIConfig]):
         try:
             if given is not None:
                 batch: Batch = given.transitions()
+            elif name == GIVEN:
+                raise InputError("FQI: the dataset was a buffer that is not here: give it again, or save it, too")
             elif name is not None and os.path.exists(name):
                 opened = from_saved(name, seed=0)  # which leaves the default generator alone
                 batch = opened.transitions()
@@ -112,9 +123,10 @@ class FQI(Agent[FQIConfig]):
                     opened.close()
             else:
                 batch, first = from_minari(name).transitions(), self._start
+        except InputError:
+            raise
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            wanted = "a replay buffer, its file or folder, or the id of a Minari dataset on this machine"
-            raise InputError(f"FQI: dataset must be {wanted}: {' '.join(str(error).split())}") from error
+            raise InputError(f"FQI: dataset must be {WANTED}: {' '.join(str(error).split())}") from error
         action = np.asarray(batch.action)
         if not len(action):
             raise InputError("FQI: dataset must have a transition, got none")
@@ -125,6 +137,9 @@ class FQI(Agent[FQIConfig]):
             got = f"{action.min()}..{action.max()}"
             raise InputError(f"FQI: dataset must have actions from 0 to {self.n_actions - 1}, got {got}")
         obs, next_obs = (self._seen(x, len(action)) for x in (batch.obs, batch.next_obs))
+        for x in (obs, next_obs):
+            if not (finite := np.isfinite(x)).all():
+                raise InputError(f"FQI: dataset must have finite observations, got {x[~finite][0]}")
         return batch._replace(obs=obs, next_obs=next_obs, action=action)
 
     def _seen(self, obs: Any, n: int) -> NDArray[Any]:
@@ -209,11 +224,24 @@ class FQI(Agent[FQIConfig]):
         return action + self._start
 
     def _deploy(self, deploy: Any) -> Any:
-        moments = None if self.moments is None else (self.moments.mean, self.moments.var)
+        m = self.moments
+        moments = None if m is None else (m.mean.reshape(self._shape), m.var.reshape(self._shape))
         return deploy.TorchPolicy(deploy.values_of_model(self.model), self.envs, moments=moments)
 
     def _switches(self) -> list[str]:
         return [self.regressor]
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        state, tensors = super()._state()
+        return state, tensors | {"y": self._y}
+
+    def _load_state(self, state: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
+        super()._load_state(state, tensors)
+        if len(self.buffer):  # else they are of transitions that are not here
+            y = np.array(tensors["y"], np.float64)
+            if y.shape not in ((1,), (len(self.buffer),)) or not np.isfinite(y).all():
+                raise ValueError(f"y must be finite [{len(self.buffer)}], got {y.shape}")
+            self._y = y
 
     def _parts(self) -> dict[str, Any]:
         if isinstance(self.model, Networks):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -47,6 +47,7 @@ class Agent(Protocol):
     config: Any  # a dataclass of hyperparameters
     steps: int  # environment steps taken since the agent was made, over all environments
     n_updates: int
+    log_every: ClassVar[int]
     on_step: Callable[[], None] | None  # called after every step of the environments
     run_folder: Path | None  # of the run that the agent goes on with, if it has one
 
@@ -82,7 +83,7 @@ class Training:
         *,
         progress: bool = True,
         save_every: int | None = None,
-        log_every: int = 1000,
+        log_every: int | None = None,
         callbacks: Callbacks | None = None,
         evaluator: Evaluator | None = None,
     ) -> None:
@@ -99,14 +100,19 @@ class Training:
         self._start_steps = agent.steps
         self._callbacks, self._evaluator = callbacks or Callbacks(None), evaluator
         self._hears_updates, self._updates = self._callbacks.has("on_update"), agent.n_updates
-        self._log_every, self._save_every = log_every, save_every or total_steps
-        self._next_row = min(self._after(log_every), self._after(self._save_every), total_steps)
+        if evaluator is not None and evaluator.stop_at is not None and evaluator.every > total_steps:
+            raise InputError(
+                f"stop_at is looked at in evaluations: eval_every must be <= total_steps, got {evaluator.every} and "
+                f"{total_steps}"
+            )
+        self._log_every, self._save_every = log_every or agent.log_every, save_every or total_steps
+        self._next_row = min(self._after(self._log_every), self._after(self._save_every), total_steps)
         self._next_save = self._after(self._save_every)
         self._next_evaluation: float = math.inf if evaluator is None else self._after(evaluator.every)
         self._progress = progress
         self._console = _Console(stderr=True)
         self._bar = _bar(self._console) if progress and self._console.is_terminal else None
-        self._line_every = max(total_steps // 10, log_every) if progress and self._bar is None else 0
+        self._line_every = max(total_steps // 10, self._log_every) if progress and self._bar is None else 0
 
     def __enter__(self) -> Training:
         self._logs: Logs | None = None

@@ -58,14 +58,14 @@ class Train:
     """Train with so many seeds, from --seed on, side by side: a run folder each, one table, one plot."""
     jobs: int | None = None
     """How many of the --seeds run at a time (about as many as there are cores)."""
-    save_every: int = 10_000
-    """Environment steps from one checkpoint to the next."""
+    save_every: int | None = None
+    """Environment steps from one checkpoint to the next (10000; fqi: 10 iterations)."""
     eval_every: int | None = None
     """Environment steps from one greedy evaluation to the next; evaluations.csv, and the best agent in RUN/best."""
     eval_episodes: int = 5
     """Episodes in an evaluation."""
     stop_at: float | None = None
-    """Mean return of an evaluation with which the training ends; --eval-every is 5000 then, if not given."""
+    """Mean return of an evaluation with which the training ends; --eval-every is 5000 then (fqi: 10), if not given."""
     threads: int = 1
     """Threads on the CPU; more than one pays only for large networks, and slows small ones down."""
     max_episode_steps: int = 30_000
@@ -340,6 +340,7 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
     from fastrl.agents.training import BEST
 
     began, first = time.perf_counter(), agent.steps
+    options.save_every = options.save_every or agent.save_every
     go_on, made = f"fastrl train --resume {out}{flags(agent.envs.spec)}", not out.exists()
     try:
         agent.learn(

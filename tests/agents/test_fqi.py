@@ -307,6 +307,7 @@ def test_datasets_of_another_environment(make_buffer, message):
     [
         ({"dataset": "no/such/thing"}, "dataset must be a replay buffer, its file or folder, or the id of a Minari"),
         ({"dataset": __file__}, "dataset must be a replay buffer, .*not a file of a fastrl replay buffer"),
+        ({"dataset": 3}, "^FQI: dataset must be a replay buffer, its file or .*, got int$"),
         ({"regressor": "table"}, "regressor table needs Discrete observations, got Box"),
         ({"regressor": "forest"}, "regressor must be Literal"),
         ({"network": torch.nn.Linear(4, 2)}, "network must be left out"),
@@ -321,6 +322,57 @@ def test_bad_settings(how, message):
         FQI("CartPole-v1", **how)
     with pytest.raises(InputError, match="FQI needs discrete actions"):
         FQI("Pendulum-v1")
+
+
+@pytest.mark.parametrize("regressor", ["network", "trees"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_datasets_that_are_not_finite(regressor, bad):
+    buffer = ReplayBuffer(9, ((4,), np.float32), ((), np.int64))
+    for _ in range(3):
+        buffer.add(np.zeros(4), 0, 0.0, np.full(4, bad), False, False)
+    with pytest.raises(InputError, match=f"^FQI: dataset must have finite observations, got {bad}$"):
+        FQI("CartPole-v1", dataset=buffer, regressor=regressor)
+
+
+def test_a_given_buffer_that_was_not_saved(tmp_path):
+    agent = FQI("CartPole-v1", dataset=filled(), hidden=(8,)).learn(1, progress=False)
+    agent.save(tmp_path / "saved", replay=False)
+    loaded = FQI.load(tmp_path / "saved")
+    with pytest.raises(InputError, match="^FQI: the dataset was a buffer that is not here: give it again, or save it"):
+        loaded.learn(2, progress=False)
+    assert loaded.steps == 1 and loaded.predict(np.zeros(4, np.float32)) in (0, 1)
+
+
+def test_rows_evaluations_and_checkpoints_count_iterations(tmp_path):
+    how = {"hidden": (8,), "networks": 1, "transitions": 100}
+    agent = FQI("CartPole-v1", **how).learn(30, folder=tmp_path / "run", progress=False, stop_at=1.0)
+    assert agent.steps == 10  # at the first look
+    lines = (tmp_path / "run" / "progress.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == [str(i) for i in range(1, 11)]
+    with pytest.raises(InputError, match="^stop_at is looked at in evaluations: .* <= total_steps, got 10 and 5$"):
+        FQI("CartPole-v1", **how).learn(5, progress=False, stop_at=1.0)
+
+
+@pytest.mark.parametrize("regressor", ["network", "trees"])
+def test_observations_of_two_dimensions_as_torch(regressor):
+    space = gym.spaces.Box(-2, 2, (2, 3), np.float64)
+    rng = np.random.default_rng(0)
+    buffer = ReplayBuffer(99, space, gym.spaces.Discrete(3))
+    for _ in range(99):
+        obs, action = rng.uniform(-2, 2, (2, 3)), int(rng.integers(3))
+        buffer.add(obs, action, obs[1, action], rng.uniform(-2, 2, (2, 3)), True, False)
+
+    class Still(gym.Env):
+        observation_space, action_space = space, gym.spaces.Discrete(3)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros((2, 3)), {}
+
+    agent = FQI(Still(), dataset=buffer, regressor=regressor, hidden=(8,), trees=3).learn(5, progress=False)
+    obs = rng.uniform(-2, 2, (50, 2, 3))
+    actions = agent.predict(obs)
+    assert len(set(actions.tolist())) > 1
+    np.testing.assert_array_equal(agent.policy_to_torch()(torch.as_tensor(obs)).numpy(), actions)
 
 
 def test_buffers_that_are_refused_by_name(tmp_path):
@@ -346,6 +398,15 @@ def test_checkpoints_and_copies_go_on_exactly(kind, tmp_path):
         (_, a), (_, b) = straight._state(), other._state()
         assert a.keys() == b.keys()
         assert all(np.array_equal(a[name], b[name]) for name in a if name != "obs")
+
+
+@KINDS
+def test_the_first_row_after_a_resume_is_that_of_an_unbroken_run(kind, tmp_path):
+    first = make(kind).learn(3, schedule_steps=6, progress=False)
+    first.save(tmp_path / "saved")
+    loaded = FQI.load(tmp_path / "saved")
+    rows = [agent.learn(4, schedule_steps=6, progress=False).metrics() for agent in (loaded, first)]
+    assert rows[0] == rows[1] and rows[0]["loss"] > 0
 
 
 @KINDS
