@@ -162,6 +162,18 @@ def test_a_clip_range_of_nothing(clip):
     assert all(torch.isfinite(p).all() for p in model.policy.parameters())
 
 
+@pytest.mark.parametrize("algorithm", ["A2C", "PPO"])
+def test_a_negative_entropy_coefficient_is_the_hosts(algorithm):
+    models = pair(
+        algorithm, cartpole(), n_steps=16, ent_coef=-0.01, **({"batch_size": 16} if algorithm == "PPO" else {})
+    )
+    for model in models:
+        np.random.seed(0)
+        torch.manual_seed(0)
+        model.learn(32)
+    assert_same(*models)
+
+
 def test_the_update_goes_on_where_the_hosts_own_left_off():
     """Torch's optimizer steps in between; a loaded state and other settings of the optimizer are taken over."""
     theirs, mine = pair("SAC", pendulum())

@@ -269,7 +269,7 @@ class A2C(OnPolicy, stable_baselines3.A2C):  # type: ignore[misc]
 
     def train(self) -> None:
         """L = -mean A log pi(a|s) - ent_coef mean H + vf_coef mean (G - V)^2, one step."""
-        nets = self._learner()
+        nets = self._learner() if self.ent_coef >= 0 else None
         if nets is None:
             super().train()
             return
