@@ -150,8 +150,10 @@ class R2D2Explorer(EpsilonExplorer, R2D2):
         numbers = np.arange(buffer._added - n, buffer._added)
         rows, _ = buffer._locate("replay", numbers)
         begin = np.flatnonzero(buffer._tree[rows] > 0)
-        b: Any = buffer[numbers[begin]]
         errors = np.full(n, -1, np.float32)
+        if not len(begin):  # all episodes ended within the burn-in
+            return errors
+        b: Any = buffer[numbers[begin]]
         td_errors = self._loss(b).td_errors
         errors[begin] = mixed_errors(self.config.eta, b.indices, td_errors, b.mask[:, self.config.burn_in :])[1]
         return errors

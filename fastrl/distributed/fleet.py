@@ -47,11 +47,12 @@ class Member:
 class Fleet:
     """Actors on Ray.
 
-    `made_of`: the class of their player, environment and network.
+    `made_of`: the class of their player, environment and network; `steps`: those that were done before, so that a run
+    that goes on plays other episodes than it began with.
     """
 
-    def __init__(self, ray: Any, config: Any, made_of: tuple[Any, Any, Any]) -> None:
-        self._ray, self.config = ray, config
+    def __init__(self, ray: Any, config: Any, made_of: tuple[Any, Any, Any], steps: int = 0) -> None:
+        self._ray, self.config, self._steps = ray, config, steps
         self._actor_class = ray.remote(num_cpus=1, max_restarts=0)(Actor)
         self._made_of = ray.put(made_of)
         self._made = 0
@@ -64,7 +65,7 @@ class Fleet:
 
     def _new(self, kind: str, number: int) -> Member:
         c, self._made = self.config, self._made + 1
-        seed = int(np.random.SeedSequence([c.seed, 4, self._made]).generate_state(1, np.uint64)[0] >> 1)
+        seed = int(np.random.SeedSequence([c.seed, 4, self._made, self._steps]).generate_state(1, np.uint64)[0] >> 1)
         return Member(kind, number, self._start(kind, number, seed))
 
     def _start(self, kind: str, number: int, seed: int) -> Any:
@@ -90,6 +91,8 @@ class Fleet:
         self._call("collect", actor, actor.handle.collect.remote(steps, self._weights), steps)
 
     def _call(self, what: str, member: Member, ref: Any, about: Any) -> None:
+        if not self._pending:  # nobody has been asked since the last sign, however long the learner took
+            self._last_sign = time.monotonic()
         self._pending[ref] = what, member, about
         if not member.calls:
             member.waited = time.monotonic()

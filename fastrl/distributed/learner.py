@@ -63,7 +63,7 @@ class Learner(Agent[C]):
         self._marked = self.n_updates, time.perf_counter()
 
     def _make_fleet(self, ray: Any, made_of: tuple[Any, Any, Any]) -> Fleet:
-        return Fleet(ray, self.config, made_of)
+        return Fleet(ray, self.config, made_of, self.steps)
 
     def _sent(self) -> list[Any]:
         """The vectors of weights, one after another, that `player_class` takes."""
@@ -118,7 +118,7 @@ class ReplayLearner(Learner[C], OffPolicyAgent[C]):
         return None  # the shards have it
 
     def _make_fleet(self, ray: Any, made_of: tuple[Any, Any, Any]) -> Fleet:
-        fleet = ReplayFleet(ray, self.config, made_of, (self.shard_class, *self._spaces))
+        fleet = ReplayFleet(ray, self.config, made_of, (self.shard_class, *self._spaces), self.steps)
         self._limit(fleet)
         return fleet
 

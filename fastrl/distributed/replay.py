@@ -22,18 +22,20 @@ class Drawn:
 class ReplayFleet(Fleet):
     """Actors and shards on Ray: chunks go from the ones to the others without passing through the learner.
 
-    `made_of`: as of `Fleet`; `shard`: its class, and the spaces of observations and actions as it holds them.
+    `made_of`, `steps`: as of `Fleet`; `shard`: its class, and the spaces of observations and actions as it holds them.
     """
 
-    def __init__(self, ray: Any, config: Any, made_of: tuple[Any, Any, Any], shard: tuple[Any, Any, Any]) -> None:
-        super().__init__(ray, config, made_of)
+    def __init__(
+        self, ray: Any, config: Any, made_of: tuple[Any, Any, Any], shard: tuple[Any, Any, Any], steps: int = 0
+    ) -> None:
+        super().__init__(ray, config, made_of, steps)
         # The learner has one of the threads at a time: the others serve while it waits for a lock.
         self._shard_class = ray.remote(num_cpus=0, max_restarts=0, max_concurrency=4)(shard[0])
         self._spaces = shard[1:]
         self.drawn: deque[Drawn] = deque()
         self.refill = False
         """Have transitions been lost since this was last set to False?"""
-        self._rng = np.random.default_rng([config.seed, 3])
+        self._rng = np.random.default_rng([config.seed, 3, steps])
         self._requests: set[Any] = set()
         self._next_shard = 0
         self._errors: dict[int, list[tuple[Any, Any]]] = {}  # by shard, to be sent
@@ -64,8 +66,10 @@ class ReplayFleet(Fleet):
         """Ask for batches, of a shard in proportion to its total, until enough are under way."""
         c = self.config
         self._requests &= self._pending.keys()
-        while len(self._requests) < AHEAD and len(self.drawn) <= c.prefetch and self.held:
-            totals = np.array([shard.held.total for shard in self.shards])
+        totals = np.array([shard.held.total for shard in self.shards])
+        if not totals.sum() > 0:  # nothing is held, or no sequence that can be trained on
+            return
+        while len(self._requests) < AHEAD and len(self.drawn) <= c.prefetch:
             shard = self.shards[self._rng.choice(len(totals), p=totals / totals.sum())]
             ref = shard.handle.sample.remote(c.batch_size, c.prefetch)
             self._requests.add(ref)

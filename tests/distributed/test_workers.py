@@ -1,6 +1,7 @@
 """What actors, shards and learners do without Ray, which is plain Python."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ import pytest
 from commands import fails
 
 import fastrl.agents
-from fastrl.agents import A2C, DQN, TD3, InputError
+from fastrl.agents import A2C, DQN, TD3, EnvConfig, InputError
 from fastrl.agents.hyperparameters import ApeXConfig, ApeXDPGConfig, ApeXR2D2Config, IMPALAConfig
 from fastrl.distributed import IMPALA, ApeX, ApeXDPG, ApeXR2D2
 from fastrl.distributed.actor import Actor, DQNExplorer, R2D2Explorer, RolloutPlayer, TD3Explorer, epsilons
@@ -136,6 +137,29 @@ def test_a_chunk_of_r2d2_is_cut_into_sequences_with_states():
     assert drawn.obs.shape == (16, 10, 4) and set(drawn.indices.tolist()) <= set(starts.tolist())
     assert shard.update(starts, np.ones(len(starts), np.float32)) == 0
     assert shard._held().total == pytest.approx(len(starts), rel=1e-4)
+
+
+def test_episodes_that_end_within_the_burn_in_are_no_error():
+    """Chunks without a sequence to train on: nothing is drawn of them, and all goes on."""
+    pytest.importorskip("torch")
+    config = ApeXR2D2Config(**{**RECURRENT, "burn_in": 10, "num_envs": 1}, actors=1)
+    env = EnvConfig("CartPole-v1", {"max_episode_steps": 8})
+    learner = ApeXR2D2(env, config, seed=9)
+    actor = Actor((R2D2Explorer, env, None), config, 0, 5)
+    shard = SequenceShard(replace(config, buffer_size=100), *learner._spaces, 3)
+    for _ in range(3):
+        _, chunk = actor.collect(0, (0, np.concatenate(learner._sent())))
+        assert (chunk[-1] == -1).all()
+        held = shard.add(frozen(chunk))
+    assert (held.size, held.total) == (60, 0.0)
+    fleet, asked = a_fleet(config, SequenceShard), []
+    fleet.shards[0].handle = SimpleNamespace(sample=SimpleNamespace(remote=lambda *_: asked.append(0) or len(asked)))
+    fleet.shards[0].held = held
+    fleet.request()
+    assert not asked
+    fleet.shards[0].held = Held(60, 60, 0.5)
+    fleet.request()
+    assert len(asked) == 2
 
 
 ROLLOUTS = {"hidden": (8,), "num_envs": 3, "n_steps": 40, "max_grad_norm": 0.5}
@@ -308,10 +332,55 @@ def test_an_actor_that_ray_has_ended_to_save_memory_is_replaced():
     assert [actor.calls for actor in fleet.actors] == [0, 1]  # it has been asked for the chunk again
 
 
+def a_fleet(config, shard=Shard, steps=0):
+    """One whose actors and shards are the seeds they were started with."""
+    ray = SimpleNamespace(put=id, remote=lambda **_: lambda cls: SimpleNamespace(remote=lambda *args: args[-1]))
+    ray.wait = lambda refs, num_returns, timeout: ([], refs)
+    return ReplayFleet(ray, config, (DQNExplorer, "CartPole-v1", None), (shard, None, None), steps)
+
+
+def test_a_run_that_goes_on_has_other_seeds():
+    def seeds(steps):
+        fleet = a_fleet(ApeXConfig(actors=2, seed=7), steps=steps)
+        return [member.handle for member in fleet._members()], fleet._rng.random()
+
+    first, again, later = seeds(0), seeds(0), seeds(50)
+    assert first == again and len(set(first[0])) == 3
+    assert not set(first[0]) & set(later[0]) and first[1] != later[1]
+
+
+@pytest.mark.parametrize("make", [IMPALA, ApeX])
+def test_the_fleet_of_a_run_is_made_with_its_steps(make, monkeypatch):
+    made = []
+    for cls in (Fleet, ReplayFleet):
+        monkeypatch.setattr(cls, "_new", lambda self, kind, number: made.append(self._steps))
+    monkeypatch.setattr("fastrl.distributed.learner.ReplayLearner._limit", lambda *_: None)
+    agent = make("CartPole-v1", actors=1, hidden=(8,))
+    agent.steps = 40
+    ray = SimpleNamespace(put=id, remote=lambda **_: lambda cls: None)
+    agent._make_fleet(ray, (None, None, None))
+    assert set(made) == {40}
+
+
+def test_who_was_not_asked_is_not_waited_for(monkeypatch):
+    """The learner may be busy for longer than the timeout, which counts from when somebody is asked."""
+    now = [100.0]
+    monkeypatch.setattr("fastrl.distributed.fleet.time.monotonic", lambda: now[0])
+    fleet = a_fleet(ApeXConfig(actors=1, timeout=2.0))
+    now[0] += 10
+    fleet._call("sample", fleet.actors[0], "ref", None)
+    assert fleet.poll(0.0) == []
+    now[0] += 1
+    fleet._call("sample", fleet.actors[0], "another", None)
+    assert fleet.poll(0.0) == []
+    now[0] += 1.5  # since the first
+    with pytest.raises(RuntimeError, match="no actor and no shard has answered for 2 s"):
+        fleet.poll(0.0)
+
+
 def test_an_older_answer_of_a_shard_does_not_hide_a_newer_one():
     """A shard has several threads; with too few transitions held the learner would wait for ever."""
-    ray = SimpleNamespace(put=id, remote=lambda **_: lambda cls: SimpleNamespace(remote=lambda *_: None))
-    fleet = ReplayFleet(ray, ApeXConfig(actors=1), (DQNExplorer, "CartPole-v1", None), (Shard, None, None))
+    fleet = a_fleet(ApeXConfig(actors=1))
     (shard,) = fleet.shards
     fleet._answered("add", shard, None, Held(400, 240, 31.0))
     fleet._answered("add", shard, None, Held(50, 50, 9.0))
