@@ -283,19 +283,20 @@ def test_learns_a_bandit():
 
 def test_parts_of_ones_own_network_move_as_those_of_an_mlp(rng):
     """The torch products of a module, a part at a time, give the step of the MLP's, of all parts at once."""
+    settings = {**SMALL, "num_envs": 1, "cg_damping": 0.1}  # or 15 iterations blow rounding up to a thousandth
     steps = []
     for own in (False, True):
-        agent = TRPO(Bandit(ACTIONS["parts"]), **{**SMALL, "num_envs": 1}, seed=3)
+        agent = TRPO(Bandit(ACTIONS["parts"]), **settings, seed=3)
         batch = batch_of(agent, 64, np.random.default_rng(0))
         if own:
             policy = agent.policy
             network = {"actor": policy.actor.to_torch(), "critic": policy.critic.to_torch()}
-            agent = TRPO(Bandit(ACTIONS["parts"]), **{**SMALL, "num_envs": 1}, seed=3, network=network)
+            agent = TRPO(Bandit(ACTIONS["parts"]), **settings, seed=3, network=network)
         before = agent.theta.copy()
         log = agent._improve_policy(*batch)
         assert log["step_fraction"] == 1 and 0 < log["kl"] <= 0.01
         steps.append(agent.theta - before)
-    assert np.linalg.norm(steps[0] - steps[1]) < 1e-3 * np.linalg.norm(steps[0])
+    assert np.linalg.norm(steps[0] - steps[1]) < 1e-5 * np.linalg.norm(steps[0])
 
 
 @pytest.mark.slow
