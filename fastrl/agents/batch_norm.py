@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastrl.agents.arrays import concatenate, on_device, stack
+from fastrl.agents.arrays import concatenate, on_device, stack, to_numpy
 from fastrl.kernels import MLP
 from fastrl.kernels._core.arrays import assign
 
@@ -191,6 +191,10 @@ class BatchNormMLP:
             for name, view in (("running_mean", layer.mean), ("running_var", layer.variance))
         }
 
+    def statistics(self) -> tuple[Any, Any]:
+        """The running means and variances of all layers ``[n, features]``."""
+        return self._means, self._variances
+
     def state_dict(self) -> dict[str, Any]:
         """Copies of parameters, running statistics and the numbers of batches, as `to_torch`'s module has them."""
         counts = [f"{p}{3 * i}.num_batches_tracked" for p in self._prefixes() for i in range(len(self.sizes) - 1)]
@@ -198,7 +202,7 @@ class BatchNormMLP:
         return {**copies, **{name: np.array(self.steps) for name in counts}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave; nothing changes if a name or a shape does not fit."""
+        """Take over what `state_dict` gave; nothing changes if a name, a shape or a statistic does not fit."""
         own, views = self.state_dict(), {**self.parameters(), **self._statistics()}
         if set(own) != set(state):
             missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
@@ -206,9 +210,16 @@ class BatchNormMLP:
         for name, view in views.items():
             if tuple(state[name].shape) != tuple(view.shape):
                 raise ValueError(f"BatchNormMLP: {name} must have shape {tuple(view.shape)}, got {state[name].shape}")
+        for name in self._statistics():
+            x, wanted = np.asarray(to_numpy(state[name])), "finite" + " and >= 0" * name.endswith("var")
+            if not np.isfinite(x).all() or (name.endswith("var") and (x < 0).any()):
+                raise ValueError(f"BatchNormMLP: {name} must be {wanted}")
+        steps = int(next(state[name] for name in own if name.endswith("num_batches_tracked")))
+        if steps < 0:
+            raise ValueError(f"BatchNormMLP: num_batches_tracked must be >= 0, got {steps}")
         for name, view in views.items():
             assign(view, state[name])
-        self.steps = int(next(state[name] for name in own if name.endswith("num_batches_tracked")))
+        self.steps = steps
 
     def to_torch(self) -> Any:
         """``BatchNorm1d``, ``Linear`` and ``ReLU`` in a ``Sequential`` (a ``ModuleList`` with `n`), on this memory.

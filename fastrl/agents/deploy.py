@@ -85,8 +85,6 @@ class TorchPolicy(nn.Module):
         self._shape, self._n_actions = space.shape, sum(self._sizes) if self.discrete else int(np.prod(space.shape))
 
     def forward(self, obs: Tensor, action_masks: Tensor | None = None) -> Tensor:
-        if action_masks is not None and not self.discrete:
-            raise ValueError("policy: action_masks must be None, because actions are continuous")
         x = self._inputs(obs)
         return self._actions(self.network(x.flatten(1) if self._flat else x), action_masks)
 
@@ -97,6 +95,8 @@ class TorchPolicy(nn.Module):
         return obs.float() if self._input_scale is None else obs.float() * self._input_scale
 
     def _actions(self, out: Tensor, action_masks: Tensor | None = None) -> Tensor:
+        if action_masks is not None and not self.discrete:
+            raise ValueError("policy: action_masks must be None, because actions are continuous")
         if self.atoms is not None:
             each = out.view(len(out), self._n_actions, -1)
             out = each.mean(2) if self._quantiles else each.softmax(2) @ self.atoms
@@ -114,16 +114,19 @@ class TorchPolicy(nn.Module):
 class RecurrentTorchPolicy(TorchPolicy):
     """Observations ``[B, ...]`` and the state ``[B, S]`` -> actions ``[B, ...]`` and the state after them.
 
-    The state is 0 where an episode begins: ``policy.start(B)``.
+    ``policy(obs, state, action_masks)`` keeps to the allowed actions.  The state is 0 where an episode
+    begins: ``policy.start(B)``.
     """
 
     def __init__(self, network: Any, envs: Envs, **options: Any) -> None:
         super().__init__(network, envs, **options)
         self._state_size: int = network.module.state_size
 
-    def forward(self, obs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, obs: Tensor, state: Tensor, action_masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         out, state = self.network(self._inputs(obs).flatten(1)[None], state)
-        return self._actions(out[0]), state
+        return self._actions(out[0], action_masks), state
 
     def start(self, n: int = 1) -> Tensor:
         """The state ``[n, S]`` of episodes that begin."""

@@ -109,7 +109,8 @@ class Evaluator:
         n = min(self.episodes, SIDE_BY_SIDE)
         self._compiled = make_compiled(given, n) if isinstance(given, (str, EnvConfig)) else None
         if self._compiled is None and _may_be_many(given, env):
-            self._singles += [make_env(given, disable_env_checker=True) for _ in range(n - 1)]
+            for _ in range(n - 1):  # one by one: if one cannot be made, the others are closed
+                self._singles.append(make_env(given, disable_env_checker=True))
 
     def close(self) -> None:
         """Close the environments, unless one was given as an object."""
@@ -144,9 +145,14 @@ class Evaluator:
 
 def _may_be_many(given: Any, env: gym.Env[Any, Any]) -> bool:
     """Do several of these disturb nobody?  Gymnasium's own; not simulators of which there can be one, nor wrappers that
-    write files."""
+    write files, nor windows."""
     spec = env.spec
-    if spec is None or spec.additional_wrappers or (isinstance(given, EnvConfig) and given.wrappers):
+    if (
+        env.render_mode == "human"
+        or spec is None
+        or spec.additional_wrappers
+        or (isinstance(given, EnvConfig) and given.wrappers)
+    ):
         return False
     return isinstance(spec.entry_point, str) and spec.entry_point.startswith("gymnasium.envs.")
 

@@ -89,7 +89,7 @@ class FQI(Agent[FQIConfig]):
         if self.regressor == "table":
             self.model = Table(n, self.n_actions)
         elif self.regressor == "trees":
-            self.model = Forest(self.n_actions, c.trees, c.min_split)
+            self.model = Forest(n, self.n_actions, c.trees, c.min_split)
         else:
             self.model = Networks((n, *c.hidden, self.n_actions), c)
         stored = None

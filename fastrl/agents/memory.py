@@ -19,9 +19,13 @@ class Memory:
         self.state = np.zeros((n, size), np.float32)  # replaced, never written to
 
     def new_episodes(self, which: Any = True) -> None:
-        """Episodes begin: in all N, or in those of `which`, bool ``[N]``."""
-        which = np.broadcast_to(np.asarray(which, np.bool_), len(self.state))
-        self.state = np.where(which[:, None], np.float32(0.0), self.state)
+        """Episodes begin: in all N, or in those of `which`, bool ``[N]``; raises InputError for anything else."""
+        new = np.ones(len(self.state), np.bool_) if which is True else np.asarray(which)
+        if new.shape != (len(self.state),) or new.dtype != np.bool_:
+            raise InputError(
+                f"new_episodes: which must be True or bool [{len(self.state)}], got {new.dtype} {new.shape}"
+            )
+        self.state = np.where(new[:, None], np.float32(0.0), self.state)
 
     def state_dict(self) -> dict[str, Any]:
         return {"state": self.state.tolist()}

@@ -60,13 +60,13 @@ def check_weights(parts: Parts, step: int) -> None:
     """Raise Diverged for weights that are NaN or infinite, which the last loss need not show."""
     for part in parts.values():
         if isinstance(part, NETWORKS):
-            weights = part.vector
+            arrays = [part.vector, *(part.statistics() if isinstance(part, BatchNormMLP) else ())]
         elif _is_array(part):  # a logarithm, of a temperature say, which may be 0
             with np.errstate(over="ignore"):
-                weights = exp(part)
+                arrays = [exp(part)]
         else:
             continue
-        if not np.isfinite(to_numpy(weights)).all():
+        if not all(np.isfinite(to_numpy(array)).all() for array in arrays):
             raise Diverged(f"weights are not finite at step {step}: training diverged; try a lower learning_rate")
 
 

@@ -5,6 +5,7 @@ Distributed Reinforcement Learning"), with one process that acts and learns.
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -188,6 +189,10 @@ class R2D2(OffPolicyAgent[R2D2Config]):
         return {"state": self._before}
 
     def _after_step(self, transition: Transition) -> None:
+        c = self.config
+        if 0 < self.total_steps <= self.steps + c.num_envs and not len(self.buffer):
+            whole = f"a sequence is up to length = {c.length} steps after the first burn_in = {c.burn_in} of an episode"
+            warnings.warn(f"nothing was learned in {self.total_steps} steps: {whole}, and none is whole", stacklevel=4)
         new = transition.terminated | transition.truncated
         if transition.mask is not None:  # the step was the reset
             new |= ~transition.mask

@@ -70,8 +70,8 @@ class Forest:
     `vector` holds the values of all nodes.
     """
 
-    def __init__(self, actions: int, trees: int, min_split: int) -> None:
-        self.actions, self.trees, self.min_split = actions, trees, min_split
+    def __init__(self, inputs: int, actions: int, trees: int, min_split: int) -> None:
+        self.inputs, self.actions, self.trees, self.min_split = inputs, actions, trees, min_split
         n = actions * trees
         self.nodes = Nodes(np.zeros(n, np.int64), np.zeros(n, np.float32), np.zeros(n, np.int64), np.zeros(n))
 
@@ -130,8 +130,11 @@ class Forest:
                 raise ValueError(f"{name} must be {dtype} [{max(n, roots)}], got {array.dtype} {array.shape}")
         nodes = Nodes(*(np.array(array) for array in arrays))
         later = nodes.child > np.maximum(np.arange(n), roots - 1)  # so that every walk ends
-        if not ((nodes.child == 0) | (later & (nodes.child < n - 1))).all() or (nodes.feature < 0).any():
+        if (
+            not ((nodes.child == 0) | (later & (nodes.child < n - 1))).all()
+            or not ((nodes.feature >= 0) & (nodes.feature < self.inputs)).all()
+        ):
             raise ValueError("trees are damaged: a child or a feature is none")
-        if not np.isfinite(nodes.value).all():
-            raise ValueError("values of trees must be finite")
+        if not (np.isfinite(nodes.value).all() and np.isfinite(nodes.threshold).all()):
+            raise ValueError("values and thresholds of trees must be finite")
         self.nodes = nodes

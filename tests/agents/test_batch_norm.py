@@ -8,6 +8,7 @@ import pytest
 import torch
 from batch_norm_oracle import batch_norm_oracle
 
+from fastrl.agents import CrossQ, InputError
 from fastrl.agents.batch_norm import BatchNormMLP
 
 SIZES, B = (5, 17, 9, 2), 24
@@ -119,3 +120,28 @@ def test_a_state_that_does_not_fit_changes_nothing(rng):
     with pytest.raises(ValueError, match=r"BatchNormMLP: 7.weight must have shape \(2, 9\), got \(9, 2\)"):
         net.load_state_dict({**state, "7.weight": state["7.weight"].T})
     assert all(np.array_equal(x, before[name]) for name, x in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("0.0.running_mean", np.nan, "0.0.running_mean must be finite"),
+        ("1.3.running_var", np.inf, "1.3.running_var must be finite and >= 0"),
+        ("1.3.running_var", -1.0, "1.3.running_var must be finite and >= 0"),
+        ("0.0.num_batches_tracked", -1, "num_batches_tracked must be >= 0, got -1"),
+    ],
+)
+def test_statistics_that_cannot_be(rng, name, value, message):
+    net = make(rng, 2, warmup=2)
+    before = net.state_dict()
+    with pytest.raises(ValueError, match=f"^BatchNormMLP: {message}$"):
+        net.load_state_dict({**before, "0.1.bias": before["0.1.bias"] + 1, name: np.full_like(before[name], value)})
+    assert all(np.array_equal(x, before[name]) for name, x in net.state_dict().items())
+
+
+def test_an_agent_with_statistics_that_are_not_finite_is_not_saved(tmp_path):
+    agent = CrossQ("Pendulum-v1", hidden=(8,), critic_hidden=(8,))
+    agent.critics.statistics()[1][...] = np.inf
+    with pytest.raises(InputError, match="^weights are not finite at step 0"):
+        agent.save(tmp_path / "a")
+    assert not (tmp_path / "a").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastrl.agents import DQN, PPO, SAC, Callback, InputError, evaluation
+from fastrl.agents import DQN, PPO, SAC, Callback, EnvConfig, InputError, evaluation
 from fastrl.agents.evaluation import SEED, Evaluator, episodes_of
 
 SMALL = {"hidden": (16,), "learning_starts": 100, "train_every": 10, "updates": 1, "batch_size": 16}
@@ -293,3 +293,34 @@ def test_of_other_environments_one_is_made(monkeypatch):
     agent = DQN("Alone-v0", **SMALL).learn(200, progress=False, eval_every=100, eval_episodes=4, callback=keep)
     assert Alone.made == 2 and agent.steps == 200 and [len(e.returns) for e in keep.all] == [4, 4]
     gym.registry.pop("Alone-v0")
+
+
+def test_of_environments_with_a_window_one_is_made(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    from gymnasium.envs.classic_control import CartPoleEnv
+
+    made, init = [], CartPoleEnv.__init__
+    monkeypatch.setattr(CartPoleEnv, "__init__", lambda self, **how: made.append(how) or init(self, **how))
+    monkeypatch.setattr(CartPoleEnv, "render", lambda self: None)
+    window = EnvConfig("CartPole-v1", kwargs={"render_mode": "human"})
+    DQN(window, **SMALL).learn(60, progress=False, eval_every=50, eval_episodes=4)
+    assert [how["render_mode"] for how in made] == ["human", "human"]
+
+
+def test_environments_are_closed_if_a_later_one_cannot_be_made(monkeypatch):
+    from gymnasium.envs.classic_control import CartPoleEnv
+
+    agent = DQN("CartPole-v1", **SMALL)
+    made, closed, init = [], [], CartPoleEnv.__init__
+
+    def third_fails(self, **how):
+        if len(made) == 2:
+            raise RuntimeError("no more")
+        init(self, **how)
+        made.append(self)
+
+    monkeypatch.setattr(CartPoleEnv, "__init__", third_fails)
+    monkeypatch.setattr(CartPoleEnv, "close", lambda self: closed.append(self))
+    with pytest.raises(InputError, match="no more"):
+        agent.learn(60, progress=False, eval_every=50, eval_episodes=4)
+    assert len(made) == 2 and closed == made and agent.steps == 0

@@ -142,7 +142,7 @@ def test_a_cut_that_separates_is_preferred():
 def test_forests_against_walks_of_each_tree():
     rng = np.random.default_rng(2)
     x, action, y = rng.standard_normal((90, 3), np.float32), np.repeat([0, 2], 45), rng.standard_normal(90)
-    forest = Forest(3, 4, 2)
+    forest = Forest(3, 3, 4, 2)
     assert not forest(x).any()
     forest.fit(x, action, y, rng)
     by_hand = [[np.mean([forest.nodes.value[walk(forest.nodes, 4 * a + m, row)] for m in range(4)]) for a in range(3)]
@@ -422,7 +422,7 @@ def test_loaded_without_its_environment_and_as_torch(kind, tmp_path):
 
 
 def test_damaged_trees():
-    forest = Forest(1, 1, 2)
+    forest = Forest(2, 1, 1, 2)
     rng = np.random.default_rng(0)
     forest.fit(rng.standard_normal((9, 2), np.float32), np.zeros(9, np.int64), rng.standard_normal(9), rng)
     good = forest.state_dict()
@@ -432,11 +432,13 @@ def test_damaged_trees():
         {"child": np.ones_like(good["child"])},
         {"value": good["value"] + np.nan},
         {"feature": good["feature"] - 5},
+        {"feature": good["feature"] + 2},
+        {"threshold": good["threshold"] + np.nan},
     ):
         with pytest.raises(ValueError, match="must be|damaged"):
-            Forest(1, 1, 2).load_state_dict({**good, **bad})
+            Forest(2, 1, 1, 2).load_state_dict({**good, **bad})
     with pytest.raises(ValueError, match="must have"):
-        Forest(1, 1, 2).load_state_dict({"value": good["value"]})
+        Forest(2, 1, 1, 2).load_state_dict({"value": good["value"]})
 
 
 @pytest.mark.parametrize("mode", list(gym.vector.AutoresetMode))

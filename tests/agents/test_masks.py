@@ -9,7 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
-from fastrl.agents import A2C, CEM, DQN, PPO, REINFORCE, TRPO, InputError, SACDiscrete
+from fastrl.agents import A2C, CEM, DQN, PPO, REINFORCE, TRPO, InputError, RecurrentPPO, SACDiscrete
 from fastrl.agents.envs import Envs
 from fastrl.agents.masks import masks_given
 
@@ -326,6 +326,23 @@ def test_torch_policies_keep_to_the_masks_that_they_get(cls, settings):
     np.testing.assert_array_equal(policy(torch.from_numpy(obs)).numpy(), agent.predict(obs))
     with pytest.raises(ValueError, match="action_masks must be None, because actions are continuous"):
         PPO("Pendulum-v1", hidden=(8,)).policy_to_torch()(torch.zeros(2, 3), torch.ones(2, 1))
+
+
+def test_torch_policies_with_a_memory_keep_to_the_masks_too():
+    agent = RecurrentPPO(Masked(), **{**ON_POLICY, "memory_size": 8}).learn(60, progress=False)
+    policy, rng = agent.policy_to_torch(), np.random.default_rng(0)
+    state, memory, without, forbidden = policy.start(30), agent.memory(30), agent.memory(30), 0
+    for _ in range(4):
+        obs, allowed = rng.uniform(size=(30, K + 1)).astype(np.float32), rng.random((30, K)) < 0.4
+        allowed[np.arange(30), rng.integers(K, size=30)] = True
+        found, state = policy(torch.from_numpy(obs), state, torch.from_numpy(allowed))
+        np.testing.assert_array_equal(found, agent.predict(obs, action_masks=allowed, memory=memory))
+        np.testing.assert_allclose(state, memory.state, atol=1e-6)
+        forbidden += (~allowed[np.arange(30), agent.predict(obs, memory=without) - 2]).sum()
+    assert forbidden > 0
+    pendulum = RecurrentPPO("Pendulum-v1", hidden=(8,)).policy_to_torch()
+    with pytest.raises(ValueError, match="action_masks must be None, because actions are continuous"):
+        pendulum(torch.zeros(2, 3), pendulum.start(2), torch.ones(2, 1))
 
 
 def test_what_is_learned_is_the_best_allowed_action():

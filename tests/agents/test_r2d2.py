@@ -230,9 +230,20 @@ def test_it_deploys_and_loads_without_an_environment(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
 
 
+def test_it_says_that_no_episode_was_long_enough():
+    how = {"length": 4, "burn_in": 300, "learning_starts": 0, "hidden": (8,), "memory_size": 4, "seed": 0}
+    with pytest.warns(UserWarning, match="^nothing was learned in 200 steps: a sequence is .* first burn_in = 300 "):
+        assert R2D2("CartPole-v1", **how).learn(200, progress=False).n_updates == 0
+
+
 def test_bad_input():
     agent, obs = trained(steps=20, learning_starts=0), np.zeros(4, np.float32)
+    new_episodes = agent.memory(3).new_episodes
     refused = [
+        (lambda: new_episodes([2]), r"^new_episodes: which must be True or bool \[3\], got int64 \(1,\)$"),
+        (lambda: new_episodes([0, 1, 2]), r"^new_episodes: which must be True or bool \[3\], got int64 \(3,\)$"),
+        (lambda: new_episodes([True, False]), r"^new_episodes: which must be True or bool \[3\], got bool \(2,\)$"),
+        (lambda: new_episodes(False), r"^new_episodes: which must be True or bool \[3\], got bool \(\)$"),
         (lambda: agent.predict(obs), r"predict: R2D2 needs memory=agent.memory\(\), made when the episode begins"),
         (lambda: agent.predict(obs, memory=[0]), r"predict: memory must be of agent.memory\(\), got list"),
         (lambda: agent.predict(obs, memory=agent.memory(2)), r"memory must be agent.memory\(1\), \(1, 10\), got \(2"),

@@ -272,6 +272,12 @@ def test_settings_that_cannot_work(settings, message):
             ApeXDPG("Pendulum-v1", **settings)
 
 
+@pytest.mark.parametrize(("name", "value", "wanted"), [("lap", True, "False"), ("lap_alpha", 0.6, "0.4")])
+def test_loss_adjusted_priorities_are_not_those_of_shards(name, value, wanted):
+    with pytest.raises(InputError, match=f"^ApeXDPGConfig: {name} must be {wanted}, got {value}: shards have other "):
+        ApeXDPGConfig(**{name: value})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

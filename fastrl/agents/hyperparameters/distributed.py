@@ -110,6 +110,17 @@ class ApeXDPGConfig(ShardsConfig, TD3Config):
     """Transitions in an update."""
     train_every: int = 1
     """Environment steps, of all actors, for a round of updates: who is ahead, actors or learner, waits."""
+    lap: bool = False
+    """Not here: the shards have the priorities of `prioritized`."""
+    lap_alpha: float = 0.4
+    """Not here, as `lap`."""
+
+    def __post_init__(self) -> None:
+        for name in ("lap", "lap_alpha"):
+            if getattr(self, name) != getattr(type(self), name):
+                given, wanted = getattr(self, name), getattr(type(self), name)
+                raise InputError(f"ApeXDPGConfig: {name} must be {wanted}, got {given}: shards have other priorities")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
