@@ -89,6 +89,18 @@ def test_underscores_are_hyphens():
         ([*TRAIN, "--hidden"], "--hidden needs a value"),
         ([*TRAIN, "--env"], "--env needs a value"),
         ([*TRAIN, "--buffer-size", "10"], "--buffer-size must be >= --batch-size, got 10 and 64"),
+        (
+            ["train", "apex", "--env", "CartPole-v1", "--buffer-size", "1000", "--batch-size", "600", "--shards", "2"],
+            "--buffer-size must be >= 1200, got 1000: each of 2 shards holds a batch and a chunk",
+        ),
+        (
+            ["train", "impala", "--env", "CartPole-v1", "--normalize-obs"],
+            "--normalize-obs must be False, got True: actors' statistics would differ",
+        ),
+        (
+            ["train", "a3c", "--env", "CartPole-v1", "--normalize-obs"],
+            "--normalize-obs must be False, got True: workers' statistics would differ",
+        ),
         ([*TRAIN, "--rainbow", "--no-noisy"], "--noisy must be True with these settings, got False"),
         ([*TRAIN, "--stop-at", "nan"], "--stop-at must be finite, got nan"),
         ([*TRAIN, "--gamma", "2"], "--gamma must be in [0, 1], got 2.0"),

@@ -88,12 +88,13 @@ def parse(
 
 
 def as_options(error: InputError, config_class: type[Any]) -> InputError:
-    """The error of a hyperparameter as one of its option."""
+    """The error of a hyperparameter as one of its option; what is behind a colon is prose, or a path."""
     start, message = f"{config_class.__name__}: ", str(error)
     if not message.startswith(start):
         return error
     names = "|".join(field.name for field in dataclasses.fields(config_class))
-    return InputError(re.sub(rf"\b({names})\b", lambda m: option(m[0]), message[len(start) :]))
+    message, colon, why = message[len(start) :].partition(": ")
+    return InputError(re.sub(rf"\b({names})\b", lambda m: option(m[0]), message) + colon + why)
 
 
 def option(name: str) -> str:

@@ -113,8 +113,12 @@ def command(args: list[str]) -> int:
 
     make: Any = algorithm_class(name)
     fastrl.set_num_threads(options.threads)
-    with device_option():
-        agent: Agent[Any] = make(described(options.env, options.env_kwargs, options.wrapper), config)
+    env = described(options.env, options.env_kwargs, options.wrapper)
+    try:
+        with device_option():
+            agent: Agent[Any] = make(env, config)
+    except InputError as error:
+        raise as_options(error, CONFIGS[name]) from None
     with closing(agent):
         if options.out is not None:
             return _run(agent, options.out, total, options)

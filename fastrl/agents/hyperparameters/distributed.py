@@ -61,8 +61,8 @@ class ShardsConfig(ActorsConfig):
         least = max(c.batch_size, c.chunk * c.num_envs) * c.shards
         if c.buffer_size < least:
             raise InputError(
-                f"{this}: buffer_size must be >= {least}, so that each of {c.shards} shards holds a batch and a "
-                f"chunk, got {c.buffer_size}"
+                f"{this}: buffer_size must be >= {least}, got {c.buffer_size}: each of {c.shards} shards holds a batch "
+                "and a chunk"
             )
 
 
