@@ -28,7 +28,7 @@ from fastrl.replay import Batch, ReplayBuffer, from_minari, from_saved
 PLAYED = 20_000  # transitions of random play, unless a number is given
 A_TURN = 1_000  # of them between two looks at Ctrl-C
 GIVEN = "(a buffer)"  # stands for a dataset that has no name
-WANTED = "a replay buffer, its file or folder, or the id of a Minari dataset on this machine"
+WANTED = "a replay buffer, its file or folder, or an id that Minari has on this machine"
 
 
 class FQI(Agent[FQIConfig]):
@@ -126,20 +126,21 @@ class FQI(Agent[FQIConfig]):
         except InputError:
             raise
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"FQI: dataset must be {WANTED}: {' '.join(str(error).split())}") from error
+            why = _unreadable(name or "", " ".join(str(error).split()))
+            raise InputError(f"FQIConfig: dataset must be {WANTED}: {why}") from error
         action = np.asarray(batch.action)
         if not len(action):
-            raise InputError("FQI: dataset must have a transition, got none")
+            raise InputError("FQIConfig: dataset must have a transition, got none")
         if action.ndim != 1 or action.dtype.kind not in "iu":
-            raise InputError(f"FQI: dataset must have discrete actions, got {action.dtype} {action.shape[1:]}")
+            raise InputError(f"FQIConfig: dataset must have discrete actions, got {action.dtype} {action.shape[1:]}")
         action = action.astype(np.int64) - first
         if action.min() < 0 or action.max() >= self.n_actions:
             got = f"{action.min()}..{action.max()}"
-            raise InputError(f"FQI: dataset must have actions from 0 to {self.n_actions - 1}, got {got}")
+            raise InputError(f"FQIConfig: dataset must have actions from 0 to {self.n_actions - 1}, got {got}")
         obs, next_obs = (self._seen(x, len(action)) for x in (batch.obs, batch.next_obs))
         for x in (obs, next_obs):
             if not (finite := np.isfinite(x)).all():
-                raise InputError(f"FQI: dataset must have finite observations, got {x[~finite][0]}")
+                raise InputError(f"FQIConfig: dataset must have finite observations, got {x[~finite][0]}")
         return batch._replace(obs=obs, next_obs=next_obs, action=action)
 
     def _seen(self, obs: Any, n: int) -> NDArray[Any]:
@@ -149,8 +150,8 @@ class FQI(Agent[FQIConfig]):
             return np.asarray(obs)
         if flat is None:
             got = np.shape(obs)[1:] if single else type(obs).__name__
-            raise InputError(f"FQI: dataset must have observations of shape {self._shape}, got {got}")
-        return flat(obs, "FQI: dataset: an observation", n)
+            raise InputError(f"FQIConfig: dataset must have observations of shape {self._shape}, got {got}")
+        return flat(obs, "FQIConfig: dataset: an observation", n)
 
     def _store(self, obs: Any, action: Any, reward: Any, next_obs: Any, terminated: Any, truncated: Any) -> None:
         begins = np.ones(len(action), np.bool_)
@@ -247,6 +248,19 @@ class FQI(Agent[FQIConfig]):
         if isinstance(self.model, Networks):
             return {"q": self.model.net, "optimizer": self.model.optimizer, "obs_moments": self.moments}
         return {"q": self.model}
+
+
+def _unreadable(name: str, why: str) -> str:
+    """Why there is no dataset of this name, where what raised `why` took it for what it is not."""
+    if not os.path.exists(name):
+        # No id of Minari's has a dot.
+        return f"no such file or folder: {name}" + ("" if "." in name or os.path.isabs(name) else f"; {why}")
+    if not os.path.isdir(name) or os.path.exists(os.path.join(name, "state")):
+        return why
+    for inside in (os.path.join(name, "checkpoint", "replay"), os.path.join(name, "replay")):  # of a run, a checkpoint
+        if os.path.exists(inside):
+            return f"{name} is not one, but {inside} is"
+    return f"the folder {name} holds none"
 
 
 class Table:

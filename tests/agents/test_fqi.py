@@ -1,6 +1,7 @@
 """Fitted Q iteration: exact on tables, its regressions against plain ones, datasets of every kind, checkpoints."""
 
 import copy
+import os
 import re
 
 import gymnasium as gym
@@ -184,7 +185,7 @@ def test_saved_buffers(cls, how, folder, tmp_path):
     opened = from_saved(where)
     assert type(opened) is cls and len(opened) == 100 and opened.n_step == how.get("n_step", 1)
     if folder:
-        with pytest.raises(InputError, match=r"^FQI: dataset must be .*\[Errno"):  # in use
+        with pytest.raises(InputError, match=r"^FQIConfig: dataset must be .*\[Errno"):  # in use
             FQI("CartPole-v1", dataset=str(where))
         opened.close()
     agent = FQI("CartPole-v1", dataset=str(where), hidden=(8,), seed=0)
@@ -217,7 +218,7 @@ def test_saved_buffers_of_frame_stacks(folder, tmp_path):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
     if folder:
         opened.close()
-    with pytest.raises(InputError, match=r"^FQI: dataset must have observations of shape \(4,\), got \(3, 4\)$"):
+    with pytest.raises(InputError, match=r"^FQIConfig: dataset must have observations of shape \(4,\), got \(3, 4\)$"):
         FQI("CartPole-v1", dataset=str(where))
     env = gym.wrappers.FrameStackObservation(gym.make("CartPole-v1"), 3)
     agent = FQI(env, dataset=str(where), hidden=(8,), seed=0).learn(1, progress=False)
@@ -291,10 +292,13 @@ def box_actions():
 @pytest.mark.parametrize(
     ("make_buffer", "message"),
     [
-        (bad_actions, "FQI: dataset must have actions from 0 to 1, got 7..7"),
-        (other_shape, "FQI: dataset must have observations of shape (4,), got (3,)"),
-        (box_actions, "FQI: dataset must have discrete actions, got float32 (2,)"),
-        (lambda: ReplayBuffer(5, ((4,), np.float32), ((), np.int64)), "FQI: dataset must have a transition, got none"),
+        (bad_actions, "FQIConfig: dataset must have actions from 0 to 1, got 7..7"),
+        (other_shape, "FQIConfig: dataset must have observations of shape (4,), got (3,)"),
+        (box_actions, "FQIConfig: dataset must have discrete actions, got float32 (2,)"),
+        (
+            lambda: ReplayBuffer(5, ((4,), np.float32), ((), np.int64)),
+            "FQIConfig: dataset must have a transition, got none",
+        ),
     ],
 )
 def test_datasets_of_another_environment(make_buffer, message):
@@ -305,7 +309,15 @@ def test_datasets_of_another_environment(make_buffer, message):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"dataset": "no/such/thing"}, "dataset must be a replay buffer, its file or folder, or the id of a Minari"),
+        (
+            {"dataset": "no/such/thing"},
+            "or an id that Minari has on this machine: no such file or folder: no/such/thing; .",
+        ),
+        (
+            {"dataset": "./nothing.bin"},
+            r"or an id that Minari has on this machine: no such file or folder: ./nothing.bin$",
+        ),
+        ({"dataset": os.path.dirname(__file__)}, "machine: the folder .* holds none$"),
         ({"dataset": __file__}, "dataset must be a replay buffer, .*not a file of a fastrl replay buffer"),
         ({"dataset": 3}, "^FQI: dataset must be a replay buffer, its file or .*, got int$"),
         ({"regressor": "table"}, "regressor table needs Discrete observations, got Box"),
@@ -330,7 +342,7 @@ def test_datasets_that_are_not_finite(regressor, bad):
     buffer = ReplayBuffer(9, ((4,), np.float32), ((), np.int64))
     for _ in range(3):
         buffer.add(np.zeros(4), 0, 0.0, np.full(4, bad), False, False)
-    with pytest.raises(InputError, match=f"^FQI: dataset must have finite observations, got {bad}$"):
+    with pytest.raises(InputError, match=f"^FQIConfig: dataset must have finite observations, got {bad}$"):
         FQI("CartPole-v1", dataset=buffer, regressor=regressor)
 
 
@@ -465,5 +477,13 @@ def test_the_command_line(tmp_path, capsys):
     (tmp_path / "data").unlink()  # the checkpoint has it
     assert main(["train", "--resume", str(tmp_path / "run"), "--total-steps", "6", "--max-episode-steps", "5"]) == 0
     assert re.search(r"iterations\W+6 \(0 episodes\)", capsys.readouterr().out)
-    assert main([*command[:-1], str(tmp_path / "other"), "--dataset", str(tmp_path / "data")]) == 2
-    assert "dataset must be" in capsys.readouterr().err
+    command[-1] = str(tmp_path / "other")
+    assert main([*command, "--dataset", str(tmp_path / "data")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("fastrl: --dataset must be a replay buffer, its file or folder, or an id that Minari has ")
+    assert err.count("--") == 1 and err.rstrip().endswith(f": no such file or folder: {tmp_path / 'data'}")
+    (tmp_path / "run" / "checkpoint" / "replay").touch()
+    for folder in ("run", "run/checkpoint"):
+        assert main([*command, "--dataset", str(tmp_path / folder)]) == 2
+        line = f"{tmp_path / folder} is not one, but {tmp_path / 'run' / 'checkpoint' / 'replay'} is"
+        assert capsys.readouterr().err.endswith(f": {line}\n")
