@@ -126,7 +126,9 @@ class FQI(Agent[FQIConfig]):
         except InputError:
             raise
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            why = _unreadable(name or "", " ".join(str(error).split()))
+            why = " ".join(str(error).split())
+            if given is None and name is not None:
+                why = _unreadable(name, why)
             raise InputError(f"FQIConfig: dataset must be {WANTED}: {why}") from error
         action = np.asarray(batch.action)
         if not len(action):

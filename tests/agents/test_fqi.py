@@ -289,6 +289,12 @@ def box_actions():
     return buffer
 
 
+def closed_buffer(folder):
+    buffer = ReplayBuffer(5, ((4,), np.float32), ((), np.int64), storage=folder / "closed")
+    buffer.close()
+    return buffer
+
+
 @pytest.mark.parametrize(
     ("make_buffer", "message"),
     [
@@ -329,9 +335,11 @@ def test_datasets_of_another_environment(make_buffer, message):
         ({"device": "cuda"}, "device must be cpu"),
     ],
 )
-def test_bad_settings(how, message):
+def test_bad_settings(how, message, tmp_path):
     with pytest.raises(InputError, match=message):
         FQI("CartPole-v1", **how)
+    with pytest.raises(InputError, match="an id that Minari has on this machine: replay: the buffer is closed$"):
+        FQI("CartPole-v1", dataset=closed_buffer(tmp_path))
     with pytest.raises(InputError, match="FQI needs discrete actions"):
         FQI("Pendulum-v1")
 
