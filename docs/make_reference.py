@@ -16,6 +16,7 @@ from fastrl.agents.loading import algorithm_class
 
 BAR = "\\|"  # in a cell of a table
 PAGE = Path(__file__).with_name("reference-agents.md")
+NO_MODULES = {"R2D2", "RecurrentPPO", "CrossQ", "QLearning", "SARSA", "ExpectedSARSA", "FQI"}  # as network=
 STUB = Path(__file__).parents[1] / "fastrl" / "agents" / "__init__.pyi"
 HEAD = """\
 # Hyperparameters
@@ -70,7 +71,7 @@ def stub():
 def _constructor(name, config, agent):
     kept = inspect.Parameter.KEYWORD_ONLY
     more = [p.name for p in inspect.signature(agent.__init__).parameters.values() if p.kind == kept]
-    settings = dict.fromkeys(more, "Any = None")
+    settings = dict.fromkeys([*["network"] * (name not in NO_MODULES), *more], "Any = None")
     for field in fields(config):
         modules = [sys.modules[base.__module__] for base in config.__mro__[:-1]]
         alias = next((vars(module)[field.type] for module in modules if field.type in vars(module)), None)
@@ -79,7 +80,8 @@ def _constructor(name, config, agent):
             .replace("typing.", "")
             .replace("tuple[int, ...]", "Sequence[int]")
         )
-        settings[field.name] = f"{'Any' if field.name in more else kind} = {field.default!r}"
+        takes_objects = name not in NO_MODULES if field.name == "network" else field.name in more
+        settings[field.name] = f"{'Any' if takes_objects else kind} = {field.default!r}"
     yield f"class {name}(_{name}):"
     yield "    def __init__("
     yield f"        self, env: Env, config: {config.__name__} | None = None, *,"

@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,41 @@ def test_the_reference_of_hyperparameters_is_current(monkeypatch):
     assert make.STUB.read_text(encoding="utf-8") == make.stub(), "run `python docs/make_reference.py`"
     assert "| `per_alpha` | `float` | `0.6` | Exponent of the priorities: 0 is uniform replay. |" in text
     assert "|  |" not in text  # a setting without a meaning
+    told = [line.strip() for config in make.CONFIGS.values() for line in make.describe_settings(config).splitlines()]
+    assert len(told) > 500 and not [line for line in told if "  " in line]  # the source's indentation
+
+
+TAKE_MODULES = [
+    "DQN", "REINFORCE", "OneStepActorCritic", "A2C", "A3C", "PPO", "TRPO", "QProp", "CEM", "NAF", "QTOpt", "DDPG",
+    "D4PG", "TD3", "SAC", "SACDiscrete", "TQC",
+]  # fmt: skip
+
+
+def test_type_checkers_take_the_calls_that_work(tmp_path):
+    """Of the stub alone: what it imports is not looked at, which would take a minute."""
+    pytest.importorskip("mypy")
+    pytest.importorskip("gymnasium")
+    classes = list(importlib.import_module("fastrl.agents").CLASS_NAMES.values())
+    good = [
+        "DQN('CartPole-v1', DQNConfig(double=True), network=object(), hidden=[64, 64])",
+        "DQN('CartPole-v1', network='nature')",
+        "R2D2('CartPole-v1', network='gru')",
+        "RecurrentPPO('CartPole-v1', network='gru')",
+        "FQI('CartPole-v1', dataset=object())",
+        "REINFORCE('CartPole-v1', baseline=False)",
+        *(f"{name}('CartPole-v1', network={{'actor': object()}}, seed=0)" for name in TAKE_MODULES),
+    ]
+    bad = [f"{name}('CartPole-v1', network=object())" for name in classes if name not in TAKE_MODULES]
+    assert len(bad) == len(classes) - len(TAKE_MODULES) > 0
+    file = tmp_path / "calls.py"
+    file.write_text("\n".join(["from fastrl.agents import *", *good, *bad]))
+    stub = "fastrl/agents/__init__.pyi"
+    how = ["--config-file=", "--follow-imports=skip", f"--cache-dir={tmp_path / 'cache'}"]
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", *how, stub, str(file)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    lines = [int(line.split(":")[1]) for line in run.stdout.splitlines() if "error:" in line]
+    assert lines == list(range(len(good) + 2, len(good) + len(bad) + 2)), run.stdout + run.stderr
 
 
 def test_the_ledger_is_that_of_the_kept_logs(monkeypatch):

@@ -65,6 +65,7 @@ ALGORITHMS: dict[str, type[Agent[Any]]]
 class DQN(_DQN):
     def __init__(
         self, env: Env, config: DQNConfig | None = None, *,
+        network: Any = 'auto',
         double: bool = False,
         dueling: bool = False,
         prioritized: bool = False,
@@ -77,7 +78,6 @@ class DQN(_DQN):
         v_max: float = 100.0,
         sigma: float = 0.5,
         num_envs: int = 1,
-        network: Literal['auto', 'mlp', 'nature', 'impala'] = 'auto',
         hidden: Sequence[int] = (128, 128),
         learning_rate: float = 0.001,
         learning_rate_end: float = 0.0003,
@@ -111,15 +111,15 @@ class DQN(_DQN):
         double: bool = False. The online network chooses the next action, the target network values it.
         dueling: bool = False. State value and advantages in separate streams.
         prioritized: bool = False. Replay in proportion to |TD error|^alpha, corrected by importance weights.
-        n_step: int = 1. Rewards summed before the bootstrap; fewer at the end of an episode.  They are those of old
-            actions: a     buffer_size much smaller than the run forgets the random beginning.
+        n_step: int = 1. Rewards summed before the bootstrap; fewer at the end of an episode. They are those of old
+            actions: a buffer_size much smaller than the run forgets the random beginning.
         distributional: Literal['c51', 'qr'] | None = None. The distribution of returns is learned: c51 on fixed
             atoms, qr by quantiles; their mean is Q.
         noisy: bool = False. Noisy layers explore, and epsilon falls to 0: without its beginning CartPole is not
             learned.
         rainbow: bool = False. double, dueling, prioritized and noisy, and unless others are given c51 and 3 steps;
-            the agent's keywords and     options that say otherwise are refused, but False in a DQNConfig is as if
-            left out.
+            the agent's keywords and options that say otherwise are refused, but False in a DQNConfig is as if left
+            out.
         atoms: int = 51. Atoms of c51, or quantiles of qr.
         v_min: float = -100.0. The lowest atom of c51: returns below count as this.
         v_max: float = 100.0. The highest atom of c51: returns above count as this.
@@ -497,7 +497,7 @@ class PPO(_PPO):
     ) -> None:
         """Hyperparameters:
 
-        objective: Literal['clip', 'penalty'] = 'clip'. clip: the ratio of probabilities is clipped.  penalty: KL(old
+        objective: Literal['clip', 'penalty'] = 'clip'. clip: the ratio of probabilities is clipped. penalty: KL(old
             || new) costs beta, which adapts to penalty_kl.
         num_envs: int = 8. Environments stepped together.
         n_steps: int = 32. Steps of each environment from one update to the next.
@@ -537,7 +537,7 @@ class PPO(_PPO):
 class RecurrentPPO(_RecurrentPPO):
     def __init__(
         self, env: Env, config: RecurrentPPOConfig | None = None, *,
-        network: Any = 'lstm',
+        network: Literal['lstm', 'gru'] = 'lstm',
         objective: Literal['clip'] = 'clip',
         num_envs: int = 8,
         n_steps: int = 64,
@@ -748,6 +748,7 @@ class QProp(_QProp):
 class CEM(_CEM):
     def __init__(
         self, env: Env, config: CEMConfig | None = None, *,
+        network: Any = None,
         num_envs: int = 1,
         population: int = 24,
         elites: int = 6,
@@ -787,6 +788,7 @@ class CEM(_CEM):
 class NAF(_NAF):
     def __init__(
         self, env: Env, config: NAFConfig | None = None, *,
+        network: Any = None,
         prioritized: bool = False,
         n_step: int = 1,
         num_envs: int = 1,
@@ -851,6 +853,7 @@ class NAF(_NAF):
 class QTOpt(_QTOpt):
     def __init__(
         self, env: Env, config: QTOptConfig | None = None, *,
+        network: Any = None,
         prioritized: bool = False,
         n_step: int = 1,
         num_envs: int = 1,
@@ -922,6 +925,7 @@ class QTOpt(_QTOpt):
 class DDPG(_DDPG):
     def __init__(
         self, env: Env, config: DDPGConfig | None = None, *,
+        network: Any = None,
         prioritized: bool = False,
         n_step: int = 1,
         num_envs: int = 1,
@@ -979,7 +983,7 @@ class DDPG(_DDPG):
         actor_learning_rate: float = 0.001. Of the actor's Adam, at the start; falls in the same proportion as the
             critic's.
         lap: bool = False. Loss-adjusted priorities: replay in proportion to max(|TD error|, 1)^lap_alpha without
-            importance weights, and     Huber's loss in place of the square.
+            importance weights, and Huber's loss in place of the square.
         lap_alpha: float = 0.4. Exponent of the loss-adjusted priorities: 0 is uniform replay.
         noise: Literal['gaussian', 'ou'] = 'gaussian'. Of the exploration: independent from step to step, or an
             Ornstein-Uhlenbeck process, begun anew each episode.
@@ -991,6 +995,7 @@ class DDPG(_DDPG):
 class D4PG(_D4PG):
     def __init__(
         self, env: Env, config: D4PGConfig | None = None, *,
+        network: Any = None,
         prioritized: bool = False,
         n_step: int = 5,
         num_envs: int = 1,
@@ -1061,6 +1066,7 @@ class D4PG(_D4PG):
 class TD3(_TD3):
     def __init__(
         self, env: Env, config: TD3Config | None = None, *,
+        network: Any = None,
         prioritized: bool = False,
         n_step: int = 1,
         num_envs: int = 1,
@@ -1119,7 +1125,7 @@ class TD3(_TD3):
         actor_learning_rate: float = 0.001. Of the actor's Adam, at the start; falls in the same proportion as the
             critics'.
         lap: bool = False. Loss-adjusted priorities: replay in proportion to max(|TD error|, 1)^lap_alpha without
-            importance weights, and     Huber's loss in place of the square.
+            importance weights, and Huber's loss in place of the square.
         lap_alpha: float = 0.4. Exponent of the loss-adjusted priorities: 0 is uniform replay.
         policy_delay: int = 2. Updates of the critics from one of the actor and the targets to the next.
         exploration_noise: float = 0.1. Standard deviation of the Gaussian noise on the actions, where their range is
@@ -1131,6 +1137,7 @@ class TD3(_TD3):
 class SAC(_SAC):
     def __init__(
         self, env: Env, config: SACConfig | None = None, *,
+        network: Any = None,
         prioritized: bool = False,
         n_step: int = 1,
         num_envs: int = 1,
@@ -1199,6 +1206,7 @@ class SAC(_SAC):
 class SACDiscrete(_SACDiscrete):
     def __init__(
         self, env: Env, config: SACDiscreteConfig | None = None, *,
+        network: Any = None,
         prioritized: bool = False,
         n_step: int = 1,
         num_envs: int = 1,
@@ -1261,6 +1269,7 @@ class SACDiscrete(_SACDiscrete):
 class TQC(_TQC):
     def __init__(
         self, env: Env, config: TQCConfig | None = None, *,
+        network: Any = None,
         prioritized: bool = False,
         n_step: int = 1,
         num_envs: int = 1,
@@ -1540,8 +1549,8 @@ class FQI(_FQI):
         """Hyperparameters:
 
         regressor: Literal['auto', 'table', 'trees', 'network'] = 'auto'. What Q is fitted by: the mean of each cell
-            (table), extremely randomised trees, or MLPs (network); auto: a table     for Discrete observations, else
-            a network.
+            (table), extremely randomised trees, or MLPs (network); auto: a table for Discrete observations, else a
+            network.
         dataset: str | None = None. A file or storage folder of a replay buffer, or the id of a Minari dataset on this
             machine; None: random play.
         transitions: int | None = None. How many are learned from: the newest of the dataset (None: all), or of random
@@ -1549,7 +1558,7 @@ class FQI(_FQI):
         num_envs: int = 1. Environments that the random policy plays in.
         gamma: float = 0.99. Discount.
         networks: int = 5. MLPs of the regressor network, each with its own weights; Q is the least of theirs, so that
-            what the     transitions do not show is not overestimated.
+            what the transitions do not show is not overestimated.
         hidden: tuple[int, ...] = (64, 64). Sizes of the hidden layers of each MLP.
         epochs: int = 2. Passes of the MLPs over all transitions in an iteration.
         batch_size: int = 256. Transitions in a gradient step of the MLPs.

@@ -75,7 +75,8 @@ def describe_settings(cls: type[Any]) -> str:
     """The settings of a config dataclass with their defaults and meanings, a line or two each, for a docstring."""
     texts, lines = meanings(cls), []
     for field in fields(cls):
-        entry = f"{field.name}: {_name(field.type)} = {field.default!r}. {texts.get(field.name, '')}".rstrip()
+        text = " ".join(texts.get(field.name, "").split())
+        entry = f"{field.name}: {_name(field.type)} = {field.default!r}. {text}".rstrip()
         lines += textwrap.wrap(entry, 114, initial_indent=" " * 4, subsequent_indent=" " * 8)
     return "\n".join(lines)
 
