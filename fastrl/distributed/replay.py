@@ -57,6 +57,11 @@ class ReplayFleet(Fleet):
         """Transitions that can be drawn."""
         return sum(shard.held.size for shard in self.shards)
 
+    @property
+    def drawable(self) -> bool:
+        """Does a shard hold what has a priority?  Not where no episode has outlasted the burn-in of R2D2."""
+        return any(shard.held.total > 0 for shard in self.shards)
+
     def collect(self, actor: Member, steps: int) -> None:
         """Ask for a chunk."""
         report, chunk = actor.handle.collect.options(num_returns=2).remote(steps, self._weights)
@@ -66,9 +71,9 @@ class ReplayFleet(Fleet):
         """Ask for batches, of a shard in proportion to its total, until enough are under way."""
         c = self.config
         self._requests &= self._pending.keys()
-        totals = np.array([shard.held.total for shard in self.shards])
-        if not totals.sum() > 0:  # nothing is held, or no sequence that can be trained on
+        if not self.drawable:
             return
+        totals = np.array([shard.held.total for shard in self.shards])
         while len(self._requests) < AHEAD and len(self.drawn) <= c.prefetch:
             shard = self.shards[self._rng.choice(len(totals), p=totals / totals.sum())]
             ref = shard.handle.sample.remote(c.batch_size, c.prefetch)

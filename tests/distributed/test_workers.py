@@ -162,6 +162,31 @@ def test_episodes_that_end_within_the_burn_in_are_no_error():
     assert len(asked) == 2
 
 
+def test_actors_play_on_while_there_is_nothing_to_draw():
+    """Of R2D2, say, whose episodes end within the burn-in: the limiter would wait for draws that never come."""
+    agent = ApeX("CartPole-v1", **{**SMALL, "actors": 1, "learning_starts": 60})
+    agent._fleet, asked = a_fleet(agent.config), []
+    agent._limit(agent._fleet)
+    (actor,), (shard,) = agent._fleet.actors, agent._fleet.shards
+
+    def collect(actor, steps):
+        actor.calls += 1
+        asked.append(steps)
+
+    def poll(timeout):
+        actor.calls = 0
+        return []
+
+    agent._fleet.collect, agent._fleet.poll, agent._fleet.request = collect, poll, lambda: None
+    shard.held = Held(240, 240, 0.0)
+    for _ in range(100):
+        agent._iterate()
+    assert len(asked) == 200
+    shard.held = Held(240, 240, 1.0)
+    agent._iterate()
+    assert len(asked) == 200  # and wait where there is
+
+
 ROLLOUTS = {"hidden": (8,), "num_envs": 3, "n_steps": 40, "max_grad_norm": 0.5}
 
 
