@@ -81,6 +81,11 @@ class Fleet:
         """Let the next chunks be played with these weights."""
         self._weights = self._ray.put((version, vector))
 
+    @property
+    def calls(self) -> int:
+        """How many are under way."""
+        return len(self._pending)
+
     def idle_actor(self) -> Member | None:
         """The one with the fewest calls under way, unless all have enough."""
         actor = min(self.actors, key=lambda a: a.calls)

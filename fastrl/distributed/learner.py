@@ -145,10 +145,8 @@ class ReplayLearner(Learner[C], OffPolicyAgent[C]):
         if fleet.refill:
             fleet.refill = False
             self._limit(fleet)
-        while (actor := fleet.idle_actor()) and (
-            # Who has nothing to draw must not wait for the draws.
-            self._limiter.insert(c.chunk * c.num_envs, timeout=0.0) or not fleet.drawable
-        ):
+        stuck = not (fleet.drawable or fleet.calls)  # who has nothing to draw must not wait for the draws
+        while (actor := fleet.idle_actor()) and (self._limiter.insert(c.chunk * c.num_envs, timeout=0.0) or stuck):
             fleet.collect(actor, self.steps)
         if fleet.held >= self._wanted:
             fleet.request()
