@@ -153,7 +153,7 @@ def values(critics, obs, action):
 def make(cls, own, n_out, critic=Critic, **settings):
     network = {"actor": functools.partial(mlp, 3, 16, 12, n_out), "critic": critic} if own else None
     rates = {"learning_rate": 2e-3, "actor_learning_rate": 1e-3}
-    agent = cls("Pendulum-v1", hidden=(16, 12), batch_size=B, seed=5, **rates, **settings, network=network)
+    agent = cls("Pendulum-v1", hidden=(16, 12), batch_size=B, seed=5, **{**rates, **settings}, network=network)
     agent.target_critics.vector += np.float32(0.05)
     return agent, [twin(x) for x in (agent.actor, agent.critics, agent.target_critics)]
 
@@ -161,7 +161,8 @@ def make(cls, own, n_out, critic=Critic, **settings):
 CONTINUOUS = {"plain": {}, "prioritized, clipped": {"prioritized": True, "n_step": 3, "max_grad_norm": 0.5}}
 
 
-WITH_LAP = {**CONTINUOUS, "lap": {"lap": True}}
+# At the rate of the others float32 drifts by 0.25 % in 200 updates on one backend.
+WITH_LAP = {**CONTINUOUS, "lap": {"lap": True, "learning_rate": 5e-4}}
 
 
 @OWN
