@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from contextlib import ExitStack, suppress
 from typing import Any, ClassVar, TypeVar
 
@@ -65,9 +66,9 @@ class Learner(Agent[C]):
     def _make_fleet(self, ray: Any, made_of: tuple[Any, Any, Any]) -> Fleet:
         return Fleet(ray, self.config, made_of, self.steps)
 
+    @abstractmethod
     def _sent(self) -> list[Any]:
         """The vectors of weights, one after another, that `player_class` takes."""
-        raise NotImplementedError
 
     def _broadcast(self) -> None:
         self._fleet.broadcast(self.n_updates, np.concatenate([to_numpy(vector) for vector in self._sent()]))
