@@ -189,13 +189,9 @@ def _episodes_at_once(
         batch: Any = create_empty_array(space, len(running))
         obs = concatenate(space, [one.obs for one in running], batch)
         sources = [one.source for one in running]
-        how = (
-            {}
-            if reader is None or None in sources
-            else {
-                "action_masks": np.stack([reader(one.source(one.info)) for one in running])  # type: ignore[misc]
-            }
-        )
+        how = {}
+        if reader is not None and None not in sources:
+            how["action_masks"] = np.stack([reader(one.source(one.info)) for one in running])  # type: ignore[misc]
         chosen = policy(obs, **how)
         still = []
         for one, action in zip(running, chosen, strict=True):
