@@ -452,6 +452,7 @@ class ReplayBuffer(Saved):
         """
         numbers = checks.to_numpy(indices)
         with self._lock:
+            checks.check_indices("replay", numbers)
             rows, stale = self._locate("replay", numbers)
             if stale:
                 b = int(np.argmax(rows >= self._store.slots * self.num_envs))
@@ -470,8 +471,7 @@ class ReplayBuffer(Saved):
         return self._to_device(batch)  # type: ignore[no-any-return]
 
     def _locate(self, where: str, numbers: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
-        """The rows of numbers, and how many are stale: their rows are ones that never hold a transition."""
-        checks.check_indices(where, numbers)
+        """The rows of checked numbers, and how many are stale: their rows are ones that never hold a transition."""
         rows, stale = self._ring.locate(numbers if numbers.size else np.zeros(0, np.int64))
         if stale < 0:
             raise IndexError(f"{where}: indices[{~stale}] is {numbers[~stale]}, outside the transitions added so far")

@@ -111,7 +111,7 @@ class PrioritizedReplay(ReplayBuffer):
         with self._lock:
             rows, stale = self._locate("replay.update_priorities", numbers)
             # The row of a stale one holds no transition, and a priority of 0 is kept.
-            largest = self._tree.update_from_td_errors(rows, errors, self.alpha, self.eps, keep_zeros=True)
+            largest = self._tree.update_from_td_errors(rows, errors, self._alpha, self.eps, keep_zeros=True)
             self._new_priority = max(self._new_priority, largest)
         return stale
 
@@ -130,9 +130,11 @@ def checked_errors(indices: Any, td_errors: Any) -> tuple[NDArray[Any], NDArray[
         raise ValueError(
             f"{where}: indices and td_errors must both have shape [B], got {numbers.shape} and {errors.shape}"
         )
-    check_indices(where, numbers)
-    if errors.dtype.kind not in "fiu":
-        raise ValueError(f"{where}: td_errors must be real numbers, got {errors.dtype}")
-    if errors.dtype.char not in "fd" or not errors.dtype.isnative:
+    if numbers.dtype.char not in "lq":
+        check_indices(where, numbers)
+    dtype = errors.dtype
+    if dtype.char not in "fd" or not dtype.isnative:
+        if dtype.kind not in "fiu":
+            raise ValueError(f"{where}: td_errors must be real numbers, got {dtype}")
         errors = errors.astype(np.float64)
     return numbers, errors
