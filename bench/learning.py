@@ -49,6 +49,7 @@ DQN = {
     "n_step": N_STEP,
     "c51": {"distributional": "c51"},
     "qr": {"distributional": "qr"},
+    "iqn": {"distributional": "iqn"},
     "noisy": {"noisy": True},
     "rainbow": {"rainbow": True},
     "all": THREE,  # all but n_step, with which it is all_n_step

@@ -70,12 +70,16 @@ class DQN(_DQN):
         dueling: bool = False,
         prioritized: bool = False,
         n_step: int = 1,
-        distributional: Literal['c51', 'qr'] | None = None,
+        distributional: Literal['c51', 'qr', 'iqn'] | None = None,
         noisy: bool = False,
         rainbow: bool = False,
         atoms: int = 51,
         v_min: float = -100.0,
         v_max: float = 100.0,
+        num_tau_samples: int = 8,
+        num_tau_prime_samples: int = 8,
+        num_quantile_samples: int = 32,
+        quantile_embedding_dim: int = 64,
         sigma: float = 0.5,
         num_envs: int = 1,
         hidden: Sequence[int] = (128, 128),
@@ -113,8 +117,8 @@ class DQN(_DQN):
         prioritized: bool = False. Replay in proportion to |TD error|^alpha, corrected by importance weights.
         n_step: int = 1. Rewards summed before the bootstrap; fewer at the end of an episode. They are those of old
             actions: a buffer_size much smaller than the run forgets the random beginning.
-        distributional: Literal['c51', 'qr'] | None = None. The distribution of returns is learned: c51 on fixed
-            atoms, qr by quantiles; their mean is Q.
+        distributional: Literal['c51', 'qr', 'iqn'] | None = None. The distribution of returns is learned: c51 on
+            fixed atoms, qr by quantiles, iqn by quantiles at random taus; its mean is Q.
         noisy: bool = False. Noisy layers explore, and epsilon falls to 0: without its beginning CartPole is not
             learned.
         rainbow: bool = False. double, dueling, prioritized and noisy, and unless others are given c51 and 3 steps;
@@ -123,6 +127,11 @@ class DQN(_DQN):
         atoms: int = 51. Atoms of c51, or quantiles of qr.
         v_min: float = -100.0. The lowest atom of c51: returns below count as this.
         v_max: float = 100.0. The highest atom of c51: returns above count as this.
+        num_tau_samples: int = 8. Random quantiles of iqn that are learned of a transition, N.
+        num_tau_prime_samples: int = 8. Random quantiles of iqn that are its target, N'.
+        num_quantile_samples: int = 32. Quantiles of iqn whose mean is the Q by which actions are chosen, K: the
+            midpoints, in place of random ones.
+        quantile_embedding_dim: int = 64. Cosines by which iqn sees a tau.
         sigma: float = 0.5. Noise of the noisy layers at the start, times 1 / sqrt(inputs).
         num_envs: int = 1. Environments stepped together.
         network: Literal['auto', 'mlp', 'nature', 'impala'] = 'auto'. The ready-made network: an MLP, or a

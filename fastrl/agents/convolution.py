@@ -57,15 +57,22 @@ class Convolution(nn.Module):
             if policy < last.out_features:
                 nn.init.orthogonal_(last.weight[policy:], 1.0)
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def features(self, obs: Tensor) -> Tensor:
+        """What the convolutions make of images ``[B, *shape]``: ``[B, n]``."""
         x = obs.permute(0, 3, 1, 2) if self._last else obs.reshape(len(obs), *self._image)
-        features = self.convolutions(x)
+        found: Tensor = self.convolutions(x)
+        return found
+
+    def outputs(self, features: Tensor) -> Tensor:
         out: Tensor = self.head(features)
         if self.value is None:
             return out
         each = out.reshape(len(out), -1, self._n)
         q: Tensor = self.value(features)[:, None] + each - each.mean(1, keepdim=True)
         return q.flatten(1)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.outputs(self.features(obs))
 
 
 class _Residual(nn.Module):

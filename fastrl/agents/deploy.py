@@ -34,6 +34,7 @@ class TorchPolicy(nn.Module):
         units: (middle, half), shaped like the actions.
         atoms: the outputs are ``[B, K, N]``, in rows: logits of probabilities on these N atoms, or if it is a number,
             N quantiles; their mean is the value.
+        taus: what the network takes besides, the same for all observations, ``[N]``; None: nothing.
         moments: (mean, var) by which observations are normalised, to (s - mean) / sqrt(var + 1e-8) in [-10, 10].
     """
 
@@ -44,6 +45,7 @@ class TorchPolicy(nn.Module):
     low: Tensor
     high: Tensor
     atoms: Tensor | None
+    taus: Tensor | None
     first: Tensor
 
     def __init__(
@@ -55,6 +57,7 @@ class TorchPolicy(nn.Module):
         units: Any = None,
         moments: Any = None,
         atoms: Any = None,
+        taus: Any = None,
     ) -> None:
         super().__init__()
         module = network if isinstance(network, nn.Module) else network.to_torch()
@@ -82,11 +85,13 @@ class TorchPolicy(nn.Module):
                 self.register_buffer(name, torch.as_tensor(np.array(x, space.dtype)))
         self._quantiles = isinstance(atoms, int)
         self.register_buffer("atoms", None if atoms is None else torch.as_tensor(np.array(atoms, np.float32)))
+        self.register_buffer("taus", None if taus is None else torch.as_tensor(np.array(taus, np.float32)))
         self._shape, self._n_actions = space.shape, sum(self._sizes) if self.discrete else int(np.prod(space.shape))
 
     def forward(self, obs: Tensor, action_masks: Tensor | None = None) -> Tensor:
         x = self._inputs(obs)
-        return self._actions(self.network(x.flatten(1) if self._flat else x), action_masks)
+        more = () if self.taus is None else (self.taus.expand(len(x), -1),)
+        return self._actions(self.network(x.flatten(1) if self._flat else x, *more), action_masks)
 
     def _inputs(self, obs: Tensor) -> Tensor:
         if self._moments:
@@ -98,7 +103,7 @@ class TorchPolicy(nn.Module):
         if action_masks is not None and not self.discrete:
             raise ValueError("policy: action_masks must be None, because actions are continuous")
         if self.atoms is not None:
-            each = out.view(len(out), self._n_actions, -1)
+            each = out.reshape(len(out), self._n_actions, -1)
             out = each.mean(2) if self._quantiles else each.softmax(2) @ self.atoms
         action = out[:, : self._n_actions]
         if action_masks is not None:

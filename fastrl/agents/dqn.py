@@ -7,6 +7,7 @@ n_step       Sutton and Barto 2018, section 7.1
 distributional
     c51      Bellemare et al. 2017, arXiv:1707.06887
     qr       Dabney et al. 2018, arXiv:1710.10044
+    iqn      Dabney et al. 2018, arXiv:1806.06923
 noisy        Fortunato et al. 2018, arXiv:1706.10295
 rainbow      Hessel et al. 2018, arXiv:1710.02298: all of them, with c51
 
@@ -17,6 +18,7 @@ It acts with the weights of the moment; the policy that it is judged by has aver
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -27,16 +29,17 @@ from fastrl.agents.agent import Env
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.off_policy import DQNConfig
 from fastrl.agents.masks import Masks, masked, of_allowed, random_allowed
-from fastrl.agents.networks import Network, own_network
+from fastrl.agents.networks import Network, OwnNetwork, own_network
 from fastrl.agents.noisy import NoisyMLP
 from fastrl.agents.off_policy import OffPolicyAgent
+from fastrl.agents.quantile_networks import QuantileMLP
 from fastrl.kernels import MLP, FlatAdam, QLoss, c51_loss, q_learning_loss, quantile_huber_loss
 from fastrl.replay import Batch
 
 
 class DQN(OffPolicyAgent[DQNConfig]):
     """Deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236), with the switches of Double, Dueling, prioritized,
-    n-step and noisy DQN, C51 and QR-DQN, all of them Rainbow (sources: ``help(fastrl.agents.dqn)``).
+    n-step and noisy DQN, C51, QR-DQN and IQN, all of them Rainbow (sources: ``help(fastrl.agents.dqn)``).
 
     mean w (Q(s, a) - y)^2 with y = r + gamma (1 - terminated) Q'(s', a'), a' = argmax Q'(s', .) or, with `double`,
     argmax Q(s', .); with `distributional` the loss of `fastrl.c51_loss` or `fastrl.quantile_huber_loss`
@@ -47,7 +50,8 @@ class DQN(OffPolicyAgent[DQNConfig]):
     flattened by an MLP, discrete observations one-hot.  `network`: a torch module of
     your own instead, or a function that makes one, that maps observations ``[B, ...]`` (bytes as 0..1) to
     ``[B, n_actions]``,
-    with `distributional` to ``[B, n_actions * atoms]``.
+    with `distributional` to ``[B, n_actions * atoms]``, and with iqn observations and taus ``[B, N]`` to
+    ``[B, n_actions * N]``.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `DQNConfig`.  Raises InputError for anything that cannot work.
@@ -64,34 +68,67 @@ class DQN(OffPolicyAgent[DQNConfig]):
 
     def __init__(self, env: Env, config: DQNConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
-        c, action_space, device = self.config, self.envs.action_space, self.device
+        c, action_space = self.config, self.envs.action_space
         assert isinstance(action_space, gym.spaces.Discrete)
         self.n_actions, self._start = int(action_space.n), int(action_space.start)
         self._atoms = np.linspace(c.v_min, c.v_max, c.atoms, dtype=np.float32)
-        n = self.n_actions * (c.atoms if c.distributional else 1)
-        self.online: Network | NoisyMLP
-        how: dict[str, Any]
-        if self._ready_made is not None:
-            from fastrl.agents.convolution import q_network
-
-            how = {"dueling": n // self.n_actions if c.dueling else 0, "seed": self._seeds[0], "device": device}
-            self.online = q_network(self._ready_made, self._obs_shape, n, **how)
-        elif self._network is None:
-            sizes, dueling = (self._n_obs, *c.hidden, n), n // self.n_actions if c.dueling else False
-            how = {"dueling": dueling, "seed": self._seeds[0], "device": device}
-            self.online = NoisyMLP(sizes, sigma=c.sigma, **how) if c.noisy else MLP(sizes, **how)
-        elif c.dueling:
-            raise InputError("DQN: dueling must be False with a network of your own, which has the streams or not")
-        elif c.noisy:
-            raise InputError("DQN: noisy must be False with a network of your own: its layers are what they are")
-        else:
-            shapes = [self._obs_shape]
-            self.online = own_network(self._network, "DQN: network", shapes, n, seed=self._seeds[0], device=device)
-        self.target = copy.deepcopy(self.online)
-        self.greedy = copy.deepcopy(self.online) if c.averaging else self.online
+        k = c.num_quantile_samples
+        midpoints = (np.arange(k, dtype=np.float32) + np.float32(0.5)) / np.float32(k)
+        self._taus: tuple[Any, ...] = (midpoints,) if c.distributional == "iqn" else ()  # what actions are chosen by
+        self.online: Any = self._implicit() if self._taus else self._explicit()
+        self.target: Any = copy.deepcopy(self.online)
+        self.greedy: Any = copy.deepcopy(self.online) if c.averaging else self.online
         self.optimizer = FlatAdam(self.online.vector, self.online.grad, lr=c.learning_rate)
         self.buffer = self._replay(action_space)
         self._log = {"loss": 0.0, "mean_q": 0.0}
+
+    def _explicit(self) -> Network | NoisyMLP:
+        """A network of all outputs at once, Q(s, .), or with `distributional` atoms or quantiles of it."""
+        c, each = self.config, self.config.atoms if self.config.distributional else 1
+        n = self.n_actions * each
+        how: dict[str, Any] = {"seed": self._seeds[0], "device": self.device}
+        if self._ready_made is not None:
+            from fastrl.agents.convolution import q_network
+
+            return q_network(self._ready_made, self._obs_shape, n, dueling=each if c.dueling else 0, **how)
+        if self._network is not None:
+            return self._given([self._obs_shape], n)
+        sizes, dueling = (self._n_obs, *c.hidden, n), each if c.dueling else False
+        return NoisyMLP(sizes, dueling=dueling, sigma=c.sigma, **how) if c.noisy else MLP(sizes, dueling=dueling, **how)
+
+    def _implicit(self) -> QuantileMLP | NoisyMLP | OwnNetwork:
+        """A network of observations and taus, whose outputs are the quantiles at these."""
+        c = self.config
+        how: dict[str, Any] = {"seed": self._seeds[0], "device": self.device}
+        embedding: dict[str, Any] = {"embedding_dim": c.quantile_embedding_dim}
+        if self._ready_made is not None:
+            from fastrl.agents.torch_quantiles import quantile_convolution
+
+            shape, n = self._obs_shape, self.n_actions
+            return quantile_convolution(self._ready_made, shape, n, dueling=int(c.dueling), **embedding, **how)
+        if self._network is not None:
+            from fastrl.agents.torch_quantiles import QuantileNetwork
+
+            shapes, n = [self._obs_shape, (c.num_tau_samples,)], self.n_actions * c.num_tau_samples
+            return QuantileNetwork(self._given(shapes, n).module, self._obs_shape, device=self.device)
+        if len(c.hidden) < 2:
+            raise InputError(
+                "DQN: hidden must name at least 2 layers with iqn, whose taus come in before the last, got "
+                f"{c.hidden!r}"
+            )
+        sizes, how = (self._n_obs, *c.hidden, self.n_actions), {**how, "dueling": c.dueling}
+        if c.noisy:
+            return NoisyMLP(sizes, sigma=c.sigma, kind=partial(QuantileMLP, **embedding), **how)
+        return QuantileMLP(sizes, **embedding, **how)
+
+    def _given(self, shapes: list[tuple[int, ...]], n_out: int) -> OwnNetwork:
+        """The network that the user gave."""
+        for switch, why in (("dueling", "which has the streams or not"), ("noisy", "whose layers are what they are")):
+            if getattr(self.config, switch):
+                raise InputError(f"DQN: {switch} must be False with a network of your own, {why}")
+        how: dict[str, Any] = {"seed": self._seeds[0], "device": self.device}
+        own: OwnNetwork = own_network(self._network, "DQN: network", shapes, n_out, **how)
+        return own
 
     @property
     def epsilon(self) -> float:
@@ -129,13 +166,16 @@ class DQN(OffPolicyAgent[DQNConfig]):
 
         The target network's forward is first: the online network's last one is what is gone back through.
         """
-        c = self.config
-        following, online = self.target.forward(b.next_obs), None
-        if c.double:
-            online = self.online.forward(b.next_obs)
-        out = self.online.forward_cached(b.obs)
+        c, rows = self.config, len(b.obs)
+        drawn = (c.num_tau_samples, c.num_tau_prime_samples) if self._taus else ()
+        each = [self.rng.random((rows, n), np.float32) for n in drawn]
+        taus, next_taus = each[:1], each[1:]  # what the networks take besides observations, with iqn
+        following, online = self.target.forward(b.next_obs, *next_taus), None
+        if c.double or self._taus:
+            online = (self.online if c.double else self.target).forward(b.next_obs, *self._taus)
+        out = self.online.forward_cached(b.obs, *taus)
         if c.distributional is not None:
-            shape = (-1, self.n_actions, c.atoms)
+            shape = (rows, self.n_actions, -1)
             out, following = out.reshape(shape), following.reshape(shape)
             online = None if online is None else online.reshape(shape)
         if self._next_allowed is not None:
@@ -145,13 +185,14 @@ class DQN(OffPolicyAgent[DQNConfig]):
         transitions = (out, b.action, b.reward, b.discount, following)
         if c.distributional is None:
             return q_learning_loss(*transitions, next_q_online=online, weights=weights, loss=c.loss)
-        if c.distributional == "qr":
-            return quantile_huber_loss(*transitions, next_quantiles_online=online, weights=weights)
-        return c51_loss(*transitions, next_logits_online=online, weights=weights, v_min=c.v_min, v_max=c.v_max)
+        if c.distributional == "c51":
+            return c51_loss(*transitions, next_logits_online=online, weights=weights, v_min=c.v_min, v_max=c.v_max)
+        at = self._array(*taus) if taus else None
+        return quantile_huber_loss(*transitions, taus=at, next_quantiles_online=online, weights=weights)
 
-    def _values(self, network: Network | NoisyMLP, obs: NDArray[Any]) -> NDArray[np.float32]:
+    def _values(self, network: Any, obs: NDArray[Any]) -> NDArray[np.float32]:
         """Q(s, .) ``[B, n_actions]`` for observations ``[B, ...]``."""
-        out = self._forward(network, obs)
+        out = self._forward(network, obs, *self._taus)
         if self.config.distributional is None:
             return out
         return self._means(out.reshape(len(out), self.n_actions, -1))  # type: ignore[no-any-return]
@@ -161,7 +202,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
         kind = self.config.distributional
         if kind is None:
             return out
-        if kind == "qr":
+        if kind != "c51":
             return out.mean(2)
         if not isinstance(out, np.ndarray):
             return out.softmax(2) @ self._array(self._atoms)
@@ -202,11 +243,11 @@ class DQN(OffPolicyAgent[DQNConfig]):
 
     def _deploy(self, deploy: Any) -> Any:
         c = self.config
-        atoms = {"c51": self._atoms, "qr": c.atoms, None: None}[c.distributional]
-        return deploy.TorchPolicy(self._judged, self.envs, atoms=atoms)
+        atoms = {"c51": self._atoms, "qr": c.atoms, "iqn": c.num_quantile_samples, None: None}[c.distributional]
+        return deploy.TorchPolicy(self._judged, self.envs, atoms=atoms, taus=next(iter(self._taus), None))
 
     @property
-    def _judged(self) -> Network:
+    def _judged(self) -> Any:
         """The greedy policy's network: of a noisy one that without noise."""
         return self.greedy.mean if isinstance(self.greedy, NoisyMLP) else self.greedy
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ class NoisyMLP:
     `resample` draws eps and makes the weights that `forward` uses; after a change of `vector` it has to be called anew.
     `mean` is the network without noise, with weights mu.  `vector` holds mu and then sigma, and `backward` writes the
     gradients in both into `grad`: dL/dw and eps * dL/dw.  sigma starts from `sigma` / sqrt(inputs of the layer).
+    `kind`: makes another network of the same settings, a `QuantileMLP` say.
 
     The noise is as many numbers as the layers have units, so that it costs little beside the products.
     """
@@ -31,16 +32,18 @@ class NoisyMLP:
         sigma: float = 0.5,
         seed: int = 0,
         device: str = "cpu",
+        kind: Callable[..., Any] = MLP,
     ) -> None:
-        self._settings = (tuple(sizes), dueling, sigma, device)
-        first = MLP(sizes, dueling=dueling, seed=seed, device=device)
+        self._settings = (tuple(sizes), dueling, sigma, device, kind)
+        how: dict[str, Any] = {"dueling": dueling, "device": device}
+        first = kind(sizes, seed=seed, **how)
         self.device, n = first.device, len(first.vector)
         self.vector, self.grad = (concatenate([x, x]) for x in (first.vector, 0 * first.vector))
-        self.mean = MLP(sizes, dueling=dueling, device=device, vector=self.vector[:n], grad=self.grad[:n])
+        self.mean = kind(sizes, vector=self.vector[:n], grad=self.grad[:n], **how)
         self._sigma = self.vector[n:]
         for name, view in self.mean.parameters(self._sigma).items():
             view[...] = sigma * self._inputs(name) ** -0.5
-        self._noisy = MLP(sizes, dueling=dueling, device=device, vector=first.vector, grad=self.grad[:n])
+        self._noisy = kind(sizes, vector=first.vector, grad=self.grad[:n], **how)
         self._epsilon = np.zeros(n, np.float32)
         views = self.mean.parameters(self._epsilon)
         self._layers = [(views[f"{k[:-7]}.weight"], views[f"{k[:-7]}.bias"]) for k in views if k.endswith(".weight")]
@@ -68,13 +71,13 @@ class NoisyMLP:
             self._on_device = on_device(self._epsilon, str(weights.device))
             weights.copy_(self.vector[:n] + self._sigma * self._on_device)
 
-    def forward(self, x: Any) -> Any:
-        return self._noisy.forward(x)
+    def forward(self, x: Any, *more: Any) -> Any:
+        return self._noisy.forward(x, *more)
 
     __call__ = forward
 
-    def forward_cached(self, x: Any) -> Any:
-        return self._noisy.forward_cached(x)
+    def forward_cached(self, x: Any, *more: Any) -> Any:
+        return self._noisy.forward_cached(x, *more)
 
     def backward(self, d_out: Any) -> None:
         self._noisy.backward(d_out)
@@ -88,10 +91,9 @@ class NoisyMLP:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         mean = {name: x for name, x in state.items() if not name.endswith("_sigma")}
         sigma = {name: state[f"{name}_sigma"] for name in self.mean.parameters() if f"{name}_sigma" in state}
-        shadow = MLP(
-            self._settings[0], dueling=self._settings[1], device=self._settings[3]
-        )  # checks, and changes nothing
-        shadow.load_state_dict(sigma)
+        sizes, dueling, _, device, kind = self._settings
+        shadow = kind(sizes, dueling=dueling, device=device)
+        shadow.load_state_dict(sigma)  # checks, and changes nothing
         self.mean.load_state_dict(mean)
         self._sigma[...] = shadow.vector
 
@@ -102,7 +104,9 @@ class NoisyMLP:
         return f"NoisyMLP({self._settings[0]}, dueling={self._settings[1]})"
 
 
-def _copy(sizes: tuple[int, ...], dueling: bool | int, sigma: float, device: str, vector: Any) -> NoisyMLP:
-    network = NoisyMLP(sizes, dueling=dueling, sigma=sigma, device=device)
+def _copy(
+    sizes: tuple[int, ...], dueling: bool | int, sigma: float, device: str, kind: Callable[..., Any], vector: Any
+) -> NoisyMLP:
+    network = NoisyMLP(sizes, dueling=dueling, sigma=sigma, device=device, kind=kind)
     network.vector[...] = vector
     return network

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.arrays import on_device, to_numpy
 from fastrl.agents.envs import Transition
-from fastrl.agents.networks import Network
-from fastrl.agents.noisy import NoisyMLP
 from fastrl.agents.spaces import input_scale
 from fastrl.agents.training import check_loss
 from fastrl.kernels.mlp.losses import QLoss
@@ -100,10 +98,10 @@ class OffPolicyAgent(Agent[C]):
             return batch
         return batch._replace(obs=self._inputs(batch.obs), next_obs=self._inputs(batch.next_obs))
 
-    def _forward(self, network: Network | NoisyMLP, obs: NDArray[Any]) -> NDArray[np.float32]:
-        """The network's output for observations ``[B, ...]``, as NumPy."""
+    def _forward(self, network: Any, obs: NDArray[Any], *more: Any) -> NDArray[np.float32]:
+        """The network's output for observations ``[B, ...]``, and what it takes besides, as NumPy."""
         x = self._inputs(np.asarray(obs, np.float32))
-        result: NDArray[np.float32] = to_numpy(network.forward(self._array(x)))
+        result: NDArray[np.float32] = to_numpy(network.forward(self._array(x), *more))
         return result
 
     def _begin(self, schedule_steps: int) -> None:

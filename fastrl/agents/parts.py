@@ -12,12 +12,13 @@ from fastrl.agents.arrays import exp, to_numpy
 from fastrl.agents.batch_norm import BatchNormMLP
 from fastrl.agents.networks import OwnNetwork
 from fastrl.agents.noisy import NoisyMLP
+from fastrl.agents.quantile_networks import QuantileMLP
 from fastrl.agents.training import Diverged
 from fastrl.kernels import MLP
 from fastrl.kernels._core.arrays import assign, is_tensor
 
 Parts = Mapping[str, Any]
-NETWORKS = (MLP, NoisyMLP, BatchNormMLP, OwnNetwork)
+NETWORKS = (MLP, NoisyMLP, BatchNormMLP, QuantileMLP, OwnNetwork)
 
 
 def parts_state(parts: Parts) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

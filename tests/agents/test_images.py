@@ -158,6 +158,33 @@ def test_dueling_streams():
     torch.testing.assert_close(module(x), q.flatten(1))
 
 
+@pytest.mark.parametrize("dueling", [False, True])
+def test_implicit_quantiles_of_images(dueling):
+    how = {
+        "network": "impala",
+        "dueling": dueling,
+        "distributional": "iqn",
+        "quantile_embedding_dim": 6,
+        "double": True,
+    }
+    agent = DQN(Bright((40, 36)), **how, **DQN_SMALL)
+    module, x, taus = agent.online.module, torch.rand(3, 40, 36), torch.rand(3, 5)
+    cosines = torch.stack([torch.cos(torch.pi * i * taus) for i in range(6)], 2)
+    features = module.convolutions(x[:, None])[:, None] * torch.relu(module.embedding(cosines))
+    z = module.head(features)
+    if dueling:
+        z = module.value(features) + z - z.mean(2, keepdim=True)
+    assert z.shape == (3, 5, 2)
+    torch.testing.assert_close(module(x, taus), z.transpose(1, 2))
+    np.testing.assert_allclose(agent.online.forward(x.numpy(), taus.numpy()), z.transpose(1, 2).detach(), rtol=1e-5)
+    before = agent.online.state_dict()
+    agent.learn(40, progress=False)
+    assert agent.n_updates and not any(torch.equal(p, before[name]) for name, p in agent.online.state_dict().items())
+    obs = np.random.default_rng(0).integers(0, 256, (20, 40, 36), np.uint8)
+    actions = agent.policy_to_torch()(torch.from_numpy(obs)).numpy()
+    np.testing.assert_array_equal(actions, agent.predict(obs))
+
+
 def same(a, b):
     (state_a, x), (state_b, y) = a._state(), b._state()
     return state_a == state_b and x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x)

@@ -133,30 +133,34 @@ def test_lists_of_infos(kind):
         {"double": True, "dueling": True, "prioritized": True, "n_step": 3},
         {"distributional": "c51", "double": True, "atoms": 7, "v_min": -1.0, "v_max": 5.0},
         {"distributional": "qr", "atoms": 7},
+        {"distributional": "iqn", "num_tau_samples": 7, "hidden": (8, 8)},
+        {"distributional": "iqn", "num_tau_samples": 7, "double": True, "hidden": (8, 8)},
         {"exploration": "boltzmann"},
     ],
 )
 def test_dqn_bootstraps_from_allowed_actions_only_as_plain_torch_does(settings):
-    agent = DQN("MaskedForTests-v0", **DQN_SMALL, **settings, gamma=0.5)
+    agent = DQN("MaskedForTests-v0", **DQN_SMALL | settings, gamma=0.5)
     agent.learn(60, progress=False)
     c, b = agent.config, agent._sample()
     allowed = torch.from_numpy(agent._next_allowed)
     shown = torch.from_numpy(b.next_obs[:, :K] > 0)
     there = shown.any(1)  # else the episode has ended
     assert (shown[there].sum(1) < K).any() and (allowed == shown)[there].all() and allowed[~there].all()
+    drawn, iqn = copy.deepcopy(agent.rng), c.distributional == "iqn"
     got = agent._loss(b)
+    tau, tau_prime = (drawn.random((len(b.obs), n), np.float32) for n in (7, c.num_tau_prime_samples))
 
-    def net(network, x):
-        out = torch.from_numpy(network.forward(x))
+    def net(network, x, taus=None):
+        out = torch.from_numpy(network.forward(x, taus) if iqn else network.forward(x))
         return out if c.distributional is None else out.reshape(len(out), K, -1)
 
     def mean(out):
         if out.ndim == 2:
             return out
-        return out.mean(2) if c.distributional == "qr" else out.softmax(2) @ torch.from_numpy(agent._atoms)
+        return out.mean(2) if c.distributional != "c51" else out.softmax(2) @ torch.from_numpy(agent._atoms)
 
-    q, target = net(agent.online, b.obs), net(agent.target, b.next_obs)
-    chooser = mean(net(agent.online, b.next_obs) if c.double else target)
+    q, target = net(agent.online, b.obs, tau), net(agent.target, b.next_obs, tau_prime)
+    chooser = mean(net(agent.online if c.double else agent.target, b.next_obs, *agent._taus))
     best = chooser.masked_fill(~allowed, -torch.inf).argmax(1)
     rows = torch.arange(len(best))
     assert allowed[rows, best].all()
@@ -165,11 +169,11 @@ def test_dqn_bootstraps_from_allowed_actions_only_as_plain_torch_does(settings):
         error = q[rows, action] - (reward + discount * target[rows, best])
         expected = (torch.from_numpy(b.weights) * error**2).mean()
         np.testing.assert_allclose(got.td_errors, error, rtol=1e-4, atol=1e-5)
-    elif c.distributional == "qr":
+    elif c.distributional != "c51":
         y = reward[:, None] + discount[:, None] * target[rows, best]
         u = y[:, None, :] - q[rows, action][:, :, None]
         huber = torch.where(u.abs() <= 1, u**2 / 2, u.abs() - 0.5)
-        tau = ((torch.arange(7) + 0.5) / 7)[None, :, None]
+        tau = torch.from_numpy(tau)[:, :, None] if iqn else ((torch.arange(7) + 0.5) / 7)[None, :, None]
         expected = ((tau - (u < 0).float()).abs() * huber).mean(2).sum(1).mean()
     else:
         from fastrl import categorical_projection

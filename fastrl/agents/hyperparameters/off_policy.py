@@ -26,8 +26,9 @@ class DQNConfig:
     n_step: int = 1
     """Rewards summed before the bootstrap; fewer at the end of an episode.  They are those of old actions: a
     buffer_size much smaller than the run forgets the random beginning."""
-    distributional: Literal["c51", "qr"] | None = None
-    """The distribution of returns is learned: c51 on fixed atoms, qr by quantiles; their mean is Q."""
+    distributional: Literal["c51", "qr", "iqn"] | None = None
+    """The distribution of returns is learned: c51 on fixed atoms, qr by quantiles, iqn by quantiles at random taus; its
+    mean is Q."""
     noisy: bool = False
     """Noisy layers explore, and epsilon falls to 0: without its beginning CartPole is not learned."""
     rainbow: bool = False
@@ -39,6 +40,14 @@ class DQNConfig:
     """The lowest atom of c51: returns below count as this."""
     v_max: float = 100.0
     """The highest atom of c51: returns above count as this."""
+    num_tau_samples: int = 8  # Dabney et al. 2018, IQN
+    """Random quantiles of iqn that are learned of a transition, N."""
+    num_tau_prime_samples: int = 8  # Dabney et al. 2018, IQN
+    """Random quantiles of iqn that are its target, N'."""
+    num_quantile_samples: int = 32  # Dabney et al. 2018, IQN
+    """Quantiles of iqn whose mean is the Q by which actions are chosen, K: the midpoints, in place of random ones."""
+    quantile_embedding_dim: int = 64  # Dabney et al. 2018, IQN
+    """Cosines by which iqn sees a tau."""
     sigma: float = 0.5  # Fortunato et al. 2018
     """Noise of the noisy layers at the start, times 1 / sqrt(inputs)."""
     num_envs: int = 1
@@ -118,6 +127,8 @@ class DQNConfig:
         check_range(self, 1e-12, INF, "learning_rate", "max_grad_norm", "temperature", "per_eps")
         check_range(self, 1e-12, 1, "tau")
         check_range(self, 2, 10_000, "atoms")
+        check_range(self, 1, 10_000, "num_tau_samples", "num_tau_prime_samples", "num_quantile_samples")
+        check_range(self, 1, 10_000, "quantile_embedding_dim")
         check_range(self, 0, INF, "sigma")
         check_range(self, -1e30, 1e30, "v_min", "v_max")
         if not self.v_min < self.v_max:
