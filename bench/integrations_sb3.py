@@ -1,20 +1,28 @@
 """Stable-Baselines3's runs with fastrl.integrations.sb3 in the place of its classes, in turns with the host's own.
 
-    python bench/integrations_sb3.py [--tasks dqn sac64 td3 sac256 ppo a2c] [--rounds 5] [--threads 1] [--sbx PY]
+    python bench/integrations_sb3.py [--tasks dqn sac64 td3 sac256 ppo a2c crossq] [--rounds 5] [--threads 1] [--sbx PY]
         [--note TEXT] [--no-save]
+    python bench/integrations_sb3.py --returns 10
 
-Needs the extra sb3.  PY is the interpreter of a virtual environment with sbx-rl, the same algorithms on JAX.  Before
-anything is timed a short run of each class must end where the host's run of the same seed ends.  Then every round runs
-all contenders of a task once, each in a fresh process pinned to `--threads` processors: environment steps a second with
-an update a step, warm-up and compilation not counted.  On one thread a second is one of the process's CPU time, which
-other programs on the machine change least.
+Needs the extra sb3, and sb3-contrib for CrossQ.  PY is the interpreter of a virtual environment with sbx-rl, the same
+algorithms on JAX.  Before anything is timed a short run of each class must end where the host's run of the same seed
+ends.  Then every round runs all contenders of a task once, each in a fresh process pinned to `--threads` processors:
+environment steps a second with an update a step, warm-up and compilation not counted.  On one thread a second is one of
+the process's CPU time, which other programs on the machine change least.
+
+With --returns nothing is timed: both libraries train `RETURNS` with the same settings and so many seeds of their own
+each, in one process on one thread, and the table says what the runs earned and the p of a Mann-Whitney test.  A run is
+a line of bench/results/integrations_sb3_returns.jsonl when it is complete; those that are there are not run again.
 """
 
 import functools
+import importlib
+import json
 import sys
+import warnings
 from typing import Any, NamedTuple
 
-from _harness import fresh_run, interleaved_speeds, runs_parser, runs_report
+from _harness import RESULTS, fresh_run, interleaved_speeds, machine, runs_parser, runs_report
 
 
 class Task(NamedTuple):
@@ -25,6 +33,7 @@ class Task(NamedTuple):
     hidden: int
     warm: int  # steps before the clock
     steps: int  # timed
+    contrib: bool = False
 
 
 TASKS = {
@@ -34,8 +43,10 @@ TASKS = {
     "sac256": Task("SAC", "Pendulum-v1", 1, {"batch_size": 256, "learning_starts": 300}, 256, 350, 250),
     "ppo": Task("PPO", "CartPole-v1", 8, {"n_steps": 32, "n_epochs": 20, "batch_size": 256}, 64, 1024, 8192),
     "a2c": Task("A2C", "CartPole-v1", 8, {}, 64, 800, 8000),
+    "crossq": Task("CrossQ", "Pendulum-v1", 1, {"batch_size": 128, "learning_starts": 300}, 64, 400, 800, True),
 }
 HOST, OURS, SBX = "stable_baselines3", "fastrl.integrations.sb3", "sbx"
+CONTRIB = {HOST: "sb3_contrib", OURS: "fastrl.integrations.sb3_contrib"}
 CODE = """
 warnings.filterwarnings("error", message=".*is not compiled.*")
 if LIBRARY != "sbx":
@@ -61,7 +72,8 @@ report(**found, obs=model._last_obs.tolist(), updates=int(model._n_updates))
 
 
 def run(library: str, python: str, task: Task, threads: int, seed: int) -> Any:
-    return fresh_run(python, CODE, threads, LIBRARY=library, THREADS=threads, SEED=seed, **task._asdict())
+    module = CONTRIB.get(library, library) if task.contrib else library
+    return fresh_run(python, CODE, threads, LIBRARY=module, THREADS=threads, SEED=seed, **task._asdict())
 
 
 def check(name: str, task: Task) -> None:
@@ -100,12 +112,111 @@ def label(r: Any) -> str:
     return f"{r['algorithm']} {r['env']}, {r['hidden']}-{r['hidden']}, batch {batch}"
 
 
+# ---- returns
+
+OFF_POLICY = {"learning_rate": 1e-3, "batch_size": 64, "learning_starts": 500, "train_freq": 2}
+DQN = {**OFF_POLICY, "train_freq": 1, "target_update_interval": 250, "exploration_fraction": 0.2}
+RETURNS = {  # those of `Task` that matter; `steps` is the whole run
+    "PPO": Task("PPO", "CartPole-v1", 8, {"n_steps": 32, "n_epochs": 10, "learning_rate": 1e-3}, 32, 0, 20_000),
+    "DQN": Task("DQN", "CartPole-v1", 1, DQN, 32, 0, 10_000),
+    "A2C": Task("A2C", "CartPole-v1", 8, {}, 32, 0, 20_000),
+    "SAC": Task("SAC", "Pendulum-v1", 1, OFF_POLICY, 32, 0, 10_000),
+    "TD3": Task("TD3", "Pendulum-v1", 1, OFF_POLICY, 32, 0, 10_000),
+    "DDPG": Task("DDPG", "Pendulum-v1", 1, OFF_POLICY, 32, 0, 10_000),
+}
+# Seeds of the two are disjoint: from one seed both make the same run for a while, and a test for samples that are
+# independent would say too easily that they are alike.
+FIRST_SEED = {HOST: 0, OURS: 100}
+MEASURES = {"end": "20 greedy episodes at the end", "training": "all episodes of the training"}
+LOGS = RESULTS / "integrations_sb3_returns.jsonl"
+
+
+def train(library: str, task: Task, seed: int) -> dict[str, Any]:
+    """The mean return of greedy episodes after training, and the return of each episode in it."""
+    import numpy as np
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.noise import NormalActionNoise
+
+    envs = make_vec_env(task.env, task.envs, seed=seed)
+    settings = {**task.settings, "policy_kwargs": {"net_arch": [task.hidden] * 2}}
+    if task.algorithm in ("TD3", "DDPG"):
+        settings["action_noise"] = NormalActionNoise(np.zeros(1), np.full(1, 0.1))
+    made = getattr(importlib.import_module(library), task.algorithm)
+    model = made("MlpPolicy", envs, seed=seed, device="cpu", **settings).learn(task.steps)
+    returns = [round(float(x), 1) for of_one in envs.env_method("get_episode_rewards") for x in of_one]
+    end, _ = evaluate_policy(model, make_vec_env(task.env, 1, seed=10**6), n_eval_episodes=20)
+    return {"end": round(float(end), 2), "training": round(float(np.mean(returns)), 2), "returns": returns}
+
+
+def compare_returns(seeds: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("error", message=".*is not compiled.*")
+    done = {(r["task"], r["library"], r["seed"]) for r in _logs()}
+    for seed in range(seeds):
+        for name, task in RETURNS.items():
+            for library, first in FIRST_SEED.items():
+                key = {"task": name, "library": library, "seed": first + seed}
+                if tuple(key.values()) not in done:
+                    line = json.dumps({**key, **train(library, task, first + seed)})
+                    with LOGS.open("a") as file:
+                        file.write(line + "\n")
+        LOGS.with_suffix(".md").write_text(_returns_markdown(seeds))
+    print(LOGS.with_suffix(".md").read_text())
+
+
+def _logs() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in LOGS.read_text().splitlines()] if LOGS.exists() else []
+
+
+def _returns_markdown(seeds: int) -> str:
+    import numpy as np
+    from scipy.stats import bootstrap, mannwhitneyu
+
+    m, names = machine(), ("stable-baselines3", "torch", "gymnasium")
+    lines = [
+        f"# {LOGS.stem}",
+        "",
+        f"`python bench/integrations_sb3.py --returns {seeds}`: the same settings, seeds of its own for each library "
+        "(their number in brackets). The mean return, its 95 % bootstrap interval over the seeds, and the p of a "
+        "two-sided Mann-Whitney test of the runs' means.",
+        "Versions: " + ", ".join(f"{name} {m['versions'][name]}" for name in names) + f"; {m['cpu']}, one thread.",
+        "",
+        "| task | return of | " + " | ".join(FIRST_SEED) + " | p |",
+        "|---" * (len(FIRST_SEED) + 3) + "|",
+    ]
+    logs = _logs()
+    for name, task in RETURNS.items():
+        for measure, text in MEASURES.items():
+            cells, samples = [], []
+            for library, first in FIRST_SEED.items():
+                wanted = name, library, range(first, first + seeds)
+                runs = [r for r in logs if (r["task"], r["library"]) == wanted[:2] and r["seed"] in wanted[2]]
+                x = np.array([r[measure] for r in runs])
+                samples.append(x)
+                if len(x) < 2:
+                    cells.append(f"({len(x)})")
+                    continue
+                low, high = bootstrap((x,), np.mean, method="percentile", rng=0).confidence_interval
+                cells.append(f"{x.mean():.1f} [{low:.1f}, {high:.1f}] ({len(x)})")
+            p = mannwhitneyu(*samples).pvalue if all(map(len, samples)) else np.nan
+            label = f"{name} {task.env}, {task.steps:,} steps"
+            lines.append(f"| {label} | {text} | " + " | ".join(cells) + f" | {p:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = runs_parser(__doc__, TASKS)
     parser.add_argument("--sbx", metavar="PY", help="an interpreter with sbx-rl")
+    parser.add_argument("--returns", type=int, metavar="SEEDS", help="compare what is earned; times nothing")
     args = parser.parse_args()
+    if args.returns is not None:
+        compare_returns(args.returns)
+        return
     pythons = {OURS: sys.executable, HOST: sys.executable} | ({SBX: args.sbx} if args.sbx else {})
-    installed = {name: (sys.executable, name) for name in ("stable-baselines3", "torch")}
+    installed = {name: (sys.executable, name) for name in ("stable-baselines3", "sb3-contrib", "torch")}
     if args.sbx:
         installed["sbx-rl"] = args.sbx, "sbx-rl"
     records = (measure(name, pythons, args.rounds, args.threads) for name in args.tasks)

@@ -1,6 +1,7 @@
 """fastrl.integrations.sb3_contrib is sb3-contrib: updates, whole runs, files, and what falls back."""
 
 # ruff: noqa: NPY002 (the host draws from NumPy's global generator)
+import operator
 import warnings
 
 import numpy as np
@@ -19,6 +20,9 @@ from fastrl.integrations import sb3_contrib as ours
 
 OFF = {"learning_starts": 40, "batch_size": 16, "buffer_size": 300, "learning_rate": 1e-3, "seed": 3, "device": "cpu"}
 ON = {"n_steps": 64, "batch_size": 32, "learning_rate": 1e-3, "seed": 3, "device": "cpu"}
+# A normalisation takes the bias of a unit that no ReLU cuts away again: its gradient is rounding, which Adam divides by
+# its own size unless eps is larger.
+ADAM = {"betas": (0.5, 0.999), "eps": 1e-4}
 CASES = {
     "QRDQN": (
         "CartPole-v1",
@@ -27,6 +31,7 @@ CASES = {
     ),
     "TQC": ("Pendulum-v1", OFF, {"net_arch": [24, 16], "n_quantiles": 7}),
     "TRPO": ("CartPole-v1", ON, {"net_arch": [24, 16]}),
+    "CrossQ": ("Pendulum-v1", OFF, {"net_arch": [24, 16], "renorm_warmup_steps": 4, "optimizer_kwargs": ADAM}),
 }
 
 
@@ -48,6 +53,22 @@ def assert_close(mine, theirs, **tolerance):
         np.testing.assert_allclose(mine[name], value, err_msg=name, **tolerance)
 
 
+def assert_states_close(mine, theirs):
+    """Of every optimizer, with its numbers of steps."""
+    names = [name for name in theirs._get_torch_save_params()[0] if "optimizer" in name]
+    assert names
+    for name in names:
+        states = [operator.attrgetter(name)(model).state_dict()["state"] for model in (mine, theirs)]
+        assert set(states[0]) == set(states[1])
+        for k, state in states[1].items():
+            assert set(states[0][k]) == set(state)
+            for key, value in state.items():
+                scale = float(value.abs().max())
+                np.testing.assert_allclose(
+                    states[0][k][key], value, rtol=1e-3, atol=1e-4 * scale, err_msg=f"{name} {k} {key}"
+                )
+
+
 @pytest.fixture(autouse=True)
 def no_fallback():
     with warnings.catch_warnings():
@@ -63,6 +84,11 @@ UPDATES = {
     "tqc": ("TQC", {}),
     "tqc n-step, fixed": ("TQC", {"n": 2, "n_steps": 3, "ent_coef": 0.2}),
     "tqc of three": ("TQC", {"policy": {"n_critics": 3}, "top_quantiles_to_drop_per_net": 0, "tau": 0.1}),
+    "crossq": ("CrossQ", {"policy_delay": 2}),
+    "crossq before renormalisation": ("CrossQ", {"policy": {"renorm_warmup_steps": 100}, "policy_delay": 1}),
+    "crossq n-step, fixed": ("CrossQ", {"n": 2, "n_steps": 3, "ent_coef": 0.2, "policy_delay": 1}),
+    "crossq of three, one hidden layer": ("CrossQ", {"policy": {"n_critics": 3, "net_arch": [40]}}),
+    "crossq, its statistics": ("CrossQ", {"policy": {"batch_norm_momentum": 0.3, "batch_norm_eps": 0.1}}),
 }
 
 
@@ -79,6 +105,7 @@ def test_updates_are_the_hosts(case):
             for _ in range(12):
                 model._on_step()
         assert_close(mine, theirs, rtol=1e-4, atol=2e-6)
+        assert_states_close(mine, theirs)
         for p, q in zip(mine.policy.parameters(), theirs.policy.parameters(), strict=True):
             p.data.copy_(q.data)  # so that rounding does not add up
         logs, wanted = (m.logger.name_to_value for m in (mine, theirs))
@@ -193,3 +220,43 @@ def test_trpo_goes_on_from_the_hosts_file(tmp_path):
     mine.save(tmp_path / "mine")
     again = host.TRPO.load(tmp_path / "mine", env=make(host, "TRPO").env).learn(64, reset_num_timesteps=False)
     assert again._n_updates == 3
+
+
+@pytest.mark.parametrize("policy", [{"batch_norm": False}, {"activation_fn": torch.nn.Tanh}, {"net_arch": []}])
+def test_crossq_of_other_networks_is_the_hosts(policy):
+    with pytest.warns(UserWarning, match=r"sb3_contrib\.CrossQ is not compiled.*where it is BatchRenorm1d"):
+        mine = make(ours, "CrossQ", policy=policy).learn(60)
+    assert_close(mine, make(host, "CrossQ", policy=policy).learn(60), rtol=0, atol=0)
+
+
+def test_crossqs_statistics_are_the_hosts_buffers():
+    model = make(ours, "CrossQ").learn(80)
+    norms = [m for m in model.policy.modules() if hasattr(m, "ra_mean")]
+    assert len(norms) == 9 and {int(norm.steps) for norm in norms} == {40, 40 // 3}
+    obs = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    first = model.predict(obs, deterministic=True)[0]
+    norm = model.actor.latent_pi[0]
+    for change in (
+        lambda: norm.ra_mean.fill_(0.7),
+        lambda: setattr(norm, "ra_mean", torch.full((3,), -2.0)),
+        lambda: setattr(norm.ra_var, "data", torch.full((3,), 9.0)),
+    ):
+        change()
+        mine = model.predict(obs, deterministic=True)[0]
+        np.testing.assert_allclose(mine, host.CrossQ.predict(model, obs, deterministic=True)[0], rtol=1e-5, atol=1e-6)
+        assert abs(mine - first).max() > 1e-3 and model._learner() is not None
+        first = mine
+    model.learn(20, reset_num_timesteps=False)
+    assert int(norm.steps) == 60 // 3 and model.actor.latent_pi[0].ra_var.max() < 9
+
+
+def test_crossq_of_constant_units_stays_finite():
+    """The host's gradient is NaN there where no ReLU hides it."""
+    model = make(ours, "CrossQ", policy={"renorm_warmup_steps": 0}).learn(60)
+    for network in model.critic.q_networks:
+        with torch.no_grad():
+            network[1].weight.zero_()
+            network[1].bias.fill_(1.0)
+    model.train(5, 32)
+    assert model._learner() is not None
+    assert all(torch.isfinite(p).all() for p in model.policy.parameters())

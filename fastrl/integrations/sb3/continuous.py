@@ -35,7 +35,47 @@ def critic_layers(critic: Any) -> Layers:
     return Layers([layers for layers, _ in found], found[0][1], len(found))
 
 
-class _ActorCritic(Learner):
+class ActionLearner(Learner):
+    """Of a policy whose actions are in [-1, 1] until the environment takes them."""
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__(policy)
+        self.n_actions = int(np.prod(policy.action_space.shape))
+        self.action_columns = slice(-self.n_actions, None)
+
+    def to_env(self, action: Any) -> Any:
+        """Actions ``[B, A]`` in [-1, 1] as the environment takes them."""
+        space = self.policy.action_space
+        action = action.reshape(-1, *space.shape)
+        return space.low + (0.5 * (action + 1.0) * (space.high - space.low))
+
+
+class TemperedLearner(ActionLearner):
+    """With the temperature alpha of SAC, tuned or fixed."""
+
+    def share_temperature(self, model: Any) -> None:
+        self.log_alpha_tensor, self.alpha_optimizer = model.log_ent_coef, None
+        if model.ent_coef_optimizer is not None:
+            alpha = self.share(model.log_ent_coef)
+            self.d_log_alpha, (self.log_alpha,) = alpha.grad, alpha.networks
+            self.alpha_optimizer = FlatOptimizer(model.ent_coef_optimizer, alpha)
+
+    def whole(self, model: Any) -> bool:
+        return super().whole(model) and model.log_ent_coef is self.log_alpha_tensor
+
+    def alpha(self, model: Any) -> float:
+        fixed = self.alpha_optimizer is None
+        return float(model.ent_coef_tensor.item() if fixed else math.exp(self.log_alpha[0]))
+
+    def tune(self, excess: float, losses: list[Any]) -> None:
+        """A step down -log(alpha) excess, excess = mean log pi(a|s) + target_entropy; none of a fixed alpha."""
+        if self.alpha_optimizer is not None:
+            self.d_log_alpha[0] = -excess
+            losses.append(self.log_alpha[0] * self.d_log_alpha[0])
+            self.alpha_optimizer.step()
+
+
+class _ActorCritic(ActionLearner):
     """Critics with targets, for all of SAC, TD3 and TQC."""
 
     def __init__(self, policy: Any, kind: type = ContinuousCritic) -> None:
@@ -46,14 +86,6 @@ class _ActorCritic(Learner):
         critics, targets = (self.share(critic_layers(c)) for c in (policy.critic, policy.critic_target))
         (self.critics,), (self.target_critics,) = critics.networks, targets.networks
         self.critic_optimizer = FlatOptimizer(policy.critic.optimizer, critics)
-        self.n_actions = int(np.prod(policy.action_space.shape))
-        self.action_columns = slice(-self.n_actions, None)
-
-    def to_env(self, action: Any) -> Any:
-        """Actions ``[B, A]`` in [-1, 1] as the environment takes them."""
-        space = self.policy.action_space
-        action = action.reshape(-1, *space.shape)
-        return space.low + (0.5 * (action + 1.0) * (space.high - space.low))
 
     def critic_step(self, batch: Any, y: Any, factor: float, **target: Any) -> tuple[Any, Any]:
         """Down the gradient of factor sum_k mean (Q_k(s, a) - y)^2: the loss and the TD errors ``[n, B]``."""
@@ -63,7 +95,7 @@ class _ActorCritic(Learner):
         return factor * q.loss, q.td_errors
 
 
-class SquashedNetworks(_ActorCritic):
+class SquashedNetworks(_ActorCritic, TemperedLearner):
     """Of SAC and of what has its actor and temperature; `kinds`: the types of policy, actor and critics."""
 
     def __init__(self, model: Any, kinds: tuple[type, type, type]) -> None:
@@ -79,14 +111,7 @@ class SquashedNetworks(_ActorCritic):
         actor = self.share(Layers([[*layers[:-1], last]], activation))
         (self.actor,) = actor.networks
         self.actor_optimizer = FlatOptimizer(policy.actor.optimizer, actor)
-        self.log_alpha_tensor, self.alpha_optimizer = model.log_ent_coef, None
-        if model.ent_coef_optimizer is not None:
-            alpha = self.share(model.log_ent_coef)
-            self.d_log_alpha, (self.log_alpha,) = alpha.grad, alpha.networks
-            self.alpha_optimizer = FlatOptimizer(model.ent_coef_optimizer, alpha)
-
-    def whole(self, model: Any) -> bool:
-        return super().whole(model) and model.log_ent_coef is self.log_alpha_tensor
+        self.share_temperature(model)
 
 
 def tanh(x: Any) -> Any:
@@ -128,25 +153,18 @@ class Squashed:
 
 
 class SoftActorCritic(OffPolicy):
-    """Mixin of SAC and what learns like it: a squashed Gaussian actor and a temperature; the critics may differ."""
+    """Mixin of SAC and what learns like it: a squashed Gaussian actor and a temperature."""
 
     @abstractmethod
-    def _critic_step(self, nets: Any, b: Batch, following: Squashed, alpha: float, target: Any) -> tuple[Any, Any]:
-        """One step of the critics, with the `following` actions in s': the loss, and the TD errors ``[B]``."""
-
-    @abstractmethod
-    def _judge(self, nets: Any, obs: Any, action: Any) -> tuple[Any, Any]:
-        """The mean over a batch of -Q(s, a), which the actor goes down, and its gradient in the actions."""
+    def _update(self, nets: Any, b: Batch, step: int, logs: dict[str, list[Any]]) -> None:
+        """Number `step` of this round's updates."""
 
     def _act(self, nets: Any, x: Any, deterministic: bool) -> Any:
         out = nets.actor.forward(x)
         return nets.to_env(tanh(out[:, : nets.n_actions]) if deterministic else Squashed(out).action)
 
     def train(self: Any, gradient_steps: int, batch_size: int = 64) -> None:
-        """So many steps of critics, actor and temperature alpha, a ~ pi(.|s); all with the alpha before the step.
-
-        actor: mean [alpha log pi(a|s) - Q(s, a)];  alpha: -log(alpha) mean [log pi(a|s) + target_entropy]
-        """
+        """So many steps of critics, actor and temperature."""
         nets = self._learner()
         if nets is None:
             super().train(gradient_steps, batch_size)  # type: ignore[misc]
@@ -160,26 +178,37 @@ class SoftActorCritic(OffPolicy):
                 optimizer.begin()
         logs: dict[str, list[Any]] = {"ent_coef": [], "actor_loss": [], "critic_loss": [], "ent_coef_loss": []}
         for step in range(gradient_steps):
-            self._update(nets, sample(self, nets, batch_size), step % self.target_update_interval == 0, logs)
+            self._update(nets, sample(self, nets, batch_size), step, logs)
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, values in logs.items():
             if values:
                 self.logger.record(f"train/{name}", np.mean(values))
 
-    def _update(self: Any, nets: Any, b: Any, target_due: bool, logs: dict[str, list[Any]]) -> None:
-        now = Squashed(nets.actor.forward_cached(b.obs))
+
+class TargetActorCritic(SoftActorCritic):
+    """Mixin of SAC and TQC, whose critics have targets."""
+
+    @abstractmethod
+    def _critic_step(self, nets: Any, b: Batch, following: Squashed, alpha: float, target: Any) -> tuple[Any, Any]:
+        """One step of the critics, with the `following` actions in s': the loss, and the TD errors ``[B]``."""
+
+    @abstractmethod
+    def _judge(self, nets: Any, obs: Any, action: Any) -> tuple[Any, Any]:
+        """The mean over a batch of -Q(s, a), which the actor goes down, and its gradient in the actions."""
+
+    def _update(self: Any, nets: Any, b: Batch, step: int, logs: dict[str, list[Any]]) -> None:
+        """One step of critics, actor and temperature alpha, a ~ pi(.|s); all with the alpha before the step.
+
+        actor: mean [alpha log pi(a|s) - Q(s, a)];  alpha: -log(alpha) mean [log pi(a|s) + target_entropy]
+        """
+        now, alpha = Squashed(nets.actor.forward_cached(b.obs)), nets.alpha(self)
         mean_log_prob = float(now.log_prob.mean())
-        if nets.alpha_optimizer is None:
-            alpha = self.ent_coef_tensor.item()
-        else:
-            alpha = math.exp(nets.log_alpha[0])
-            nets.d_log_alpha[0] = -(mean_log_prob + self.target_entropy)
-            logs["ent_coef_loss"].append(nets.log_alpha[0] * nets.d_log_alpha[0])
-            nets.alpha_optimizer.step()
+        nets.tune(mean_log_prob + self.target_entropy, logs["ent_coef_loss"])
 
         following = Squashed(nets.actor.forward(b.next_obs))
-        target = {"target": nets.target_critics.vector, "tau": self.tau} if target_due else {}
+        due = step % self.target_update_interval == 0
+        target = {"target": nets.target_critics.vector, "tau": self.tau} if due else {}
         critic_loss, td_errors = self._critic_step(nets, b, following, alpha, target)
         q_loss, d_action = self._judge(nets, b.obs, now.action)
         nets.actor.backward(now.gradient(d_action, alpha / len(b.reward)))
@@ -190,7 +219,7 @@ class SoftActorCritic(OffPolicy):
         learned(self, b, td_errors)
 
 
-class SAC(SoftActorCritic, stable_baselines3.SAC):  # type: ignore[misc]
+class SAC(TargetActorCritic, stable_baselines3.SAC):  # type: ignore[misc]
     """``stable_baselines3.SAC`` whose `predict` and `train` are compiled for ``MlpPolicy`` on the CPU.
 
     Constructor, callbacks, logs, random numbers, ``save`` and ``load`` are the host's, and so are the results, but for

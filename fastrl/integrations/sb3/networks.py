@@ -71,7 +71,8 @@ def check_type(module: Any, wanted: type) -> None:
 class Shared:
     """Parameters moved into one vector, of which they are views from then on; their gradients are views of `grad`.
 
-    `networks` has one entry for each of `parts`: an `MLP` for `Layers`, a NumPy view for a tensor.
+    `networks` has one entry for each of `parts`: an `MLP` for `Layers`, a NumPy view for a tensor; `gradients` has the
+    views of `grad`.
     """
 
     def __init__(self, *parts: Layers | Tensor) -> None:
@@ -82,11 +83,13 @@ class Shared:
         self.vector, self.grad = values.numpy(), gradients.numpy()
         self.places: list[tuple[Tensor, Tensor]] = []  # a parameter and the view that is its gradient
         self.networks: list[Any] = []
+        self.gradients: list[Any] = []
         self._addresses: list[int] = []
         start = 0
         for part, size in zip(parts, sizes, strict=True):
             here = slice(start, start + size)
             start += size
+            self.gradients.append(self.grad[here])
             if isinstance(part, Tensor):
                 self._move(part, values[here].view_as(part), gradients[here].view_as(part))
                 self.networks.append(self.vector[here])
@@ -129,7 +132,7 @@ class Modules:
 
     def __init__(self, policy: nn.Module) -> None:
         modules = list(policy.modules())
-        self._parts = [d for m in modules for d in (m._modules, m._parameters) if d]
+        self._parts = [d for m in modules for d in (m._modules, m._parameters, m._buffers) if d]
         self._kept = self._now()
         self._hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
         if any(self._hooks):

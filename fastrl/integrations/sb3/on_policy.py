@@ -66,11 +66,9 @@ class Networks(Learner):
         log_std = [] if self.discrete else [policy.log_std]
         shared = self.share(Layers([actor], activation), *log_std, Layers([critic], critic_activation))
         self.actor, *rest, self.critic = shared.networks
-        start = len(self.actor.vector)
         self.log_std: Any = None
         if rest:
-            self.log_std = rest[0]
-            self.d_log_std = shared.grad[start : start + len(rest[0])]
+            self.log_std, self.d_log_std = rest[0], shared.gradients[1]
         self.theta, self.d_theta = (x[: len(x) - len(self.critic.vector)] for x in (shared.vector, shared.grad))
         self.optimizer = FlatOptimizer(policy.optimizer, shared)
 
