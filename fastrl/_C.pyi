@@ -251,6 +251,7 @@ def c51_loss(
     v_min: float,
     v_max: float,
 ) -> tuple[float, Any, Any, float]: ...
+def c51_actor_loss(logits: Any, v_min: float, v_max: float) -> tuple[float, Any]: ...
 def quantile_huber_loss(
     quantiles: Any,
     actions: Any,

@@ -81,6 +81,17 @@ py::tuple c51_loss_binding(py::handle logits, py::handle actions, py::handle rew
   return py::make_tuple(m.loss, d.take(g.x.array), kl.take(g.rewards.array), m.mean_q);
 }
 
+py::tuple c51_actor_loss_binding(py::handle logits, double v_min, double v_max) {
+  const Call call("c51_actor_loss", "BN");
+  const auto x = call.floats(logits, "logits", {-1, -1});
+  const int64_t rows = x.array.shape[0], n = x.array.shape[1];
+  call.check_rows(rows, "logits");
+  check_atoms("c51_actor_loss", "logits", n);
+  Out d(x.array);
+  const double loss = without_gil([&] { return c51_actor_loss(x.data, Support(v_min, v_max, n), rows, d.data); });
+  return py::make_tuple(loss, d.take(x.array));
+}
+
 py::tuple quantile_huber_loss_binding(py::handle quantiles, py::handle actions, py::handle rewards,
                                       py::handle discounts, py::handle next_quantiles, py::handle next_quantiles_online,
                                       py::handle weights, py::handle taus, double kappa) {
@@ -98,6 +109,7 @@ void bind(py::handle m) {
   def<&categorical_projection_binding>(m, "categorical_projection(probs, rewards, discounts, v_min, v_max)");
   def<&c51_loss_binding>(
       m, "c51_loss(logits, actions, rewards, discounts, next_logits, next_logits_online, weights, v_min, v_max)");
+  def<&c51_actor_loss_binding>(m, "c51_actor_loss(logits, v_min, v_max)");
   def<&quantile_huber_loss_binding>(
       m,
       "quantile_huber_loss(quantiles, actions, rewards, discounts, next_quantiles, next_quantiles_online, weights, "

@@ -1,6 +1,7 @@
 #include "distributional/distributional.h"
 
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "core/levels.h"
@@ -37,19 +38,34 @@ FASTRL_INLINE float largest(const float* x, int64_t n) {
   return best[0];
 }
 
-// e[j] = e^(x[j] - max x) in float32, and 0 from n to `length`; sum e and sum e z, NaN for what has no distribution.
+// The same for n a multiple of kLanes, in as many sums.
+template <class F>
+FASTRL_INLINE double sum_of_lanes(int64_t n, F term) {
+  double s[kLanes] = {};
+  for (int64_t i = 0; i < n; i += kLanes)
+    for (int64_t k = 0; k < kLanes; ++k) s[k] += term(i + k);
+  return ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
+}
+
+// u[j] = x[j] and e[j] = e^(x[j] - max x) in float32; from n to `length` -inf and 0. Sum e is NaN for what has no
+// distribution.
 struct Exponentials {
   float top;
-  double sum, dot;
-  double mean() const { return dot / sum; }
+  double sum;
 };
-FASTRL_INLINE Exponentials exponentials(const float* x, int64_t n, int64_t length, const double* z, float* e) {
-  const float top = largest(x, n), floor = ExpFloor<float>::value;
-  for (int64_t j = 0; j < n; ++j) e[j] = x[j] - top;
-  for (int64_t j = n; j < length; ++j) e[j] = floor;
-  for (int64_t j = 0; j < length; ++j) e[j] = exp_negative(e[j] < floor ? floor : e[j]);
-  const double sum = sum_of(length, [=](int64_t j) { return static_cast<double>(e[j]); });
-  return {top, sum, sum_of(length, [=](int64_t j) { return e[j] * z[j]; })};
+FASTRL_INLINE Exponentials exponentials(const float* x, int64_t n, int64_t length, float* u, float* e) {
+  const float floor = ExpFloor<float>::value;
+  std::memcpy(u, x, static_cast<size_t>(n) * sizeof(float));
+  for (int64_t j = n; j < length; ++j) u[j] = -kFloatInf;
+  const float top = largest(u, length);
+  for (int64_t j = 0; j < length; ++j) {
+    const float below = u[j] - top;
+    e[j] = exp_negative(below < floor ? floor : below);
+  }
+  return {top, sum_of_lanes(length, [=](int64_t j) { return static_cast<double>(e[j]); })};
+}
+FASTRL_INLINE double dot(const float* e, const double* z, int64_t length) {
+  return sum_of_lanes(length, [=](int64_t j) { return e[j] * z[j]; });
 }
 
 // The first largest of values[0] .. values[n - 1]; a NaN is the largest.
@@ -60,87 +76,111 @@ int64_t argmax(const double* values, int64_t n) {
   return best;
 }
 
-// The atoms, and 0 from n to padded(n).
-void fill_atoms(const Support& s, double* z) {
-  for (int64_t j = 0; j < padded(s.n); ++j) z[j] = j < s.n ? s.low + s.step * static_cast<double>(j) : 0.0;
-}
+// What a projection works in: padded(n) numbers each; the atoms, and 0, 1, 2 ...
+struct ProjectionWork {
+  double *z, *index, *keep, *give, *above, *m;
+  int32_t* left;
+};
 
-// m_j of masses p_k scale, whose sum is `total`, on r + discount z_k; `place` and `above` have room for n
-// numbers.
+// m_j of masses p_k scale, whose sum is `total`, on r + discount z_k; p and m end in zeros, from n to `length`.
 FASTRL_INLINE void project_row(const float* p, double scale, double total, double r, double discount, const Support& s,
-                               const double* z, double* place, double* above, double* m) {
-  const int64_t n = s.n, masses = discount == 0 ? 1 : n;
-  if (discount == 0) total = 1;
-  if (r != r || !std::isfinite(discount) || !std::isfinite(total)) {
-    for (int64_t j = 0; j < n; ++j) m[j] = kNaN;
+                               int64_t length, const ProjectionWork& w) {
+  double *const m = w.m, *const above = w.above, *const keep = w.keep, *const give = w.give;
+  const double* const index = w.index;
+  int32_t* const left = w.left;
+  const bool lost = r != r || !std::isfinite(discount) || (discount != 0 && !std::isfinite(total));
+  for (int64_t j = 0; j < length; ++j) above[j] = 0, m[j] = lost ? kNaN : 0.0;
+  if (lost) return;
+  // Atom k lands on the place first + discount k between 0 and n - 1, without rounding where that is an atom.
+  const double first = (r + (discount - 1) * s.low) / s.step, last = static_cast<double>(s.n - 1);
+  const int32_t most = static_cast<int32_t>(s.n - 2);
+  if (discount == 0) {
+    const double place = first < 0 ? 0.0 : first > last ? last : first;
+    const int64_t whole = static_cast<int64_t>(place), at = whole > most ? most : whole;
+    m[at + 1] = place - static_cast<double>(at), m[at] = 1 - m[at + 1];
     return;
   }
-  const double last = static_cast<double>(n - 1), low = s.low, high = s.high, step = s.step;
-  for (int64_t j = 0; j < n; ++j) m[j] = above[j] = 0;
-  for (int64_t k = 0; k < masses; ++k) {
-    const double x = r + discount * z[k], inside = x < low ? low : x > high ? high : x, at = (inside - low) / step;
-    place[k] = at > last ? last : at;
+  for (int64_t k = 0; k < length; ++k) {
+    const double x = first + discount * index[k], inside = x < 0 ? 0.0 : x, place = inside > last ? last : inside;
+    const int32_t whole = static_cast<int32_t>(place);
+    left[k] = whole > most ? most : whole;
+    const double mass = p[k] * scale;
+    give[k] = mass * (place - static_cast<double>(left[k]));
+    keep[k] = mass - give[k];
   }
-  for (int64_t k = 0; k < masses; ++k) {
-    const int64_t whole = static_cast<int64_t>(place[k]), left = whole > n - 2 ? n - 2 : whole;
-    const double mass = discount == 0 ? 1.0 : p[k] * scale, right = mass * (place[k] - static_cast<double>(left));
-    m[left] += mass - right;
-    above[left] += right;  // by itself: two additions in a row would wait for each other's memory
+  for (int64_t k = 0; k < s.n; ++k) {
+    m[left[k]] += keep[k];
+    above[left[k] + 1] += give[k];  // by itself: two additions in a row would wait for each other's memory
   }
-  for (int64_t j = 1; j < n; ++j) m[j] += above[j - 1];
+  for (int64_t j = 0; j < length; ++j) m[j] += above[j];
 }
 
 FASTRL_INLINE void projection_loop(const float* probs, const float* rewards, const float* discounts, const Support* s,
-                                   int64_t rows, const double* z, double* place, double* above, double* m,
-                                   float* masses) {
+                                   int64_t rows, int64_t length, const ProjectionWork* work, float* p, float* masses) {
   for (int64_t i = 0; i < rows; ++i) {
-    const float* p = probs + i * s->n;
+    std::memcpy(p, probs + i * s->n, static_cast<size_t>(s->n) * sizeof(float));
     const double total = sum_of(s->n, [=](int64_t k) { return static_cast<double>(p[k]); });
-    project_row(p, 1, total, rewards[i], discounts[i], *s, z, place, above, m);
-    for (int64_t j = 0; j < s->n; ++j) masses[i * s->n + j] = static_cast<float>(m[j]);
+    project_row(p, 1, total, rewards[i], discounts[i], *s, length, *work);
+    for (int64_t j = 0; j < s->n; ++j) masses[i * s->n + j] = static_cast<float>(work->m[j]);
   }
 }
 
 struct C51Work {
-  const double* z;
-  double *values, *place, *above, *m;
-  float *e, *log_m;
+  ProjectionWork projection;
+  double* values;
+  float *e, *x, *log_m;
 };
 
 FASTRL_INLINE DistributionalMeans c51_loop(const Transitions* t, const Support* s, const C51Work* work, int64_t length,
                                            float* d_x, float* kl) {
   const int64_t n = t->n, each = t->n_actions * n;
   const double share = 1 / static_cast<double>(t->rows);
-  const double* const z = work->z;
-  double* const m = work->m;
-  float *const e = work->e, *const log_m = work->log_m;
+  const double *const z = work->projection.z, *const m = work->projection.m;
+  float *const e = work->e, *const log_m = work->log_m, *const x = work->x;
   DistributionalMeans means;
   for (int64_t i = 0; i < t->rows; ++i) {
     double sum = 1;
     if (t->discounts[i] != 0) {
       work->values[0] = 0;
-      for (int64_t a = 0; a < t->n_actions && t->n_actions > 1; ++a)  // of one action there is nothing to choose
-        work->values[a] = exponentials(t->choose + i * each + a * n, n, length, z, e).mean();
-      sum = exponentials(t->after + i * each + argmax(work->values, t->n_actions) * n, n, length, z, e).sum;
+      for (int64_t a = 0; a < t->n_actions && t->n_actions > 1; ++a) {  // of one action there is nothing to choose
+        const double total = exponentials(t->choose + i * each + a * n, n, length, x, e).sum;
+        work->values[a] = dot(e, z, length) / total;
+      }
+      sum = exponentials(t->after + i * each + argmax(work->values, t->n_actions) * n, n, length, x, e).sum;
     }
-    project_row(e, 1 / sum, sum, t->rewards[i], t->discounts[i], *s, z, work->place, work->above, m);
-    const float* x = t->x + i * each + t->actions[i] * n;
-    const Exponentials now = exponentials(x, n, length, z, e);
-    const double log_sum = std::log(now.sum), top = now.top, inverse = 1 / now.sum;
+    project_row(e, 1 / sum, sum, t->rewards[i], t->discounts[i], *s, length, work->projection);
+    const Exponentials now = exponentials(t->x + i * each + t->actions[i] * n, n, length, x, e);
+    const double log_total = now.top + std::log(now.sum), inverse = 1 / now.sum;
     const double w = t->weights ? t->weights[i] * share : share;
     for (int64_t j = 0; j < length; ++j) log_m[j] = log_normal(m[j] < 1e-37 ? 1e-37f : static_cast<float>(m[j]));
     // Where there is no mass the logit may be -inf.
-    const double cross = sum_of(n, [=](int64_t j) { return m[j] == 0 ? 0.0 : m[j] * (x[j] - top - log_sum); });
-    const double divergence = sum_of(length, [=](int64_t j) { return m[j] * log_m[j]; }) - cross;
-    means.loss -= w * cross, means.mean_q += now.mean();
+    const double cross = sum_of_lanes(length, [=](int64_t j) { return m[j] == 0 ? 0.0 : m[j] * (x[j] - log_total); });
+    const double divergence = sum_of_lanes(length, [=](int64_t j) { return m[j] * log_m[j]; }) - cross;
+    means.loss -= w * cross, means.mean_q += dot(e, z, length) * inverse;
     kl[i] = static_cast<float>(divergence < 0 ? 0.0 : divergence);
+    for (int64_t j = 0; j < length; ++j) log_m[j] = static_cast<float>(w * (e[j] * inverse - m[j]));
     float* d = d_x + i * each;
-    for (int64_t j = 0; j < each; ++j) d[j] = 0;
-    d += t->actions[i] * n;
-    for (int64_t j = 0; j < n; ++j) d[j] = static_cast<float>(w * (e[j] * inverse - m[j]));
+    for (int64_t j = 0; j < each && t->n_actions > 1; ++j) d[j] = 0;
+    std::memcpy(d + t->actions[i] * n, log_m, static_cast<size_t>(n) * sizeof(float));
   }
   means.mean_q *= share;
   return means;
+}
+
+// The mean Q of logits x [rows, n], and the gradient of -mean Q.
+FASTRL_INLINE double value_loop(const float* x, int64_t rows, int64_t n, const C51Work* work, int64_t length,
+                                float* d_x) {
+  const double share = 1 / static_cast<double>(rows), *const z = work->projection.z;
+  float *const e = work->e, *const d = work->log_m;
+  double sum_q = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    const double inverse = 1 / exponentials(x + i * n, n, length, work->x, e).sum, q = dot(e, z, length) * inverse;
+    sum_q += q;
+    const double scale = inverse * share;
+    for (int64_t j = 0; j < length; ++j) d[j] = static_cast<float>(scale * e[j] * (q - z[j]));
+    std::memcpy(d_x + i * n, d, static_cast<size_t>(n) * sizeof(float));
+  }
+  return sum_q * share;
 }
 
 struct QuantileWork {
@@ -197,23 +237,44 @@ size_t length(int64_t n) { return static_cast<size_t>(n); }
 
 }  // namespace
 
+namespace {
+
+// The work of a call, in one piece of each type.
+struct Work {
+  int64_t n;
+  std::vector<double> doubles;
+  std::vector<float> floats;
+  std::vector<int32_t> left;
+  C51Work parts;
+  Work(const Support& s, int64_t actions)
+      : n(padded(s.n)), doubles(length(6 * n + actions)), floats(length(3 * n)), left(length(n)) {
+    double* const d = doubles.data();
+    float* const f = floats.data();
+    parts = {{d, d + n, d + 2 * n, d + 3 * n, d + 4 * n, d + 5 * n, left.data()}, d + 6 * n, f, f + n, f + 2 * n};
+    for (int64_t j = 0; j < n; ++j) {
+      d[j] = j < s.n ? s.low + s.step * static_cast<double>(j) : 0.0;
+      d[n + j] = static_cast<double>(j);
+    }
+  }
+};
+
+}  // namespace
+
 void categorical_projection(const float* probs, const float* rewards, const float* discounts, const Support& support,
                             int64_t rows, float* masses) {
-  const int64_t n = padded(support.n);
-  std::vector<double> work(length(4 * n));
-  double *const z = work.data(), *const place = z + n, *const above = place + n, *const m = above + n;
-  fill_atoms(support, z);
-  at_level_256<projection_loop>(probs, rewards, discounts, &support, rows, z, place, above, m, masses);
+  const Work work(support, 0);
+  at_level_256<projection_loop>(probs, rewards, discounts, &support, rows, work.n, &work.parts.projection, work.parts.e,
+                                masses);
 }
 
 DistributionalMeans c51_loss(const Transitions& t, const Support& support, float* d_x, float* kl) {
-  const int64_t n = padded(t.n);
-  std::vector<double> work(length(4 * n + t.n_actions));
-  std::vector<float> e(length(2 * n));
-  double *const z = work.data(), *const place = z + n, *const above = place + n, *const m = above + n;
-  fill_atoms(support, z);
-  const C51Work parts{z, m + n, place, above, m, e.data(), e.data() + n};
-  return at_level_256<c51_loop>(&t, &support, &parts, n, d_x, kl);
+  const Work work(support, t.n_actions);
+  return at_level_256<c51_loop>(&t, &support, &work.parts, work.n, d_x, kl);
+}
+
+double c51_actor_loss(const float* x, const Support& support, int64_t rows, float* d_x) {
+  const Work work(support, 0);
+  return -at_level_256<value_loop>(x, rows, support.n, &work.parts, work.n, d_x);
 }
 
 DistributionalMeans quantile_huber_loss(const Transitions& t, const float* taus, double kappa, float* d_x,

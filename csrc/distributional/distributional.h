@@ -32,6 +32,9 @@ void categorical_projection(const float* probs, const float* rewards, const floa
 
 DistributionalMeans c51_loss(const Transitions& t, const Support& support, float* d_x, float* kl);
 
+// -mean Q of logits x [rows, n], and its gradient.
+double c51_actor_loss(const float* x, const Support& support, int64_t rows, float* d_x);
+
 // `taus` [rows, n], null for the midpoints.
 DistributionalMeans quantile_huber_loss(const Transitions& t, const float* taus, double kappa, float* d_x,
                                         float* errors);

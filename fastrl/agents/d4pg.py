@@ -18,7 +18,7 @@ from fastrl.agents.agent import Env
 from fastrl.agents.continuous import DeterministicAgent
 from fastrl.agents.hyperparameters.off_policy import D4PGConfig
 from fastrl.agents.noise import NoisyAgent
-from fastrl.kernels import c51_loss, tanh_normal_mode
+from fastrl.kernels import c51_actor_loss, c51_loss, tanh_normal_mode
 
 
 class D4PG(NoisyAgent[D4PGConfig], DeterministicAgent[D4PGConfig]):
@@ -47,12 +47,8 @@ class D4PG(NoisyAgent[D4PGConfig], DeterministicAgent[D4PGConfig]):
 
     def __init__(self, env: Env, config: D4PGConfig | None = None, **overrides: Any) -> None:
         super().__init__(env, config, **overrides)
-        c = self.config
-        self._atoms = self._array(np.linspace(c.v_min, c.v_max, c.n_atoms, dtype=np.float32))
-        self._sums = self._array(
-            np.stack((np.ones(c.n_atoms), np.linspace(c.v_min, c.v_max, c.n_atoms)), 1, dtype=np.float32)
-        )
-        self._only = self._array(np.zeros(c.batch_size, np.int64))  # the loss is that of a value of several actions
+        one = np.zeros(self.config.batch_size, np.int64)
+        self._only = self._array(one)  # the loss is that of a value of several actions
 
     def _critic_shape(self) -> tuple[int, int]:
         return self.n_critics, self.config.n_atoms
@@ -78,17 +74,10 @@ class D4PG(NoisyAgent[D4PGConfig], DeterministicAgent[D4PGConfig]):
 
         action = tanh_normal_mode(self.actor.forward_cached(b.obs))
         logits = self.critics.forward_cached((b.obs, action))[0]
-        self._last["actor_loss"], d_logits = self._actor_loss(logits)
+        self._last["actor_loss"], d_logits = c51_actor_loss(logits, v_min=c.v_min, v_max=c.v_max)
         d_action = self.critics.backward(d_logits[None], parameters=False, inputs=slice(-self.n_actions, None))
         self.actor.backward(d_action * (1 - action * action))
         lr, target = self.actor_learning_rate, self.target_actor.vector
         self.actor_optimizer.step(lr=lr, max_grad_norm=c.max_grad_norm, target=target, tau=c.tau)
         self.n_updates += 1
         self._learned(b, loss)
-
-    def _actor_loss(self, logits: Any) -> tuple[Any, Any]:
-        """-mean Q, and its gradient in the logits: dQ / dlogit_j = p_j (z_j - Q)."""
-        e = np.exp(logits - logits.max(1, keepdims=True)) if self._cpu else logits.softmax(1)
-        sums = e @ self._sums
-        q = sums[:, 1] / sums[:, 0]
-        return -q.mean(), e * (q[:, None] - self._atoms) / (len(q) * sums[:, :1])

@@ -20,7 +20,13 @@ from fastrl.kernels.curvature import (
     line_search,
     natural_gradient_step,
 )
-from fastrl.kernels.distributional import c51_loss, categorical_projection, quantile_huber_loss, two_hot
+from fastrl.kernels.distributional import (
+    c51_actor_loss,
+    c51_loss,
+    categorical_projection,
+    quantile_huber_loss,
+    two_hot,
+)
 from fastrl.kernels.gather_rows import gather_rows, gather_rows_reference
 from fastrl.kernels.mlp import (
     MLP,
@@ -82,6 +88,7 @@ __all__ = [
     "SumTreeReference",
     "adam_step",
     "adam_step_reference",
+    "c51_actor_loss",
     "c51_loss",
     "categorical_log_prob_entropy",
     "categorical_log_prob_entropy_reference",

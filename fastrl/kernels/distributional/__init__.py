@@ -11,7 +11,7 @@ from fastrl.kernels._core import arrays as _arrays
 from fastrl.kernels._core.backends import choose
 from fastrl.kernels.mlp.losses import QLoss
 
-__all__ = ["c51_loss", "categorical_projection", "quantile_huber_loss", "two_hot"]
+__all__ = ["c51_actor_loss", "c51_loss", "categorical_projection", "quantile_huber_loss", "two_hot"]
 
 backend = choose(__package__)
 
@@ -108,6 +108,29 @@ def c51_loss(
     low, high = _support("c51_loss", v_min, v_max)
     arguments = (logits, actions, rewards, discounts, next_logits, next_logits_online, weights, low, high)
     return _loss("c51_loss", *arguments)
+
+
+def c51_actor_loss(logits: Any, *, v_min: float, v_max: float) -> tuple[Any, Any]:
+    """The loss of an actor that maximises the mean of a categorical critic (D4PG), and its gradient in the logits.
+
+        p(s, a) = softmax(logits(s, a));  Q(s, a) = sum_j z_j p_j(s, a)
+        L = -1/B sum_i Q(s_i, a_i);  dL / dlogits_ij = p_ij (Q_i - z_j) / B
+
+    Where a number of a row is NaN the loss and the row's gradient are, and no other row's.
+
+    Args:
+        logits: float32 ``[B, N]``, N >= 2 atoms z_j from v_min to v_max.
+        v_min, v_max: finite, v_min < v_max.
+
+    Returns:
+        L (a float; on CUDA a tensor without dimensions) and the gradient ``[B, N]``.
+
+    Raises:
+        TypeError, ValueError: a wrong type, dtype or shape, no rows, one atom, or v_min >= v_max.
+
+    Source: Barth-Maron et al. 2018, arXiv:1804.08617.
+    """
+    return tuple(backend.of(logits).c51_actor_loss(logits, *_support("c51_actor_loss", v_min, v_max)))
 
 
 def quantile_huber_loss(

@@ -9,9 +9,9 @@ import numpy as np
 from numba import njit
 
 from fastrl.kernels._core.call import give
-from fastrl.kernels.distributional.reference import load_c51, load_projection, load_quantiles
+from fastrl.kernels.distributional.reference import load_actor, load_c51, load_projection, load_quantiles
 
-__all__ = ["c51_loss", "categorical_projection", "quantile_huber_loss"]
+__all__ = ["c51_actor_loss", "c51_loss", "categorical_projection", "quantile_huber_loss"]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -97,6 +97,21 @@ def _c51(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _actor(x: Any, v_min: Any, v_max: Any, d: Any) -> Any:
+    rows, n = x.shape
+    step, sum_q = (v_max - v_min) / (n - 1), 0.0
+    for i in range(rows):
+        _softmax(x[i], d[i])
+        q = 0.0
+        for j in range(n):
+            q += d[i, j] * (v_min + step * j)
+        for j in range(n):
+            d[i, j] *= (q - (v_min + step * j)) / rows
+        sum_q += q
+    return -sum_q / rows
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _quantiles(
     x: Any, actions: Any, r: Any, discount: Any, after: Any, choose: Any, share: Any, tau: Any, kappa: Any, d: Any,
     errors: Any,
@@ -148,6 +163,12 @@ def c51_loss(logits: Any, *arguments: Any) -> tuple[float, Any, Any, float]:
     chooser = after if online is None else online
     loss, mean_q = _c51(x, a, r, discount, after, chooser, _shares(w, len(x)), v_min, v_max, d, kl)
     return loss, give(d, logits), give(kl, arguments[1]), mean_q
+
+
+def c51_actor_loss(logits: Any, v_min: float, v_max: float) -> tuple[float, Any]:
+    x = load_actor(logits)
+    d = np.empty_like(x)
+    return _actor(x, v_min, v_max, d), give(d, logits)
 
 
 def quantile_huber_loss(quantiles: Any, *arguments: Any) -> tuple[float, Any, Any, float]:

@@ -117,6 +117,17 @@ def c51_loss(logits: Any, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
+def c51_actor_loss(logits: Any, v_min: float, v_max: float) -> tuple[Tensor, Tensor]:
+    op = "c51_actor_loss"
+    x = _load(logits, f"{op}: logits", logits, (-1, -1))
+    if len(x) < 1 or x.shape[1] < 2:
+        raise ValueError(f"{op}: logits must have rows and at least 2 atoms, got {tuple(x.shape)}")
+    z, p = torch.linspace(v_min, v_max, x.shape[1], device=x.device), x.softmax(1)
+    q = p @ z
+    return -q.mean(), p * (q.unsqueeze(1) - z) / len(x)
+
+
+@torch.no_grad()
 def quantile_huber_loss(quantiles: Any, *arguments: Any) -> tuple[Tensor, ...]:
     op, (taus, kappa) = "quantile_huber_loss", arguments[-2:]
     x, a, r, discount, after, online, share = _transitions(op, quantiles, "quantiles", 1, arguments[:-2])

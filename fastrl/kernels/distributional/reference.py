@@ -8,7 +8,7 @@ import numpy as np
 
 from fastrl.kernels._core.call import Call, give
 
-__all__ = ["c51_loss", "categorical_projection", "quantile_huber_loss"]
+__all__ = ["c51_actor_loss", "c51_loss", "categorical_projection", "quantile_huber_loss"]
 
 
 # ---- arguments
@@ -45,6 +45,14 @@ def load_c51(
 ) -> tuple[Any, ...]:
     load = Call("c51_loss", "BAN")
     return load_transitions(load, logits, "logits", actions, rewards, discounts, next_logits, online, weights, True)
+
+
+def load_actor(logits: Any) -> Any:
+    load = Call("c51_actor_loss", "BN")
+    x = load.floats(logits, "logits", (-1, -1))
+    load.check_rows(len(x), "logits")
+    check_atoms(load, x.shape[1], "logits")
+    return x
 
 
 def load_quantiles(
@@ -119,6 +127,16 @@ def c51_loss(
         d = np.zeros_like(x)
         d[each, a] = share[:, None] * (p - m)
         return float((share * cross_entropy).sum()), give(d, logits), give(kl, rewards), float((p * z).sum(1).mean())
+
+
+def c51_actor_loss(logits: Any, v_min: float, v_max: float) -> tuple[float, Any]:
+    x = load_actor(logits)
+    rows, n = x.shape
+    z = np.linspace(v_min, v_max, n)
+    with np.errstate(all="ignore"):
+        p = np.exp(_log_softmax(x))
+        q = (p * z).sum(1)
+        return -float(q.mean()), give(p * (q[:, None] - z) / rows, logits)
 
 
 def quantile_huber_loss(

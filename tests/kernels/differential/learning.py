@@ -218,6 +218,21 @@ def distributional_loss(op, rng, oracle):
     return check
 
 
+def actor(rng, oracle):
+    rows, n = int(rng.integers(1, 9)), int(rng.integers(2, 60))
+    logits = 3 * normals(rng, (rows, n), np.float32)
+    x = exact(logits).requires_grad_()
+    wanted = -(x.softmax(1) @ torch.linspace(-2, 3, n, dtype=x.dtype)).mean()
+    wanted.backward()
+
+    def check():
+        loss, d = fastrl.c51_actor_loss(logits, v_min=-2.0, v_max=3.0)
+        same(np.float32(loss), wanted.detach().numpy())
+        same(d, x.grad.numpy())
+
+    return check
+
+
 def two_hot(rng, oracle):
     values, n = 3 * normals(rng, int(rng.integers(1, 9)), np.float32), int(rng.integers(2, 60))
     z = np.linspace(-2, 3, n)
@@ -272,6 +287,7 @@ CASES = {
     "categorical_projection": projection,
     "two_hot": two_hot,
     "c51_loss": functools.partial(distributional_loss, "c51_loss"),
+    "c51_actor_loss": actor,
     "quantile_huber_loss": functools.partial(distributional_loss, "quantile_huber_loss"),
     "MLP": mlp,
     "FlatAdam": flat_adam,

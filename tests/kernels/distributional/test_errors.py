@@ -81,6 +81,11 @@ ON = {"v_min": -1, "v_max": 1}
             "weights must have shape (4,), got (3,)",
         ),
         (lambda f: f.c51_loss(X, A, B, B, X, v_min=3, v_max=1), ValueError, "v_min must be < v_max, got 3.0 and 1.0"),
+        (lambda f: f.c51_actor_loss(X, **ON), ValueError, "logits must have shape [B, N], got (4, 2, 3)"),
+        (lambda f: f.c51_actor_loss(P[:0], **ON), ValueError, "logits must have at least one row"),
+        (lambda f: f.c51_actor_loss(P[:, :1], **ON), ValueError, "logits must have at least 2 atoms, got 1"),
+        (lambda f: f.c51_actor_loss(P.astype(int), **ON), ValueError, "logits must have dtype float32, got int64"),
+        (lambda f: f.c51_actor_loss(P, v_min=3, v_max=1), ValueError, "v_min must be < v_max, got 3.0 and 1.0"),
         (
             lambda f: f.quantile_huber_loss(X[:, :, :0], A, B, B, X),
             ValueError,

@@ -53,6 +53,18 @@ def test_the_torch_projection_agrees():
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_the_torch_loss_of_an_actor_agrees():
+    from fastrl.kernels.distributional import _torch, reference
+
+    logits = Batch(0, 30, 1, 8).x[:, 0]
+    wanted, found = (f(logits if f is reference.c51_actor_loss else torch.from_numpy(logits), -5.0, 4.0)
+                     for f in (reference.c51_actor_loss, _torch.c51_actor_loss))  # fmt: skip
+    for x, y in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(x.numpy(), y, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="logits must have rows and at least 2 atoms"):
+        _torch.c51_actor_loss(torch.zeros(3, 1), -5.0, 4.0)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_cuda(op):
     if not torch.cuda.is_available():

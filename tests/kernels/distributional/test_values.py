@@ -136,6 +136,28 @@ def test_c51(backend, close, rows, shape, double, weighted, seed):
 
 
 @settings(**COMMON)
+@given(ROWS, st.sampled_from([2, 7, 8, 51]), st.sampled_from([(-10, 10), (0, 1), (-1, 300)]), SEEDS)
+def test_c51_actor(backend, close, rows, n, bounds, seed):
+    low, high = bounds
+    logits = 3 * np.random.default_rng(seed).standard_normal((rows, n), np.float32)
+    found, d = fastrl.c51_actor_loss(strided(logits), v_min=low, v_max=high)
+    x = exact(logits, True)
+    loss = -(x.softmax(1) @ torch.linspace(low, high, n, dtype=x.dtype)).mean()
+    loss.backward()
+    near(found / (high - low), loss / (high - low))
+    close(d / (high - low), x.grad.numpy() / (high - low))
+
+
+def test_c51_actor_of_certain_and_of_no_values(backend):
+    logits = floats([0, -INF, -INF], [-INF, 5, 5], [0, NAN, 0])
+    loss, d = fastrl.c51_actor_loss(logits, v_min=-1, v_max=3)
+    assert np.isnan(loss) and np.isnan(d[2]).all()
+    np.testing.assert_allclose(d[:2], [[0, 0, 0], [0, 1 / 6, -1 / 6]], rtol=1e-6)
+    loss, d = fastrl.c51_actor_loss(logits[:2], v_min=-1, v_max=3)
+    assert loss == pytest.approx(-(-1 + 2) / 2)
+
+
+@settings(**COMMON)
 @given(ROWS, SHAPES, st.sampled_from([None, 1, 8]), st.booleans(), st.booleans(), st.sampled_from([1.0, 0.1]), SEEDS)
 def test_quantiles(backend, close, rows, shape, n_after, double, weighted, kappa, seed):
     b = Batch(seed, rows, *shape, n_after)
