@@ -411,7 +411,10 @@ def _is_envpool(vec: Any) -> bool:
 
 def _mode(vec: VectorEnv[Any, Any, Any]) -> AutoresetMode | None:
     """When `vec` begins new episodes; None: its metadata do not say."""
-    mode = (vec.metadata or {}).get("autoreset_mode")
+    metadata, inner = vec.metadata or {}, vec.unwrapped
+    mode = metadata.get("autoreset_mode")
+    if metadata is getattr(type(inner), "metadata", None):  # another instance may have written there, as ale-py's do
+        mode = getattr(inner, "autoreset_mode", mode)
     if mode is None:  # EnvPool's metadata have it since 1.0
         return AutoresetMode.NEXT_STEP if _is_envpool(vec) else None
     try:

@@ -89,6 +89,28 @@ def test_what_is_unknown_is_an_error(cls):
         cls(Sim(mode="often"))
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_mode_is_the_environments_own(wrapped):
+    class Shared(Sim):
+        """As ale-py's: its mode is written into the metadata of the class."""
+
+        metadata = {}  # noqa: RUF012
+
+        def __init__(self, mode):
+            super().__init__(mode=None)
+            del self.metadata  # the instance's
+            self.autoreset_mode = mode
+            self.metadata["autoreset_mode"] = mode
+
+    vec = Shared(AutoresetMode.SAME_STEP)
+    assert Shared(AutoresetMode.NEXT_STEP).metadata is vec.metadata
+    agent = DQN(gym.vector.VectorWrapper(vec) if wrapped else vec, seed=0, learning_starts=1000)
+    assert agent.envs.mode == AutoresetMode.SAME_STEP
+    assert steps_of(agent.learn(630, progress=False).buffer) == [1.0] and len(agent.buffer) == 630
+    vec.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # what the caller says of this one goes first
+    assert Envs(vec, 3, seed=0).mode == AutoresetMode.NEXT_STEP
+
+
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("flags", [np.bool_, np.int64])
 def test_flags_of_integers_in_every_mode(mode, flags):
