@@ -1439,6 +1439,7 @@ class QLearning(_QLearning):
         learning_rate_end: float = 0.1,
         learning_rate_steps: int | None = None,
         learning_rate_power: float = 0.0,
+        learning_rate_horizon: float = 0.0,
         gamma: float = 0.99,
         initial_value: float = 0.0,
         epsilon_start: float = 1.0,
@@ -1456,6 +1457,8 @@ class QLearning(_QLearning):
             all of the run.
         learning_rate_power: float = 0.0. The learning rate is divided by (visits of s, a)^power; above 1/2 Q
             converges in spite of chance.
+        learning_rate_horizon: float = 0.0. H: that divisor is ((H + visits) / (H + 1))^power, so that where rewards
+            are many steps away what was learned before they were found is forgotten.
         gamma: float = 0.99. Discount.
         initial_value: float = 0.0. Of all Q at the start; a value too high makes the agent try everything.
         epsilon_start: float = 1.0. Probability of a random action at the start.
@@ -1473,6 +1476,7 @@ class SARSA(_SARSA):
         learning_rate_end: float = 0.1,
         learning_rate_steps: int | None = None,
         learning_rate_power: float = 0.0,
+        learning_rate_horizon: float = 0.0,
         gamma: float = 0.99,
         initial_value: float = 0.0,
         epsilon_start: float = 1.0,
@@ -1491,6 +1495,8 @@ class SARSA(_SARSA):
             all of the run.
         learning_rate_power: float = 0.0. The learning rate is divided by (visits of s, a)^power; above 1/2 Q
             converges in spite of chance.
+        learning_rate_horizon: float = 0.0. H: that divisor is ((H + visits) / (H + 1))^power, so that where rewards
+            are many steps away what was learned before they were found is forgotten.
         gamma: float = 0.99. Discount.
         initial_value: float = 0.0. Of all Q at the start; a value too high makes the agent try everything.
         epsilon_start: float = 1.0. Probability of a random action at the start.
@@ -1509,6 +1515,7 @@ class ExpectedSARSA(_ExpectedSARSA):
         learning_rate_end: float = 0.1,
         learning_rate_steps: int | None = None,
         learning_rate_power: float = 0.0,
+        learning_rate_horizon: float = 0.0,
         gamma: float = 0.99,
         initial_value: float = 0.0,
         epsilon_start: float = 1.0,
@@ -1526,6 +1533,8 @@ class ExpectedSARSA(_ExpectedSARSA):
             all of the run.
         learning_rate_power: float = 0.0. The learning rate is divided by (visits of s, a)^power; above 1/2 Q
             converges in spite of chance.
+        learning_rate_horizon: float = 0.0. H: that divisor is ((H + visits) / (H + 1))^power, so that where rewards
+            are many steps away what was learned before they were found is forgotten.
         gamma: float = 0.99. Discount.
         initial_value: float = 0.0. Of all Q at the start; a value too high makes the agent try everything.
         epsilon_start: float = 1.0. Probability of a random action at the start.

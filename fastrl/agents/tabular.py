@@ -144,7 +144,8 @@ class TabularAgent(Agent[C]):
         error = target - float(q[s, a])
         if c.learning_rate_power:
             self.table.visits[s, a] += 1
-            alpha /= float(self.table.visits[s, a]) ** c.learning_rate_power
+            visits, horizon = float(self.table.visits[s, a]), c.learning_rate_horizon
+            alpha /= ((horizon + visits) / (horizon + 1)) ** c.learning_rate_power
         if len(self.table.traces):
             trace = self.table.traces[i]
             trace *= c.gamma * c.lam  # type: ignore[attr-defined]

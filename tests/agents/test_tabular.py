@@ -84,6 +84,22 @@ def test_frozen_lake():
 
 
 @pytest.mark.slow
+def test_frozen_lake_of_64_states():
+    """Within a thousandth.  The very optimum is beyond any sampling: see `docs/agents.md`."""
+    settings = {
+        **CERTAIN,
+        "num_envs": 64,
+        "learning_rate_power": 0.8,
+        "learning_rate_horizon": 10,
+        "initial_value": 1.0,
+    }
+    agent = QLearning("FrozenLake8x8-v1", seed=0, epsilon_start=0.1, epsilon_end=0.1, **settings)
+    agent.learn(1_000_000, progress=False)
+    model = Model(agent.envs._open[0], agent.config.gamma)
+    assert model.value(agent.q.argmax(1))[0] >= 0.999 * model.optimum()[0]
+
+
+@pytest.mark.slow
 def test_taxi():
     settings = {**CERTAIN, "num_envs": 32, "epsilon_start": 1.0, "epsilon_end": 0.1}
     check_optimal(QLearning("Taxi-v4", seed=0, **settings).learn(300_000, progress=False))
@@ -153,6 +169,18 @@ def test_checkpoints_and_copies_go_on_exactly(agent, settings, tmp_path):
         np.testing.assert_array_equal(other.table.visits, straight.table.visits)
     states = torch.arange(16)
     assert straight.policy_to_torch()(states).tolist() == straight.predict(states.numpy()).tolist()
+
+
+def test_step_sizes_by_visits():
+    """alpha_n = lr ((H + 1) / (H + n))^power, so that after n visits Q is a mean of the targets with known weights."""
+    rates = {"learning_rate": 0.8, "learning_rate_end": 0.8, "learning_rate_power": 0.6, "learning_rate_horizon": 7.0}
+    agent, q = QLearning(Chain(), seed=0, **rates), 0.0
+    for n, target in enumerate([1.0, -2.0, 0.5, 3.0], start=1):
+        agent._learn(0, 1, 1, target, False)
+        q += 0.8 * (8 / (7 + n)) ** 0.6 * (target - q)
+        assert agent.q[1, 1] == pytest.approx(q, rel=1e-12)
+    with pytest.raises(InputError, match="learning_rate_horizon must be in"):
+        QLearning(Chain(), learning_rate_horizon=-1.0)
 
 
 def test_predict():

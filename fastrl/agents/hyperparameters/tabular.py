@@ -24,6 +24,9 @@ class TabularConfig:
     """Environment steps over which the learning rate falls linearly; None: all of the run."""
     learning_rate_power: float = 0.0
     """The learning rate is divided by (visits of s, a)^power; above 1/2 Q converges in spite of chance."""
+    learning_rate_horizon: float = 0.0  # H of Jin et al. 2018, arXiv:1807.03765
+    """H: that divisor is ((H + visits) / (H + 1))^power, so that where rewards are many steps away what was learned
+    before they were found is forgotten."""
     gamma: float = 0.99
     """Discount."""
     initial_value: float = 0.0
@@ -45,6 +48,7 @@ class TabularConfig:
         check_range(self, 1e-12, 1, "learning_rate")
         check_range(self, 0, 1, "learning_rate_end", "learning_rate_power", "gamma", "epsilon_start", "epsilon_end")
         check_range(self, -1e30, 1e30, "initial_value")
+        check_range(self, 0, 1e12, "learning_rate_horizon")
         check_range(self, 0, 2**63 - 1, "seed")
 
 
