@@ -58,16 +58,14 @@ FASTRL_INLINE Doubles8 shift_lanes(Doubles8 x, Doubles8 after) {
   return __builtin_shufflevector(x, after, k, k + 1, k + 2, k + 3, k + 4, k + 5, k + 6, k + 7);
 }
 
-template <class V>
-FASTRL_INLINE V exp_lanes(V x) {
-  constexpr int n = sizeof(V) / sizeof(double);
-  double y[n];
-  std::memcpy(y, &x, sizeof x);
-  for (int i = 0; i < n; ++i) y[i] = exp_bounded(y[i]);
-  return load_as<V>(y);
-}
-FASTRL_INLINE Doubles4 exp_bounded(Doubles4 x) { return exp_lanes(x); }
-FASTRL_INLINE Doubles8 exp_bounded(Doubles8 x) { return exp_lanes(x); }
+template <>
+struct Bits<Doubles4> {
+  using type = uint64_t __attribute__((vector_size(32)));
+};
+template <>
+struct Bits<Doubles8> {
+  using type = uint64_t __attribute__((vector_size(64)));
+};
 
 #endif
 

@@ -52,14 +52,30 @@ FASTRL_HD FASTRL_INLINE double log_positive(double x) {
 constexpr double kInf = std::numeric_limits<double>::infinity(), kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr float kFloatInf = std::numeric_limits<float>::infinity();
 
-// e^x; 0 below the smallest normal number, inf above e^709.
-FASTRL_HD FASTRL_INLINE double exp_bounded(double x) {
-  constexpr double kLow = -708.3964185322641;  // log 2^-1022
-  const double low = x < kLow ? kLow : x, y = low > 709.0 ? 709.0 : low;
-  const double shifted = y * 0x1.71547652b82fep+0 + 0x1.8p52;  // the low bits hold round(y / log 2)
-  const double k = shifted - 0x1.8p52;
-  const double r = (y - k * 0x1.62e42fee00000p-1) - k * 0x1.a39ef35793c76p-33;
-  double p = 1.0 / 6227020800;
+// The bits of a float64, or of several side by side (lanes.h).
+template <class V>
+struct Bits {
+  using type = uint64_t;
+};
+template <class V>
+FASTRL_HD FASTRL_INLINE V power_of_2(V shifted) {  // 2^k for what exp_bounded calls `shifted`
+  typename Bits<V>::type b;
+  std::memcpy(&b, &shifted, sizeof b);
+  b = (b << 52) + 0x3FF0000000000000u;
+  V power;
+  std::memcpy(&power, &b, sizeof b);
+  return power;
+}
+
+// e^x; 0 below the smallest normal number, inf above e^709. V: double, or several of them.
+template <class V>
+FASTRL_HD FASTRL_INLINE V exp_bounded_of(V x) {
+  const V low = V{} + -708.3964185322641 /* log 2^-1022 */, high = V{} + 709.0;
+  const V above = x < low ? low : x, y = above > high ? high : above;
+  const V shifted = y * 0x1.71547652b82fep+0 + 0x1.8p52;  // the low bits hold round(y / log 2)
+  const V k = shifted - 0x1.8p52;
+  const V r = (y - k * 0x1.62e42fee00000p-1) - k * 0x1.a39ef35793c76p-33;
+  V p = V{} + 1.0 / 6227020800;
   p = p * r + 1.0 / 479001600;
   p = p * r + 1.0 / 39916800;
   p = p * r + 1.0 / 3628800;
@@ -72,10 +88,11 @@ FASTRL_HD FASTRL_INLINE double exp_bounded(double x) {
   p = p * r + 1.0 / 6;
   p = p * r + 0.5;
   p = (p * r) * r + r;
-  const double scale = double_of((bits_of(shifted) << 52) + 0x3FF0000000000000u);
-  const double e = (p + 1.0) * scale;
-  return x < kLow ? 0.0 : x > 709.0 ? kInf : e;
+  const V e = (p + 1.0) * power_of_2(shifted);
+  const V bounded = x > high ? V{} + kInf : e;
+  return x < low ? V{} : bounded;
 }
+FASTRL_HD FASTRL_INLINE double exp_bounded(double x) { return exp_bounded_of(x); }
 
 FASTRL_HD FASTRL_INLINE uint32_t bits_of(float x) {
   uint32_t b;
@@ -143,19 +160,35 @@ FASTRL_HD FASTRL_INLINE double magnitude(double x) { return fabs(x); }
 FASTRL_HD FASTRL_INLINE float with_sign(float x, float sign) { return copysignf(x, sign); }
 FASTRL_HD FASTRL_INLINE double with_sign(double x, double sign) { return copysign(x, sign); }
 
-// e^x in float64 for |x| <= 700, 2.3e-10 from it: for what is then used as a float32. A minimax polynomial.
+// e^x = (1 + p) scale in float64 for |x| <= 700, 2.3e-10 from it: for what is then used as a float32. A minimax
+// polynomial.
+template <class V>
+struct ExpRough {
+  V p, scale;
+};
+template <class V>
+FASTRL_HD FASTRL_INLINE ExpRough<V> exp_rough_of(V x) {
+  const V shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52;
+  const V r = x - (shifted - 0x1.8p52) * 0x1.62e42fefa39efp-1;
+  // Not by Horner: of a chain half as long more fit into what a core looks ahead.
+  const V r2 = r * r;
+  const V low = 0.16666666756474335 * r + 0.50000000134697841,
+          middle = 0.0083332860022666012 * r + 0.041666464898970161;
+  const V high = 0.00019907587726629705 * r + 0.0013933652192531016;
+  return {((high * r2 + middle) * r2 + low) * r2 + r, power_of_2(shifted)};
+}
 FASTRL_HD FASTRL_INLINE double exp_rough(double x) {
-  const double shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52;
-  const double r = x - (shifted - 0x1.8p52) * 0x1.62e42fefa39efp-1;
-  double p = 0.00019907587726629705;
-  p = p * r + 0.0013933652192531016;
-  p = p * r + 0.0083332860022666012;
-  p = p * r + 0.041666464898970161;
-  p = p * r + 0.16666666756474335;
-  p = p * r + 0.50000000134697841;
-  p = (p * r) * r + r;
-  const double scale = double_of((bits_of(shifted) << 52) + 0x3FF0000000000000u);
-  return p * scale + scale;
+  const ExpRough<double> e = exp_rough_of(x);
+  return e.p * e.scale + e.scale;
+}
+// Of any x: the scale comes out as 0 below -709 and as inf above 710, which are `floor` and `ceiling`; variables, as in
+// exp_pair. NaN stays one.
+constexpr double kExpFloor = -709.0, kExpCeiling = 710.0;
+template <class V>
+FASTRL_HD FASTRL_INLINE V exp_rough_bounded(V x, double floor, double ceiling) {
+  const V low = V{} + floor, high = V{} + ceiling, above = x < low ? low : x;
+  const ExpRough<V> e = exp_rough_of<V>(above > high ? high : above);
+  return (e.p + 1.0) * e.scale;
 }
 
 // log(1 + y) for y >= 0 and finite.

@@ -53,11 +53,12 @@ struct Step {
 };
 
 template <class T, class Op>
-__device__ Step<Real<T>> load_step(const Op&, const Weights& w, const ScanData& d, int64_t t, int64_t n) {
+__device__ Step<Real<T>> load_step(const Op& op, const Weights& w, const ScanData& d, int64_t t, int64_t n) {
   using R = Real<T>;
   Step<R> s;
   s.x = {load_item<T>(d.in[0], t, n), Op::kInputs > 1 ? load_item<T>(d.in[1], t, n) : R(0),
          Op::kInputs > 2 ? load_item<T>(d.in[2], t, n) : R(0), Op::kInputs > 3 ? load_item<T>(d.in[3], t, n) : R(0)};
+  prepare<T>(op, s.x);
   s.code = kBootstraps | kContinues;
   s.is_real = true;
   if constexpr (!std::is_same<Op, AffineScan<R>>::value) {

@@ -11,6 +11,7 @@ FASTRL_TARGET FASTRL_INLINE double step_one(const Op& op, const T* const* in, co
   if constexpr (Op::kInputs > 1) x.x1 = in[1][i];
   if constexpr (Op::kInputs > 2) x.x2 = in[2][i];
   if constexpr (Op::kInputs > 3) x.x3 = in[3][i];
+  prepare<T>(op, x);
   double now;
   Outputs<V> result;
   if constexpr (kMixed<Op, T>) {
@@ -87,6 +88,7 @@ struct LaneStep {
     if constexpr (Op::kInputs > 1) x.x1 = load_wide(in[1] + i);
     if constexpr (Op::kInputs > 2) x.x2 = load_wide(in[2] + i);
     if constexpr (Op::kInputs > 3) x.x3 = load_wide(in[3] + i);
+    prepare<T>(op, x);
     step = op.affine(x, code);
   }
   FASTRL_TARGET FASTRL_INLINE void store(const Op& op, T* const* out, int64_t i, Lanes now, Lanes next) const {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "core/common.h"
 #include "core/lanes.h"
@@ -43,15 +44,6 @@ FASTRL_HD FASTRL_INLINE V times(V weight, V x) {
 template <class V, class Code>
 FASTRL_HD FASTRL_INLINE V where(Code code, int bit, V x, V otherwise = V{}) {
   return select((code & bit) != 0, x, otherwise);
-}
-
-template <class R>
-FASTRL_HD FASTRL_INLINE R exponential(R x) {
-#if defined(__CUDA_ARCH__)
-  return exp(x);
-#else
-  return exp_bounded(x);
-#endif
 }
 
 // `advance` is y_t = b_t + a_t y_{t+1}, by the cheapest way to leave out what a_t = 0 cuts off; a_t by itself is for
@@ -149,10 +141,11 @@ struct RewardsToGo {  // inputs: r
 };
 
 template <class R>
-struct VTrace {  // inputs: r, V, V', log rho; y: vs - V
+struct VTrace {  // inputs: r, V, V', and log rho, of which `prepare` makes rho; y: vs - V
   static constexpr int kInputs = 4, kOutputs = 2;
   static constexpr bool kConstant = false;
   R gamma, continuation /* gamma */, lam, rho_clip, c_clip, pg_rho_clip;
+  R floor = kExpFloor, ceiling = kExpCeiling;  // of log rho
   VTrace<float> in_float() const {
     return {static_cast<float>(gamma),    static_cast<float>(continuation), static_cast<float>(lam),
             static_cast<float>(rho_clip), static_cast<float>(c_clip),       static_cast<float>(pg_rho_clip)};
@@ -160,7 +153,8 @@ struct VTrace {  // inputs: r, V, V', log rho; y: vs - V
   // A NaN ratio stays one.
   template <class V>
   FASTRL_HD FASTRL_INLINE static V clip(V rho, R high) {
-    return select(rho > high, V{} + high, rho);
+    const V most = V{} + high;
+    return rho > most ? most : rho;
   }
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE V delta(const Inputs<V>& x, Code code) const {
@@ -168,9 +162,10 @@ struct VTrace {  // inputs: r, V, V', log rho; y: vs - V
   }
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE Affine<V> affine(const Inputs<V>& x, Code code) const {
-    const V rho = exponential(x.x3);
-    return {where(code, kContinues, times(V{} + gamma * lam, clip(rho, c_clip))),
-            times(clip(rho, rho_clip), delta(x, code))};
+    // gamma lam times(...), without a select within a select, which GCC takes apart lane by lane.
+    const R trace = gamma * lam;
+    return {trace * where(code, trace != 0 ? kContinues : 0, clip(x.x3, c_clip)),
+            times(clip(x.x3, rho_clip), delta(x, code))};
   }
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE V advance(const Affine<V>& step, Code, V y_next) const {
@@ -179,9 +174,27 @@ struct VTrace {  // inputs: r, V, V', log rho; y: vs - V
   template <class V, class Code>
   FASTRL_HD FASTRL_INLINE Outputs<V> finish(const Inputs<V>& x, Code code, V y, V y_next) const {
     const V error = delta(x, code) + where(code, kContinues, gamma * y_next);
-    return {x.x1 + y, times(clip(exponential(x.x3), pg_rho_clip), error)};
+    return {x.x1 + y, times(clip(x.x3, pg_rho_clip), error)};
   }
 };
+
+// What an op computes of its inputs before anything else. T: the dtype of the arrays.
+template <class T, class Op, class V>
+FASTRL_HD FASTRL_INLINE void prepare(const Op&, Inputs<V>&) {}
+template <class T, class R, class V>
+FASTRL_HD FASTRL_INLINE void prepare(const VTrace<R>& op, Inputs<V>& x) {
+#if defined(__CUDA_ARCH__)
+  x.x3 = exp(x.x3);
+#else
+  if constexpr (std::is_same<V, float>::value) {
+    x.x3 = static_cast<float>(exp_bounded(x.x3));
+  } else if constexpr (std::is_same<T, float>::value) {
+    x.x3 = exp_rough_bounded(x.x3, op.floor, op.ceiling);
+  } else {
+    x.x3 = exp_bounded_of(x.x3);
+  }
+#endif
+}
 
 template <class R>
 struct OffPolicyReturns {  // inputs: r, Q, V', c; y: c (target - Q)

@@ -293,16 +293,32 @@ def test_what_a_discount_of_0_hides(kernels):
         assert np.isfinite(kernels.scans.discounted_returns(r, *flags, gamma=0.9, next_values=hidden)).all()
 
 
-def test_vtrace_of_extreme_ratios(kernels, tolerance):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("N", [1, 3, 29])
+def test_vtrace_of_extreme_ratios(kernels, tolerance, dtype, N):
     """A ratio beyond float64 is clipped like any other; one of 0 cuts the trace."""
-    T, N = 40, 3
+    T = 40
     d = consistent(T, N, seed=3)
-    log_rhos = np.random.default_rng(1).choice([-np.inf, -1e4, -700.0, 0.0, 80.0, 700.0, 1e4, np.inf], (T, N))
+    log_rhos = np.random.default_rng(1).choice([-np.inf, -1e4, -709.5, -700.0, 0.0, 80.0, 709.5, 1e4, np.inf], (T, N))
     kwargs = {"gamma": 0.9, "lam": 0.95, **dict.fromkeys(CLIPS, 1.5)}
-    arrays = {"rewards": d.rewards, "values": d.values, "next_values": d.next_values, "log_rhos": log_rhos,
-              "terminated": d.terminated, "truncated": d.truncated}  # fmt: skip
+    arrays = {"rewards": d.rewards, "values": d.values, "next_values": d.next_values, "log_rhos": log_rhos}
+    arrays = {name: x.astype(dtype) for name, x in arrays.items()}
+    arrays |= {"terminated": d.terminated, "truncated": d.truncated}
     for x, y in zip(kernels.scans.vtrace(**arrays, **kwargs), oracle("vtrace", T, N, arrays | kwargs), strict=True):
-        np.testing.assert_allclose(x, y, **tolerance("float64"))
+        np.testing.assert_allclose(x, y, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_vtrace_takes_ratios_as_they_are(kernels, tolerance, dtype):
+    """T = 1, V = V' = 0, r = 1: the target is the ratio, over the whole range of the dtype; e^0 = 1 is exact."""
+    widest = {"float32": 88.0, "float64": 700.0}[dtype]
+    log_rhos = np.concatenate(([0.0], np.linspace(-widest, widest, 1001)))[None].astype(dtype)
+    one, none = np.ones_like(log_rhos), np.zeros(log_rhos.shape, bool)
+    for result in kernels.scans.vtrace(
+        one, 0 * one, 0 * one, none, none, log_rhos, gamma=0.9, **dict.fromkeys(CLIPS, np.inf)
+    ):
+        np.testing.assert_allclose(result, np.exp(log_rhos.astype(np.float64)), rtol=tolerance(dtype)["rtol"])
+        assert result[0, 0] == 1
 
 
 def test_vtrace_hides_an_unclipped_infinite_ratio_of_a_terminal_step(kernels):
