@@ -1,4 +1,5 @@
-"""Losses of distributional Q-learning with their gradients, Double and weighted, against the usual torch code."""
+"""Losses of distributional Q-learning with their gradients, Double and weighted, and IQN's networks with theirs,
+against the usual torch code."""
 
 import numpy as np
 from _harness import RTOL, Case
@@ -93,6 +94,55 @@ def projecting(name):
     return build
 
 
+class IQN:
+    """The gradient of an update of IQN, as an agent for CartPole-v1 makes it: N = N' = 8, K = 32, layers of 128-128."""
+
+    def __init__(self, batch):
+        import torch
+
+        from fastrl.agents.quantile_networks import QuantileMLP
+
+        rng = np.random.default_rng(0)
+        self.online, self.target = (QuantileMLP((4, 128, 128, 2), seed=seed) for seed in (0, 1))
+        self.modules = [network.to_torch() for network in (self.online, self.target)]
+        obs, next_obs = rng.standard_normal((2, batch, 4), np.float32)
+        rewards, discounts = np.ones(batch, np.float32), np.full(batch, 0.99, np.float32)
+        taus, next_taus = rng.random((2, batch, 8), np.float32)
+        midpoints = (np.arange(32, dtype=np.float32) + 0.5) / 32
+        self.arrays = obs, rng.integers(0, 2, batch), rewards, discounts, next_obs, taus, next_taus, midpoints
+        self.tensors, self.each, self.torch = [torch.from_numpy(a) for a in self.arrays], torch.arange(batch), torch
+
+    def fastrl(self):
+        obs, *transitions, next_obs, taus, next_taus, midpoints = self.arrays
+        after, choosing = self.target.forward(next_obs, next_taus), self.target.forward(next_obs, midpoints)
+        out = self.online.forward_cached(obs, taus)
+        loss = fastrl.quantile_huber_loss(out, *transitions, after, taus=taus, next_quantiles_online=choosing)
+        self.online.backward(loss.d_q)
+        return self.online.grad
+
+    def plain(self):
+        (online, target), torch = self.modules, self.torch
+        obs, actions, rewards, discounts, next_obs, taus, next_taus, midpoints = self.tensors
+        with torch.no_grad():
+            best = target(next_obs, midpoints.expand(len(obs), -1)).mean(2).argmax(1)
+            y = rewards[:, None] + discounts[:, None] * target(next_obs, next_taus)[self.each, best]
+        u = y[:, None, :] - online(obs, taus)[self.each, actions][:, :, None]
+        size = u.abs()
+        huber = torch.where(size <= 1, 0.5 * u**2, size - 0.5)
+        online.zero_grad(set_to_none=False)
+        ((taus[:, :, None] - (u.detach() < 0).float()).abs() * huber).mean(2).sum(1).mean().backward()
+        return self.online.grad  # which the module's gradients are views of
+
+
+def iqn(name):
+    def build(batch):
+        both = IQN(batch)
+        np.testing.assert_allclose(both.fastrl().copy(), both.plain().copy(), rtol=RTOL, atol=RTOL)
+        return {"fastrl": both.fastrl, "torch": both.plain}[name]
+
+    return build
+
+
 CASES = [
     Case("categorical_projection", BATCHES, {name: projecting(name) for name in ("fastrl", "torch")}),
     Case("c51_loss", BATCHES, {name: contender("c51", "torch_c51", name) for name in ("fastrl", "torch")}),
@@ -101,6 +151,7 @@ CASES = [
         BATCHES,
         {name: contender("quantiles", "torch_quantiles", name) for name in ("fastrl", "torch")},
     ),
+    Case("iqn", BATCHES[:2], {name: iqn(name) for name in ("fastrl", "torch")}),
 ]
 
 
