@@ -1,6 +1,7 @@
 """fastrl.integrations.tianshou inside Tianshou's buffers."""
 
 # ruff: noqa: NPY002 (the host draws from NumPy's global generator)
+import copy
 import pickle
 
 import numpy as np
@@ -9,12 +10,17 @@ import pytest
 pytest.importorskip("tianshou")
 
 import tianshou.data as host
+import torch
+from tianshou.algorithm import Algorithm
+from tianshou.algorithm.modelfree.reinforce import DiscountedReturnComputation
 from tianshou.data import Batch
 
 from fastrl.integrations import _version
 from fastrl.integrations import tianshou as ours
 
 SETTINGS = {"alpha": 0.6, "beta": 0.4}
+HOSTS = Algorithm.compute_episodic_return, Algorithm.compute_nstep_return  # a recipe of docs puts ours there
+assert all(f.__module__.startswith("tianshou") for f in HOSTS)
 
 
 def fill(buffer, n, envs=None):
@@ -98,3 +104,90 @@ def test_another_version_is_said(monkeypatch):
     monkeypatch.setattr(_version, "version", lambda package: "3.0")
     with pytest.warns(UserWarning, match=r"tianshou is 3\.0, and 2\.0 is what was tested"):
         ours.PrioritizedReplayBuffer(4, **SETTINGS)
+
+
+def played(envs, steps, seed=0):
+    """A buffer of rings that are filled more than once, with terminations, time limits and episodes that go on."""
+    rng = np.random.default_rng(seed)
+    buffer = host.VectorReplayBuffer(13 * envs, envs)
+    for k in range(steps):
+        steps_of = Batch(obs=np.full((envs, 1), k), obs_next=np.full((envs, 1), k + 1), act=np.zeros(envs))
+        terminated = rng.random(envs) < 0.15
+        steps_of.update(rew=rng.normal(size=envs), terminated=terminated, info=Batch())
+        steps_of.update(truncated=(rng.random(envs) < 0.15) & ~terminated)
+        ids = np.flatnonzero(rng.random(envs) < 0.9)  # so that the rings are not equally full
+        if len(ids):
+            buffer.add(steps_of[ids], buffer_ids=ids)
+    return buffer
+
+
+@pytest.mark.parametrize("steps", [7, 40])
+@pytest.mark.parametrize("gamma", [0.9, 1.0])
+def test_episodic_returns_are_the_hosts(steps, gamma):
+    buffer = played(3, steps)
+    batch, indices = buffer.sample(0)
+    rng = np.random.default_rng(1)
+    v, after = (torch.from_numpy(rng.normal(size=(len(indices), 1)).astype(np.float32)) for _ in range(2))
+    assert batch.truncated.any() and batch.terminated.any() and len(buffer.unfinished_index())
+    for how in (
+        {"v_s_": after, "v_s": v, "gae_lambda": 0.8},
+        {"v_s_": after.numpy(), "gae_lambda": 0.8},
+        {"v_s_": after, "v_s": v, "gae_lambda": 0.0},
+        {"gae_lambda": 1.0},
+    ):
+        found = [
+            compute(copy.deepcopy(batch), buffer, indices, gamma=gamma, **how)
+            for compute in (HOSTS[0], ours.compute_episodic_return)
+        ]
+        for theirs, mine in zip(*found, strict=True):
+            assert mine.dtype == theirs.dtype == np.float64 and mine.shape == (len(indices),)
+            np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="gae_lambda must be 1 without v_s_, got 0.5"):
+        ours.compute_episodic_return(batch, buffer, indices, gae_lambda=0.5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 20])
+@pytest.mark.parametrize("outputs", [(), (1,), (3,)])
+def test_n_step_returns_are_the_hosts(n, outputs):
+    buffer = played(3, 40)
+    batch, indices = buffer.sample(64)
+    q = torch.from_numpy(np.random.default_rng(2).normal(size=(64, *outputs)).astype(np.float32))
+    asked, found = [], []
+    for compute in (HOSTS[1], ours.compute_nstep_return):
+
+        def target(of, last):
+            assert of is buffer and not torch.is_grad_enabled()
+            asked.append(last)
+            return q.clone()
+
+        got = compute(Batch(batch, weight=np.ones(64)), buffer, indices, target, 0.9, n)
+        assert got.weight.dtype == torch.float32
+        found.append(got.returns)
+    np.testing.assert_array_equal(*asked)
+    theirs, mine = found
+    assert mine.dtype == theirs.dtype and mine.shape == theirs.reshape(64, -1).shape == theirs.shape
+    np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="one length, got 64 and 3"):
+        ours.compute_nstep_return(batch, buffer, indices[:3], target)
+    kept = q.clone()
+    ours.compute_nstep_return(Batch(batch), buffer, indices, lambda *_: q, 0.9, n)
+    assert torch.equal(q, kept)
+
+
+def test_algorithms_take_our_returns(monkeypatch):
+    """REINFORCE's returns, standardised over three rounds, which it asks of the class."""
+    buffer, called = played(3, 30), []
+    batch, indices = buffer.sample(0)
+
+    def compute(*args, **kwargs):
+        called.append(kwargs)
+        return ours.compute_episodic_return(*args, **kwargs)
+
+    found = []
+    for function in (HOSTS[0], compute):
+        monkeypatch.setattr(Algorithm, "compute_episodic_return", staticmethod(function))
+        returns = DiscountedReturnComputation(gamma=0.9, return_standardization=True)
+        found.append([returns.add_discounted_returns(Batch(batch), buffer, indices).returns for _ in range(3)])
+    assert len(called) == 3
+    for theirs, mine in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
