@@ -2,14 +2,38 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
-#include <numeric>
+
+#include "core/levels.h"
+#include "core/simd_math.h"
 
 namespace fastrl {
 namespace {
 
 // NaN is the least.
-float rank_of(float q) { return q == q ? q : -std::numeric_limits<float>::infinity(); }
+FASTRL_INLINE float rank_of(float q) { return q == q ? q : -std::numeric_limits<float>::infinity(); }
+
+// Whole numbers in the order of the samples' ranks, of equal ones the first before the second: they are all different.
+FASTRL_INLINE void order_loop(const float* q, int64_t n, int64_t* keys) {
+  for (int64_t i = 0; i < n; ++i) {
+    const auto b = static_cast<int32_t>(bits_of(rank_of(q[i]) + 0.0f));  // -0 as 0
+    keys[i] = static_cast<int64_t>(b ^ (b >> 31 & 0x7FFFFFFF)) * (int64_t{1} << 32) + (0xFFFFFFFF - i);
+  }
+}
+int64_t sample_of(int64_t key) { return 0xFFFFFFFF - (key & 0xFFFFFFFF); }
+
+// order[k] is the sample with the k-th largest key, n a multiple of kLanes: where each stands is how many are better.
+// What a sort compares cannot be predicted, which costs several times as much for as few as this.
+constexpr int64_t kFew = 128, kLanes = 8;
+FASTRL_INLINE void rank_loop(const int64_t* keys, int64_t n, int64_t* order) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    int64_t better[kLanes] = {};
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t k = 0; k < kLanes; ++k) better[k] += keys[j] > keys[i + k];
+    for (int64_t k = 0; k < kLanes; ++k) order[better[k]] = i + k;
+  }
+}
 
 // One thread's search; `input` holds a row a sample, the state before the action.
 struct Search {
@@ -21,14 +45,15 @@ struct Search {
         start(static_cast<size_t>(c.q->start_size())),
         q(static_cast<size_t>(c.samples)),
         scratch(static_cast<size_t>(c.q->block_scratch())),
-        order(static_cast<size_t>(c.samples)),
+        keys(static_cast<size_t>((c.samples + kLanes - 1) / kLanes * kLanes), std::numeric_limits<int64_t>::min()),
+        order(keys.size()),
         mean(static_cast<size_t>(c.actions)),
         sigma(static_cast<size_t>(c.actions)) {}
 
   const CemArgmax& cem;
   int64_t width, columns;
   std::vector<float> input, start, q, scratch;
-  std::vector<int64_t> order;
+  std::vector<int64_t> keys, order;
   std::vector<double> mean, sigma;
 
   const float* action_of(int64_t sample) const { return input.data() + sample * width + columns; }
@@ -49,11 +74,13 @@ struct Search {
 
   // The best samples first in `order`; of equal ones the first.
   void rank() {
-    std::iota(order.begin(), order.end(), int64_t{0});
-    std::partial_sort(order.begin(), order.begin() + cem.elites, order.end(), [this](int64_t a, int64_t b) {
-      const float x = rank_of(q[a]), y = rank_of(q[b]);
-      return x > y || (x == y && a < b);
-    });
+    at_level<order_loop>(q.data(), cem.samples, keys.data());
+    if (cem.samples <= kFew) {
+      at_level<rank_loop>(keys.data(), static_cast<int64_t>(keys.size()), order.data());
+    } else {
+      std::partial_sort(keys.begin(), keys.begin() + cem.elites, keys.end(), std::greater<int64_t>());
+      for (int64_t e = 0; e < cem.elites; ++e) order[e] = sample_of(keys[e]);
+    }
   }
 
   void fit() {

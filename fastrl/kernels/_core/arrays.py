@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 A = TypeVar("A")  # a kind of array: NumPy's, torch's or another's; results are of that of the arguments
 
 _MAX_DIMS = 16
+_text_of = functools.lru_cache(64)(str)  # of a dtype, which takes NumPy a microsecond
 FLOATS = ("float32", "float64")
 INTS = ("int64", "int32")
 HALVES = ("float16", "bfloat16")  # taken as they are on a GPU
@@ -33,7 +35,7 @@ def load(obj: Any, where: str, dtypes: tuple[str, ...] = (), shape: tuple[int, .
         if isinstance(obj, np.ma.MaskedArray):
             raise TypeError(f"{where} must not be a masked array, whose mask would be ignored: give filled(value)")
         array = np.asarray(obj)
-        name = str(array.dtype)
+        name = _text_of(array.dtype)
     elif is_tensor(obj):
         check_not_transformed(obj, where)
         if obj.device.type not in ("cpu", "meta"):
