@@ -80,6 +80,7 @@ __global__ void categorical_gradients(CudaCategorical c, int lanes) {
 template <class T>
 __global__ void categorical_sample(CudaCategorical c, int lanes) {
   const Row r = row_of(lanes, c.logits.rows);
+  const uint64_t counter = c.state ? take_blocks(c.state, c.logits.rows) : 0;
   const LogitRow<T> z(c.logits, r);
   const double base = static_cast<double>(z.base);
   const auto weight = [&](int64_t k) {
@@ -90,7 +91,7 @@ __global__ void categorical_sample(CudaCategorical c, int lanes) {
   for (int64_t k0 = 0; k0 < z.actions; k0 += lanes)
     total = __shfl_sync(kAllLanes, running_sum(total, weight(k0 + r.lane), r.lane, lanes), lanes - 1, lanes);
   const bool valid = total > 0 && total < kInf;
-  const double u = c.state ? uniform(philox(c.state[0], c.state[1] + static_cast<uint64_t>(r.row)))
+  const double u = c.state ? uniform(philox(c.state[0], counter + static_cast<uint64_t>(r.row)))
                            : item<double>(c.uniform, r.row * c.uniform_stride);
   // The action is the first one whose prefix sum exceeds u total: how many do not. None after the sum is complete is
   // it, should u total round up to the total.
@@ -110,10 +111,7 @@ __global__ void categorical_sample(CudaCategorical c, int lanes) {
 }  // namespace
 
 cudaError_t cuda_categorical_sample(const CudaCategorical& c, cudaStream_t stream) {
-  const cudaError_t error = launch_rows(c, c.logits.rows, c.logits.actions, stream, FASTRL_KERNEL(categorical_sample));
-  if (error != cudaSuccess || !c.state) return error;
-  advance<<<1, 1, 0, stream>>>(c.state, c.logits.rows);
-  return cudaGetLastError();
+  return launch_rows(c, c.logits.rows, c.logits.actions, stream, FASTRL_KERNEL(categorical_sample));
 }
 
 cudaError_t cuda_categorical_log_prob_entropy(const CudaCategorical& c, cudaStream_t stream) {

@@ -12,7 +12,7 @@ struct CudaCategorical {
   Logits logits;
   CudaIndices action;                      // log_prob_entropy, grad
   RowNumbers grad_log_prob, grad_entropy;  // grad
-  uint64_t* state;                         // sample: {seed, counter} of the generator, advanced by the rows; or null,
+  uint64_t* state;                         // sample: the generator's (take_blocks), advanced by the rows; or null,
   const char* uniform;                     // and these float64 numbers [rows] instead, `uniform_stride` bytes apart
   int64_t uniform_stride;
   int64_t* drawn;

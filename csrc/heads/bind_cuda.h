@@ -27,7 +27,7 @@ struct CudaHead : HeadArguments<CudaHead<dtypes...>> {
 
 inline uint64_t* load_cuda_state(py::handle state, const Array& first, const char* first_name) {
   const Array s = load_cuda(state, "generator: state", &first, first_name, {DType::i64});
-  if (s.ndim != 1 || s.shape[0] != 2 || s.strides[0] != 8) raise_value("generator: state must be int64 [2]");
+  if (s.ndim != 1 || s.shape[0] != 3 || s.strides[0] != 8) raise_value("generator: state must be int64 [3]");
   return reinterpret_cast<uint64_t*>(s.data);  // the generator keeps it alive
 }
 

@@ -69,13 +69,26 @@ __device__ Row row_of(int lanes, int64_t rows) {
   return {static_cast<int>(i % lanes), lanes, row < rows ? row : rows - 1, row < rows};
 }
 
+// The counter of the call's first block; {seed, counter, 0} is advanced by n. Every thread of the grid calls it, once:
+// the last block to have read the counter writes it, and state[2] counts the blocks.
+__device__ uint64_t take_blocks(uint64_t* state, int64_t n) {
+  const uint64_t counter = state[1];
+  __syncthreads();  // the block has read it
+  if (threadIdx.x > 0) return counter;
+  if (gridDim.x > 1) {
+    __threadfence();
+    if (atomicAdd(reinterpret_cast<unsigned long long*>(state + 2), 1ULL) + 1 < gridDim.x) return counter;
+    __threadfence();
+    state[2] = 0;
+  }
+  state[1] = counter + static_cast<uint64_t>(n);
+  return counter;
+}
+
 template <class T>
 __device__ Real<T> element(const Columns& a, int64_t row, int64_t column) {
   return item<T>(a.data, row * a.row_stride + column * a.column_stride);
 }
-
-// The blocks that a call took from its generator.
-__global__ void advance(uint64_t* state, int64_t n) { state[1] += static_cast<uint64_t>(n); }
 
 // A warp a column: the sum over the pieces.
 template <class T, class Call>

@@ -33,6 +33,7 @@ __global__ void normal_log_prob_entropy(CudaNormal c, int lanes) {
 template <class T>
 __global__ void normal_sample(CudaNormal c, int lanes) {
   const Row r = row_of(lanes, c.rows);
+  const uint64_t counter = c.state ? take_blocks(c.state, normal_blocks(c.rows * c.columns)) : 0;
   double log_prob = 0;
   for (int64_t j = r.lane; j < c.columns; j += lanes) {
     const int64_t i = r.row * c.columns + j;
@@ -40,7 +41,7 @@ __global__ void normal_sample(CudaNormal c, int lanes) {
     if (!c.state) {
       eps = number<T>(c.noise, r.row, j);
     } else {
-      const Philox4 block = philox(c.state[0], c.state[1] + static_cast<uint64_t>(i / 4));
+      const Philox4 block = philox(c.state[0], counter + static_cast<uint64_t>(i / 4));
       const NormalPair<double> pair =
           i % 4 < 2 ? normal_pair(block.word[0], block.word[1], 0.0) : normal_pair(block.word[2], block.word[3], 0.0);
       eps = i % 2 ? pair.odd : pair.even;
@@ -96,10 +97,7 @@ __global__ void normal_sample_grad(CudaNormal c) {
 }  // namespace
 
 cudaError_t cuda_normal_sample(const CudaNormal& c, cudaStream_t stream) {
-  const cudaError_t error = launch_rows(c, c.rows, c.columns, stream, FASTRL_KERNEL(normal_sample));
-  if (error != cudaSuccess || !c.state) return error;
-  advance<<<1, 1, 0, stream>>>(c.state, normal_blocks(c.rows * c.columns));
-  return cudaGetLastError();
+  return launch_rows(c, c.rows, c.columns, stream, FASTRL_KERNEL(normal_sample));
 }
 
 cudaError_t cuda_normal_sample_grad(const CudaNormal& c, cudaStream_t stream) {

@@ -13,7 +13,7 @@ struct CudaNormal {
   Columns mean, log_std, action, noise;  // log_std of shape [columns]: row stride 0
   Columns grad_action;
   RowNumbers grad_log_prob, grad_entropy;
-  uint64_t* state;  // sample: as NormalSample, advanced by normal_blocks(rows columns); null: `noise` instead
+  uint64_t* state;  // sample: the generator's (take_blocks), of four numbers a block; null: `noise` instead
   void *out_action, *log_prob, *entropy, *noise_out;
   void *grad_mean, *grad_log_std, *grad_action_out;
   bool shared;   // log_std is [columns]

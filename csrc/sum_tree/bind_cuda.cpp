@@ -39,7 +39,7 @@ class SumTreeCore {
     tree_.winner = static_cast<int32_t*>(buffer(winner, "sum_tree: winner", DType::i32, widths[0]));
     tree_.flag = static_cast<uint64_t*>(buffer(flag, "sum_tree: flag", DType::i64, 1));
     tree_.smallest = static_cast<uint64_t*>(buffer(smallest, "sum_tree: smallest", DType::i64, 1));
-    tree_.state = static_cast<uint64_t*>(buffer(state, "sum_tree: state", DType::i64, 2));
+    tree_.state = static_cast<uint64_t*>(buffer(state, "sum_tree: state", DType::i64, 3));
   }
 
   void update(py::handle indices, py::handle priorities) {

@@ -87,6 +87,7 @@ __global__ void sample(CudaTanhNormal c, int lanes) {
   using R = Real<T>;
   const Row r = row_of(lanes, c.rows);
   const R low = limit<T>(c.log_std_min), high = limit<T>(c.log_std_max), zero = 0;
+  const uint64_t counter = c.state ? take_blocks(c.state, normal_blocks(c.rows * c.columns)) : 0;
   double log_prob = 0;
   int64_t drawn = -1;
   Philox4 block{};
@@ -96,7 +97,7 @@ __global__ void sample(CudaTanhNormal c, int lanes) {
     if (c.state) {
       if (i / 4 != drawn) {
         drawn = i / 4;
-        block = philox(c.state[0], c.state[1] + static_cast<uint64_t>(drawn));
+        block = philox(c.state[0], counter + static_cast<uint64_t>(drawn));
       }
       const bool second = i % 4 >= 2;
       const NormalPair<R> pair =
@@ -211,10 +212,7 @@ __global__ void mode(CudaTanhNormal c) {
 }  // namespace
 
 cudaError_t cuda_tanh_normal_sample(const CudaTanhNormal& c, cudaStream_t stream) {
-  const cudaError_t error = launch_rows(c, c.rows, c.columns, stream, FASTRL_KERNEL(sample), kColumns);
-  if (error != cudaSuccess || !c.state) return error;
-  advance<<<1, 1, 0, stream>>>(c.state, normal_blocks(c.rows * c.columns));
-  return cudaGetLastError();
+  return launch_rows(c, c.rows, c.columns, stream, FASTRL_KERNEL(sample), kColumns);
 }
 
 cudaError_t cuda_tanh_normal_sample_grad(const CudaTanhNormal& c, cudaStream_t stream) {

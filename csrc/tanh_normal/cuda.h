@@ -24,7 +24,7 @@ struct CudaTanhNormal {
   Columns mean, log_std, noise, action;      // log_std of shape [columns]: row stride 0
   Columns grad_action;
   RowNumbers grad_log_prob;
-  uint64_t* state;  // sample: as NormalSample, advanced by normal_blocks(rows columns); null: `noise` instead
+  uint64_t* state;  // sample: the generator's (take_blocks), of four numbers a block; null: `noise` instead
   void *out_action, *log_prob, *u, *scaled_noise;
   void *grad_mean, *grad_log_std, *grad_action_out;
   bool shared;   // log_std is [columns]

@@ -105,7 +105,7 @@ struct Access {
   bool atomic = false;
 };
 struct Cell {
-  Access write, read, other_read;  // the last ones; other_read by another thread than read
+  Access write, read, other_read, other_block;  // the last ones; the others not by the thread, or the block, of read
 };
 constexpr uintptr_t kPage = 4096;
 struct Page {
@@ -241,12 +241,12 @@ void touch(uintptr_t p, size_t size, bool write, bool atomic) {
       }
     }
     if (write) {
-      for (const Access* r : {&c.read, &c.other_read})
+      for (const Access* r : {&c.read, &c.other_read, &c.other_block})
         if (!ordered(*r, q)) report_race(atomic ? "an atomic" : "a write", *r, "read", q);
       c.write = now;
     } else {
-      const Access& r = c.read;
-      if (r.thread != now.thread || r.block != now.block) c.other_read = r;
+      if (c.read.block != now.block) c.other_block = c.read;
+      if (c.read.thread != now.thread || c.read.block != now.block) c.other_read = c.read;
       c.read = now;
     }
   }

@@ -119,7 +119,8 @@ def test_the_cuda_tests_pass_in_full(base, tmp_path, test, seed):
     check(base, tmp_path, test, seed=seed, short=False)
 
 
-CG, SCANS, TREE = "conjugate_gradient/cuda.cu", "scans/cuda.cu", "sum_tree/cuda.exact.cu"
+CG, HEADS = "conjugate_gradient/cuda.cu", "heads/rows.cuh"
+SCANS, TREE = "scans/cuda.cu", "sum_tree/cuda.exact.cu"
 FAULTS = {  # name: (file, regex, replacement, which tests, what is reported)
     "no barrier between two sums": (
         CG, r"__syncthreads\(\);  // a sum before.*", "", "conjugate_gradient and 1025", "race: .* of shared",
@@ -154,12 +155,22 @@ FAULTS = {  # name: (file, regex, replacement, which tests, what is reported)
     "a shuffle as wide as the warp": (
         TREE, r"\+ h - 1, kFanout\)", "+ h - 1, kWarp)", "same_bits and 257", "AssertionError",
     ),
+    "a generator's counter moves while its block reads": (
+        HEADS, r"__syncthreads\(\);  // the block has read it", "", "test_categorical and 99", "race: .* of global",
+    ),
+    "a generator's counter moves while other blocks read": (
+        HEADS, r"\+ 1 < gridDim.x", "+ 1 < 1", "test_categorical and 99", "race: .* of global",
+    ),
+    "no fence before a block is counted": (
+        HEADS, r"__threadfence\(\);\n    if", "if", "test_categorical and 99", "race: a write of global",
+    ),
     "no __syncwarp after a leaf is drawn": (
         TREE, r"__syncwarp\(\);\n    for", "for", "same_bits and 17", "race: .* of global",
     ),
 }  # fmt: skip
 TEST_OF = {
     CG: lambda path: path.name == "cases_more.py",
+    HEADS: lambda path: path.name == "test_cuda_heads.py",
     SCANS: lambda path: "scans" in str(path.relative_to(TESTS)),
     TREE: lambda path: "sum_tree" in str(path.relative_to(TESTS)) or path.name == "test_cuda.py",
 }

@@ -53,7 +53,7 @@ def same(found, wanted, close):
 
 def states():
     """The same generator state for the device and for the reference."""
-    return torch.tensor([SEED, COUNTER], device=DEVICE), np.array([SEED, COUNTER], np.uint64)
+    return torch.tensor([SEED, COUNTER, 0], device=DEVICE), np.array([SEED, COUNTER], np.uint64)
 
 
 # ---- categorical ------------------------------------------------------------------------------------------------
@@ -64,6 +64,21 @@ def some_logits(rng, rows, actions, dtype):
     logits[rng.random((rows, actions)) < 0.2] = -np.inf
     logits[:, 0] = 0.5
     return logits
+
+
+def test_a_generator_says_that_it_was_shared():
+    """What kernels that ran at the same time on one generator leave of their blocks' count, and what mends it."""
+    logits = torch.zeros(512, 8, device=DEVICE)
+    wanted = kernels.categorical_sample(logits, fastrl.Generator(5, DEVICE).state, None)[0]
+    generator = fastrl.Generator(5, DEVICE)
+    generator.state[2] = 3  # blocks of another call that are still to come
+    with pytest.raises(RuntimeError, match="^Generator: kernels on two streams that did not wait for each other used"):
+        generator.state_dict()
+    for mend in (lambda: generator.manual_seed(5), lambda: generator.load_state_dict({"seed": 5, "counter": 0})):
+        generator.state[2] = 3
+        mend()
+        assert torch.equal(kernels.categorical_sample(logits, generator.state, None)[0], wanted)
+        assert generator.state_dict() == {"seed": 5, "counter": 512}
 
 
 @pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
@@ -78,7 +93,7 @@ def test_categorical(tolerance, rows, actions, dtype, strided):
     wanted_action, wanted = categorical.categorical_sample(logits, wanted_state, None)
     np.testing.assert_array_equal(action.cpu().numpy(), wanted_action)
     same(log_prob, wanted, close)
-    assert state.tolist() == wanted_state.tolist() == [SEED, COUNTER + rows]
+    assert state.tolist() == [*wanted_state.tolist(), 0] == [SEED, COUNTER + rows, 0]
     uniform = rng.random(rows)
     action, log_prob = kernels.categorical_sample(z, None, put(uniform, strided))
     wanted_action, wanted = categorical.categorical_sample(logits, None, uniform)
@@ -129,7 +144,7 @@ def test_normal(tolerance, rows, columns, dtype, shared):
         state, wanted_state = states()
         found = kernels.normal_sample(m, s, None, state, True)
         same(found, normal.normal_sample(mean, log_std, None, wanted_state, True), close)
-        assert state.tolist() == wanted_state.tolist() == [SEED, COUNTER + (rows * columns + 3) // 4]
+        assert state.tolist() == [*wanted_state.tolist(), 0] == [SEED, COUNTER + (rows * columns + 3) // 4, 0]
         found = kernels.normal_sample(m, s, eps, None, False)
         same(found, normal.normal_sample(mean, log_std, noise, None, False), close)
         for p, q in ((gl, gh), (gl, None), (None, gh)):

@@ -43,10 +43,12 @@ class Generator:
     Args:
         seed: int in [0, 2^64); None takes one from the operating system, and another one in a forked child (a stream
             that was seeded or loaded goes on in both).
-        device: "cpu", or a CUDA device: then the state lives in device memory (int64 tensor [2]), the kernels advance
-            it there, and a captured CUDA graph draws anew at every replay.  Reading it back waits for the device.
-            It belongs to one stream at a time: kernels on two streams that do not wait for each other may draw the same
-            numbers.  Give each stream its own, or let one wait: ``torch.cuda.current_stream().wait_stream(other)``.
+        device: "cpu", or a CUDA device: then the state lives in device memory (int64 tensor [3]: its third word counts
+            the blocks of threads of a call that runs), the kernels advance it there, and a captured CUDA graph draws
+            anew at every replay.  Reading it back waits for the device.  It belongs to one stream at a time: kernels on
+            two streams that do not wait for each other may draw the same numbers, also in calls that follow.  Where
+            that has left a trace, `state_dict` raises RuntimeError, and `manual_seed` or `load_state_dict` mends it.
+            Give each stream its own, or let one wait: ``torch.cuda.current_stream().wait_stream(other)``.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
     """
@@ -68,7 +70,7 @@ class Generator:
         else:
             import torch
 
-            self.state = torch.zeros(2, dtype=torch.int64, device=self.device)
+            self.state = torch.zeros(3, dtype=torch.int64, device=self.device)
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of `seed` from its beginning; returns self."""
@@ -90,6 +92,11 @@ class Generator:
 
     def state_dict(self) -> dict[str, int]:
         """{"seed", "counter"}: all that decides the numbers to come."""
+        if self.device != "cpu" and int(self.state[2]):
+            raise RuntimeError(
+                f"Generator: kernels on two streams that did not wait for each other used this one on {self.device}; "
+                "give each stream its own, and start this one anew with manual_seed or load_state_dict"
+            )
         return {"seed": self.seed, "counter": self.counter}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -110,7 +117,7 @@ class Generator:
         if self.device == "cpu":
             self.state[:] = (seed, counter)
         else:  # torch has no full uint64 support: the same 64 bits as int64
-            for i, word in enumerate((seed, counter)):
+            for i, word in enumerate((seed, counter, 0)):
                 self.state[i] = word - (1 << 64) if word >> 63 else word
 
     def __repr__(self) -> str:

@@ -25,14 +25,14 @@ default_generator("cpu")  # made now, because torch.compile cannot trace its mak
 
 
 def _draw(state: Tensor, n: int, normal: bool) -> tuple[Tensor, Tensor]:
-    """n float64 uniforms or standard normals of the generator with this state [2], which it advances; a copy of it."""
+    """n float64 uniforms or standard normals of the generator with this state, which it advances; a copy of it."""
     words: Any = state if state.is_cuda else state.numpy().view(np.uint64)
     return torch.as_tensor(backend.of(state).draw(words, n, normal)), state.view(torch.int64).clone()
 
 
 draw_op = register(
     _draw,
-    lambda state, n, normal: (state.new_empty(n, dtype=torch.float64), state.new_empty(2, dtype=torch.int64)),
+    lambda state, n, normal: (state.new_empty(n, dtype=torch.float64), state.new_empty(state.shape, dtype=torch.int64)),
     mutates=("state",),
 )
 

@@ -11,7 +11,7 @@ from fastrl.kernels.sum_tree.reference import ReferenceCore
 
 
 class TorchCore(ReferenceCore):
-    """`ReferenceCore` on torch tensors, on the device of `state` (the generator's int64 tensor [2]).
+    """`ReferenceCore` on torch tensors, on the device of `state` (the generator's int64 tensor [3]).
 
     It reads values back to check them, so it raises as a CPU tree does, and cannot be captured in a CUDA graph.
     """
