@@ -65,6 +65,34 @@ def test_it_finds_the_maximum(backend):
     assert abs(one - np.clip(obs, -1, 1)).sum() > abs(action - np.clip(obs, -1, 1)).sum()
 
 
+@pytest.mark.parametrize("samples", [127, 128, 129])
+def test_around_the_samples_that_are_ranked_without_sorting(backend, rng, samples):
+    q = MLP((5, 24, 16, 1), seed=4)
+    obs, noise = rng.standard_normal((100, 3), np.float32), rng.standard_normal((2, samples, 2), np.float32)
+    found = cem_argmax(q, obs, noise=noise, elites=20)
+    wanted = cem_argmax_reference(q, obs, noise=noise, elites=20)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-4, atol=1e-4)
+    assert (abs(found[0] - wanted[0]) < 1e-4).all(1).mean() > 0.95
+
+
+@pytest.mark.parametrize("samples", [24, 129])
+def test_of_equal_values_the_first_are_the_elites(backend, samples):
+    """Q = relu(a - 3/4) is 0 for all of the first iteration; one action of the second shows the mean and deviation."""
+    q = MLP((2, 8, 1))
+    q.vector[:] = 0
+    w = q.parameters()
+    w["0.weight"][0, 1], w["0.bias"][0], w["2.weight"][0, 0] = 1, -0.75, 1
+    noise = np.zeros((2, samples, 1), np.float32)
+    noise[0, :, 0] = np.linspace(0.5, -1, samples)
+    noise[0, 1] = -0.5  # the first three: 1/2, -1/2 and about 1/2
+    noise[1, 5] = 1.6
+    action, value = cem_argmax(q, np.zeros((1, 1), np.float32), noise=noise, elites=3)
+    first = noise[0, :3].astype(np.float64)
+    wanted = first.mean() + 1.6 * first.std()
+    assert 0.75 < wanted < 1
+    np.testing.assert_allclose([action[0, 0], value[0]], [wanted, wanted - 0.75], atol=1e-6)
+
+
 def test_seeds_strides_kinds_and_threads(backend, torch, rng):
     q = MLP((5, 64, 64, 1), seed=1)
     obs = rng.standard_normal((300, 3), np.float32)

@@ -84,6 +84,23 @@ def test_activations_layer_norm_and_dueling(backend, close, sizes, batch, n, act
     check_all(net, x, rng.standard_normal(out, np.float32), close)
 
 
+@settings(max_examples=8, **COMMON)
+@given(
+    st.permutations([255, 400, 16, 17, 1]),
+    st.sampled_from([1, 2, 31, 256]),
+    st.sampled_from([None, 2]),
+    st.sampled_from(["tanh", "silu"]),
+    st.integers(0, 2**32),
+)
+def test_smooth_activations_of_wide_layers(backend, close, sizes, batch, n, activation, seed):
+    """At the same tolerance, 1e-5 of the largest: rounding of a sum of 400 terms is about sqrt(400) 2^-24 = 1.2e-6."""
+    rng = np.random.default_rng(seed)
+    net = fastrl.MLP(sizes, activation, n=n, seed=seed)
+    x = rng.standard_normal((batch, sizes[0]), np.float32)
+    out = (batch, sizes[-1]) if n is None else (n, batch, sizes[-1])
+    check_all(net, x, rng.standard_normal(out, np.float32), close)
+
+
 @pytest.mark.parametrize("columns", [slice(0, 1), slice(3, None), slice(2, 5), slice(-2, None)])
 def test_gradients_of_some_inputs_only(backend, close, rng, columns):
     net = fastrl.MLP((7, 17, 1), "tanh", n=2, seed=0)
