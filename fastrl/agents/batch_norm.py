@@ -23,6 +23,15 @@ class _Layer(NamedTuple):
     variance: Any
 
 
+def means(x: Any) -> Any:
+    """The mean of each column; as a product it takes NumPy a fifth of the time."""
+    return np.full(len(x), 1 / len(x), np.float32) @ x if isinstance(x, np.ndarray) else x.mean(0)
+
+
+def relu(x: Any) -> Any:
+    return np.maximum(x, 0) if isinstance(x, np.ndarray) else x.clip(0)
+
+
 class BatchNormMLP:
     """`n` ReLU networks side by side, with batch renormalisation before every linear layer.
 
@@ -108,39 +117,41 @@ class BatchNormMLP:
         for layers in self._layers[:first]:
             h, tape = x, []
             for i, layer in enumerate(layers):
-                normal, unit, slope = self._batch_norm(h, layer) if batch else self._running_norm(h, layer)
-                y = unit * self.vector[layer.scale] + self.vector[layer.shift]
-                tape.append((h, normal, unit, slope))
+                normal, r, d, slope = self._batch_norm(h, layer) if batch else self._running_norm(h, layer)
+                scale = self.vector[layer.scale]
+                y = normal * (r * scale)
+                y += d * scale + self.vector[layer.shift]
+                tape.append((h, normal, r, d, slope))
                 h = layer.linear.forward_cached(y) if keep else layer.linear.forward(y)
                 if i + 1 < len(layers):
-                    h = h.clip(0)
+                    h = relu(h)
             outs.append(h)
             tapes.append(tape)
         if keep:
             self._tapes, self._by_batch = tapes, batch
         return outs[0] if self.n is None else stack(outs)
 
-    def _running_norm(self, h: Any, layer: _Layer) -> tuple[Any, Any, Any]:
+    def _running_norm(self, h: Any, layer: _Layer) -> tuple[Any, Any, Any, Any]:
+        """As `_batch_norm`, with the running mean and 1 / S."""
         slope = (layer.variance + EPS) ** -0.5
-        normal = (h - layer.mean) * slope
-        return normal, normal, slope
+        return (h - layer.mean) * slope, 1.0, 0.0, slope
 
-    def _batch_norm(self, h: Any, layer: _Layer) -> tuple[Any, Any, Any]:
-        """(h - m) / s, r times that + d, and r / s; the running statistics move."""
-        m = h.mean(0)
+    def _batch_norm(self, h: Any, layer: _Layer) -> tuple[Any, Any, Any, Any]:
+        """(h - m) / s, r, d, and the slope r / s; the running statistics move."""
+        m = means(h)
         normal = h - m
-        v = (normal * normal).mean(0)
+        v = means(normal * normal)
         s = (v + EPS) ** 0.5
-        normal /= s
-        unit, slope = normal, 1 / s
+        normal *= 1 / s
+        r: Any = 1.0
+        d: Any = 0.0
         if self.steps >= self.warmup:
             running = (layer.variance + EPS) ** 0.5
             r = (s / running).clip(1 / R_MAX, R_MAX)
-            unit = normal * r + ((m - layer.mean) / running).clip(-D_MAX, D_MAX)
-            slope = r / s
+            d = ((m - layer.mean) / running).clip(-D_MAX, D_MAX)
         layer.mean[...] += self.momentum * (m - layer.mean)
         layer.variance[...] += self.momentum * (v - layer.variance)
-        return normal, unit, slope
+        return normal, r, d, r / s
 
     def backward(self, d_out: Any, *, parameters: bool = True, inputs: slice | bool | None = None) -> Any:
         """The gradients of sum(d_out * out) for the outputs last kept: into `grad`, and ``[B, in]`` of all networks.
@@ -154,15 +165,18 @@ class BatchNormMLP:
         d_x: Any = 0
         for tape, layers, d in zip(self._tapes, self._layers, d_out if self.n is not None else [d_out], strict=False):
             for i in range(len(tape) - 1, -1, -1):
-                (h, normal, unit, slope), layer = tape[i], layers[i]
+                (h, normal, r, shift, slope), layer = tape[i], layers[i]
                 d = layer.linear.backward(d, parameters=parameters, inputs=True)
+                if parameters or self._by_batch:
+                    mean, along = means(d), means(d * normal)
                 if parameters:
-                    self.grad[layer.scale], self.grad[layer.shift] = (d * unit).sum(0), d.sum(0)
-                d = d * (self.vector[layer.scale] * slope)
+                    self.grad[layer.scale], self.grad[layer.shift] = len(d) * (r * along + shift * mean), len(d) * mean
                 if self._by_batch:
-                    d = d - d.mean(0) - normal * (d * normal).mean(0)
+                    d -= mean
+                    d -= normal * along
+                d *= self.vector[layer.scale] * slope
                 if i > 0:
-                    d = d * (h > 0)
+                    d *= h > 0
             d_x = d_x + d
         return d_x if inputs is True else d_x[:, inputs] if inputs else None
 
