@@ -32,7 +32,7 @@ class Scans:
         def call(*args, **kwargs):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            for name in ("discounts", "layout"):  # which the public functions take care of
+            for name in ("discounts", "layout", "pg_lam"):  # which the public functions take care of
                 bound.arguments.pop(name, None)
             return function(*bound.arguments.values())
 

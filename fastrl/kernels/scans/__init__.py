@@ -14,8 +14,8 @@ What all of them share:
   final observation, never the one of the reset.  With `values` of shape ``[T+1, N]`` and no truncation
   ``next_values=None`` means ``values[:-1], values[1:]``: views, no copy.
 - ``discounts``: where rewards come with a discount of each step, gamma_t (1 - terminated_t), as DeepMind's libraries
-  have it, they go in place of gamma, and `terminated` may be None.  These calls, and those with an array `lam`, take
-  elementwise passes over float64 arrays beside the scan, and end a graph of ``torch.compile``.
+  have it, they go in place of gamma, and `terminated` may be None.  These calls, and those with an array `lam` or
+  `pg_lam`, take elementwise passes over float64 arrays beside the scan, and end a graph of ``torch.compile``.
 - ``mask[t]`` (optional) is True for real transitions.  The others (the dummy step after an episode's end under
   Gymnasium's NEXT_STEP autoreset, padding) get output 0 and pass nothing backward.
 - The recurrence goes on from step t + 1 to step t where ``cont_t``: t + 1 < T, both steps are real (`mask`), and step t
@@ -302,6 +302,7 @@ def vtrace(
     out: Any = None,
     discounts: A | None = None,
     layout: Layout = "TN",
+    pg_lam: bool = False,
 ) -> tuple[A, A]:
     """V-trace targets and the advantages of the policy gradient.
 
@@ -312,8 +313,10 @@ def vtrace(
         pg_advantages_t = min(pg_rho_clip, rho_t) (r_t + gamma (V'_t + e_{t+1} [if cont_t]) - V_t)
 
     V'_t + e_{t+1} is vs_{t+1} where V'_t = V_{t+1}, as it is inside an episode.  At truncation the trace is cut and the
-    value of the final observation is used.  The paper's pg_advantages bootstrap from vs_{t+1} whatever lam.  Those of
-    rlax weight e_{t+1} with lam there, and so are GAE(lam)'s on policy: with equal clips they are ``vs - values``.
+    value of the final observation is used.  The paper's pg_advantages bootstrap from vs_{t+1} whatever lam.  With
+    `pg_lam` they weight e_{t+1} with lam, as those of rlax do, and are GAE(lam)'s on policy::
+
+        pg_advantages_t = min(pg_rho_clip, rho_t) (r_t + gamma (V'_t + lam e_{t+1} [if cont_t]) - V_t)
 
     Dtypes, errors, masks and cont_t are those of all scans: ``help(fastrl.kernels.scans)``.
 
@@ -326,23 +329,26 @@ def vtrace(
         rho_clip, c_clip, pg_rho_clip: >= 0; inf does not clip.
         out: None, or the pair to write to.
         discounts: in place of gamma, that of each step, like `rewards`, in [0, 1].
+        pg_lam: see above; costs what `discounts` does.
 
     Returns:
         vs, pg_advantages: like `rewards`.
 
     Source: Espeholt et al., "IMPALA" (2018), arXiv:1802.01561, eq. 1 and section 4.2.
     """
+    if not isinstance(pg_lam, bool):
+        raise TypeError(f"vtrace: pg_lam must be a bool, got {type(pg_lam).__name__}")
     if layout != "TN":
         return _layouts.call(  # type: ignore[no-any-return]
             vtrace, layout, out,
             rewards=rewards, values=values, next_values=next_values, terminated=terminated,
             truncated=truncated, log_rhos=log_rhos, mask=mask, discounts=discounts, lam=lam, gamma=gamma,
-            rho_clip=rho_clip, c_clip=c_clip, pg_rho_clip=pg_rho_clip,
+            rho_clip=rho_clip, c_clip=c_clip, pg_rho_clip=pg_rho_clip, pg_lam=pg_lam,
         )  # fmt: skip
     if next_values is None:
         values, next_values = _now_and_next(rewards, values)
     result: tuple[A, A]
-    if discounts is None and (type(lam) is float or not _discounts.wanted(None, lam)):
+    if discounts is None and not pg_lam and (type(lam) is float or not _discounts.wanted(None, lam)):
         result = _scans_for(rewards).vtrace(
             rewards, values, next_values, terminated, truncated, log_rhos,
             gamma, lam, rho_clip, c_clip, pg_rho_clip, mask, out,
@@ -350,7 +356,7 @@ def vtrace(
     else:
         result = _discounts.vtrace(
             rewards, values, next_values, terminated, truncated, log_rhos,
-            gamma, discounts, lam, rho_clip, c_clip, pg_rho_clip, mask, out,
+            gamma, discounts, lam, rho_clip, c_clip, pg_rho_clip, mask, out, pg_lam,
         )  # fmt: skip
     if out is not None:
         _arrays.mark_written(out)

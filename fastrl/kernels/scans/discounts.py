@@ -28,7 +28,7 @@ class _Scan:
         clips: dict[str, Any] | None = None, n: Any = 1, cut: Any = None,
     ) -> None:  # fmt: skip
         if _arrays.is_compiling():
-            raise RuntimeError(f"{op}: discounts and an array lam are not for torch.compile(fullgraph=True)")
+            raise RuntimeError(f"{op}: discounts, an array lam and pg_lam are not for torch.compile(fullgraph=True)")
         if gamma is not None and discounts is not None:
             raise ValueError(f"{op}: gamma must be None where discounts are given, got {gamma!r}")
         self.c = c = _call_for(rewards)(op, "rewards", rewards)
@@ -128,6 +128,7 @@ def lambda_returns(
 def vtrace(
     rewards: Any, values: Any, next_values: Any, terminated: Any, truncated: Any, log_rhos: Any,
     gamma: Any, discounts: Any, lam: Any, rho_clip: Any, c_clip: Any, pg_rho_clip: Any, mask: Any, out: Any,
+    pg_lam: bool,
 ) -> Any:  # fmt: skip
     arrays = {"values": values, "next_values": next_values, "log_rhos": log_rhos}
     clips = {"rho_clip": rho_clip, "c_clip": c_clip, "pg_rho_clip": pg_rho_clip}
@@ -138,7 +139,7 @@ def vtrace(
         rho_t, c_t, pg_rho_t = (s.clipped(rho, limit) for limit in s.clips)
         delta = r + s.times(s.bootstrap, nv) - v
         e = _scan(s.times(s.trace, c_t), s.times(rho_t, delta))
-        return v + e, s.times(pg_rho_t, delta + s.times(s.onward, _after(e)))
+        return v + e, s.times(pg_rho_t, delta + s.times(s.trace if pg_lam else s.onward, _after(e)))
 
     return s.run(compute)
 

@@ -18,7 +18,7 @@ NUMBERS = {"gamma": 0.9, "lam": 0.8, "rho_clip": 1.0, "c_clip": 1.0, "pg_rho_cli
 SIGNATURES = {op: list(inspect.signature(getattr(public, op)).parameters) for op in OPS}
 FLAGS = {op: [x for x in ("terminated", "truncated", "mask", "cut") if x in SIGNATURES[op]] for op in OPS}
 FLOATS = {
-    op: [x for x in SIGNATURES[op] if x not in (*FLAGS[op], *NUMBERS, "out", "y_T", "discounts", "layout")]
+    op: [x for x in SIGNATURES[op] if x not in (*FLAGS[op], *NUMBERS, "out", "y_T", "discounts", "layout", "pg_lam")]
     for op in OPS
 }
 SHAPE = (4, 3)

@@ -225,3 +225,45 @@ def test_under_compile():
         return fastrl.discounted_returns(x, None, None, discounts=y)
 
     assert torch.equal(torch.compile(returns, backend="eager")(rewards, discounts), returns(rewards, discounts))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("array_lam", [False, True])
+def test_vtraces_advantages_with_lam(public, dtype, array_lam):
+    """min(pg_rho_clip, rho_t) (r_t + gamma (V'_t + lam e_{t+1}) - V_t), by e of the targets of plain loops."""
+    shape, clips = (23, 4), {"rho_clip": 1.3, "c_clip": 0.8, "pg_rho_clip": 0.9}
+    p = problem(shape, dtype, 3)
+    lam = np.random.default_rng(1).random(shape).astype(dtype) if array_lam else 0.7
+    each = np.broadcast_to(lam, shape).astype(np.float64)
+    rho = np.exp(p["log_rhos"].astype(np.float64))
+    e, wanted = np.zeros((shape[0] + 1, shape[1])), np.zeros(shape)
+    for n in range(shape[1]):
+        for t in reversed(range(shape[0])):
+            if not p["mask"][t, n]:
+                continue
+            value = float(p["values"][t, n])
+            follows = 0.0 if p["terminated"][t, n] else 0.9 * float(p["next_values"][t, n])
+            ends = p["terminated"][t, n] or p["truncated"][t, n] or t + 1 == shape[0] or not p["mask"][t + 1, n]
+            after = 0.0 if ends else 0.9 * each[t, n] * e[t + 1, n]
+            delta = float(p["rewards"][t, n]) + follows - value
+            e[t, n] = min(1.3, rho[t, n]) * delta + min(0.8, rho[t, n]) * after
+            wanted[t, n] = min(0.9, rho[t, n]) * (delta + after)
+    vs, advantages = call("vtrace", p, gamma=0.9, lam=lam, pg_lam=True, **clips)
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 1e-12, "atol": 1e-12}
+    np.testing.assert_allclose(vs, np.where(p["mask"], p["values"] + e[:-1], 0), **close)
+    np.testing.assert_allclose(advantages, wanted, **close)
+    assert advantages.dtype == dtype
+    turned = {name: np.ascontiguousarray(x.T) for name, x in p.items()}
+    again = call("vtrace", turned, gamma=0.9, lam=lam.T if array_lam else lam, pg_lam=True, layout="NT", **clips)[1]
+    np.testing.assert_array_equal(again, advantages.T)
+
+
+def test_vtraces_advantages_on_policy_are_gaes(public):
+    p = problem((17, 3), "float64", 4)
+    p["log_rhos"][:] = 0
+    found = call("vtrace", p, gamma=0.95, lam=0.6, pg_lam=True)[1]
+    np.testing.assert_allclose(found, call("gae", p, gamma=0.95, lam=0.6)[0], rtol=1e-12, atol=1e-12)
+    one = [call("vtrace", p, gamma=0.95, lam=1.0, pg_lam=how)[1] for how in (False, True)]
+    np.testing.assert_allclose(*one, rtol=1e-12, atol=1e-12)
+    with pytest.raises(TypeError, match="vtrace: pg_lam must be a bool, got ndarray"):
+        call("vtrace", p, gamma=0.95, pg_lam=p["rewards"])
