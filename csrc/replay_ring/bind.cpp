@@ -7,6 +7,7 @@
 
 #include "binding/bind.h"
 #include "binding/numpy.h"
+#include "core/parallel.h"
 #include "replay_ring/replay_ring.h"
 
 namespace fastrl {
@@ -153,6 +154,59 @@ class RingCore {
       ring_->finish(row.data(), end.data(), n, numbers, reached, from);
     }
     return std::move(out.object);
+  }
+
+  // Windows of at most `steps` transitions from each of `rows` [B] on: the number of the first one [B], where there is
+  // a step [B, steps], and the discounts gamma (1 - terminated) there, all new. Of each of the arrays `sources` of all
+  // rows the windows go to the array of `outs` [B, steps, ...], with zeros behind them; those in the list next_obs are
+  // put right as in `finish`.
+  py::tuple windows(py::handle rows, int64_t steps, double gamma, const py::list& sources, const py::list& outs,
+                    const py::list& next_obs) const {
+    const Array r = index(rows, "replay_ring: rows");
+    const Contiguous<int64_t> row(r);
+    check_inside(row);
+    if (frames_ > 1) raise_value("replay_ring: it has stacks");
+    if (steps < 1 || sources.size() != outs.size()) raise_value("replay_ring: one array of each source");
+    const int64_t n = row.size();
+    std::vector<ReplaySource> plans;
+    double bytes = 0;
+    for (size_t i = 0; i < sources.size(); ++i) {
+      const Array from = load(py::object(sources[i]).ptr(), "replay_ring: sources");
+      const Array to = load(py::object(outs[i]).ptr(), "replay_ring: windows");
+      ReplaySource s{from.data, to.data, from.strides[0], from.itemsize};
+      bool is_good = from.ndim >= 1 && from.shape[0] >= ring_->rows() && to.dtype == from.dtype && to.is_contiguous();
+      for (int d = from.ndim - 1; d > 0; s.bytes *= from.shape[d--])
+        is_good = is_good && (from.strides[d] == s.bytes || from.shape[d] == 1);
+      if (!is_good || !to.writable || to.size() * to.itemsize != n * steps * s.bytes)
+        raise_value("replay_ring: windows must be like rows of their sources");
+      plans.push_back(s);
+      bytes += static_cast<double>(s.bytes);
+    }
+    const std::vector<ReplayLeaf> reached = outputs(next_obs, n * steps);
+    const int64_t shape[] = {n, steps};
+    Result numbers = allocate_numpy(DType::i64, &n, 1), mask = allocate_numpy(DType::boolean, shape, 2),
+           discount = allocate_numpy(DType::f32, shape, 2);
+    auto* number = reinterpret_cast<int64_t*>(numbers.data);
+    std::vector<int64_t> lengths(static_cast<size_t>(n));
+    int64_t* const length = lengths.data();
+    const Threads threads = threads_and_pieces(static_cast<double>(n * steps) * bytes * 1e-4);  // 10 GB/s
+    {
+      ReleaseGil release;
+      parallel_for(n, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) {
+          number[b] = ring_->number(row.data()[b]);
+          length[b] = ring_->window(row.data()[b], steps, static_cast<float>(gamma),
+                                    reinterpret_cast<uint8_t*>(mask.data) + b * steps,
+                                    reinterpret_cast<float*>(discount.data) + b * steps);
+        }
+        for (ReplaySource s : plans) {
+          s.out += begin * steps * s.bytes;
+          ring_->copy_windows(s, row.data() + begin, length + begin, end - begin, steps);
+        }
+      });
+      ring_->finish_windows(row.data(), length, n, steps, reached);
+    }
+    return py::make_tuple(std::move(numbers.object), std::move(mask.object), std::move(discount.object));
   }
 
   // The rows of transitions by their numbers, and how many of them are held no more, or ~b of the first unknown one.
@@ -384,6 +438,7 @@ void bind(py::handle m) {
       .method<&RingCore::unshifted>("unshifted(steps, obs, next_obs, mask)")
       .method<&RingCore::stack_rows>("stack_rows(rows, next)")
       .method<&RingCore::finish>("finish(rows, last, next_obs, obs)")
+      .method<&RingCore::windows>("windows(rows, steps, gamma, sources, outs, next_obs)")
       .method<&RingCore::locate>("locate(numbers)")
       .method<&RingCore::extras>("extras()")
       .method<&RingCore::set_extras>("set_extras(rows, data)")

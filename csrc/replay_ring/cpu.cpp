@@ -12,6 +12,32 @@ constexpr int64_t kWindow = 256;  // continuing transitions after which it is as
 
 void copy(char* to, const char* from, int64_t bytes) { std::memcpy(to, from, static_cast<size_t>(bytes)); }
 
+template <int64_t kBytes>
+void copy_column(char* to, const char* from, int64_t n, int64_t stride) {
+  for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * kBytes, from + i * stride, kBytes);
+}
+
+// n rows of `bytes`, `stride` apart.
+void copy_rows(char* to, const char* from, int64_t n, int64_t bytes, int64_t stride) {
+  if (bytes == stride) return copy(to, from, n * bytes);
+  switch (bytes) {
+    case 1:
+      return copy_column<1>(to, from, n, stride);
+    case 4:
+      return copy_column<4>(to, from, n, stride);
+    case 8:
+      return copy_column<8>(to, from, n, stride);
+    default:
+      for (int64_t i = 0; i < n; ++i) copy(to + i * bytes, from + i * stride, bytes);
+  }
+}
+
+uint64_t eight(const uint8_t* flags) {
+  uint64_t x;
+  std::memcpy(&x, flags, sizeof x);
+  return x;
+}
+
 }  // namespace
 
 ReplayRing::ReplayRing(const ReplayColumns& columns)
@@ -189,6 +215,64 @@ void ReplayRing::finish(const int64_t* rows, const int64_t* last, int64_t n, int
     finish_heads(rows[b], b, 0, obs);
     finish_heads(last[b], b, 1, next_obs);
   }
+}
+
+int64_t ReplayRing::window_length(int64_t slot, int64_t e, int64_t steps) const {
+  const int64_t N = c_.envs, cursor = c_.cursor[e];
+  const int64_t limit = std::min(steps, cursor > slot ? cursor - slot : cursor - slot + c_.slots);
+  int64_t m = 1;
+  for (; N == 1 && m + 7 < limit && slot + 8 < c_.slots; m += 8, slot += 8)
+    if (eight(c_.terminated + slot) | eight(c_.truncated + slot) | eight(c_.cut + slot + 1)) break;
+  for (;; ++m) {
+    if (c_.terminated[slot * N + e] || c_.truncated[slot * N + e] || m == limit) return m;
+    if (++slot == c_.slots) slot = 0;
+    if (c_.cut[slot * N + e]) return m;
+  }
+}
+
+int64_t ReplayRing::window(int64_t row, int64_t steps, float gamma, uint8_t* mask, float* discount) const {
+  const int64_t N = c_.envs, length = window_length(row / N, row % N, steps), last = row + (length - 1) * N;
+  std::fill_n(mask, length, uint8_t{1});
+  std::fill_n(mask + length, steps - length, uint8_t{0});
+  std::fill_n(discount, length, gamma);
+  std::fill_n(discount + length, steps - length, 0.0f);
+  if (c_.terminated[last < rows() ? last : last - rows()]) discount[length - 1] = 0;  // no other step of it can be
+  return length;
+}
+
+void ReplayRing::copy_windows(const ReplaySource& s, const int64_t* rows, const int64_t* lengths, int64_t n,
+                              int64_t steps) const {
+  for (int64_t b = 0; b < n; ++b) {
+    char* out = s.out + b * steps * s.bytes;
+    const int64_t slot = rows[b] / c_.envs, first = std::min(lengths[b], c_.slots - slot), rest = lengths[b] - first;
+    copy_rows(out, s.data + rows[b] * s.stride, first, s.bytes, s.stride * c_.envs);
+    if (rest)
+      copy_rows(out + first * s.bytes, s.data + rows[b] % c_.envs * s.stride, rest, s.bytes, s.stride * c_.envs);
+    std::memset(out + lengths[b] * s.bytes, 0, static_cast<size_t>((steps - lengths[b]) * s.bytes));
+  }
+}
+
+void ReplayRing::finish_windows(const int64_t* rows, const int64_t* lengths, int64_t n, int64_t steps,
+                                const std::vector<ReplayLeaf>& next_obs) const {
+  for (int64_t b = 0; b < n; ++b) {
+    int64_t row = rows[b];
+    for (int64_t t = 0; t < lengths[b];) {
+      if (has_extra(row))
+        for (const ReplayLeaf& leaf : next_obs)
+          copy(leaf.out + (b * steps + t) * leaf.bytes, extras_[row] + leaf.offset, leaf.bytes);
+      const uint64_t marks = marks_[row / 64] >> row % 64 >> 1;
+      const int64_t rest = std::min(63 - row % 64, this->rows() - 1 - row);  // rows to the end of the word or the ring
+      const int64_t free = (marks == 0 ? rest : marks % 256 == 0 ? 8 : 0) / c_.envs;  // more steps without an extra
+      t += free + 1, row += (free + 1) * c_.envs;
+      if (row >= this->rows()) row -= this->rows();
+    }
+  }
+}
+
+int64_t ReplayRing::number(int64_t row) const {
+  const int64_t N = c_.envs, slot = row / N, e = row - slot * N;
+  const int64_t age = c_.cursor[e] - 1 - slot;  // from the newest, modulo slots
+  return (c_.added[e] - 1 - (age < 0 ? age + c_.slots : age)) * N + e;
 }
 
 int64_t ReplayRing::locate(const int64_t* numbers, int64_t n, int64_t* rows) const {

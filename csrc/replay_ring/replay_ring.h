@@ -43,6 +43,13 @@ struct ReplayLeaf {
   int64_t offset, bytes;
 };
 
+// An array of all rows whose windows are copied: rows of `bytes`, `stride` apart; `out` [B, steps] of `bytes`.
+struct ReplaySource {
+  const char* data;
+  char* out;
+  int64_t stride, bytes;
+};
+
 // [steps, envs] of the environments from `first` on, contiguous; mask and episode_start may be null.
 struct ReplaySteps {
   int64_t first, envs;
@@ -75,6 +82,20 @@ class ReplayRing {
   void finish(const int64_t* rows, const int64_t* last, int64_t n, int64_t* numbers,
               const std::vector<ReplayLeaf>& next_obs, const std::vector<ReplayLeaf>& obs) const;
 
+  // How many of the `steps` transitions from `row` on there are: to the end of the episode, a cut or the newest one.
+  // mask and discount [steps] say where, and gamma (1 - terminated) there.
+  int64_t window(int64_t row, int64_t steps, float gamma, uint8_t* mask, float* discount) const;
+
+  // Copies windows of these lengths, and zeros up to `steps`.
+  void copy_windows(const ReplaySource& source, const int64_t* rows, const int64_t* lengths, int64_t n,
+                    int64_t steps) const;
+
+  // Puts those next observations [n, steps] of windows right that are extras.
+  void finish_windows(const int64_t* rows, const int64_t* lengths, int64_t n, int64_t steps,
+                      const std::vector<ReplayLeaf>& next_obs) const;
+
+  int64_t number(int64_t row) const;
+
   // The row of each number; a row that never holds a transition where it has been overwritten. Returns how many were,
   // or ~b if number b has never been given.
   int64_t locate(const int64_t* numbers, int64_t n, int64_t* rows) const;
@@ -87,6 +108,7 @@ class ReplayRing {
 
  private:
   bool has_extra(int64_t row) const { return marks_[row / 64] >> row % 64 & 1; }
+  int64_t window_length(int64_t slot, int64_t e, int64_t steps) const;
   int64_t back(int64_t row, int64_t steps) const;  // the row so many slots before, less than `slots`
   const char* older_frame(int64_t row, int64_t age) const;
   void stack(int64_t row, const char* obs, bool follows);

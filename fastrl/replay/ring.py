@@ -166,8 +166,6 @@ class ReplayRing:
 
         The [B, ...] arrays of each leaf in next_obs (of the rows `last`) and obs get what no row has: extras and heads.
         """
-        slot, env = np.divmod(rows, self._num_envs)
-        age = (self._cursor[env] - 1 - slot) % self._slots  # from the newest
         for b, row in enumerate(last.tolist()):
             if row in self._extras:
                 self._put(next_obs, b, self._frames - 1, self._extras[row])
@@ -175,8 +173,46 @@ class ReplayRing:
             for b in range(len(rows)):
                 self._put_head(obs, b, int(rows[b]), 0)
                 self._put_head(next_obs, b, int(last[b]), 1)
+        return self._numbers(rows)
+
+    def _numbers(self, rows: Array) -> NDArray[np.int64]:
+        slot, env = np.divmod(rows, self._num_envs)
+        age = (self._cursor[env] - 1 - slot) % self._slots  # from the newest
         numbers: NDArray[np.int64] = (self._added[env] - 1 - age) * self._num_envs + env
         return numbers
+
+    def windows(
+        self, rows: Array, steps: int, gamma: float, sources: list[Array], outs: list[Array], next_obs: list[Array]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float32]]:
+        """Windows of at most `steps` transitions from each of `rows` [B] on: to the episode's end, a cut or the newest.
+
+        Returns the number of the first one [B], where there is a step [B, steps], and gamma (1 - terminated) there.  Of
+        each of `sources`, arrays of all rows, the windows go to the array of `outs` [B, steps, ...], with zeros behind
+        them; next_obs are those of `outs` that get extras, one of each leaf.  Not for stacks.
+        """
+        mask, discount = np.zeros((len(rows), steps), np.bool_), np.zeros((len(rows), steps), np.float32)
+        items = [x.reshape(-1, *x.shape[2:]) for x in next_obs]
+        for b, first in enumerate(rows.tolist()):
+            window = self._window(first, steps)
+            n = len(window)
+            mask[b, :n] = True
+            discount[b, :n] = np.where(self._columns[2][window], 0, gamma)
+            for source, out in zip(sources, outs, strict=True):
+                out[b, :n], out[b, n:] = source[window], 0
+            for t, row in enumerate(window):
+                if row in self._extras:
+                    self._put(items, b * steps + t, 0, self._extras[row])
+        return self._numbers(rows), mask, discount
+
+    def _window(self, row: int, steps: int) -> list[int]:
+        _, _, terminated, truncated = self._columns
+        end, found = self._cursor[row % self._num_envs], [row]
+        while len(found) < steps and not (terminated[row] or truncated[row]):
+            row = self._back(row, -1)
+            if row // self._num_envs == end or self._cut[row]:
+                break
+            found.append(row)
+        return found
 
     def _put_head(self, targets: list[Any], b: int, row: int, shift: int) -> None:
         assert self._depth is not None

@@ -239,6 +239,20 @@ class SequenceReplay(PrioritizedReplay):
         return self.num_envs * ((self._most - self.burn_in - 1) // apart + 1)
 
     def _batch(self, rows: Rows, weights: Any) -> SequenceBatch:
+        if self._store.can_read_windows(self.n_step):
+            batch, mask = self._store.read_windows(rows, self._steps, weights)
+        else:
+            batch, mask = self._read_steps(rows, weights)
+        action, state = batch.action, None
+        if self._has_state:
+            action, state = action["action"], self._states(rows)
+        _, _, reward, next_obs, terminated, truncated, indices, _, discount = batch
+        return SequenceBatch(
+            batch.obs, action, reward, next_obs, terminated, truncated, indices, weights, discount, mask, state
+        )
+
+    def _read_steps(self, rows: Rows, weights: Any) -> tuple[Batch, Any]:
+        """What `Store.read_windows` gives, step by step."""
         store, shape = self._store, (len(rows), self._steps)
         _, _, last = store.returns(rows, self._steps)
         lengths = (last - rows) // self.num_envs % store.slots + 1
@@ -250,6 +264,8 @@ class SequenceReplay(PrioritizedReplay):
         batch = store.read(steps.reshape(-1), self.n_step, weights)
 
         def windows(value: Any) -> Any:
+            if value is None:  # a stored state, which is not read
+                return None
             if isinstance(value, dict):
                 return {key: windows(part) for key, part in value.items()}
             if isinstance(value, tuple):
@@ -259,16 +275,9 @@ class SequenceReplay(PrioritizedReplay):
                 np.asarray(value)[left_out] = 0
             return value
 
-        action, state = batch.action, None
-        if self._has_state:
-            action, state = action["action"], self._states(rows)
-        obs, action, next_obs, *rest = map(windows, (batch.obs, action, batch.next_obs, batch.reward, *batch[4:6]))
-        reward, terminated, truncated = rest
-        indices = batch.indices[:: self._steps].copy()
-        discount = windows(batch.discount)
-        return SequenceBatch(
-            obs, action, reward, next_obs, terminated, truncated, indices, weights, discount, mask, state
-        )
+        obs, action, reward, next_obs, terminated, truncated = map(windows, batch[:6])
+        indices, discount = batch.indices[:: self._steps].copy(), windows(batch.discount)
+        return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount), mask
 
     def _states(self, rows: Rows) -> Any:
         arrays = gather_rows(self._store.unread, rows)

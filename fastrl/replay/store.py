@@ -140,6 +140,23 @@ class Store:
         joined = self.obs.join(obs), self.action.join([*action, *self._unread]), reward, self.obs.join(next_obs)
         return Batch(*joined, terminated, truncated, indices, weights, discount)
 
+    def can_read_windows(self, n_step: int) -> bool:
+        """Whether `read_windows` gives what `read` of each step would."""
+        return n_step == 1 and self.obs.frames == 1 and self._pinned is None
+
+    def read_windows(self, rows: Rows, steps: int, weights: Any) -> tuple[Batch, Array]:
+        """Windows of at most `steps` from each of `rows` on, with zeros behind their ends, and where there is a step.
+
+        Arrays are [B, steps, ...]; the batch's indices are those of `rows`.
+        """
+        found = [np.empty((len(rows), steps, *x.shape[1:]), x.dtype) for x in self._whole]
+        i, j = self._split
+        indices, mask, discount = self.ring.windows(rows, steps, self._gamma, self._whole, found, found[j:-3])
+        terminated, truncated, reward = found[-3:]
+        obs, next_obs = self.obs.join(found[:i]), self.obs.join(found[j:-3])
+        action = self.action.join([*found[i:j], *self._unread])
+        return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount), mask
+
     def _gather_stacks(self, rows: Rows) -> list[Any]:
         """Frames [B * k] as stacks [B, k, ...]."""
         found = self._gather(self._obs, rows)

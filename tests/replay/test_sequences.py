@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from replay_oracle import EVENTS, Envs, Lists, batched, flat
 from replay_worlds import RINGS, space_of, with_ring
 
+from fastrl import _backend
 from fastrl.replay import SequenceReplay
 
 OBS, ACTION = ((3,), np.float32), ((), np.int64)
@@ -311,3 +312,69 @@ def test_bad_arguments(tmp_path):
     buffer.save(tmp_path / "file")
     with pytest.raises(ValueError, match="of a buffer with length 3 .here 2."):
         SequenceReplay(10, OBS, ACTION, length=2, state_space=OBS).load(tmp_path / "file")
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("ring", RINGS)
+def test_windows_are_those_of_single_steps(num_envs, apart, ring):
+    """Copied whole: the bits of step by step, over wraps, ends, cuts and extras, up to the newest."""
+    spaces = ({"x": ((3,), np.float32), "y": ((), np.uint8)}, ((), np.int64))
+    options = {"length": 37, "overlap": 30, "state_space": ((2,), np.float32), "store_next_obs": apart}
+    with with_ring(ring):
+        replay = SequenceReplay(400 * num_envs, *spaces, num_envs, **options)
+    rng = np.random.default_rng(0)
+
+    def obs():
+        return {"x": rng.standard_normal((num_envs, 3), np.float32), "y": rng.integers(256, size=num_envs, dtype="u1")}
+
+    here = obs()
+    for _ in range(700):
+        reached, terminated, truncated = obs(), *(rng.random((2, num_envs)) < 0.01)
+        state, reward = rng.standard_normal((num_envs, 2), np.float32), rng.standard_normal(num_envs)
+        cut = rng.random(num_envs) < 0.01
+        replay.add(here, rng.integers(9, size=num_envs), reward, reached, terminated, truncated, episode_start=cut,
+                   state=state)  # fmt: skip
+        over = terminated | truncated | (rng.random(num_envs) < 0.05)
+        other = obs()
+        here = {key: np.where(over.reshape(-1, *[1] * (x.ndim - 1)), other[key], x) for key, x in reached.items()}
+    rows = replay._store.held()
+    weights = np.ones(len(rows), np.float32)
+    (found, mask), (wanted, wanted_mask) = (
+        replay._store.read_windows(rows, 37, weights),
+        replay._read_steps(rows, weights),
+    )
+    lengths = mask.sum(1)
+    assert lengths.min() == 1 and lengths.max() == 37 and len(set(lengths)) > 20
+    np.testing.assert_array_equal(mask, wanted_mask)
+    for name, x, y in zip(found._fields, found, wanted, strict=True):
+        for key in x if isinstance(x, dict) else [None]:
+            if key != "state":
+                a, b = (x, y) if key is None else (x[key], y[key])
+                assert a.dtype == b.dtype
+                np.testing.assert_array_equal(a, b, err_msg=f"{name} {key}")
+
+
+@pytest.mark.skipif(_backend.CPU_BACKEND != "cpp", reason="of the compiled ring")
+def test_windows_that_do_not_fit_are_refused():
+    replay = SequenceReplay(100, ((3,), np.float32), ((), np.int64), length=4)
+    store, rows = replay._store, np.zeros(2, np.int64)
+
+    def windows(rows=rows, steps=4, sources=store._obs, outs=None, next_obs=None):
+        out = np.empty((2, 4, 3), np.float32)
+        return store.ring.windows(rows, steps, 0.9, sources, outs or [out], next_obs or [out])
+
+    windows()
+    for bad in (
+        {"rows": np.array([0, 10**6])},
+        {"rows": np.array([0, -1])},
+        {"steps": 5},
+        {"steps": 0},
+        {"sources": [store._obs[0][:50]]},
+        {"sources": [store._obs[0].astype(np.float64)]},
+        {"outs": [np.empty((2, 4, 6), np.float32)[..., ::2]]},
+        {"outs": [np.empty((2, 4, 3), np.int32)]},
+        {"next_obs": [np.empty((2, 3, 3), np.float32)]},
+    ):
+        with pytest.raises((IndexError, ValueError), match="replay_ring"):
+            windows(**bad)
