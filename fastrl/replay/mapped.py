@@ -196,8 +196,10 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
             if not isinstance(config, dict) or header.get("layout") != states.LAYOUT:
                 raise ValueError("damaged, or of an earlier version: its header is not that of a buffer")
             capacity, num_envs = config.get("capacity"), config.get("num_envs")
-            if type(capacity) is not int or type(num_envs) is not int or not 0 < num_envs < 2**31 or capacity < 1:
+            if type(capacity) is not int or type(num_envs) is not int:
                 raise ValueError(f"damaged: capacity is {capacity!r} and num_envs {num_envs!r}")
+            if not 0 < num_envs < 2**31 or not 0 < capacity < 2**62:
+                raise ValueError(f"damaged: capacity is {capacity} and num_envs {num_envs}")
             most = -(-capacity // num_envs)
             if not isinstance(header.get("added"), list) or len(header["added"]) != num_envs:  # before a list so long
                 raise ValueError(f"damaged: it does not count the transitions of its {num_envs} environments")

@@ -429,6 +429,9 @@ def test_one_command_shows_what_is_in_it(tmp_path, capsys):
     storage.write(tmp_path / "many", many, [])
     with pytest.raises(ValueError, match="many is damaged: it does not count the transitions of its 2147483647 env"):
         mapped.describe(tmp_path / "many")
+    storage.write(tmp_path / "large", {**header, "config": {**header["config"], "capacity": 2**64}}, [])
+    with pytest.raises(ValueError, match="large is damaged: capacity is 18446744073709551616 and num_envs 1$"):
+        mapped.describe(tmp_path / "large")
     Path(tmp_path / "text").write_text("x")
     for bad in ("text", "missing", "."):
         assert cli.main(["info", str(tmp_path / bad)]) == 2

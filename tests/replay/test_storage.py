@@ -47,7 +47,7 @@ def test_without_a_thread_the_caller_hashes(tmp_path, monkeypatch):
     arrays = [*ARRAYS, np.random.default_rng(0).integers(256, size=3 << 20, dtype=np.uint8)]
     storage.write(tmp_path / "a", {"n": 1}, arrays)
 
-    def none(*_):
+    def none(*_, **__):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("threading._start_new_thread", none, raising=False)
