@@ -154,7 +154,9 @@ def test_the_ledger_is_that_of_the_kept_logs(monkeypatch):
     assert text == make.page(), "run `python docs/make_results.py`"
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and "`--" in line]
     logs = {path.parent for path in (ROOT / "bench" / "results" / "learning").glob("*/*/*/seed*.csv")}
-    assert len(rows) == len({folder for folder in logs if folder.name != "sb3"})
+    of_studies = {folder for folder in logs if folder.parts[-3] in make.learning.STUDIES}
+    assert len(rows) == len({folder for folder in logs - of_studies if folder.name != "sb3"})
+    assert all(f"| {folder.parts[-3]} | {folder.name} | " in text for folder in of_studies)
     assert "489 +- 16 at 500k (CleanRL)" in text
 
 
