@@ -183,7 +183,7 @@ class Summary(NamedTuple):
         if self.wanted is None:
             return ""
         text = f"{'>=' if self.iqm >= self.wanted else 'MISSED'} {round(self.wanted, 1):g}"
-        return text if self.p is None else f"{text}, p = {self.p:.2g}"
+        return text if self.p is None else f"{text}, p = {self.p:.2f}" if self.p >= 0.005 else f"{text}, p < 0.005"
 
 
 def final_returns(algorithm: str, env: str, variant: str, steps: int, column: str = "greedy_return") -> Any:

@@ -149,7 +149,7 @@ def test_learning_tasks_name_what_exists(monkeypatch):
     module = importlib.import_module("learning")
     assert set(module.TASKS) == {*DEEP, "fqi"}
     assert not set(module.TASKS) & set(module.STUDIES)
-    for algorithm, variants in module.ALL.items():
+    for algorithm, variants in {**module.TASKS, **module.STUDIES}.items():
         for variant, envs in variants.items():
             for env, task in envs.items():
                 assert algorithm not in module.STUDIES or task.beside in variants
