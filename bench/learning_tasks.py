@@ -208,7 +208,7 @@ STUDIES: dict[str, dict[str, dict[str, Task]]] = {
         },
         "double_per_n_step": {
             "LunarLander-v3": Task(
-                300_000, 240, {**PER_STUDY["LunarLander-v3"], "double": True, "prioritized": True, "n_step": 3}
+                300_000, 240, {**PER_STUDY["LunarLander-v3"], "double": True, "prioritized": True, "n_step": 3}, "dqn"
             )
         },
     },
