@@ -170,7 +170,7 @@ def vtrace(
 ) -> tuple[Any, Any]:
     """V-trace targets vs and the advantages of the policy gradient; `fastrl.vtrace` has the equations.
 
-    Arguments and results are those of `fastrl.vtrace`.
+    Arguments and results are those of `fastrl.vtrace`, but for pg_lam, discounts, layout and out.
     """
     call = _Call("vtrace", rewards=rewards, values=values, next_values=next_values, log_rhos=log_rhos)
     call.flags(terminated=terminated, truncated=truncated, mask=mask)

@@ -88,11 +88,11 @@ FASTRL_INLINE void project_row(const float* p, double scale, double total, doubl
   double *const m = w.m, *const above = w.above, *const keep = w.keep, *const give = w.give;
   const double* const index = w.index;
   int32_t* const left = w.left;
-  const bool lost = r != r || !std::isfinite(discount) || (discount != 0 && !std::isfinite(total));
-  for (int64_t j = 0; j < length; ++j) above[j] = 0, m[j] = lost ? kNaN : 0.0;
-  if (lost) return;
   // Atom k lands on the place first + discount k between 0 and n - 1, without rounding where that is an atom.
   const double first = (r + (discount - 1) * s.low) / s.step, last = static_cast<double>(s.n - 1);
+  const bool lost = first != first || !std::isfinite(discount) || (discount != 0 && !std::isfinite(total));
+  for (int64_t j = 0; j < length; ++j) above[j] = 0, m[j] = lost ? kNaN : 0.0;
+  if (lost) return;
   const int32_t most = static_cast<int32_t>(s.n - 2);
   if (discount == 0) {
     const double place = first < 0 ? 0.0 : first > last ? last : first;
@@ -150,11 +150,12 @@ FASTRL_INLINE DistributionalMeans c51_loop(const Transitions* t, const Support* 
     }
     project_row(e, 1 / sum, sum, t->rewards[i], t->discounts[i], *s, length, work->projection);
     const Exponentials now = exponentials(t->x + i * each + t->actions[i] * n, n, length, x, e);
-    const double log_total = now.top + std::log(now.sum), inverse = 1 / now.sum;
+    const double top = now.top, log_sum = std::log(now.sum), inverse = 1 / now.sum;
     const double w = t->weights ? t->weights[i] * share : share;
     for (int64_t j = 0; j < length; ++j) log_m[j] = log_normal(m[j] < 1e-37 ? 1e-37f : static_cast<float>(m[j]));
-    // Where there is no mass the logit may be -inf.
-    const double cross = sum_of_lanes(length, [=](int64_t j) { return m[j] == 0 ? 0.0 : m[j] * (x[j] - log_total); });
+    // Where there is no mass the logit may be -inf.  The largest logit goes first: log_sum is lost beside a huge one.
+    const double cross =
+        sum_of_lanes(length, [=](int64_t j) { return m[j] == 0 ? 0.0 : m[j] * ((x[j] - top) - log_sum); });
     const double divergence = sum_of_lanes(length, [=](int64_t j) { return m[j] * log_m[j]; }) - cross;
     means.loss -= w * cross, means.mean_q += dot(e, z, length) * inverse;
     kl[i] = static_cast<float>(divergence < 0 ? 0.0 : divergence);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ def categorical_projection(probs: Any, rewards: Any, discounts: Any, *, v_min: f
     Args:
         probs: p, float32 ``[B, N]``, N >= 2; each row sums to 1.
         rewards, discounts: float32 ``[B]``; discount = gamma^m (1 - terminated).
-        v_min, v_max: finite, v_min < v_max.
+        v_min, v_max: at most 1e200 in size, v_min < v_max.
 
     Raises:
         TypeError, ValueError: a wrong type, dtype, shape or device, one atom, or v_min >= v_max.
@@ -92,7 +91,7 @@ def c51_loss(
             ``[B, A, N]``, N >= 2 atoms z_j from v_min to v_max, as in `categorical_projection`.
         actions: int64 or int32 ``[B]``.
         rewards, discounts, weights: float32 ``[B]``; weights None: 1.
-        v_min, v_max: finite, v_min < v_max.
+        v_min, v_max: at most 1e200 in size, v_min < v_max.
 
     Returns:
         QLoss: d_q ``[B, A, N]`` is the gradient in logits, td_errors ``[B]`` the divergences KL(m || p(s, a)), >= 0, by
@@ -120,7 +119,7 @@ def c51_actor_loss(logits: Any, *, v_min: float, v_max: float) -> tuple[Any, Any
 
     Args:
         logits: float32 ``[B, N]``, N >= 2 atoms z_j from v_min to v_max.
-        v_min, v_max: finite, v_min < v_max.
+        v_min, v_max: at most 1e200 in size, v_min < v_max.
 
     Returns:
         L (a float; on CUDA a tensor without dimensions) and the gradient ``[B, N]``.
@@ -190,7 +189,9 @@ def _loss(op: str, x: Any, *arguments: Any) -> QLoss:
 
 def _support(op: str, v_min: Any, v_max: Any) -> tuple[float, float]:
     low, high = (_arrays.load_float(x, f"{op}: {name}", "finite") for x, name in ((v_min, "v_min"), (v_max, "v_max")))
-    if not 1e-300 < high - low < math.inf:
-        wanted = "< v_max" if low >= high else "between 1e-300 and 1.8e308 below v_max"
+    if max(abs(low), abs(high)) > 1e200:  # a discount times an atom is finite, so that infinite rewards have a place
+        raise ValueError(f"{op}: v_min and v_max must be between -1e200 and 1e200, got {low!r} and {high!r}")
+    if high - low <= 1e-300:
+        wanted = "< v_max" if low >= high else "more than 1e-300 below v_max"
         raise ValueError(f"{op}: v_min must be {wanted}, got {low!r} and {high!r}")
     return low, high

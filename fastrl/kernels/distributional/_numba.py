@@ -43,7 +43,7 @@ def _projections(p: Any, r: Any, discount: Any, v_min: Any, v_max: Any, m: Any) 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _softmax(x: Any, p: Any) -> Any:
-    """p of a row of logits, and the logarithm of their sum of exponentials."""
+    """p of a row of logits; the largest, and the logarithm of the sum of exponentials of their distances to it."""
     top, total = x[0], 0.0
     for j in range(1, len(x)):
         top = max(top, x[j])
@@ -52,7 +52,7 @@ def _softmax(x: Any, p: Any) -> Any:
         total += p[j]
     for j in range(len(x)):
         p[j] /= total
-    return top + math.log(total)
+    return top, math.log(total)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -82,11 +82,11 @@ def _c51(
         _softmax(after[i, _argmax(values)], p)
         _project(p, r[i], discount[i], v_min, v_max, m)
         row = x[i, actions[i]]
-        log_total = _softmax(row, p)
+        top, log_sum = _softmax(row, p)
         cross_entropy, entropy = 0.0, 0.0
         for j in range(n):
             if m[j] != 0:
-                cross_entropy -= m[j] * (row[j] - log_total)
+                cross_entropy -= m[j] * ((row[j] - top) - log_sum)
                 entropy -= m[j] * math.log(m[j])
             mean_q += p[j] * (v_min + step * j)
             d[i, actions[i], j] = share[i] * (p[j] - m[j])

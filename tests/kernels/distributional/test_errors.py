@@ -36,7 +36,7 @@ ON = {"v_min": -1, "v_max": 1}
         (
             lambda f: f.categorical_projection(P, B, B, v_min=-1e308, v_max=1e308),
             ValueError,
-            "v_min must be between 1e-300 and 1.8e308 below v_max, got -1e+308 and 1e+308",
+            "v_min and v_max must be between -1e200 and 1e200, got -1e+308 and 1e+308",
         ),
         (
             lambda f: f.categorical_projection(P, B, B, v_min=np.nan, v_max=1),

@@ -92,6 +92,27 @@ def test_what_is_not_finite_stays_in_its_row(backend):
     np.testing.assert_array_equal(ends, [[1, 0, 0]] * 3 + [[0, 1, 0], [0, 0, 1], [NAN] * 3])
 
 
+@pytest.mark.parametrize("discount", [1, -3, 3e38])
+def test_infinite_rewards_on_the_largest_support(backend, discount):
+    probs = np.full((3, 51), 1 / 51, np.float32)
+    found = fastrl.categorical_projection(
+        probs, floats(INF, -INF, INF), floats(discount, discount, 0), v_min=-1e200, v_max=1e200
+    )
+    np.testing.assert_allclose(found[:, [0, 50]], [[0, 1], [1, 0], [0, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e6, 1e12, 1e20, 1e30])
+def test_logits_of_any_size(backend, size):
+    """Of a network that diverges, whose priorities are to show it."""
+    b = Batch(0, 4, 2, 7)
+    b.x[:] = 0
+    right = fastrl.c51_loss(*b.arguments, v_min=-5, v_max=4)
+    b.x[:] = size
+    found = fastrl.c51_loss(*b.arguments, v_min=-5, v_max=4)
+    np.testing.assert_allclose(found.td_errors, right.td_errors, rtol=1e-6)
+    np.testing.assert_allclose(found.loss, right.loss, rtol=1e-6)
+
+
 def test_no_rows(backend):
     none = np.zeros(0, np.float32)
     assert fastrl.categorical_projection(np.zeros((0, 3), np.float32), none, none, v_min=0, v_max=1).shape == (0, 3)
