@@ -250,6 +250,25 @@ def test_crossqs_statistics_are_the_hosts_buffers():
     assert int(norm.steps) == 60 // 3 and model.actor.latent_pi[0].ra_var.max() < 9
 
 
+@pytest.mark.parametrize("call", ["predict", "train"])
+def test_crossqs_modules_are_left_as_the_hosts(call, tmp_path):
+    """Calls of them do not move the statistics."""
+    make(ours, "CrossQ").learn(80).save(tmp_path / "model")
+    obs = np.random.default_rng(0).normal(size=(1, 3)).astype(np.float32)
+    found = []
+    for library in (ours, host):
+        model = library.CrossQ.load(tmp_path / "model", env=make(library, "CrossQ").get_env())
+        if call == "predict":
+            model.predict(obs, deterministic=True)
+        else:
+            model.learn(50, reset_num_timesteps=False)
+        before = {name: x.clone() for name, x in model.policy.state_dict().items()}
+        with torch.no_grad():
+            found.append(model.critic(torch.as_tensor(obs), torch.zeros(1, 1))[0].numpy())
+        assert all(torch.equal(x, before[name]) for name, x in model.policy.state_dict().items())
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-4)
+
+
 def test_crossq_of_constant_units_stays_finite():
     """The host's gradient is NaN there where no ReLU hides it."""
     model = make(ours, "CrossQ", policy={"renorm_warmup_steps": 0}).learn(60)

@@ -217,11 +217,16 @@ class CrossQ(SoftActorCritic, sb3_contrib.CrossQ):  # type: ignore[misc]
         check_version()
         return _Networks(self)
 
+    def _act(self, nets: Any, x: Any, deterministic: bool) -> Any:
+        nets.set_training_mode(False)  # as the host leaves it: calls of its modules would move the statistics
+        return super()._act(nets, x, deterministic)
+
     def _update(self, nets: Any, b: Batch, step: int, logs: dict[str, list[Any]]) -> None:
         """The critics go down 1/2 sum_k mean (Q_k(s, a) - y)^2, y = r + gamma (1 - done) [min_k Q_k(s', a') - alpha log
         pi(a'|s')], Q of both in one pass by their statistics; every `policy_delay` updates the actor, by the statistics
         of its batch, goes down mean [alpha log pi(a|s) - min_k Q_k(s, a)], with the running ones of the critics.
         """
+        nets.set_training_mode(False)
         alpha, n = nets.alpha(self), len(b.reward)
         following = Squashed(nets.actor.forward(b.next_obs))
         q = nets.q(np.concatenate((b.obs, b.next_obs)), np.concatenate((b.action, following.action)), batch=True)
