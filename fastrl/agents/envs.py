@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from fastrl.agents.compiled_envs import CompiledLoop, make_compiled
@@ -413,7 +413,9 @@ def _mode(vec: VectorEnv[Any, Any, Any]) -> AutoresetMode | None:
     """When `vec` begins new episodes; None: its metadata do not say."""
     metadata, inner = vec.metadata or {}, vec.unwrapped
     mode = metadata.get("autoreset_mode")
-    if metadata is getattr(type(inner), "metadata", None):  # another instance may have written there, as ale-py's do
+    of_class = metadata is getattr(type(inner), "metadata", None)  # another instance may have written there: ale-py's
+    # Gymnasium 1.1's are those of the class of the environments in it.
+    if of_class or (isinstance(inner, SyncVectorEnv | AsyncVectorEnv) and metadata is inner.metadata):
         mode = getattr(inner, "autoreset_mode", mode)
     if mode is None:  # EnvPool's metadata have it since 1.0
         return AutoresetMode.NEXT_STEP if _is_envpool(vec) else None

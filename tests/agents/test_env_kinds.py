@@ -111,6 +111,17 @@ def test_the_mode_is_the_environments_own(wrapped):
     assert Envs(vec, 3, seed=0).mode == AutoresetMode.NEXT_STEP
 
 
+def test_the_mode_is_gymnasiums_where_metadata_are_shared():
+    """As in Gymnasium 1.1, whose vector environments write into the metadata of the environments' class."""
+    vec = SyncVectorEnv([Steps] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    vec.metadata = shared = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    shared["autoreset_mode"] = AutoresetMode.NEXT_STEP
+    wrapper = gym.vector.VectorWrapper(vec)  # without one it would be taken apart
+    assert Envs(wrapper, 2, seed=0).mode == AutoresetMode.SAME_STEP
+    wrapper.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # what the caller says goes first
+    assert Envs(wrapper, 2, seed=0).mode == AutoresetMode.NEXT_STEP
+
+
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("flags", [np.bool_, np.int64])
 def test_flags_of_integers_in_every_mode(mode, flags):
