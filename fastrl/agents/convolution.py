@@ -59,7 +59,7 @@ class Convolution(nn.Module):
 
     def features(self, obs: Tensor) -> Tensor:
         """What the convolutions make of images ``[B, *shape]``: ``[B, n]``."""
-        x = obs.permute(0, 3, 1, 2) if self._last else obs.reshape(len(obs), *self._image)
+        x = obs.permute(0, 3, 1, 2) if self._last else obs.reshape(obs.shape[0], *self._image)
         found: Tensor = self.convolutions(x)
         return found
 
@@ -67,7 +67,7 @@ class Convolution(nn.Module):
         out: Tensor = self.head(features)
         if self.value is None:
             return out
-        each = out.reshape(len(out), -1, self._n)
+        each = out.reshape(out.shape[0], -1, self._n)
         q: Tensor = self.value(features)[:, None] + each - each.mean(1, keepdim=True)
         return q.flatten(1)
 

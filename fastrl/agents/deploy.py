@@ -90,7 +90,7 @@ class TorchPolicy(nn.Module):
 
     def forward(self, obs: Tensor, action_masks: Tensor | None = None) -> Tensor:
         x = self._inputs(obs)
-        more = () if self.taus is None else (self.taus.expand(len(x), -1),)
+        more = () if self.taus is None else (self.taus.expand(x.shape[0], -1),)
         return self._actions(self.network(x.flatten(1) if self._flat else x, *more), action_masks)
 
     def _inputs(self, obs: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class TorchPolicy(nn.Module):
         if action_masks is not None and not self.discrete:
             raise ValueError("policy: action_masks must be None, because actions are continuous")
         if self.atoms is not None:
-            each = out.reshape(len(out), self._n_actions, -1)
+            each = out.reshape(out.shape[0], self._n_actions, -1)
             out = each.mean(2) if self._quantiles else each.softmax(2) @ self.atoms
         action = out[:, : self._n_actions]
         if action_masks is not None:
@@ -217,7 +217,7 @@ class Trees(nn.Module):
             self.register_buffer(name, torch.as_tensor(np.array(array)))
 
     def forward(self, x: Tensor) -> Tensor:
-        at = torch.arange(self.actions * self.trees).expand(len(x), -1)
+        at = torch.arange(self.actions * self.trees).expand(x.shape[0], -1)
         while True:
             child = self.child[at]
             if not child.any():

@@ -18,6 +18,7 @@ It acts with the weights of the moment; the policy that it is judged by has aver
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 from typing import Any
 
@@ -195,7 +196,8 @@ class DQN(OffPolicyAgent[DQNConfig]):
         out = self._forward(network, obs, *self._taus)
         if self.config.distributional is None:
             return out
-        return self._means(out.reshape(len(out), self.n_actions, -1))  # type: ignore[no-any-return]
+        each = math.prod(out.shape[1:]) // self.n_actions
+        return self._means(out.reshape(len(out), self.n_actions, each))  # type: ignore[no-any-return]
 
     def _means(self, out: Any) -> Any:
         """Q ``[B, n_actions]`` of outputs, which with `distributional` are ``[B, n_actions, N]``."""

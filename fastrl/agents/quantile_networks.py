@@ -82,7 +82,7 @@ class QuantileMLP:
         phi = embedding(inputs).clip(0).reshape(-1, taus.shape[-1], psi.shape[2])  # [B or 1, N, D]
         self._kept = (psi, phi) if keep else self._kept
         out = head((psi * phi).reshape(-1, psi.shape[2]))
-        return out.reshape(len(psi), phi.shape[1], -1).swapaxes(1, 2)
+        return out.reshape(len(psi), phi.shape[1], out.shape[-1]).swapaxes(1, 2)
 
     def backward(self, d_out: Any) -> None:
         """Overwrite `grad` by the gradients of sum(d_out * out) for the outputs of the last `forward_cached`.

@@ -67,10 +67,10 @@ class QuantileNetwork(TorchNetwork):
 
     def _each(self, x: Any, taus: Any) -> Tensor:
         """The taus ``[B, N]`` of each row, if all have the same, too."""
-        return torch.as_tensor(taus).expand(len(x), -1)
+        return torch.as_tensor(taus).expand(x.shape[0], -1)
 
     def _quantiles(self, out: Any, taus: Any) -> Any:
-        return out.reshape(len(out), -1, taus.shape[-1])
+        return out.reshape(len(out), math.prod(out.shape[1:]) // taus.shape[-1], taus.shape[-1])
 
 
 def quantile_convolution(

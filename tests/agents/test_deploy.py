@@ -93,9 +93,32 @@ def test_networks_of_the_users_own():
     assert torch.equal(policy(torch.from_numpy(obs)), before)
 
 
-def test_it_can_be_exported(tmp_path):
-    agent = SAC("Pendulum-v1", **SMALL).learn(60, progress=False)
-    obs = torch.randn(5, 3)
+KINDS = {
+    "sac": (SAC, {}),
+    "dueling": (DQN, {"dueling": True}),
+    "c51": (DQN, {"distributional": "c51"}),
+    "qr": (DQN, {"distributional": "qr"}),
+    "iqn": (DQN, {"distributional": "iqn", "hidden": (8, 8)}),
+    "rainbow": (DQN, {"rainbow": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_can_be_exported(kind, tmp_path):
+    cls, settings = KINDS[kind]
+    env = "Pendulum-v1" if cls is SAC else Odd(gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(3))
+    agent = cls(env, **{**SMALL, **settings}).learn(60, progress=False)
+    check_export(agent, torch.randn(5, 3), tmp_path)
+
+
+def test_policies_of_images_can_be_exported(tmp_path):
+    space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    agent = DQN(Odd(space, gym.spaces.Discrete(3)), **SMALL, network="nature", distributional="iqn", dueling=True)
+    check_export(agent, torch.randint(0, 256, (5, 36, 36, 3), dtype=torch.uint8), tmp_path)
+
+
+def check_export(agent, obs, tmp_path):
+    """A program of any batch size."""
     program = torch.export.export(agent.policy_to_torch(), (obs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, tmp_path / "policy.pt2")
     loaded = torch.export.load(tmp_path / "policy.pt2").module()

@@ -327,3 +327,9 @@ def test_a_network_of_ones_own_takes_taus():
 def test_bad_settings(settings, text):
     with pytest.raises(InputError, match=text):
         make_agent(**settings)
+
+
+@pytest.mark.parametrize("kind", [None, "c51", "qr", "iqn"])
+def test_no_observations_have_no_actions(kind):
+    agent = DQN("CartPole-v1", seed=0, distributional=kind, hidden=(8, 8))
+    assert agent.predict(np.zeros((0, 4), np.float32)).shape == (0,)

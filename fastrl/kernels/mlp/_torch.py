@@ -26,7 +26,7 @@ class Dueling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         value: Tensor = self.value(features)
-        advantage: Tensor = self.advantage(features).view(len(features), -1, value.shape[1])
+        advantage: Tensor = self.advantage(features).view(features.shape[0], -1, value.shape[1])
         return (value.unsqueeze(1) + (advantage - advantage.mean(1, keepdim=True))).flatten(1)
 
 
