@@ -223,6 +223,7 @@ TRAIN = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "100"]
         ([*TRAIN, "--threads", "100000"], r"--threads must be in \[1, 1024\], got 100000"),
         (["bench", "--threads", "1025"], r"--threads must be in \[1, 1024\], got 1025"),
         (["info", "bogus"], "^fastrl: .*No such file or directory: 'bogus'"),
+        (["info", "."], r"\. is no folder of a replay buffer: it has no file 'state'"),
         (["info", "--hlep"], "info takes a folder or a file or nothing, got '--hlep'"),
         (["info", "a", "b"], "info takes a folder or a file or nothing, got 'a b'; usage: fastrl info "),
         ([*TRAIN, "--device", "tpu"], "^fastrl: --device must be cpu, cuda or auto, got 'tpu'"),

@@ -206,6 +206,10 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
             states.check_list("added", header.get("added"), int, [2**62 // num_envs] * num_envs)
             states.check_list("start", header.get("start"), int, header["added"])
             time = datetime.fromtimestamp(os.fstat(opened.fileno()).st_mtime).isoformat(" ", "seconds")
+    except FileNotFoundError:
+        if not is_folder:
+            raise
+        raise ValueError(f"{folder} is no folder of a replay buffer: it has no file {file.name!r}") from None
     except ValueError as error:
         raise ValueError(f"{folder} is {error}") from None
     added = np.array(header["added"], np.int64)
