@@ -59,16 +59,20 @@ class StableBaselines3:
         )  # fmt: skip
 
     def _trpo(self, _: str, c: Any, seed: int, overrides: dict[str, Any]) -> Any:
+        """Its KL, and with it the Fisher matrix that is damped, is the mean over the dimensions of an action."""
+        import gymnasium as gym
         import sb3_contrib
 
+        with contextlib.closing(gym.make(self.env)) as env:
+            dims = env.action_space.shape[0]
         assert set(overrides) == set(TRPO_CHEETAH) and c.num_envs == 1
         assert c.max_kl == c.max_kl_end and c.learning_rate == c.learning_rate_end
         return sb3_contrib.TRPO(
             "MlpPolicy", self.env, learning_rate=c.learning_rate, n_steps=c.n_steps,
             batch_size=c.n_steps // c.minibatches, gamma=c.gamma, gae_lambda=c.gae_lambda,
-            cg_max_steps=c.cg_iterations, cg_damping=c.cg_damping, line_search_shrinking_factor=c.backtrack,
-            line_search_max_iter=c.backtracks, n_critic_updates=c.value_epochs, target_kl=c.max_kl, seed=seed,
-            device="cpu",
+            cg_max_steps=c.cg_iterations, cg_damping=c.cg_damping / dims, line_search_shrinking_factor=c.backtrack,
+            line_search_max_iter=c.backtracks + 1, n_critic_updates=c.value_epochs, target_kl=c.max_kl / dims,
+            seed=seed, device="cpu",
         )  # fmt: skip
 
     def _actor_critic(self, algorithm: str, c: Any, seed: int, overrides: dict[str, Any]) -> Any:

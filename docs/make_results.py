@@ -57,8 +57,8 @@ PER = """\
 Double DQN with prioritized replay beside DQN, 300,000 steps: {command}. Published (SLM Lab): 195 and 266 on
 LunarLander-v3, -94 and -84 on Acrobot-v1, means of the last 100 episodes of training, which are those of the first
 table. With our settings, of which only the switches change, DQN itself learns LunarLander-v3 better than published,
-and prioritized replay alone takes from that; with returns of three steps beside it nothing is lost. On Acrobot-v1 it
-helps a little, as published.
+and Double with prioritized replay takes from that; with returns of three steps beside it nothing is lost. On Acrobot-v1
+it helps a little, as published.
 """
 MINATAR = """\
 ## MinAtar

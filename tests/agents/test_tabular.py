@@ -85,7 +85,7 @@ def test_frozen_lake():
 
 @pytest.mark.slow
 def test_frozen_lake_of_64_states():
-    """Within a thousandth.  The very optimum is beyond any sampling: see `docs/agents.md`."""
+    """Within a thousandth with this seed.  The very optimum is beyond any sampling: see `docs/agents.md`."""
     settings = {
         **CERTAIN,
         "num_envs": 64,
