@@ -39,10 +39,11 @@ Published figures have protocols of their own and often more steps:
 - **sb3**: Stable-Baselines3, trained by our program with the same hyperparameters.
 
 A row that says MISSED did not reach the bar that we set: DQN with IQN on CartPole-v1, whose settings are those of DQN,
-not tuned, and of which two seeds of five end low; and SAC on HalfCheetah-v5, where the bar is Stable-Baselines3's
-result with the same hyperparameters, and p that of a Mann-Whitney test: seeds of one library differ so much that these
-do not tell the two apart, and on the same weights, batches and noise both make the same updates (a test holds them to
-it).
+not tuned, and of which two seeds of five end low; D4PG on HalfCheetah-v5, where the bar is the result of DDPG
+with the same networks and steps; and SAC on HalfCheetah-v5, where the bar is Stable-Baselines3's result with the same
+hyperparameters, and p that of a Mann-Whitney test: seeds of one library differ so much that these do not tell the two
+apart, and on the same weights, batches and noise both make the same updates (a test holds them to it). The studies
+below have rows of their own that missed theirs.
 Settings were chosen on other seeds than those of the table, but for TRPO, partly on its first two, for the seeds 0
 and 1 of DQN, and for the `reward_scale` of NAF, tried on four of them. DQN with n-step returns has a buffer of
 10,000 transitions, not 100,000. DQN's greedy policy has averaged weights (`averaging`), without which single runs
@@ -63,7 +64,8 @@ it helps a little, as published.
 MINATAR = """\
 ## MinAtar
 
-Breakout from its 10 x 10 x 4 grid, flattened, with a network of 128, one million steps: {command}.
+Breakout from its 10 x 10 x 4 grid, flattened, with a network of 128, one million steps: {command}. The bar is
+Stable-Baselines3's DQN, so far of one seed, which tells nothing apart.
 """
 # (algorithm, environment) or (algorithm, environment, variant) -> figures, as published: value, steps, source
 PUBLISHED = {
