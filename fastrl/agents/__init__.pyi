@@ -1215,7 +1215,7 @@ class SAC(_SAC):
 class SACDiscrete(_SACDiscrete):
     def __init__(
         self, env: Env, config: SACDiscreteConfig | None = None, *,
-        network: Any = None,
+        network: Any = 'auto',
         prioritized: bool = False,
         n_step: int = 1,
         num_envs: int = 1,
@@ -1248,7 +1248,7 @@ class SACDiscrete(_SACDiscrete):
         prioritized: bool = False. Replay in proportion to |TD error|^alpha, corrected by importance weights.
         n_step: int = 1. Rewards summed before the bootstrap; fewer at the end of an episode.
         num_envs: int = 1. Environments stepped together.
-        hidden: tuple[int, ...] = (128, 128). Sizes of the hidden layers of each network.
+        hidden: tuple[int, ...] = (128, 128). Sizes of the hidden layers of each MLP.
         learning_rate: float = 0.001. Of the critics' Adam, and of the temperature's, at the start.
         learning_rate_end: float | None = 1e-05. Of Adam, from learning_rate_steps on; None: constant.
         learning_rate_steps: int | None = None. Environment steps over which the learning rates fall linearly; None:
@@ -1270,6 +1270,8 @@ class SACDiscrete(_SACDiscrete):
         device: str = 'cpu'. cpu, cuda or auto; small networks are faster on the CPU.
         actor_learning_rate: float = 0.001. Of the actor's Adam, at the start; falls in the same proportion as the
             critics'.
+        network: Literal['auto', 'mlp', 'nature', 'impala'] = 'auto'. The ready-made networks: MLPs, or convolutional
+            ones for images; auto: nature for images of bytes.
         temperature: float | None = 0.1. Weight of the entropy; None: tuned so that the policy has the target entropy.
         initial_temperature: float = 1.0. Where the tuning starts.
         target_entropy: float | None = None. Of the policy; None: 0.98 of the largest, log(number of actions).

@@ -101,10 +101,13 @@ def _impala(channels: int) -> list[nn.Module]:
     return [*layers, nn.ReLU()]
 
 
-def q_network(kind: str, shape: Sequence[int], n_out: int, *, dueling: int, seed: int, device: str) -> TorchNetwork:
-    """`Convolution` for Q, with torch's initial weights drawn from `seed`."""
+def q_network(
+    kind: str, shape: Sequence[int], n_out: int, *, n: int | None = None, dueling: int = 0, seed: int, device: str
+) -> TorchNetwork:
+    """`Convolution` with torch's initial weights drawn from `seed`, as for Q; `n` of them side by side, if given."""
     with building(seed):
-        return TorchNetwork(Convolution(kind, shape, n_out, dueling=dueling), shape, device=device)
+        made = [Convolution(kind, shape, n_out, dueling=dueling) for _ in range(n or 1)]
+    return TorchNetwork(made[0] if n is None else nn.ModuleList(made), shape, device=device)
 
 
 def policy_network(kind: str, shape: Sequence[int], n_out: int, critic: bool) -> Callable[[], nn.Module]:

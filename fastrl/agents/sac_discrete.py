@@ -33,11 +33,10 @@ class SACDiscrete(Temperature, OffPolicyAgent[SACDiscreteConfig]):
     alpha log pi(a'|s')].  Actor: mean sum_a pi(a|s) [alpha log pi(a|s) - min_k Q_k(s, a)].  Temperature: log(alpha)
     mean [H(pi(.|s)) - target_entropy].  The sums over the actions are exact: no action is drawn in an update.
 
-    For discrete actions.  An MLP sees observations flattened, and discrete ones one-hot.
-
-    `network`: torch modules of your own, ``{"actor": ..., "critic": ...}`` or one of the two: the actor maps
-    observations ``[B, ...]`` (bytes as 0..1) to logits ``[B, n_actions]``, a critic to values ``[B, n_actions]``; a
-    function makes the two.
+    For discrete actions.  Images of bytes are seen by convolutional networks (the setting `network`), all else
+    flattened by MLPs, discrete observations one-hot.  `network`: torch modules of your own instead, ``{"actor": ...,
+    "critic": ...}`` or one of the two: the actor maps observations ``[B, ...]`` (bytes as 0..1) to logits
+    ``[B, n_actions]``, a critic to values ``[B, n_actions]``; a function makes the two.
 
     `env`: an id, an environment, or a Gymnasium vector environment in any autoreset mode.  `config` and keyword
     overrides set the hyperparameters of `SACDiscreteConfig`.  Raises InputError for anything that cannot work.
@@ -69,6 +68,12 @@ class SACDiscrete(Temperature, OffPolicyAgent[SACDiscreteConfig]):
     def _networks(self) -> tuple[Network, Network]:
         """The actor ``[B, obs]`` -> ``[B, n_actions]`` and the critics ``[B, obs]`` -> ``[2, B, n_actions]``."""
         given, n, seeds, device = self._network or {}, self.n_actions, self._seeds, self.device
+        if self._ready_made is not None:
+            from fastrl.agents.convolution import q_network  # needs torch
+
+            image = (self._ready_made, self._obs_shape, n)
+            made = q_network(*image, seed=seeds[0], device=device)
+            return made, q_network(*image, n=2, seed=seeds[1], device=device)
         if not isinstance(given, Mapping) or not set(given) <= {"actor", "critic"}:
             got = ", ".join(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
             wanted = "a dict with the keys actor, critic or one of them"

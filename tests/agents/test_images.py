@@ -6,43 +6,20 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from odd_envs import Bright, register
 from torch import nn
 
-from fastrl.agents import A2C, DQN, PPO, EnvConfig, InputError, envs
+import fastrl.agents
+from fastrl.agents import A2C, DQN, PPO, EnvConfig, InputError, SACDiscrete, SACDiscreteConfig, envs
 from fastrl.agents.convolution import Convolution
 from fastrl.agents.torch_networks import TorchNetwork
 from fastrl.kernels import MLP
 
 SHAPES = [(2, 40, 36), (40, 36, 2), (40, 36)]
-DQN_SMALL = {"seed": 1, "learning_starts": 20, "batch_size": 8, "buffer_size": 100, "train_every": 4}
+SMALL = {"seed": 1, "learning_starts": 20, "batch_size": 8, "buffer_size": 100, "train_every": 4}
 
 
-class Bright(gym.Env):
-    """Single frames ``[36, 36]``: the half that is bright says which action is right; episodes of 6 steps."""
-
-    action_space = gym.spaces.Discrete(2)
-
-    def __init__(self, shape=(36, 36), dtype=np.uint8, high=255):
-        self.observation_space = gym.spaces.Box(0, high, shape, dtype)
-
-    def _frame(self):
-        self.side = int(self.np_random.integers(2))
-        frame = self.np_random.integers(0, 60, self.observation_space.shape).astype(self.observation_space.dtype)
-        half = (slice(None),) * (frame.ndim - 1) + (slice(0, 4) if self.side else slice(4, None),)
-        frame[half] += 150
-        return frame
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        return self._frame(), {}
-
-    def step(self, action):
-        reward, self.t = float(action == self.side), self.t + 1
-        return self._frame(), reward, self.t == 6, False, {}
-
-
-gym.register("BrightForTests-v0", Bright)
+register("BrightForTests-v0", Bright)
 STACKED = EnvConfig("BrightForTests-v0", wrappers=["FrameStackObservation(stack_size=3)"])
 
 
@@ -57,7 +34,7 @@ def nature(x, p):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nature_is_the_papers_whatever_axis_the_channels_are_in(shape):
-    agent = DQN(Bright(shape), network="nature", **DQN_SMALL)
+    agent = DQN(Bright(shape), network="nature", **SMALL)
     p = {name: torch.from_numpy(x) for name, x in agent.online.parameters().items()}
     assert [tuple(p[f"convolutions.{i}.weight"].shape) for i in (2, 4)] == [(64, 32, 4, 4), (64, 64, 3, 3)]
     image = agent.envs.observation_space.sample()
@@ -69,12 +46,37 @@ def test_nature_is_the_papers_whatever_axis_the_channels_are_in(shape):
 
 def test_channels_are_last_where_both_axes_may_be():
     """As MinAtar's ``[10, 10, 10]`` of Seaquest."""
-    agent = DQN(Bright((10, 10, 10)), network="impala", **DQN_SMALL)
+    agent = DQN(Bright((10, 10, 10)), network="impala", **SMALL)
     module, image = agent.online.module, torch.rand(2, 10, 10, 10)
     expected = module.head(module.convolutions(image.permute(0, 3, 1, 2)))
     torch.testing.assert_close(module(image), expected)
     first = Convolution("impala", (9, 10, 10), 2)
     torch.testing.assert_close(first(image[:, :9]), first.head(first.convolutions(image[:, :9])))
+
+
+@pytest.mark.parametrize("network", ["auto", "impala"])
+def test_sac_discretes_actor_and_critics_are_networks_of_their_own(network, tmp_path):
+    agent = SACDiscrete(Bright((2, 40, 36)), network=network, **SMALL)
+    parts = agent.actor, agent.critics
+    image = np.stack([agent.envs.observation_space.sample() for _ in range(3)])
+    x = torch.from_numpy(image) / 255
+    modules = [part.module for part in parts]
+    for module in (modules[0], *modules[1]):
+        assert isinstance(module, Convolution)
+        if network == "auto":
+            torch.testing.assert_close(module(x), nature(x, dict(module.named_parameters())), rtol=1e-4, atol=1e-5)
+    first, second = (critic(x) for critic in modules[1])
+    assert not torch.equal(first, second) and agent.critics.vector.size == 2 * agent.actor.vector.size
+    np.testing.assert_allclose(agent.critics.forward(image / np.float32(255)), [first.detach(), second.detach()], 1e-4)
+    logits = agent.actor.forward(image / np.float32(255))
+    np.testing.assert_array_equal(agent.predict(image), logits.argmax(1))
+    np.testing.assert_array_equal(agent.policy_to_torch()(torch.from_numpy(image)), logits.argmax(1))
+    before = [part.vector.copy() for part in parts]
+    agent.learn(40, progress=False)
+    assert agent.n_updates == 5 and all((part.vector != x).any() for part, x in zip(parts, before, strict=True))
+    assert agent.buffer.transitions().obs.dtype == np.uint8
+    agent.save(tmp_path / "a")
+    np.testing.assert_array_equal(fastrl.agents.load(tmp_path / "a").predict(image), agent.predict(image))
 
 
 @pytest.mark.parametrize("network", ["nature", "impala"])
@@ -94,14 +96,14 @@ def test_a_policy_and_its_value_begin_small_and_see_bytes_as_0_to_1(cls, network
 
 
 def test_images_of_bytes_get_a_convolution_and_small_ones_a_warning():
-    assert isinstance(DQN(Bright((2, 40, 36)), **DQN_SMALL).online, TorchNetwork)
+    assert isinstance(DQN(Bright((2, 40, 36)), **SMALL).online, TorchNetwork)
     with pytest.warns(UserWarning, match="; network= takes a convolutional torch module or impala$"):
-        assert isinstance(DQN(Bright((10, 10, 4)), **DQN_SMALL).online, MLP)
+        assert isinstance(DQN(Bright((10, 10, 4)), **SMALL).online, MLP)
     with pytest.warns(UserWarning, match="look like images"):
-        assert isinstance(DQN(Bright((2, 40, 36)), network="mlp", **DQN_SMALL).online, MLP)
+        assert isinstance(DQN(Bright((2, 40, 36)), network="mlp", **SMALL).online, MLP)
     floats = Bright((10, 10, 4), np.float32, 1)  # as MinAtar's
-    assert isinstance(DQN(floats, network="impala", **DQN_SMALL).online, TorchNetwork)
-    assert isinstance(DQN(floats, **DQN_SMALL).online, MLP)
+    assert isinstance(DQN(floats, network="impala", **SMALL).online, TorchNetwork)
+    assert isinstance(DQN(floats, **SMALL).online, MLP)
 
 
 @pytest.mark.parametrize(
@@ -122,15 +124,27 @@ def test_images_of_bytes_get_a_convolution_and_small_ones_a_warning():
 )
 def test_the_advice_for_images_is_what_would_be_taken(shape, settings, advice):
     with pytest.warns(UserWarning, match=f"look like images, and an MLP sees them .*; {advice}$"):
-        DQN(Bright(shape), **settings, **DQN_SMALL)
+        DQN(Bright(shape), **settings, **SMALL)
     taken = {"nature", "impala"} & set(advice.split())
     on = [name for name in ("noisy", "dueling", "rainbow") if name in settings]
     for network in ("nature", "impala"):
         if network in taken:
-            assert isinstance(DQN(Bright(shape), network=network, **DQN_SMALL).online, TorchNetwork)
+            assert isinstance(DQN(Bright(shape), network=network, **SMALL).online, TorchNetwork)
         elif not on:
             with pytest.raises(InputError, match="needs observations that are images"):
-                DQN(Bright(shape), network=network, **DQN_SMALL)
+                DQN(Bright(shape), network=network, **SMALL)
+
+
+@pytest.mark.parametrize("network", ["nature", "impala"])
+def test_sac_discrete_refuses_images_that_are_too_small(network):
+    least = {"nature": 36, "impala": 8}[network]
+    text = rf"^SACDiscrete: network {network} needs .* at least {least} x {least} pixels, got shape \(7, 40, 3\)$"
+    with pytest.raises(InputError, match=text):
+        SACDiscrete(Bright((7, 40, 3)), network=network, **SMALL)
+    with pytest.raises(InputError, match="^SACDiscrete: network must be a module of your own or nature, not both$"):
+        SACDiscrete(Bright(), SACDiscreteConfig(network="nature"), network={"actor": nn.Linear(3, 2)})
+    with pytest.warns(UserWarning, match="look like images, and an MLP sees them"):
+        assert isinstance(SACDiscrete(Bright((7, 40, 3)), **SMALL).critics, MLP)
 
 
 @pytest.mark.parametrize(
@@ -145,12 +159,12 @@ def test_the_advice_for_images_is_what_would_be_taken(shape, settings, advice):
 )
 def test_images_that_a_network_cannot_see(shape, settings, text):
     with pytest.raises(InputError, match=rf"^DQN: .*{text}") as error:
-        DQN(Bright(shape), **settings, **DQN_SMALL)
+        DQN(Bright(shape), **settings, **SMALL)
     assert "\n" not in str(error.value)
 
 
 def test_dueling_streams():
-    agent = DQN(Bright((40, 36)), network="impala", dueling=True, distributional="qr", atoms=5, **DQN_SMALL)
+    agent = DQN(Bright((40, 36)), network="impala", dueling=True, distributional="qr", atoms=5, **SMALL)
     module, x = agent.online.module, torch.rand(3, 40, 36)
     features = module.convolutions(x[:, None])
     a = module.head(features).reshape(3, 2, 5)
@@ -167,7 +181,7 @@ def test_implicit_quantiles_of_images(dueling):
         "quantile_embedding_dim": 6,
         "double": True,
     }
-    agent = DQN(Bright((40, 36)), **how, **DQN_SMALL)
+    agent = DQN(Bright((40, 36)), **how, **SMALL)
     module, x, taus = agent.online.module, torch.rand(3, 40, 36), torch.rand(3, 5)
     cosines = torch.stack([torch.cos(torch.pi * i * taus) for i in range(6)], 2)
     features = module.convolutions(x[:, None])[:, None] * torch.relu(module.embedding(cosines))
@@ -190,13 +204,14 @@ def same(a, b):
     return state_a == state_b and x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x)
 
 
-def test_frames_are_stored_once_and_training_goes_on_exactly(tmp_path):
-    first, straight = (DQN(STACKED, **DQN_SMALL, n_step=2) for _ in range(2))
+@pytest.mark.parametrize("cls", [DQN, SACDiscrete])
+def test_frames_are_stored_once_and_training_goes_on_exactly(cls, tmp_path):
+    first, straight = (cls(STACKED, **SMALL, n_step=2) for _ in range(2))
     assert first.buffer.frame_stack == 3 and first.envs.observation_space.shape == (3, 36, 36)
     first.learn(40, schedule_steps=60, progress=False)
     straight.learn(60, progress=False)
     first.save(tmp_path / "a")
-    loaded = DQN.load(tmp_path / "a")
+    loaded = cls.load(tmp_path / "a")
     assert loaded.buffer.frame_stack == 3
     for agent in (first, loaded, copy.deepcopy(loaded)):
         assert same(agent.learn(60, progress=False), straight)
@@ -210,7 +225,7 @@ class Ends(Bright):
         return obs, reward, bool(self.np_random.random() < 0.2), truncated, info
 
 
-gym.register("EndsForTests-v0", Ends, max_episode_steps=4)
+register("EndsForTests-v0", Ends, max_episode_steps=4)
 
 
 @pytest.mark.parametrize("steps", [90, 300])  # the second more than the buffer holds
@@ -218,7 +233,7 @@ def test_stacks_of_frames_are_those_of_whole_observations(steps, monkeypatch):
     env = EnvConfig("EndsForTests-v0", wrappers=["FrameStackObservation(stack_size=3)"])
 
     def transitions():
-        settings = {**DQN_SMALL, "num_envs": 3, "n_step": 2, "buffer_size": 120, "learning_starts": 10**6}
+        settings = {**SMALL, "num_envs": 3, "n_step": 2, "buffer_size": 120, "learning_starts": 10**6}
         agent = DQN(env, **settings).learn(steps, schedule_steps=10**7, progress=False)
         held, sampled = agent.buffer.transitions(), agent.buffer.sample(3000)
         rows = [
@@ -243,7 +258,7 @@ def test_stacks_of_frames_are_those_of_whole_observations(steps, monkeypatch):
 
 def test_stacks_that_are_flattened_are_no_frames():
     env = EnvConfig("FrozenLake-v1", wrappers=["FrameStackObservation(stack_size=3)"])
-    agent = DQN(env, **DQN_SMALL).learn(30, progress=False)
+    agent = DQN(env, **SMALL).learn(30, progress=False)
     assert agent.envs.observation_space.shape == (48,) and agent.buffer.frame_stack == 1 and agent.n_updates > 0
 
 
@@ -252,8 +267,8 @@ def test_a_wrapper_around_the_stack_is_not_known_to_keep_it():
 
     stack = FrameStackObservation(Bright(), 3)
     turned = TransformObservation(stack, lambda obs: obs[::-1], stack.observation_space)
-    assert DQN(gym.wrappers.TimeLimit(stack, 5), **DQN_SMALL).buffer.frame_stack == 3
-    agent = DQN(turned, **DQN_SMALL)
+    assert DQN(gym.wrappers.TimeLimit(stack, 5), **SMALL).buffer.frame_stack == 3
+    agent = DQN(turned, **SMALL)
     assert agent.buffer.frame_stack == 1 and agent.learn(30, progress=False).n_updates > 0
 
 
@@ -262,6 +277,7 @@ def test_a_wrapper_around_the_stack_is_not_known_to_keep_it():
     ("cls", "settings"),
     [
         (DQN, {"batch_size": 16, "learning_starts": 50, "epsilon_steps": 300, "gamma": 0.5}),
+        (SACDiscrete, {"batch_size": 16, "learning_starts": 50, "gamma": 0.5}),
         (PPO, {"n_steps": 32, "num_envs": 1}),
     ],
 )
@@ -275,7 +291,7 @@ def test_ataris_vector_environment(mode):
     ale = pytest.importorskip("ale_py.vector_env", reason="ale-py is not installed")
     size = {"img_height": 36, "img_width": 36, "max_num_frames_per_episode": 40}
     envs = ale.AtariVectorEnv("pong", num_envs=2, autoreset_mode=mode, **size)
-    agent = DQN(envs, **{**DQN_SMALL, "learning_starts": 16}).learn(48, progress=False)
+    agent = DQN(envs, **{**SMALL, "learning_starts": 16}).learn(48, progress=False)
     assert agent.buffer.frame_stack == 4 and agent.n_updates > 0 and isinstance(agent.online, TorchNetwork)
     assert agent.envs.episodes > 2
 
@@ -284,5 +300,5 @@ def test_minatar():
     pytest.importorskip("minatar", reason="MinAtar is not installed")
     gym_minatar = pytest.importorskip("minatar.gym")
     gym_minatar.register_envs()
-    agent = DQN("MinAtar/Breakout-v1", network="impala", **DQN_SMALL).learn(30, progress=False)
+    agent = DQN("MinAtar/Breakout-v1", network="impala", **SMALL).learn(30, progress=False)
     assert agent.n_updates > 0

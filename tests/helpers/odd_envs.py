@@ -26,6 +26,31 @@ class Steps(gym.Env):
         return np.full(1, self.t, np.float32), 1.0, False, self.t >= 7, {}
 
 
+class Bright(gym.Env):
+    """Single frames ``[36, 36]``: the half that is bright says which action is right; episodes of 6 steps."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, shape=(36, 36), dtype=np.uint8, high=255):
+        self.observation_space = gym.spaces.Box(0, high, shape, dtype)
+
+    def _frame(self):
+        self.side = int(self.np_random.integers(2))
+        frame = self.np_random.integers(0, 60, self.observation_space.shape).astype(self.observation_space.dtype)
+        half = (slice(None),) * (frame.ndim - 1) + (slice(0, 4) if self.side else slice(4, None),)
+        frame[half] += 150
+        return frame
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._frame(), {}
+
+    def step(self, action):
+        reward, self.t = float(action == self.side), self.t + 1
+        return self._frame(), reward, self.t == 6, False, {}
+
+
 class Sim(VectorEnv):
     """Three `Steps` that begin anew in the same step."""
 

@@ -464,8 +464,10 @@ class SACDiscreteConfig(ContinuousConfig):
 
     # Sources: [D] Christodoulou 2019, [T] tuned here on CartPole-v1; the others are those of SAC.
     # The string under a setting is its help on the command line.
+    network: Literal["auto", "mlp", "nature", "impala"] = "auto"
+    """The ready-made networks: MLPs, or convolutional ones for images; auto: nature for images of bytes."""
     hidden: tuple[int, ...] = (128, 128)  # [T]
-    """Sizes of the hidden layers of each network."""
+    """Sizes of the hidden layers of each MLP."""
     learning_rate: float = 1e-3  # [T]; [D] has 3e-4
     """Of the critics' Adam, and of the temperature's, at the start."""
     learning_rate_end: float | None = 1e-5  # [T]
