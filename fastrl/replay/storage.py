@@ -1,7 +1,11 @@
-"""The file of a replay buffer: a JSON header and raw arrays, each behind a SHA-256, written as a whole or not at all.
+"""The file of a replay buffer: a JSON header and raw arrays, each behind a checksum, written as a whole or not at all.
 
-Layout: magic (8 bytes) | length of the header (8, little-endian) | header (UTF-8 JSON) | SHA-256 of all so far (32) |
-the bytes of the arrays, one after another | SHA-256 of all so far (32).
+Layout: magic (8 bytes) | length of the header (8, little-endian) | header (UTF-8 JSON) | checksum (4) | the bytes of
+the arrays, one after another | checksum (4).  A checksum is the CRC-32 (zlib's, little-endian) of all before it but the
+other checksum.  It tells files that were cut, damaged or mixed out of two, all but one in 2^32 of them.  It is no
+signature: who changes a file on purpose can change its checksum, so what is read is checked besides.
+
+Version 1 had SHA-256 (32 bytes each, the second one of all before it) and is read, too.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from threading import Thread
@@ -20,24 +25,38 @@ from numpy.typing import NDArray
 
 from fastrl._files import atomic_write
 
-MAGIC = b"\x93fastrl\x01"  # the last byte is the version of the format; the first is not ASCII, so no text begins so
+MAGIC = b"\x93fastrl\x02"  # the last byte is the version of the format; the first is not ASCII, so no text begins so
 _CHUNK = 1 << 20
 
 
 def write(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> None:
     """Write `header` (JSON types) and C-contiguous `arrays` to `path`, atomically."""
     text = json.dumps(header).encode()
-    sha = hashlib.sha256()
+    check = _Crc()
     with atomic_write(path) as file:
         start = MAGIC + len(text).to_bytes(8, "little") + text
-        sha.update(start)
-        file.write(start + sha.digest())
-        sha.update(sha.digest())
-        with _Hashing(sha) as hashing:
+        check.update(start)
+        file.write(start + check.digest())
+        with _Checking(check) as checking:
             for chunk in _chunks(arrays):
-                hashing.add(chunk)
+                checking.add(chunk)
                 file.write(chunk)
-        file.write(sha.digest())
+        file.write(check.digest())
+
+
+class _Crc:
+    """CRC-32 as a hash of hashlib."""
+
+    digest_size = 4
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: Any) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "little")
 
 
 class Reader:
@@ -52,16 +71,20 @@ class Reader:
         start = file.read(16)
         if start[:7] != MAGIC[:7]:
             raise ValueError("not a file of a fastrl replay buffer")
-        if start[7:8] != MAGIC[7:]:
-            raise ValueError(f"of format version {start[7] if len(start) > 7 else None}, this fastrl reads {MAGIC[7]}")
+        version = start[7] if len(start) > 7 else None
+        if version not in (1, 2):
+            raise ValueError(f"of format version {version}, this fastrl reads up to {MAGIC[7]}")
+        self._check: Any = hashlib.sha256() if version == 1 else _Crc()
         length = int.from_bytes(start[8:], "little")
-        if len(start) < 16 or length > self._size - 16 - 2 * 32:
+        if len(start) < 16 or length > self._size - 16 - 2 * self._check.digest_size:
             raise ValueError("damaged: it is cut off, or its header is")
         text = file.read(length)
-        self._sha = hashlib.sha256(start + text)
-        if file.read(32) != self._sha.digest():
+        self._check.update(start + text)
+        digest = self._check.digest()
+        if file.read(len(digest)) != digest:
             raise ValueError("damaged: the checksum of its header does not fit")
-        self._sha.update(self._sha.digest())
+        if version == 1:  # not of a CRC, which forgets with its own bytes all that was before them
+            self._check.update(digest)
         try:
             header = json.loads(text)
         except (ValueError, RecursionError):
@@ -81,14 +104,15 @@ class Reader:
             if i in deferred:
                 self._deferred.append((end, array))
             end += array.nbytes
-        if end + 32 != self._size:
-            raise ValueError(f"damaged: it has {self._size} bytes instead of {end + 32}")
-        scratch = np.empty((2, _CHUNK if deferred else 0), np.uint8)  # one is read into while the other is hashed
+        end += self._check.digest_size
+        if end != self._size:
+            raise ValueError(f"damaged: it has {self._size} bytes instead of {end}")
+        scratch = np.empty((2, _CHUNK if deferred else 0), np.uint8)  # one is read into while the other is checked
         chunks = ((i, chunk) for i, array in enumerate(arrays) for chunk in _chunks([array]))
-        with _Hashing(self._sha) as hashing:
+        with _Checking(self._check) as checking:
             for k, (i, chunk) in enumerate(chunks):
-                hashing.add(self._read(scratch[k % 2, : len(chunk)] if i in deferred else chunk))
-        if self._file.read(32) != self._sha.digest():
+                checking.add(self._read(scratch[k % 2, : len(chunk)] if i in deferred else chunk))
+        if self._file.read(self._check.digest_size) != self._check.digest():
             raise ValueError("damaged: the checksum of its data does not fit")
 
     def read_deferred(self) -> None:
@@ -104,23 +128,23 @@ class Reader:
         return chunk
 
 
-class _Hashing:
-    """A thread that hashes beside the reading or writing of a file: it takes longer than those, and none holds the GIL.
+class _Checking:
+    """A thread that sums beside the reading or writing of a file, which takes as long; none of them holds the GIL.
 
-    Where the system gives no thread, at its limit of processes or while Python ends, the caller hashes.
+    Where the system gives no thread, at its limit of processes or while Python ends, the caller sums.
 
     Not an executor's: `submit` needs a lock that concurrent.futures holds while another thread forks, and our own part
     of that fork (`fastrl._fork`) waits for the lock of the buffer that is being saved.
     """
 
-    def __init__(self, sha: Any) -> None:
-        self._sha = sha
+    def __init__(self, check: Any) -> None:
+        self._check = check
         self._work: SimpleQueue[Any] = SimpleQueue()
         self._done: SimpleQueue[None] = SimpleQueue()
         self._done.put(None)
         self._thread: Thread | None = None
 
-    def __enter__(self) -> _Hashing:
+    def __enter__(self) -> _Checking:
         thread = Thread(target=self._run, daemon=True)
         with contextlib.suppress(RuntimeError):
             thread.start()
@@ -133,21 +157,21 @@ class _Hashing:
             self._thread.join()
 
     def add(self, chunk: Any) -> None:
-        """Hash the chunk, which must not change until the next call of this or the end; waits for the one before."""
+        """Sum the chunk, which must not change until the next call of this or the end; waits for the one before."""
         if self._thread is None:
-            self._sha.update(chunk)
+            self._check.update(chunk)
             return
         self._done.get()
         self._work.put(chunk)
 
     def _run(self) -> None:
         while (chunk := self._work.get()) is not None:
-            self._sha.update(chunk)
+            self._check.update(chunk)
             self._done.put(None)
 
 
 def _chunks(arrays: Sequence[NDArray[Any]]) -> Iterator[Any]:
-    # Small pieces are hashed while they are still in the cache.
+    # Small pieces are summed while they are still in the cache.
     for array in arrays:
         data = array.reshape(-1).view(np.uint8)
         for i in range(0, data.size, _CHUNK):

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from pathlib import Path
 
 try:
@@ -172,18 +173,20 @@ class Replay:
         if draw.below(4) == 0:
             return edited(draw, whole, [w for _, w in self.files])
         length = int.from_bytes(whole[8:16], "little")
-        header, arrays = json.loads(whole[16 : 16 + length]), whole[48 + length : -32]
+        header, arrays = json.loads(whole[16 : 16 + length]), whole[20 + length : -4]
         if draw.below(3):
             text = json.dumps(edited_json(draw, header)).encode()
         else:
             text = json.dumps(header).encode()
             arrays = edited(draw, arrays)
-            arrays = arrays if draw.below(4) == 0 else (arrays + bytes(len(whole)))[: len(whole) - 80 - length]
+            arrays = arrays if draw.below(4) == 0 else (arrays + bytes(len(whole)))[: len(whole) - 24 - length]
         start = whole[:8] + len(text).to_bytes(8, "little") + text
-        sha = hashlib.sha256(start)
-        start += sha.digest()
-        sha.update(sha.digest() + arrays)
-        return start + arrays + sha.digest()
+        if draw.below(4) == 0:  # of version 1
+            start = start[:7] + b"\1" + start[8:]
+            start += hashlib.sha256(start).digest() + arrays
+            return start + hashlib.sha256(start).digest()
+        first = zlib.crc32(start)
+        return start + first.to_bytes(4, "little") + arrays + zlib.crc32(arrays, first).to_bytes(4, "little")
 
     def __call__(self, draw):
         make, whole = draw.one_of(self.files)

@@ -172,7 +172,7 @@ def crafted(path, change, out):
     """The file with its header changed, and right checksums."""
     with open(path, "rb") as file:
         header = storage.Reader(file).header
-        rest = file.read()[:-32]
+        rest = file.read()[:-4]
     storage.write(out, change(header), [np.frombuffer(rest, np.uint8)])
 
 

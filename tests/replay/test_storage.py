@@ -1,12 +1,14 @@
 """The container of save / load: what is on the disk after a crash, a full disk or in a read-only folder."""
 
 import hashlib
+import json
 import os
 import signal
 import stat
 import subprocess
 import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -43,7 +45,58 @@ def test_arrays_larger_than_a_chunk(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "file", [array])[1][0], array)
 
 
-def test_without_a_thread_the_caller_hashes(tmp_path, monkeypatch):
+def version_1(header, arrays):
+    """A file as it was before 0.2, each part behind the SHA-256 of all before it."""
+    text = json.dumps(header).encode()
+    start = b"\x93fastrl\x01" + len(text).to_bytes(8, "little") + text
+    start += hashlib.sha256(start).digest() + b"".join(array.tobytes() for array in arrays)
+    return start + hashlib.sha256(start).digest()
+
+
+def test_files_of_version_1_are_read_and_their_checksums_too(tmp_path):
+    arrays = [*ARRAYS, np.random.default_rng(0).integers(256, size=3 << 20, dtype=np.uint8)]
+    good, path = version_1({"n": 1}, arrays), tmp_path / "file"
+    path.write_bytes(good)
+    header, found = read(path, arrays)
+    assert header == {"n": 1}
+    for array, wanted in zip(found, arrays, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+    at = 16 + len(b'{"n": 1}')
+    for i in (16, at, at + 31, at + 32, len(good) // 2, len(good) - 33, len(good) - 32, len(good) - 1):
+        path.write_bytes(good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :])
+        with pytest.raises(ValueError, match=f"checksum of its {'header' if i < at + 32 else 'data'} does not fit"):
+            read(path, arrays)
+    for cut in (good[:-1], good[:-32], good[:at]):
+        path.write_bytes(cut)
+        with pytest.raises(ValueError, match="^damaged"):
+            read(path, arrays)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, (1 << 20) + 3])
+def test_files_mixed_out_of_two_are_refused(tmp_path, n):
+    """Of one size each: the header of one before the data of another, and the other way round; halves; a page."""
+    rng, files = np.random.default_rng(0), []
+    for k in range(2):
+        storage.write(tmp_path / "file", {"k": k}, [rng.integers(256, size=(2 << 20) + 5, dtype=np.uint8)])
+        files.append((tmp_path / "file").read_bytes())
+    at = 20 + len(b'{"k": 0}') + n
+    page = 4096 * (1 + at // 4096)
+    for a, b in (files, files[::-1]):
+        for mixed in (a[:at] + b[at:], a[:page] + b[page : page + 4096] + a[page + 4096 :], a[:-4] + b[-4:]):
+            (tmp_path / "file").write_bytes(mixed)
+            with pytest.raises(ValueError, match="^damaged: the checksum of its data does not fit$"):
+                read(tmp_path / "file", [np.empty((2 << 20) + 5, np.uint8)])
+
+
+def test_the_checksums_are_those_of_zlib(tmp_path):
+    storage.write(tmp_path / "file", {}, [np.arange(5, dtype=np.uint8)])
+    start = b"\x93fastrl\x02" + bytes([2]) + bytes(7) + b"{}"
+    data = bytes(range(5))
+    sums = [zlib.crc32(x).to_bytes(4, "little") for x in (start, start + data)]
+    assert (tmp_path / "file").read_bytes() == start + sums[0] + data + sums[1]
+
+
+def test_without_a_thread_the_caller_sums(tmp_path, monkeypatch):
     arrays = [*ARRAYS, np.random.default_rng(0).integers(256, size=3 << 20, dtype=np.uint8)]
     storage.write(tmp_path / "a", {"n": 1}, arrays)
 
@@ -80,9 +133,9 @@ def test_arrays_of_another_size(tmp_path):
 def test_a_newer_format_is_named(tmp_path):
     storage.write(tmp_path / "file", {}, ARRAYS)
     content = bytearray((tmp_path / "file").read_bytes())
-    content[7] = 2
+    content[7] = 3
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(ValueError, match="of format version 2, this fastrl reads 1"):
+    with pytest.raises(ValueError, match="of format version 3, this fastrl reads up to 2"):
         read(tmp_path / "file")
 
 
@@ -189,7 +242,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
 @pytest.mark.parametrize("text", [b"[1]", b"3", b"{", b"[" * 100_000, b"\xff", b'{"a": ' * 100_000])
 def test_a_header_that_is_no_json_object(tmp_path, text):
     start = storage.MAGIC + len(text).to_bytes(8, "little") + text
-    (tmp_path / "file").write_bytes(start + hashlib.sha256(start).digest() + bytes(32))
+    (tmp_path / "file").write_bytes(start + zlib.crc32(start).to_bytes(4, "little") + bytes(4))
     with pytest.raises(ValueError, match="^damaged: its header is no JSON object$"):
         read(tmp_path / "file", [])
 
