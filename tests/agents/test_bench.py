@@ -47,6 +47,25 @@ def test_whole_agents_benchmark_counts_no_agent_that_did_not_learn(after, tmp_pa
     assert done.stdout == "counted\n" and "% changed, finite: " in done.stderr
 
 
+def test_dqn_family_benchmark_runs_and_compares_networks(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import dqn_family as b; "
+        "b.TASKS = {n: t._replace(warm=102, steps=2, updates=2 * (n == 'images')) for n, t in b.TASKS.items()}; "
+        "change = sys.argv.pop(1); "
+        "b.CODE['torch'] = b.SB3.replace('.argmax()', '.argmin()') if change else b.SB3; b.main()"
+    )
+    done = {}
+    for change, tasks in (("", ["images", "acting"]), ("other actions", ["acting"])):
+        command = [sys.executable, "-c", code, BENCH, change, "--tasks", *tasks, "--rounds", "1", "--no-save"]
+        done[change] = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done[""].returncode == 0, done[""].stderr
+    images, acting = (json.loads(line)["results"] for line in done[""].stdout.splitlines()[:2])
+    assert set(images) == {"fastrl", "sb3"} and set(acting) == {"fastrl", "sb3", "torch"}
+    assert all(r["steps_per_s"][0] > 0 for r in (*images.values(), *acting.values()))
+    assert "acting: not the same parameters or actions" in done["other actions"].stderr
+
+
 @pytest.fixture
 def learning(monkeypatch, tmp_path):
     """bench/learning.py with one small task an algorithm, and its results in tmp_path."""
