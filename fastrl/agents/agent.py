@@ -126,7 +126,7 @@ class Agent(ABC, Generic[C]):
         self.envs = Envs(env, c.num_envs, c.seed, seeded=seeded, flatten=not self.tabular, masks=self.masks)
         self.config: C = replace(c, num_envs=self.envs.num_envs)
         self._check_spaces()
-        self._ready_made = ready_made(type(self).__name__, c, network, self.envs.observation_space)
+        self._ready_made = ready_made(type(self).__name__, c, network, self.envs.observation_space, self.envs.flattened)
         self.rng = np.random.default_rng(c.seed)  # of the updates
         # Of what `predict` draws, which has to be independent of what is drawn in training.
         self._predict_seed = int(np.random.SeedSequence([c.seed, 1]).generate_state(1, np.uint64)[0])

@@ -7,36 +7,40 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fastrl.agents.images import image_shape
+from fastrl.agents.images import ReadyMade, image_shape
+from fastrl.agents.spaces import Part
 from fastrl.agents.torch_networks import TorchNetwork, building
 
 
 class Convolution(nn.Module):
     """Images ``[B, *shape]`` of 0..1 -> ``[B, n_out]``: convolutions, one hidden layer, and the outputs.
 
+    Of observations with images among their parts, which come flattened, each image has convolutions of its own, and the
+    hidden layer sees what these give and all the other parts beside it.
+
     nature: three convolutions and 512 hidden units (Mnih et al. 2015, doi:10.1038/nature14236)
     impala: 15 convolutions in three residual blocks of 16, 32 and 32 channels, and 256 hidden units (Espeholt et al.
     2018, arXiv:1802.01561, the large one without its LSTM)
 
     Args:
-        shape: ``[C, H, W]``, ``[H, W, C]`` or ``[H, W]`` (`fastrl.agents.images.image_shape`).
+        made: kind, shape ``[C, H, W]``, ``[H, W, C]`` or ``[H, W]`` (`fastrl.agents.images.image_shape`), or where the
+            images are.
         dueling: 0, or N: V + A - mean_a A, from hidden layers of their own, of N numbers an action (Wang
             et al. 2016, arXiv:1511.06581).
         policy: None, or of a policy with V as its last output, how many outputs are the policy's: the weights are
             orthogonal, small ones in the policy's row; else they are torch's.
     """
 
-    def __init__(
-        self, kind: str, shape: Sequence[int], n_out: int, *, dueling: int = 0, policy: int | None = None
-    ) -> None:
+    def __init__(self, made: ReadyMade, n_out: int, *, dueling: int = 0, policy: int | None = None) -> None:
         super().__init__()
-        image = image_shape(tuple(shape))
-        assert image is not None
-        self._image, self._last = image, len(shape) == 3 and shape[0] >= shape[2]  # are the channels last?
-        make, width = {"nature": (_nature, 512), "impala": (_impala, 256)}[kind]
-        self.convolutions = nn.Sequential(*make(image[0]), nn.Flatten())
+        width = {"nature": 512, "impala": 256}[made.kind]
+        self._image = made.shape if made.images is None else None
+        if made.images is None:
+            self.convolutions: nn.Module = _convolutions(made.kind, made.shape)
+        else:
+            self.convolutions = Combined(made.kind, made.images, made.shape[0])
         with torch.no_grad():
-            n = self.convolutions(torch.zeros(1, *image)).shape[1]
+            n = self.features(torch.zeros(1, *made.shape)).shape[1]
         self.head = nn.Sequential(nn.Linear(n, width), nn.ReLU(), nn.Linear(width, n_out))
         self.value, self._n = None, dueling
         if dueling:
@@ -58,9 +62,8 @@ class Convolution(nn.Module):
                 nn.init.orthogonal_(last.weight[policy:], 1.0)
 
     def features(self, obs: Tensor) -> Tensor:
-        """What the convolutions make of images ``[B, *shape]``: ``[B, n]``."""
-        x = obs.permute(0, 3, 1, 2) if self._last else obs.reshape(obs.shape[0], *self._image)
-        found: Tensor = self.convolutions(x)
+        """What the convolutions make of observations ``[B, *shape]``: ``[B, n]``."""
+        found: Tensor = self.convolutions(obs if self._image is None else _channels_first(obs, self._image))
         return found
 
     def outputs(self, features: Tensor) -> Tensor:
@@ -73,6 +76,38 @@ class Convolution(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.outputs(self.features(obs))
+
+
+class Combined(nn.Module):
+    """Flattened observations ``[B, n]`` -> ``[B, m]``: what convolutions make of each image, then the other numbers."""
+
+    def __init__(self, kind: str, images: Sequence[Part], n: int) -> None:
+        super().__init__()
+        self._at = [(part.start, part.stop, tuple(part.space.shape or ())) for part in images]
+        self.images = nn.ModuleList(_convolutions(kind, shape) for _, _, shape in self._at)
+        begins, ends = [0, *(part.stop for part in images)], [*(part.start for part in images), n]
+        self._others = [(begin, end) for begin, end in zip(begins, ends, strict=True) if begin < end]
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [
+            convolutions(_channels_first(x[:, start:stop].reshape(-1, *shape), shape))
+            for convolutions, (start, stop, shape) in zip(self.images, self._at, strict=True)
+        ]
+        return torch.cat([*seen, *(x[:, begin:end] for begin, end in self._others)], 1)
+
+
+def _convolutions(kind: str, shape: Sequence[int]) -> nn.Module:
+    """Of images ``[B, C, H, W]``, flattened at the end."""
+    image = image_shape(tuple(shape))
+    assert image is not None
+    return nn.Sequential(*{"nature": _nature, "impala": _impala}[kind](image[0]), nn.Flatten())
+
+
+def _channels_first(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """``[B, C, H, W]`` of images ``[B, *shape]``."""
+    if len(shape) == 3:
+        return x.permute(0, 3, 1, 2) if shape[0] >= shape[2] else x
+    return x[:, None]
 
 
 class _Residual(nn.Module):
@@ -102,14 +137,14 @@ def _impala(channels: int) -> list[nn.Module]:
 
 
 def q_network(
-    kind: str, shape: Sequence[int], n_out: int, *, n: int | None = None, dueling: int = 0, seed: int, device: str
+    made: ReadyMade, n_out: int, *, n: int | None = None, dueling: int = 0, seed: int, device: str
 ) -> TorchNetwork:
     """`Convolution` with torch's initial weights drawn from `seed`, as for Q; `n` of them side by side, if given."""
     with building(seed):
-        made = [Convolution(kind, shape, n_out, dueling=dueling) for _ in range(n or 1)]
-    return TorchNetwork(made[0] if n is None else nn.ModuleList(made), shape, device=device)
+        each = [Convolution(made, n_out, dueling=dueling) for _ in range(n or 1)]
+    return TorchNetwork(each[0] if n is None else nn.ModuleList(each), made.shape, device=device)
 
 
-def policy_network(kind: str, shape: Sequence[int], n_out: int, critic: bool) -> Callable[[], nn.Module]:
+def policy_network(made: ReadyMade, n_out: int, critic: bool) -> Callable[[], nn.Module]:
     """A function that makes the `Convolution` of a policy with `n_out` outputs and, with a `critic`, V behind them."""
-    return lambda: Convolution(kind, shape, n_out + critic, policy=n_out)
+    return lambda: Convolution(made, n_out + critic, policy=n_out)

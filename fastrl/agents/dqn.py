@@ -91,7 +91,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
         if self._ready_made is not None:
             from fastrl.agents.convolution import q_network
 
-            return q_network(self._ready_made, self._obs_shape, n, dueling=each if c.dueling else 0, **how)
+            return q_network(self._ready_made, n, dueling=each if c.dueling else 0, **how)
         if self._network is not None:
             return self._given([self._obs_shape], n)
         sizes, dueling = (self._n_obs, *c.hidden, n), each if c.dueling else False
@@ -105,8 +105,8 @@ class DQN(OffPolicyAgent[DQNConfig]):
         if self._ready_made is not None:
             from fastrl.agents.torch_quantiles import quantile_convolution
 
-            shape, n = self._obs_shape, self.n_actions
-            return quantile_convolution(self._ready_made, shape, n, dueling=int(c.dueling), **embedding, **how)
+            made, n = self._ready_made, self.n_actions
+            return quantile_convolution(made, n, dueling=int(c.dueling), **embedding, **how)
         if self._network is not None:
             from fastrl.agents.torch_quantiles import QuantileNetwork
 

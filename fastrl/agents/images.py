@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 from gymnasium import wrappers
 
 from fastrl.agents.config import InputError, import_torch
-from fastrl.agents.spaces import input_scale
+from fastrl.agents.spaces import Flattened, Part, input_scale
 
 LEAST = {"nature": 36, "impala": 8}  # pixels of a side
 RECURRENT = ("lstm", "gru")
@@ -37,50 +37,88 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
     return shape if shape[0] < shape[2] else (shape[2], *shape[:2])
 
 
-def ready_made(agent: str, config: Any, given: Any, space: gym.Space[Any]) -> str | None:
-    """The ready-made network, "nature" or "impala", for observations of `space`; None: an MLP, or the user's own.
+class ReadyMade(NamedTuple):
+    """A ready-made convolutional network for observations of `shape`."""
 
+    kind: str  # nature or impala
+    shape: tuple[int, ...]
+    images: tuple[Part, ...] | None = None  # in flattened observations; None: the observations are images
+
+
+def ready_made(
+    agent: str, config: Any, given: Any, space: gym.Space[Any], flat: Flattened | None = None
+) -> ReadyMade | None:
+    """The ready-made network for observations of `space`; None: an MLP, or the user's own.
+
+    `flat`: how they are flattened, if they are; the images among their parts are then what it sees as images.
     Warns of an MLP that sees images of bytes, or stacks of those.  Raises InputError for images that the one that was
     asked for cannot see.
     """
     shape, asked = space.shape or (), getattr(config, "network", "mlp")
-    bytes_, image = input_scale(space) is not None, image_shape(shape)
     if given is not None:
         if asked not in ("auto", "mlp"):
             raise InputError(f"{agent}: network must be a module of your own or {asked}, not both")
         return None
-    noisy = getattr(config, "noisy", False)
+    noisy, parts = getattr(config, "noisy", False), [Part("", space, 0, 0)] if flat is None else flat.parts
+
+    def made(kind: str, images: list[Part]) -> ReadyMade:
+        return ReadyMade(kind, shape, None if flat is None else tuple(images))
+
     if asked in LEAST:
         least = LEAST[asked]
-        if image is None or min(image[1:]) < least:
+        images = [part for part in parts if _side(part.space) >= least]
+        if not images:
             wanted = f"images [C, H, W], [H, W, C] or [H, W] of at least {least} x {least} pixels"
-            raise InputError(f"{agent}: network {asked} needs observations that are {wanted}, got shape {shape}")
+            if flat is None:
+                raise InputError(f"{agent}: network {asked} needs observations that are {wanted}, got shape {shape}")
+            got = ", ".join(f"{part.name} of shape {part.space.shape}" for part in parts)
+            raise InputError(f"{agent}: network {asked} needs observations with {wanted} among their parts, got {got}")
         if noisy:
             raise InputError(f"{agent}: noisy must be False with network {asked}: only MLPs have noisy layers")
         import_torch(f"{agent}: network {asked}")
-        return str(asked)
-    large = image is not None and len(shape) == 3 and min(image[1:]) >= LEAST["nature"]
-    if asked == "auto" and bytes_ and large and not noisy:
+        return made(asked, images)
+    bytes_ = [part for part in parts if input_scale(part.space) is not None]
+    large = [part for part in bytes_ if len(part.space.shape or ()) == 3 and _side(part.space) >= LEAST["nature"]]
+    if asked == "auto" and large and not noisy:
         import_torch(f"{agent}: network nature (that of images; network mlp does not)")
-        return "nature"
-    if bytes_ and len(shape) in (2, 3, 4):
+        return made("nature", large)
+    if flat is None:
+        if bytes_ and len(shape) in (2, 3, 4):
+            warnings.warn(
+                f"{agent}: observations of shape {shape} look like images, and an MLP sees them flattened, divided by "
+                f"255; {_instead(config, space)}",
+                stacklevel=4,
+            )
+    elif large and asked in ("auto", "mlp") and hasattr(config, "network"):
+        names = ", ".join(f"{part.name} of shape {part.space.shape}" for part in large)
         warnings.warn(
-            f"{agent}: observations of shape {shape} look like images, and an MLP sees them flattened, divided by 255; "
-            + _instead(config, image),
+            f"{agent}: an MLP sees the images in observations ({names}) flattened, divided by 255; "
+            f"{_off(config)}network= takes nature or impala",
             stacklevel=4,
         )
     return None
 
 
-def _instead(config: Any, image: tuple[int, int, int] | None) -> str:
-    """Which networks `config` could have for this image, in words."""
+def _side(space: gym.Space[Any]) -> int:
+    """Pixels of an image's shorter side; 0: the space is not one of images."""
+    image = image_shape(space.shape or ()) if isinstance(space, gym.spaces.Box) else None
+    return 0 if image is None else min(image[1:])
+
+
+def _instead(config: Any, space: gym.Space[Any]) -> str:
+    """Which networks `config` could have for these images, in words."""
     if getattr(config, "network", None) in RECURRENT:
         return "networks with a memory have no convolutions"
-    names = [name for name, least in LEAST.items() if image is not None and min(image[1:]) >= least]
+    names = [name for name, least in LEAST.items() if _side(space) >= least]
     takes = ["a convolutional torch module", *(names if hasattr(config, "network") else [])]
+    return f"{_off(config)}network= takes {' or '.join(takes)}"
+
+
+def _off(config: Any) -> str:
+    """Which switches have to be off for other networks, in words."""
     rainbow = getattr(config, "rainbow", False)  # which switches the others on
     off = [s for s in (("rainbow",) if rainbow else ("noisy", "dueling")) if getattr(config, s, False)]
-    return (f"with {' and '.join(off)} off " if off else "") + f"network= takes {' or '.join(takes)}"
+    return f"with {' and '.join(off)} off " if off else ""
 
 
 def stacked_frames(env: Any) -> int:

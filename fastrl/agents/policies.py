@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fastrl.agents.arrays import concatenate, double, exp, log_softmax, on_device, to_numpy
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.on_policy import Activation
+from fastrl.agents.images import ReadyMade
 from fastrl.agents.masks import masked
 from fastrl.agents.networks import OwnNetwork, own_network
 from fastrl.agents.spaces import input_scale, values_of
@@ -42,7 +43,7 @@ class ActorCritic:
     `actor` and `critic` are networks (`fastrl.MLP`); if `shared`, `actor` has one output more, V, and `critic` is None.
     `network` gives others instead: a torch module (or a function that makes one) ``[B, *observation] -> [B, K + 1]``
     whose last output is V, or {"actor": module ``-> [B, K]``, "critic": module ``-> [B, 1]``}; autograd trains them.
-    `ready_made` ("nature", "impala") is the `Convolution` of that name.  Their parameters and log_std are views of one
+    `ready_made` is a `Convolution`.  Their parameters and log_std are views of one
     `vector` (actor, log_std, critic), what `backward` writes is in `grad`.  Arrays are NumPy's on the CPU, tensors on
     CUDA.  A copy (deepcopy, pickle) has a vector of its own.
 
@@ -64,7 +65,7 @@ class ActorCritic:
         seed: int = 0,
         device: str = "cpu",
         network: Any = None,
-        ready_made: str | None = None,
+        ready_made: ReadyMade | None = None,
     ) -> None:
         self.device = device
         self.action_space, self.shared = action_space, shared
@@ -85,7 +86,7 @@ class ActorCritic:
         if ready_made is not None:
             from fastrl.agents.convolution import policy_network  # needs torch
 
-            network = policy_network(ready_made, shape, self.n_out, critic)
+            network = policy_network(ready_made, self.n_out, critic)
         if network is None:
             self.actor = MLP((n_in, *hidden, self.n_out + shared), activation, device=device)
             if critic and not shared:

@@ -71,9 +71,8 @@ class SACDiscrete(Temperature, OffPolicyAgent[SACDiscreteConfig]):
         if self._ready_made is not None:
             from fastrl.agents.convolution import q_network  # needs torch
 
-            image = (self._ready_made, self._obs_shape, n)
-            made = q_network(*image, seed=seeds[0], device=device)
-            return made, q_network(*image, n=2, seed=seeds[1], device=device)
+            made = q_network(self._ready_made, n, seed=seeds[0], device=device)
+            return made, q_network(self._ready_made, n, n=2, seed=seeds[1], device=device)
         if not isinstance(given, Mapping) or not set(given) <= {"actor", "critic"}:
             got = ", ".join(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
             wanted = "a dict with the keys actor, critic or one of them"

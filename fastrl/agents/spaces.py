@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +21,15 @@ def input_scale(space: gym.Space[Any]) -> float | None:
     return 1 / 255 if whole and (space.low == 0).all() and (space.high == 255).all() else None  # type: ignore[attr-defined]
 
 
+class Part(NamedTuple):
+    """A part of flattened observations, the numbers from `start` to `stop`."""
+
+    name: str  # as one gets it from an observation: ['camera'], [0]
+    space: gym.Space[Any]
+    start: int
+    stop: int
+
+
 class Flattened:
     """Observations of Discrete, MultiBinary, MultiDiscrete, Tuple and Dict spaces as vectors of `space`, a Box.
 
@@ -31,8 +40,11 @@ class Flattened:
 
     def __init__(self, space: gym.Space[Any]) -> None:
         self.raw = space
-        leaves = _leaves(space)
-        low, high = (np.concatenate(x) for x in zip(*map(_bounds, leaves), strict=True))
+        names, leaves = zip(*_leaves(space), strict=True)
+        bounds = [_bounds(leaf) for leaf in leaves]
+        low, high = (np.concatenate(x) for x in zip(*bounds, strict=True))
+        stops = np.cumsum([len(x) for x, _ in bounds]).tolist()
+        self.parts = [Part(*part) for part in zip(names, leaves, [0, *stops], stops, strict=False)]
         # Zeros and ones in a byte each, as a replay buffer keeps them.
         boxes = any(isinstance(leaf, Box) for leaf in leaves)
         self.dtype: Any = np.dtype(np.float32 if boxes else np.uint8)
@@ -150,14 +162,13 @@ def values_of(space: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return space.nvec.astype(np.int64).ravel(), np.asarray(start).astype(np.int64).ravel()
 
 
-def _leaves(space: gym.Space[Any]) -> list[gym.Space[Any]]:
-    if isinstance(space, Dict):
-        return [leaf for part in space.spaces.values() for leaf in _leaves(part)]
-    if isinstance(space, Tuple):
-        return [leaf for part in space.spaces for leaf in _leaves(part)]
+def _leaves(space: gym.Space[Any], name: str = "") -> list[tuple[str, gym.Space[Any]]]:
+    if isinstance(space, (Dict, Tuple)):
+        parts = space.spaces.items() if isinstance(space, Dict) else enumerate(space.spaces)
+        return [leaf for key, part in parts for leaf in _leaves(part, f"{name}[{key!r}]")]
     if not isinstance(space, (Box, Discrete, MultiBinary, MultiDiscrete)):
         raise InputError(f"{type(space).__name__} cannot be flattened")
-    return [space]
+    return [(name, space)]
 
 
 def _bounds(space: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrl.agents.convolution import Convolution
+from fastrl.agents.images import ReadyMade
 from fastrl.agents.torch_networks import TorchNetwork, building
 
 
@@ -39,8 +40,8 @@ class QuantileConvolution(Convolution):
     The features are those after the convolutions, as in Dabney et al. 2018, arXiv:1806.06923.
     """
 
-    def __init__(self, kind: str, shape: Sequence[int], n_out: int, *, dueling: int, embedding_dim: int) -> None:
-        super().__init__(kind, shape, n_out, dueling=dueling)
+    def __init__(self, made: ReadyMade, n_out: int, *, dueling: int, embedding_dim: int) -> None:
+        super().__init__(made, n_out, dueling=dueling)
         first = self.head[0]
         assert isinstance(first, nn.Linear)
         self.embedding = nn.Linear(embedding_dim, first.in_features)
@@ -74,9 +75,9 @@ class QuantileNetwork(TorchNetwork):
 
 
 def quantile_convolution(
-    kind: str, shape: Sequence[int], n_out: int, *, dueling: int, embedding_dim: int, seed: int, device: str
+    made: ReadyMade, n_out: int, *, dueling: int, embedding_dim: int, seed: int, device: str
 ) -> QuantileNetwork:
     """`QuantileConvolution` with torch's initial weights drawn from `seed`."""
     with building(seed):
-        module = QuantileConvolution(kind, shape, n_out, dueling=dueling, embedding_dim=embedding_dim)
-        return QuantileNetwork(module, shape, device=device)
+        module = QuantileConvolution(made, n_out, dueling=dueling, embedding_dim=embedding_dim)
+        return QuantileNetwork(module, made.shape, device=device)

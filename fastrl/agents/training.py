@@ -24,6 +24,7 @@ from fastrl.agents.callbacks import Callbacks
 from fastrl.agents.config import InputError, check_int
 from fastrl.agents.envs import Envs
 from fastrl.agents.evaluation import Evaluation, Evaluator
+from fastrl.agents.images import ReadyMade
 from fastrl.agents.logs import Logs
 
 BEST = "best"  # in a run folder, the checkpoint of the best evaluation
@@ -50,6 +51,7 @@ class Agent(Protocol):
     log_every: ClassVar[int]
     on_step: Callable[[], None] | None  # called after every step of the environments
     run_folder: Path | None  # of the run that the agent goes on with, if it has one
+    _ready_made: ReadyMade | None  # the convolutional network that sees images
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log now, always under the same names."""
@@ -143,6 +145,10 @@ class Training:
         flat = self.agent.envs.flattened
         if flat is not None and self._progress:
             self._print(f"observations {flat.raw} are flattened to {flat.size} numbers, Discrete ones one-hot")
+            made = self.agent._ready_made
+            if made is not None and made.images is not None:
+                seen = ", ".join(part.name for part in made.images)
+                self._print(f"network {made.kind} sees {seen} as images, and the other numbers beside them")
         if self._callbacks.has("on_step") or self._callbacks.has("on_episode"):
             self.agent.on_step = self._stepped
         self._start_time = self._last_time = time.perf_counter()

@@ -12,6 +12,7 @@ from torch import nn
 import fastrl.agents
 from fastrl.agents import A2C, DQN, PPO, EnvConfig, InputError, SACDiscrete, SACDiscreteConfig, envs
 from fastrl.agents.convolution import Convolution
+from fastrl.agents.images import ReadyMade
 from fastrl.agents.torch_networks import TorchNetwork
 from fastrl.kernels import MLP
 
@@ -50,7 +51,7 @@ def test_channels_are_last_where_both_axes_may_be():
     module, image = agent.online.module, torch.rand(2, 10, 10, 10)
     expected = module.head(module.convolutions(image.permute(0, 3, 1, 2)))
     torch.testing.assert_close(module(image), expected)
-    first = Convolution("impala", (9, 10, 10), 2)
+    first = Convolution(ReadyMade("impala", (9, 10, 10)), 2)
     torch.testing.assert_close(first(image[:, :9]), first.head(first.convolutions(image[:, :9])))
 
 
