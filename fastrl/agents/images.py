@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import wrappers
+from numpy.typing import NDArray
 
+from fastrl.agents.arrays import concatenate
 from fastrl.agents.config import InputError, import_torch
 from fastrl.agents.spaces import Flattened, Part, input_scale
 
@@ -43,6 +47,51 @@ class ReadyMade(NamedTuple):
     kind: str  # nature or impala
     shape: tuple[int, ...]
     images: tuple[Part, ...] | None = None  # in flattened observations; None: the observations are images
+
+
+class Packed:
+    """Flattened observations ``[B, n]`` as a replay buffer keeps them: images of bytes as bytes, all else as it is.
+
+    >>> packed.unpack(packed.pack(obs))  # obs, bit for bit
+    """
+
+    def __init__(self, images: Sequence[Part], n: int) -> None:
+        self._pieces: list[tuple[str, int, int]] = []  # of the vector, one after another: columns of the dict's arrays
+        sizes = {"images": 0, "others": 0}
+        edges = [0, *(edge for part in images for edge in (part.start, part.stop)), n]
+        for i, size in enumerate(np.diff(edges).tolist()):
+            name = "images" if i % 2 else "others"
+            if size:
+                self._pieces.append((name, sizes[name], sizes[name] + size))
+                sizes[name] += size
+        dtypes = {"images": np.uint8, "others": np.float32}
+        self.space = {name: ((size,), dtypes[name]) for name, size in sizes.items() if size}
+
+    def pack(self, obs: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        each: dict[str, list[NDArray[Any]]] = {name: [] for name in self.space}
+        start = 0
+        for name, begin, end in self._pieces:
+            stop = start + end - begin
+            each[name].append(obs[:, start:stop])
+            start = stop
+        kept: dict[str, NDArray[Any]] = {name: np.concatenate(parts, 1) for name, parts in each.items()}
+        kept["images"] = np.rint(kept["images"] * np.float32(255)).astype(np.uint8)
+        return kept
+
+    def unpack(self, kept: Mapping[str, Any]) -> Any:
+        pieces: list[Any] = []
+        for name, begin, end in self._pieces:
+            x = kept[name][:, begin:end]
+            if name == "images":  # scaled as `Flattened` does it
+                x = (x.astype(np.float32) if isinstance(x, np.ndarray) else x.float()) * np.float32(1 / 255)
+            pieces.append(x)
+        return concatenate(pieces, 1)
+
+
+def packed(made: ReadyMade | None) -> Packed | None:
+    """How a replay buffer keeps what `made` sees; None: as it is."""
+    images = [part for part in (made and made.images) or () if input_scale(part.space) is not None]
+    return Packed(images, made.shape[0]) if made is not None and images else None
 
 
 def ready_made(

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.arrays import on_device, to_numpy
 from fastrl.agents.envs import Transition
+from fastrl.agents.images import packed
+from fastrl.agents.masks import Masks
 from fastrl.agents.spaces import input_scale
 from fastrl.agents.training import check_loss
 from fastrl.kernels.mlp.losses import QLoss
@@ -40,6 +42,7 @@ class OffPolicyAgent(Agent[C]):
         self._n_obs = int(np.prod(self._obs_shape))
         self._cpu = self.device == "cpu"
         self._input_scale = input_scale(space)
+        self._packed = packed(self._ready_made)
         self._as_they_are = space.dtype == np.float32 and len(self._obs_shape) == 1
         self._predict_rng = np.random.default_rng(self._predict_seed)
         # Of the initial weights of the networks, one after another.
@@ -71,9 +74,15 @@ class OffPolicyAgent(Agent[C]):
 
     def _kept_space(self) -> Any:
         """What the buffer keeps as an observation: with action masks a dict of the two."""
-        if self.envs.allowed is None:
-            return self.envs.observation_space
-        return {"obs": self.envs.observation_space, "allowed": (self.envs.allowed.shape[1:], np.bool_)}
+        space = self.envs.observation_space if self._packed is None else self._packed.space
+        return (
+            space if self.envs.allowed is None else {"obs": space, "allowed": (self.envs.allowed.shape[1:], np.bool_)}
+        )
+
+    def _kept(self, obs: NDArray[Any], allowed: Masks | None) -> Any:
+        """Observations ``[B, ...]``, and their action masks if there are any, as the buffer keeps them."""
+        kept = obs if self._packed is None else self._packed.pack(obs)
+        return kept if allowed is None else {"obs": kept, "allowed": allowed}
 
     def _array(self, x: NDArray[Any]) -> Any:
         """An array as updates use them: NumPy's on the CPU, else a tensor on the device."""
@@ -91,9 +100,11 @@ class OffPolicyAgent(Agent[C]):
         """A batch, with its observations as the networks take them."""
         c: Any = self.config
         batch, self._next_allowed = self.buffer.sample(c.batch_size), None
-        if isinstance(batch.obs, dict):
+        if isinstance(batch.obs, dict) and "allowed" in batch.obs:
             self._next_allowed = batch.next_obs["allowed"]
             batch = batch._replace(obs=batch.obs["obs"], next_obs=batch.next_obs["obs"])
+        if self._packed is not None:
+            batch = batch._replace(obs=self._packed.unpack(batch.obs), next_obs=self._packed.unpack(batch.next_obs))
         if self._as_they_are:
             return batch
         return batch._replace(obs=self._inputs(batch.obs), next_obs=self._inputs(batch.next_obs))
@@ -140,10 +151,7 @@ class OffPolicyAgent(Agent[C]):
         allowed, action = self.envs.allowed, self._act(obs, self.rng)
         t = self.envs.step(self._to_env(action))
         self._reached = self.envs.obs
-        kept: Any = obs
-        kept_next: Any = t.next_obs
-        if allowed is not None:
-            kept, kept_next = {"obs": obs, "allowed": allowed}, {"obs": t.next_obs, "allowed": t.next_allowed}
+        kept, kept_next = self._kept(obs, allowed), self._kept(t.next_obs, t.next_allowed)
         self.buffer.add(kept, action, t.reward, kept_next, t.terminated, t.truncated, t.mask, **self._kept_besides())
         self._after_step(t)
         before, self.steps = self.steps, self.steps + c.num_envs

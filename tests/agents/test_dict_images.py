@@ -11,7 +11,7 @@ from odd_envs import register
 from torch import nn
 
 import fastrl.agents
-from fastrl.agents import A2C, A3C, DQN, PPO, TRPO, InputError, OneStepActorCritic, SACDiscrete
+from fastrl.agents import A2C, A3C, DQN, PPO, TRPO, InputError, OneStepActorCritic, SACDiscrete, off_policy
 from fastrl.agents.convolution import Convolution
 from fastrl.kernels import MLP
 
@@ -62,11 +62,11 @@ class Shows(gym.Env):
     action_space = Discrete(3)
 
     def __init__(self, space):
-        self.observation_space = space
+        self.observation_space = copy.deepcopy(space)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.observation_space.seed(seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
         return self.observation_space.sample(), {}
 
     def step(self, action):
@@ -151,6 +151,39 @@ def test_training_goes_on_exactly_and_loads_without_its_environment(case, tmp_pa
     obs = samples(Turned.observation_space, 3)
     loaded = fastrl.agents.load(tmp_path / "b")
     assert [loaded.predict(o) for o in obs] == [first.predict(o) for o in obs]
+
+
+class Masked(Shows):
+    """One of three actions is not allowed."""
+
+    def action_masks(self):
+        return np.arange(3) != self.np_random.integers(3)
+
+
+FLOATS = Dict({"camera": CAMERA, "depth": Box(0, 1, (36, 36)), "x": Box(-1, 1, (3,))})
+
+
+@pytest.mark.parametrize(
+    ("cls", "env", "settings", "n_bytes"),
+    [
+        (DQN, lambda: Shows(WHOLE), {}, 36 * 40 * (3 + 2)),
+        (DQN, lambda: Masked(WHOLE), {"prioritized": True, "n_step": 2}, 36 * 40 * (3 + 2)),
+        (SACDiscrete, lambda: Shows(Tuple([CAMERA])), {}, 36 * 40 * 3),
+        (SACDiscrete, lambda: Shows(FLOATS), {"network": "impala"}, 36 * 40 * 3),
+    ],
+)
+def test_replay_keeps_bytes_as_bytes_and_gives_back_what_it_was_given(cls, env, settings, n_bytes, monkeypatch):
+    agent = cls(env(), **settings, **REPLAY).learn(60, progress=False)
+    kept = agent.buffer.transitions().obs
+    kept = kept.get("obs", kept)
+    assert kept["images"].dtype == np.uint8 and kept["images"].shape[1] == n_bytes
+    assert kept.get("others", np.zeros((1, 0))).shape[1] == agent.envs.observation_space.shape[0] - n_bytes
+    monkeypatch.setattr(off_policy, "packed", lambda _: None)
+    whole = cls(env(), **settings, **REPLAY).learn(60, progress=False)
+    (state, x), (wanted, y) = agent._state(), whole._state()
+    assert agent.n_updates and state == wanted and all(np.array_equal(x[name], y[name]) for name in y)
+    obs = whole.buffer.transitions().obs
+    np.testing.assert_array_equal(agent._packed.unpack(kept), obs["obs"] if isinstance(obs, dict) else obs)
 
 
 @pytest.mark.parametrize("cls", [DQN, SACDiscrete, PPO, A2C, A3C, OneStepActorCritic])
