@@ -151,7 +151,10 @@ TASKS: dict[str, dict[str, dict[str, Task]]] = {
     "d4pg": {
         "default": {
             "Pendulum-v1": Task(20_000, -180, {**OFF_POLICY_PENDULUM, "v_min": -400.0, "v_max": 0.0}),
-            "HalfCheetah-v5": Task(200_000, None, {**TD3_CHEETAH, "v_min": -100.0, "v_max": 900.0}, "ddpg/gaussian"),
+            # With the paper's 5 steps, for many actors, the return was a quarter lower.
+            "HalfCheetah-v5": Task(
+                200_000, None, {**TD3_CHEETAH, "n_step": 1, "v_min": -100.0, "v_max": 900.0}, "ddpg/gaussian"
+            ),
         },
     },
     "sac": {
