@@ -122,37 +122,44 @@ class RingCore {
     return ring_->unshifted(from, to, kept, n);
   }
 
-  // [B * frames] rows of the frames of each observation, or of that reached.
-  py::object stack_rows(py::handle rows, bool next) const {
-    const Array r = index(rows, "replay_ring: rows");
-    const Contiguous<int64_t> row(r);
-    check_inside(row);
-    if (frames_ == 1) raise_value("replay_ring: it has no stacks");
-    const int64_t n = row.size() * frames_;
-    Result out = allocate_numpy(DType::i64, &n, 1);
-    ring_->stack_rows(row.data(), row.size(), next, reinterpret_cast<int64_t*>(out.data));
-    return std::move(out.object);
-  }
-
-  // The numbers of the transitions in `rows`, new; and what is in no row put right in the lists next_obs and obs of
-  // [B, ...] arrays. Without stacks obs is right already.
-  py::object finish(py::handle rows, py::handle last, const py::list& next_obs, const py::list& obs) const {
+  // The numbers of the transitions in `rows`, new; and those of the [B, ...] arrays in the list next_obs, of the rows
+  // `last`, put right that no row has. Not for stacks.
+  py::object finish(py::handle rows, py::handle last, const py::list& next_obs) const {
     const Array r = index(rows, "replay_ring: rows"), l = index(last, "replay_ring: last");
-    const int64_t n = r.shape[0];
-    if (l.shape[0] != n) raise_value("replay_ring: last must be like rows");
+    const int64_t n = check_pairs(r, l);
+    if (frames_ > 1) raise_value("replay_ring: it has stacks");
     const std::vector<ReplayLeaf> reached = outputs(next_obs, n);
-    const std::vector<ReplayLeaf> from = frames_ > 1 ? outputs(obs, n) : std::vector<ReplayLeaf>();
     const Contiguous<int64_t> row(r), end(l);
     check_inside(row);
     if (end.data() != row.data()) check_inside(end);
     Result out = allocate_numpy(DType::i64, &n, 1);
     auto* numbers = reinterpret_cast<int64_t*>(out.data);
-    if (n * stacked_.item_bytes < kLongCopy) {
-      ring_->finish(row.data(), end.data(), n, numbers, reached, from);
+    if (n * obs_.item_bytes < kLongCopy) {
+      ring_->finish(row.data(), end.data(), n, numbers, reached);
     } else {
       ReleaseGil release;
-      ring_->finish(row.data(), end.data(), n, numbers, reached, from);
+      ring_->finish(row.data(), end.data(), n, numbers, reached);
     }
+    return std::move(out.object);
+  }
+
+  // The numbers of the transitions in `rows`, new; the [B, frames, ...] arrays of each leaf in the lists obs and
+  // next_obs get their stacks and those that the rows `last` reached.
+  py::object stacks(py::handle rows, py::handle last, const py::list& obs, const py::list& next_obs) const {
+    const Array r = index(rows, "replay_ring: rows"), l = index(last, "replay_ring: last");
+    const int64_t n = check_pairs(r, l);
+    if (frames_ == 1) raise_value("replay_ring: it has no stacks");
+    const std::vector<ReplayLeaf> from = outputs(obs, n), reached = outputs(next_obs, n);
+    const Contiguous<int64_t> row(r), end(l);
+    check_inside(row);
+    if (end.data() != row.data()) check_inside(end);
+    Result out = allocate_numpy(DType::i64, &n, 1);
+    auto* numbers = reinterpret_cast<int64_t*>(out.data);
+    const Threads threads = threads_and_pieces(static_cast<double>(2 * n * stacked_.item_bytes) * 1e-4);  // 10 GB/s
+    ReleaseGil release;
+    parallel_for(n, threads, [&](int64_t first, int64_t past) {
+      ring_->stacks(row.data(), end.data(), first, past, numbers, from, reached);
+    });
     return std::move(out.object);
   }
 
@@ -237,6 +244,11 @@ class RingCore {
     Array a = load_cpu(rows.ptr(), where, {DType::i64, DType::i32});
     check_ndim_1(a, where);
     return a;
+  }
+
+  static int64_t check_pairs(const Array& rows, const Array& last) {
+    if (last.shape[0] != rows.shape[0]) raise_value("replay_ring: last must be like rows");
+    return rows.shape[0];
   }
 
   void check_inside(const Contiguous<int64_t>& rows) const {
@@ -436,8 +448,8 @@ void bind(py::handle m) {
           "priority, rows, "
           "priorities)")
       .method<&RingCore::unshifted>("unshifted(steps, obs, next_obs, mask)")
-      .method<&RingCore::stack_rows>("stack_rows(rows, next)")
-      .method<&RingCore::finish>("finish(rows, last, next_obs, obs)")
+      .method<&RingCore::finish>("finish(rows, last, next_obs)")
+      .method<&RingCore::stacks>("stacks(rows, last, obs, next_obs)")
       .method<&RingCore::windows>("windows(rows, steps, gamma, sources, outs, next_obs)")
       .method<&RingCore::locate>("locate(numbers)")
       .method<&RingCore::extras>("extras()")

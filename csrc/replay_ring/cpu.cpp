@@ -179,30 +179,9 @@ int64_t ReplayRing::write(const ReplaySteps& items, int64_t steps, double priori
   return reported_ ? ~count : count;
 }
 
-void ReplayRing::stack_rows(const int64_t* rows, int64_t n, bool next, int64_t* out) const {
-  const int64_t k = c_.frames, shift = next ? 1 : 0;
-  for (int64_t b = 0; b < n; ++b, out += k) {
-    const int64_t row = rows[b], depth = c_.depth[row];
-    for (int64_t age = 0; age < k - shift; ++age) out[k - 1 - shift - age] = back(row, std::min(age, depth));
-    if (next) out[k - 1] = row + c_.envs;
-  }
-}
-
-// Writes the frames of the observation of `row` that a head has to item b, `shift` frames further on.
-void ReplayRing::finish_heads(int64_t row, int64_t b, int64_t shift, const std::vector<ReplayLeaf>& leaves) const {
-  const int64_t k = c_.frames, depth = c_.depth[row];
-  const char* frames = depth < k - 1 ? head(back(row, depth)) : nullptr;
-  if (!frames) return;
-  for (int64_t age = depth + 1; age < k - shift; ++age)
-    for (const ReplayLeaf& leaf : leaves)
-      copy(leaf.out + (b * k + k - 1 - shift - age) * leaf.bytes,
-           frames + (k - 1 - (age - depth)) * c_.obs_bytes + leaf.offset, leaf.bytes);
-}
-
 void ReplayRing::finish(const int64_t* rows, const int64_t* last, int64_t n, int64_t* numbers,
-                        const std::vector<ReplayLeaf>& next_obs, const std::vector<ReplayLeaf>& obs) const {
+                        const std::vector<ReplayLeaf>& next_obs) const {
   const auto N = static_cast<uint32_t>(c_.envs);  // rows are fewer than 2^31, and 32 bits divide faster
-  const bool heads = !heads_.empty();
   for (int64_t b = 0; b < n; ++b) {
     const auto row = static_cast<uint32_t>(rows[b]);
     const uint32_t slot = N == 1 ? row : row / N, e = row - slot * N;
@@ -210,10 +189,31 @@ void ReplayRing::finish(const int64_t* rows, const int64_t* last, int64_t n, int
     numbers[b] = (c_.added[e] - 1 - (age < 0 ? age + c_.slots : age)) * N + e;
     if (has_extra(last[b]))
       for (const ReplayLeaf& leaf : next_obs)
-        copy(leaf.out + (b * c_.frames + c_.frames - 1) * leaf.bytes, extras_[last[b]] + leaf.offset, leaf.bytes);
-    if (!heads) continue;
-    finish_heads(rows[b], b, 0, obs);
-    finish_heads(last[b], b, 1, next_obs);
+        copy(leaf.out + b * leaf.bytes, extras_[last[b]] + leaf.offset, leaf.bytes);
+  }
+}
+
+// Both stacks of a transition at once, while the frames that they share are in the cache.
+void ReplayRing::stacks(const int64_t* rows, const int64_t* last, int64_t begin, int64_t end, int64_t* numbers,
+                        const std::vector<ReplayLeaf>& obs, const std::vector<ReplayLeaf>& next_obs) const {
+  const int64_t k = c_.frames;
+  std::vector<const char*> frames(static_cast<size_t>(k));
+  const auto put = [&](const std::vector<ReplayLeaf>& leaves, int64_t b) {
+    for (const ReplayLeaf& leaf : leaves) {
+      char* out = leaf.out + b * k * leaf.bytes;
+      for (int64_t f = 0, m; f < k; f += m) {
+        for (m = 1; f + m < k && frames[f + m] == frames[f] + m * leaf.bytes;) ++m;  // they lie side by side
+        copy(out + f * leaf.bytes, frames[f] + leaf.offset, m * leaf.bytes);
+      }
+    }
+  };
+  for (int64_t b = begin; b < end; ++b) {
+    numbers[b] = number(rows[b]);
+    for (int64_t age = 0; age < k; ++age) frames[k - 1 - age] = older_frame(rows[b], age);
+    put(obs, b);
+    for (int64_t age = 0; age < k - 1; ++age) frames[k - 2 - age] = older_frame(last[b], age);
+    frames[k - 1] = has_extra(last[b]) ? extras_[last[b]] : c_.obs + (last[b] + c_.envs) * c_.obs_bytes;
+    put(next_obs, b);
   }
 }
 

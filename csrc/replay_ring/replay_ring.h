@@ -37,7 +37,7 @@ struct ReplayColumns {
   int64_t frames;  // of an observation, each of obs_bytes; 1 without stacks
 };
 
-// Observations of a batch that are put right: one array of each, at `offset` of a stored frame.
+// Observations of a batch that are written: one array of each, at `offset` of a stored frame.
 struct ReplayLeaf {
   char* out;  // [B, frames] of `bytes`
   int64_t offset, bytes;
@@ -74,13 +74,14 @@ class ReplayRing {
   // The first item whose next_obs is not its obs shifted by one frame, or -1.
   int64_t unshifted(const char* obs, const char* next_obs, const uint8_t* mask, int64_t n) const;
 
-  // The rows of the frames of each transition's observation [n, frames], or of the one that it reached.
-  void stack_rows(const int64_t* rows, int64_t n, bool next, int64_t* out) const;
-
-  // The number k * envs + e of each transition; and what no row has: the next observation of each of `last` whose own
-  // is an extra, and the frames that are in heads.
+  // The number k * envs + e of each transition; and the next observation of each of `last` whose own is an extra, which
+  // no row has. Not for stacks.
   void finish(const int64_t* rows, const int64_t* last, int64_t n, int64_t* numbers,
-              const std::vector<ReplayLeaf>& next_obs, const std::vector<ReplayLeaf>& obs) const;
+              const std::vector<ReplayLeaf>& next_obs) const;
+
+  // The stacks of items [begin, end): the observations of `rows` and those that `last` reached; and numbers.
+  void stacks(const int64_t* rows, const int64_t* last, int64_t begin, int64_t end, int64_t* numbers,
+              const std::vector<ReplayLeaf>& obs, const std::vector<ReplayLeaf>& next_obs) const;
 
   // How many of the `steps` transitions from `row` on there are: to the end of the episode, a cut or the newest one.
   // mask and discount [steps] say where, and gamma (1 - terminated) there.
@@ -112,7 +113,6 @@ class ReplayRing {
   int64_t back(int64_t row, int64_t steps) const;  // the row so many slots before, less than `slots`
   const char* older_frame(int64_t row, int64_t age) const;
   void stack(int64_t row, const char* obs, bool follows);
-  void finish_heads(int64_t row, int64_t b, int64_t shift, const std::vector<ReplayLeaf>& leaves) const;
 
   ReplayColumns c_;
   std::vector<uint64_t> marks_;  // a bit a row: small enough to stay in the cache

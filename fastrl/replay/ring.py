@@ -152,28 +152,41 @@ class ReplayRing:
                 return i
         return -1
 
-    def stack_rows(self, rows: Array, next: bool) -> NDArray[np.int64]:
-        """[B * frames]: the rows of the frames of each observation, or of the one that was reached."""
+    def _stack_rows(self, rows: Array, next: bool) -> NDArray[np.int64]:
+        """[B, frames]: the rows of the frames of each observation, or of the one that was reached."""
         assert self._depth is not None
         age = np.arange(self._frames - 1, -1, -1)
         found = self._back(rows[:, None], np.minimum(age, self._depth[rows][:, None]))
         if next:
             found = np.concatenate((found[:, 1:], rows[:, None] + self._num_envs), axis=1)
-        return np.ascontiguousarray(found, np.int64).reshape(-1)
+        return np.asarray(found, np.int64)
 
-    def finish(self, rows: Array, last: Array, next_obs: list[Any], obs: list[Any]) -> NDArray[np.int64]:
+    def finish(self, rows: Array, last: Array, next_obs: list[Any]) -> NDArray[np.int64]:
         """The numbers k * num_envs + e of `rows` [B].
 
-        The [B, ...] arrays of each leaf in next_obs (of the rows `last`) and obs get what no row has: extras and heads.
+        The [B, ...] arrays of each leaf in next_obs, of the rows `last`, get what no row has: extras.
         """
         for b, row in enumerate(last.tolist()):
             if row in self._extras:
                 self._put(next_obs, b, self._frames - 1, self._extras[row])
+        return self._numbers(rows)
+
+    def stacks(self, rows: Array, last: Array, obs: list[Any], next_obs: list[Any]) -> NDArray[np.int64]:
+        """The numbers of `rows` [B].
+
+        The [B, frames, ...] arrays of each leaf in obs get the stacks of `rows`, those in next_obs the ones that `last`
+        reached.
+        """
+        frames = self._obs.reshape(len(self._obs), -1).view(np.uint8)
+        for targets, found in ((obs, self._stack_rows(rows, False)), (next_obs, self._stack_rows(last, True))):
+            for target, (offset, length) in zip(targets, self._leaves, strict=True):
+                out = np.asarray(target)
+                out[...] = frames[found, offset : offset + length].view(out.dtype).reshape(out.shape)
         if self._heads:
             for b in range(len(rows)):
                 self._put_head(obs, b, int(rows[b]), 0)
                 self._put_head(next_obs, b, int(last[b]), 1)
-        return self._numbers(rows)
+        return self.finish(rows, last, next_obs)
 
     def _numbers(self, rows: Array) -> NDArray[np.int64]:
         slot, env = np.divmod(rows, self._num_envs)

@@ -111,18 +111,21 @@ class Store:
         if n_step == 1 and self._is_plain:  # the usual call, in the fewest steps
             obs, action, next_obs, terminated, truncated, reward = self._gather(self._whole, rows)
             discount = self._discounts.take(np.asarray(terminated).view(np.int8))
-            indices = self.ring.finish(rows, rows, [next_obs], [])
+            indices = self.ring.finish(rows, rows, [next_obs])
             return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount)
         if n_step > 1:
             reward, discount, last = self.returns(rows, n_step)
             if self._is_plain:
                 obs, action = self._gather(self._first, rows)
                 next_obs, terminated, truncated = self._gather(self._last, last)
-                indices = self.ring.finish(rows, last, [next_obs], [])
+                indices = self.ring.finish(rows, last, [next_obs])
                 return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount)
         if self.obs.frames > 1:
-            obs = self._gather_stacks(self.ring.stack_rows(rows, False))
-            next_obs = self._gather_stacks(self.ring.stack_rows(last, True))
+            obs, next_obs = (
+                [self._empty((len(rows), self.obs.frames, *leaf.shape), leaf.dtype) for leaf in self.obs.leaves]
+                for _ in range(2)
+            )
+            indices = self.ring.stacks(rows, last, obs, next_obs)
             *action, one_step = self._gather([*self._action, self.columns[2]], rows)
             terminated, truncated = self._gather(self._last[-2:], last)
         else:
@@ -134,9 +137,9 @@ class Store:
                 found += reached
             i, j = self._split
             obs, action, next_obs = found[:i], found[i:j], found[j:]
+            indices = self.ring.finish(rows, last, next_obs)
         if reward is None:
             reward, discount = one_step, self._discounts.take(np.asarray(terminated).view(np.int8))
-        indices = self.ring.finish(rows, last, next_obs, obs)
         joined = self.obs.join(obs), self.action.join([*action, *self._unread]), reward, self.obs.join(next_obs)
         return Batch(*joined, terminated, truncated, indices, weights, discount)
 
@@ -157,21 +160,18 @@ class Store:
         action = self.action.join([*found[i:j], *self._unread])
         return Batch(obs, action, reward, next_obs, terminated, truncated, indices, weights, discount), mask
 
-    def _gather_stacks(self, rows: Rows) -> list[Any]:
-        """Frames [B * k] as stacks [B, k, ...]."""
-        found = self._gather(self._obs, rows)
-        return [x.reshape(-1, self.obs.frames, *leaf.shape) for x, leaf in zip(found, self.obs.leaves, strict=True)]
-
     def _gather(self, sources: list[Array], rows: Rows) -> list[Any]:
         if self._pinned is None:
             return gather_rows(sources, rows)  # type: ignore[no-any-return]
+        out = [self._empty((len(rows), *source.shape[1:]), source.dtype) for source in sources]
+        return gather_rows(sources, rows, out=out)  # type: ignore[no-any-return]
+
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        if self._pinned is None:
+            return np.empty(shape, dtype)
         # torch does not hand out a pinned block again before the copies from it are done.
         torch = self._pinned
-        out = [
-            torch.empty((len(rows), *source.shape[1:]), dtype=torch.from_numpy(source[:0]).dtype, pin_memory=True)
-            for source in sources
-        ]
-        return gather_rows(sources, rows, out=out)  # type: ignore[no-any-return]
+        return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
 
     def config(self) -> dict[str, Any]:
         """What a saved state must agree in."""
