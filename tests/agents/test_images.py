@@ -45,6 +45,31 @@ def test_nature_is_the_papers_whatever_axis_the_channels_are_in(shape):
     assert agent.predict(image) == nature(x, p).argmax() == agent.policy_to_torch()(torch.from_numpy(image)[None])
 
 
+@pytest.mark.parametrize("kind", ["nature", "impala"])
+@pytest.mark.parametrize("shape", [(3, 40, 44), (40, 44, 3)])
+def test_convolutions_with_the_channels_last_in_memory_are_those_of_torch(kind, shape):
+    agent = DQN(Bright(shape), network=kind, **SMALL)
+    network, module = agent.online, agent.online.module
+    x = np.random.default_rng(0).random((3, *shape), np.float32)
+    plain = copy.deepcopy(module).double()
+    first = plain.convolutions[0]
+    plain.convolutions[0] = nn.Conv2d(3, first.out_channels, first.kernel_size, first.stride, first.padding).double()
+    plain.convolutions[0].load_state_dict(first.state_dict())
+    expected = plain(torch.from_numpy(x).double())
+    np.testing.assert_allclose(network.forward(x), expected.detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(network.forward_cached(x), expected.detach(), rtol=1e-4, atol=1e-5)
+    d = np.random.default_rng(1).standard_normal(expected.shape, np.float32)
+    network.backward(d)
+    expected.backward(torch.from_numpy(d).double())
+    for (name, mine), p in zip(network.parameters(network.grad).items(), plain.parameters(), strict=True):
+        np.testing.assert_allclose(mine, p.grad, rtol=1e-3, atol=1e-4, err_msg=name)
+    seen = []
+    module.convolutions[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    network.forward_cached(x), network.forward(x)
+    formats = [y.is_contiguous(memory_format=torch.channels_last) for y in seen]
+    assert formats == ([True, kind == "impala"] if shape[0] == 3 else [True, True])
+
+
 def test_channels_are_last_where_both_axes_may_be():
     """As MinAtar's ``[10, 10, 10]`` of Seaquest."""
     agent = DQN(Bright((10, 10, 10)), network="impala", **SMALL)
