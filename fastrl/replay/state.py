@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import Any
 
@@ -17,6 +16,7 @@ LAYOUT = 2
 # What reading a file can raise that nobody made, or somebody made up.
 DAMAGES = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 Array = NDArray[Any]
+_LARGEST = float(np.finfo(np.float32).max)  # of a priority: trees are float32
 
 
 def read(
@@ -129,7 +129,7 @@ def _check_header(header: dict[str, Any], num_envs: int, rows: int, sides: list[
 
 def _check_priority(header: dict[str, Any]) -> None:
     priority = header.get("new_priority")
-    if type(priority) is not float or not 1 <= priority < math.inf:
+    if type(priority) is not float or not 1 <= priority <= _LARGEST:
         raise ValueError(f"damaged: new_priority is {priority!r}")
 
 

@@ -198,6 +198,7 @@ HEADERS |= {
     "start late": lambda h: {**h, "start": h["added"]},
     "broken numbers": lambda h: {**h, "broken": [0, 1]},
     "more extras": lambda h: {**h, "extras": h["extras"] + 1},
+    "a priority beyond float32": lambda h: {**h, "new_priority": 1e39},
     "negative priority": lambda h: {**h, "new_priority": -1.0},
     "whole priority": lambda h: {**h, "new_priority": 1},
     "a generator of strings": lambda h: {**h, "generator": {"seed": "a", "counter": "b"}},
