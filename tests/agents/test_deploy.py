@@ -118,8 +118,9 @@ def test_policies_of_images_can_be_exported(tmp_path):
 
 
 def check_export(agent, obs, tmp_path):
-    """A program of any batch size."""
-    program = torch.export.export(agent.policy_to_torch(), (obs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    """A program of any batch size; convolutions of torch 2.4 want it to have a bound."""
+    batch = torch.export.Dim("batch", max=2**31)
+    program = torch.export.export(agent.policy_to_torch(), (obs,), dynamic_shapes=({0: batch},))
     torch.export.save(program, tmp_path / "policy.pt2")
     loaded = torch.export.load(tmp_path / "policy.pt2").module()
     np.testing.assert_allclose(loaded(obs[:3]).numpy(), agent.predict(obs[:3].numpy()), rtol=1e-4, atol=1e-5)
