@@ -13,6 +13,7 @@ import csv
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,31 +118,43 @@ def draw(ray: Any, handles: list[Any], prefetch: int, seconds: float) -> int:
 
 
 def memory(minutes: float) -> None:
-    """Every 30 s of a run on CartPole-v1: the objects in Ray's store and their MB, and the MB of this process."""
+    """Every minute of a run on CartPole-v1: the objects in Ray's store and their MB, and the MB of processes besides:
+    of this one, which learns, of the actors and the shard, and of Ray."""
     import re
-    import resource
 
     from fastrl.distributed import ApeX
 
     ray, rows = import_ray("bench/apex.py"), []
+    import psutil  # Ray's
+
     began = time.monotonic()
+
+    def of(process: Any) -> int:
+        with suppress(psutil.Error):  # it has ended
+            info = process.memory_info()
+            return int(info.rss - info.shared)  # what is shared is the store's
+        return 0
 
     def callback(agent: Any) -> bool:
         seconds = time.monotonic() - began
-        if seconds >= 30 * (len(rows) + 1):
+        if seconds >= 60 * (len(rows) + 1):
             from ray._private.internal_api import memory_summary
 
             text = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
             (used,) = re.findall(r"Plasma memory usage (\d+) MiB, (\d+) objects", text)
-            largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            rows.append((round(seconds), agent.steps, *map(int, used), largest))
+            below = psutil.Process().children(recursive=True)
+            ours = [p for p in below if p.name().startswith(("ray::Actor", "ray::Shard"))]
+            held = (of(psutil.Process()), sum(map(of, ours)), sum(of(p) for p in below if p not in ours))
+            rows.append((round(seconds), agent.steps, *map(int, used), *(x >> 20 for x in held)))
             print(*rows[-1], flush=True)
         return seconds < 60 * minutes
 
-    ApeX("CartPole-v1", seed=0, buffer_size=50_000).learn(10**9, callback=callback, progress=False)
+    ApeX("CartPole-v1", actors=2, seed=0, buffer_size=50_000).learn(10**9, callback=callback, progress=False)
     with (RESULTS / "memory.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerows([("seconds", "steps", "store_mb", "store_objects", "largest_rss_mb"), *rows])
+        table.writerows(
+            [("seconds", "steps", "store_mb", "objects", "learner_mb", "actors_shards_mb", "ray_mb"), *rows]
+        )
 
 
 # ---- beside peers: 100,000 transitions held, drawn by this process; nobody or one process adds 200 at a time

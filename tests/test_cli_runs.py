@@ -150,6 +150,21 @@ def test_resume_of_a_finished_run(tmp_path, capsys):
     assert last_line(capsys).endswith("does not say how far it was to go: give --total-steps N")
 
 
+def test_resume_of_a_run_that_was_killed_says_what_is_lost(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli.main([*TRAIN, "--total-steps", "150", "--out", str(run)]) == 0
+    first = f"logs and checkpoint: {run}"
+    assert capsys.readouterr().err.splitlines()[0] == first
+    table = run / "progress.csv"
+    table.write_bytes(table.read_bytes() + table.read_bytes().splitlines(True)[-1].replace(b"150", b"1190", 1))
+    lost = "; at least 1,040 later ones were not saved, and are made again"
+    for total, before, after in ((200, 150, lost), (250, 200, "")):
+        assert cli.main(["train", "--resume", str(run), "--total-steps", str(total)]) == 0
+        line = capsys.readouterr().err.splitlines()[0]
+        assert line == f"{first}; goes on after {before} environment steps{after}"
+        assert [row.split(b",")[0] for row in table.read_bytes().splitlines()[-2:]] == [b"%d" % before, b"%d" % total]
+
+
 @posix
 def test_resume_of_a_run_that_is_in_use(tmp_path, capsys):
     from fastrl._files import locked

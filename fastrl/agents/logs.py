@@ -29,6 +29,7 @@ class Logs:
     """Open the logs of a run that is at step `steps`; rows of later steps, which will be made again, are dropped.
 
     `seconds`: how long the run had taken at its last row.  `evaluations`: the rows of evaluations.csv.
+    `reached`: the step of the last row of progress.csv, also of a dropped one; 0 without rows.
     `hyperparameters` are shown by TensorBoard.  Raises OSError if the logs cannot be written.
     """
 
@@ -44,7 +45,7 @@ class Logs:
             self._progress.close()
             raise
         self.seconds = max(_seconds(table.rows) for table in (self._progress, self._judged) if table is not None)
-        self.rows = len(self._progress.rows)
+        self.rows, self.reached = len(self._progress.rows), self._progress.reached
         self.evaluations = [] if self._judged is None else [_numbers(row) for row in self._judged.rows]
 
     def write(self, row: Mapping[str, float]) -> None:
@@ -91,8 +92,11 @@ class _Table:
 
     def __init__(self, path: Path, names: Sequence[str], steps: int) -> None:
         self.rows: list[dict[str, str]] = []
+        self.reached = 0
         if path.exists():
-            self.rows = [row for row in complete_rows(path.read_text(errors="replace")) if int(row["step"]) <= steps]
+            found = complete_rows(path.read_text(errors="replace"))
+            self.rows = [row for row in found if int(row["step"]) <= steps]
+            self.reached = max((int(row["step"]) for row in found), default=0)
             if path.name == EVALUATIONS:  # a resumed run reads all of its numbers
                 self.rows = [row for row in self.rows if _numbers(row)]
         text = io.StringIO()

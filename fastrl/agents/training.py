@@ -141,7 +141,7 @@ class Training:
             self._bar.start()
             self._task = self._bar.add_task("", total=self.total_steps, completed=self._start_steps, status="")
         if self.folder is not None and self._progress:
-            self._print(f"logs and checkpoint: {self.folder}")
+            self._print(f"logs and checkpoint: {self.folder}{self._goes_on()}")
         flat = self.agent.envs.flattened
         if flat is not None and self._progress:
             self._print(f"observations {flat.raw} are flattened to {flat.size} numbers, Discrete ones one-hot")
@@ -154,6 +154,14 @@ class Training:
         self._start_time = self._last_time = time.perf_counter()
         self._last_steps = self._start_steps
         return self
+
+    def _goes_on(self) -> str:
+        """From where, if not from the beginning, and what a process that was killed has not saved."""
+        if not self._start_steps or self._logs is None:
+            return ""
+        lost = self._logs.reached - self._start_steps
+        what = f"; at least {lost:,} later ones were not saved, and are made again" if lost > 0 else ""
+        return f"; goes on after {self._start_steps:,} {self.agent.counts}{what}"
 
     def _open(self, evaluator: Evaluator) -> None:
         try:

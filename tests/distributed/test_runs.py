@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import descendants
+from processes import command_line, descendants, processes, working_in
 
 if find_spec("ray") is None:  # which importing it would keep from listening on 127.0.0.1 alone, see import_ray
     pytest.skip("needs Ray", allow_module_level=True)
 
 from fastrl.agents import InputError
+from fastrl.agents.checkpoint import load_checkpoint
 from fastrl.distributed.cluster import import_ray
 
 ray = import_ray("tests")  # before anything else imports it, so that it listens on 127.0.0.1 alone
@@ -253,22 +253,91 @@ def test_a_cluster_that_is_not_there():
         agent.learn(1000, progress=False)
 
 
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+MAIN = "import sys; from fastrl.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def wait_until(true, seconds, why):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, why
+        time.sleep(0.1)
+
+
+def all_end(pids, seconds):
+    """Processes, whose numbers are not used again so soon."""
+    until, left = time.monotonic() + seconds, pids
+    while left:
+        assert time.monotonic() < until, f"left after {seconds} s: {left}"
+        time.sleep(0.1)
+        listed = processes()
+        left = {pid: (listed[pid], command_line(pid)) for pid in left if pid in listed}
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@on_linux
 def test_a_signal_saves_and_stops_ray(tmp_path):
     argv = ["train", "apex", "--env", "CartPole-v1", "--total-steps", "1000000", "--out", str(tmp_path / "run")]
-    code = "import sys; from fastrl.cli import main; sys.exit(main(sys.argv[1:]))"
-    with subprocess.Popen([sys.executable, "-c", code, *argv], stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen([sys.executable, "-c", MAIN, *argv], stderr=subprocess.PIPE, text=True) as run:
         table = tmp_path / "run" / "progress.csv"
-        until = time.monotonic() + 240
-        while not (table.exists() and len(table.read_text().splitlines()) > 2) and time.monotonic() < until:
-            time.sleep(0.2)
+        wait_until(lambda: table.exists() and len(table.read_text().splitlines()) > 2, 240, "no progress")
         below = descendants(run.pid)
         run.send_signal(signal.SIGTERM)
         _, err = run.communicate(timeout=120)
     assert run.returncode == 128 + signal.SIGTERM and "terminated at step" in err
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists() and len(below) > 4
-    until = time.monotonic() + 30
-    while (left := [pid for pid in below if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < until:
-        time.sleep(0.2)
-    assert left == []
+    all_end(below, 30)
+
+
+@pytest.mark.slow
+@on_linux
+@pytest.mark.parametrize("algorithm", ["apex", "impala"])
+def test_a_killed_learner_goes_on_from_its_checkpoint(algorithm, tmp_path):
+    """kill -9 at random moments: Ray's processes end by themselves, and --resume has what was saved."""
+    run, here, rng, done = tmp_path / "run", tmp_path / "here", np.random.default_rng(0), 0
+    here.mkdir()  # the working folder of all processes of the run, by which they are known
+    settings = ["--hidden", "16", "--num-envs", "2", *(["--learning-starts", "200"] if algorithm == "apex" else [])]
+    argv = [
+        algorithm,
+        "--env",
+        "CartPole-v1",
+        "--out",
+        run,
+        "--total-steps",
+        "1000000",
+        "--save-every",
+        "500",
+        *settings,
+    ]
+
+    def command(*args):
+        return [sys.executable, "-c", MAIN, "train", *map(str, args)]
+
+    def saved():
+        try:
+            with load_checkpoint(run) as checkpoint:
+                return checkpoint.state["steps"]
+        except InputError:  # not yet
+            return 0
+
+    for _ in range(4):
+        with subprocess.Popen(command(*argv), cwd=here, start_new_session=True, stderr=subprocess.DEVNULL) as learner:
+            wait_until(lambda: saved() > done or learner.poll() is not None, 240, "no checkpoint")  # noqa: B023
+            time.sleep(rng.uniform(0, 1.5))
+            below = descendants(learner.pid)
+            learner.kill()
+        assert learner.returncode == -signal.SIGKILL and len(below) > 4
+        # Ray's agents, which do nothing, first look for the head for a minute; a run that goes on does not mind them.
+        all_end([pid for pid in below if "Agent" not in command_line(pid)], 60)
+        assert saved() > done
+        done, argv = saved(), ["--resume", run]
+    ended = subprocess.run(
+        command("--resume", run, "--total-steps", done + 1000), cwd=here, capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert f"; goes on after {done:,} environment steps" in ended.stderr
+    assert done + 1000 <= saved() < done + 2000
+    steps = [int(row["step"]) for row in csv.DictReader((run / "progress.csv").open())]
+    assert steps == sorted(set(steps)) and steps[-1] == saved()
+    assert len(json.loads((run / "run.json").read_text())["history"]) == 5
+    all_end(working_in(here), 180)
