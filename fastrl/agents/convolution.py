@@ -116,8 +116,10 @@ class _First(nn.Conv2d):
     On a CPU gradients take two thirds of the time so, and IMPALA's forward half; Nature's alone takes as long as ever.
     """
 
-    def __init__(self, *sizes: int, padding: int = 0, always: bool = False) -> None:
-        super().__init__(*sizes, padding=padding)
+    def __init__(
+        self, channels: int, n: int, size: int, stride: int = 1, padding: int = 0, always: bool = False
+    ) -> None:
+        super().__init__(channels, n, size, stride, padding)
         self._always = always
 
     def forward(self, x: Tensor) -> Tensor:
