@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ def register(
     `fake` makes empty results of the right shapes; `save(ctx, inputs, output)` and `backward(ctx, *grads)` are the
     gradient, whose kernel must be a registered op too.
     """
+    hints = get_type_hints(fn)  # torch 2.4 reads no annotations that are texts
+    fn.__annotations__ = {name: None if hint is type(None) else hint for name, hint in hints.items()}
     op: Any = torch.library.custom_op(f"fastrl::{fn.__name__.removeprefix('_')}", fn, mutates_args=mutates)
     op.register_fake(fake)
     if backward is not None:
