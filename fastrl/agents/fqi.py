@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.batch import FQIConfig
+from fastrl.agents.images import unpacked
 from fastrl.agents.policies import RunningMoments
 from fastrl.agents.spaces import input_scale
 from fastrl.agents.training import check_loss
@@ -147,7 +148,9 @@ class FQI(Agent[FQIConfig]):
 
     def _seen(self, obs: Any, n: int) -> NDArray[Any]:
         """The dataset's observations as the environments give them here; raises InputError."""
-        flat, single = self.envs.flattened, not isinstance(obs, (dict, tuple))
+        flat = self.envs.flattened
+        obs = obs if flat is None else unpacked(obs, flat)
+        single = not isinstance(obs, (dict, tuple))
         if single and np.shape(obs)[1:] == self._shape:  # an agent's own buffer has them flattened
             return np.asarray(obs)
         if flat is None:

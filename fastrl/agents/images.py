@@ -94,6 +94,22 @@ def packed(made: ReadyMade | None) -> Packed | None:
     return Packed(images, made.shape[0]) if made is not None and images else None
 
 
+def unpacked(obs: Any, flat: Flattened) -> Any:
+    """What some agent's `Packed` kept of observations that `flat` flattens, as they were; anything else as it is.
+
+    Which of their parts were images depends on its network, but fewer numbers mean fewer images.
+    """
+    if not isinstance(obs, Mapping) or not set(obs) <= {"images", "others"}:
+        return obs
+    got = {name: (np.shape(x)[1:], getattr(x, "dtype", None)) for name, x in obs.items()}
+    bytes_ = [part for part in flat.parts if input_scale(part.space) is not None]
+    for axes, least in (((3,), LEAST["nature"]), *(((2, 3), least) for least in LEAST.values())):
+        images = [part for part in bytes_ if len(part.space.shape or ()) in axes and _side(part.space) >= least]
+        if images and (kept := Packed(images, flat.size)).space == got:
+            return kept.unpack(obs)
+    return obs
+
+
 def ready_made(
     agent: str, config: Any, given: Any, space: gym.Space[Any], flat: Flattened | None = None
 ) -> ReadyMade | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def from_saved(path: str | os.PathLike[str], **options: Any) -> ReplayBuffer:
     Raises:
         TypeError: an option that is stored, or unknown.
         ValueError: not that of a `ReplayBuffer` or `PrioritizedReplay`, or damaged; or its observations or actions are
-            Dict or Tuple, whose spaces are not stored.
+            a Tuple, or a Dict of more than arrays by name, whose spaces are not stored.
         OSError: it cannot be read, or another process has the folder open (BlockingIOError).
     """
     held = describe(path)
@@ -43,17 +44,34 @@ def from_saved(path: str | os.PathLike[str], **options: Any) -> ReplayBuffer:
     stored = sorted(options.keys() & {"capacity", "obs_space", "action_space", *settings})
     if stored:
         raise TypeError(f"replay.from_saved: {stored[0]} is that of {path}, and must be left out")
-    spaces = [(held[f"{name}_shape"], held[f"{name}_dtype"]) for name in ("obs", "action")]
-    if not all(isinstance(dtype, str) and all(type(n) is int for n in shape) for shape, dtype in spaces):
-        raise ValueError(f"replay.from_saved: {path} must have observations and actions that are arrays, got {spaces}")
-    obs, action = ((tuple(shape), np.dtype(dtype)) for shape, dtype in spaces)
     frames = settings.get("frame_stack", 1)
-    if frames > 1:  # stored is the shape of one
-        obs = (frames, *obs[0]), obs[1]
+    try:
+        obs = _spaces(held["obs_shape"], held["obs_dtype"], frames)
+        action = _spaces(held["action_shape"], held["action_dtype"], 1)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        spaces = [(held[f"{name}_shape"], held[f"{name}_dtype"]) for name in ("obs", "action")]
+        wanted = "observations and actions that are arrays or dicts of them"
+        raise ValueError(f"replay.from_saved: {path} must have {wanted}, got {spaces}") from None
     buffer = cls(held["capacity"], obs, action, **settings, **options)
     if not is_folder:
         buffer.load(path)
     return buffer
+
+
+def _spaces(shape: Any, dtype: Any, frames: int) -> Any:
+    """The space of a stored shape and dtype, or of these by path; ValueError for another than a dict of arrays."""
+    if isinstance(dtype, str):
+        return _space(shape, dtype, frames)
+    names = [re.fullmatch(r"\['(\w+)'\]", path, re.ASCII) for path in dtype]
+    if not names:
+        raise ValueError("no arrays")
+    return {name[1]: _space(shape[name[0]], dtype[name[0]], frames) for name in names}  # type: ignore[index]
+
+
+def _space(shape: Any, dtype: Any, frames: int) -> tuple[tuple[int, ...], Any]:
+    if not isinstance(dtype, str) or not all(type(n) is int for n in shape):
+        raise ValueError("no shape and dtype")
+    return (*([frames] if frames > 1 else []), *shape), np.dtype(dtype)  # stored is the shape of one frame
 
 
 def from_minari(dataset: Any, cls: type[ReplayBuffer] = ReplayBuffer, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from odd_envs import register
 from torch import nn
 
 import fastrl.agents
-from fastrl.agents import A2C, A3C, DQN, PPO, TRPO, InputError, OneStepActorCritic, SACDiscrete, off_policy
+from fastrl.agents import A2C, A3C, DQN, FQI, PPO, TRPO, InputError, OneStepActorCritic, SACDiscrete, off_policy
 from fastrl.agents.convolution import Convolution
 from fastrl.kernels import MLP
 
@@ -256,6 +256,30 @@ def test_a_line_at_the_start_says_what_sees_the_images(capsys):
     assert "network nature sees ['camera'], ['more'][1] as images, and the other numbers beside them" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+SMALL = Dict({"a": Box(0, 255, (8, 9), np.uint8), "camera": CAMERA, "map": Box(0, 255, (36, 36), np.uint8)})
+
+
+@pytest.mark.parametrize("network", ["auto", "nature", "impala"])
+@pytest.mark.parametrize("space", [WHOLE, SMALL, Tuple([CAMERA])], ids=["whole", "small", "one"])
+def test_the_buffer_of_an_agent_is_a_dataset(space, network, tmp_path):
+    """Whichever parts its network saw as images."""
+    dqn = DQN(Shows(space), network=network, **REPLAY).learn(40, progress=False)
+    dqn.save(tmp_path / "dqn")
+    kept = dqn.buffer.transitions()
+    for dataset in (dqn.buffer, str(tmp_path / "dqn" / "replay")):
+        fqi = FQI(Shows(space), dataset=dataset, hidden=(4,), networks=1).learn(1, progress=False)
+        found = fqi.buffer.transitions()
+        np.testing.assert_array_equal(found.obs, dqn._packed.unpack(kept.obs))
+        np.testing.assert_array_equal(found.next_obs, dqn._packed.unpack(kept.next_obs))
+        np.testing.assert_array_equal(found.action, kept.action)
+
+
+def test_a_buffer_of_other_images_is_no_dataset():
+    dqn = DQN(Shows(WHOLE), **REPLAY).learn(30, progress=False)
+    with pytest.raises(InputError, match="dataset: an observation must be a dict with camera, depth, x, got images, o"):
+        FQI(Shows(FLOATS), dataset=dqn.buffer)
 
 
 @pytest.mark.slow
