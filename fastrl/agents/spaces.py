@@ -102,8 +102,16 @@ class Flattened:
         out[:, start:end] = x
         scale = input_scale(space)
         if scale is not None:
+            if x.dtype != np.uint8 and not _are_bytes(x):  # which a replay buffer could not keep
+                got = f"{x.dtype} from {x.min()} to {x.max()}"
+                raise InputError(f"{what} must be whole numbers from 0 to 255 like its space, got {got}")
             out[:, start:end] *= np.float32(scale)
         return end
+
+
+def _are_bytes(x: NDArray[Any]) -> bool:
+    with np.errstate(invalid="ignore"):
+        return np.array_equal(x.astype(np.uint8), x)
 
 
 def _one_hot(space: Any, x: NDArray[Any], out: NDArray[Any], start: int, what: str) -> int:

@@ -282,6 +282,43 @@ def test_a_buffer_of_other_images_is_no_dataset():
         FQI(Shows(FLOATS), dataset=dqn.buffer)
 
 
+class Untrue(Turned):
+    """Images that are not of the space."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def _observe(self):
+        obs = super()._observe()
+        return {**obs, "image": self.change(obs["image"])}
+
+
+@pytest.mark.parametrize("cls", [DQN, PPO])
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda x: x / 255, r"float64 from 0\.\d* to 0\.\d*$"),
+        (lambda x: x.astype(np.int64) - 1, r"int64 from -1 to "),
+        (lambda x: x.astype(np.float32) + 200, r"float32 from 2\d\d\.0 to 4"),
+        (lambda x: x + 256 * np.ones((), np.uint16), r"uint16 from 2"),
+    ],
+)
+def test_images_that_are_no_bytes_are_refused_as_single_ones_are(cls, change, got):
+    where = r"the observation of Untrue\['image'\]"
+    with pytest.raises(InputError, match=f"^{where} must be whole numbers from 0 to 255 like its space, got {got}"):
+        cls(Untrue(change), **(REPLAY if cls is DQN else ROLLOUT)).learn(40, progress=False)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float32])
+def test_whole_numbers_of_another_dtype_are_images(dtype):
+    same, other = (
+        DQN(env, **REPLAY).learn(30, progress=False) for env in (Turned(), Untrue(lambda x: x.astype(dtype)))
+    )
+    x, y = same.buffer.transitions(), other.buffer.transitions()
+    np.testing.assert_array_equal(x.obs["images"], y.obs["images"])
+    assert len(x.reward) == 30 and np.array_equal(same.online.vector, other.online.vector)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "settings"),
