@@ -48,6 +48,7 @@ class Agent(Protocol):
     config: Any  # a dataclass of hyperparameters
     steps: int  # environment steps taken since the agent was made, over all environments
     n_updates: int
+    counts: ClassVar[str]  # what its steps are
     log_every: ClassVar[int]
     on_step: Callable[[], None] | None  # called after every step of the environments
     run_folder: Path | None  # of the run that the agent goes on with, if it has one
