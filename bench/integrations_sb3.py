@@ -2,7 +2,7 @@
 
     python bench/integrations_sb3.py [--tasks dqn sac64 td3 sac256 ppo a2c crossq] [--rounds 5] [--threads 1] [--sbx PY]
         [--note TEXT] [--no-save]
-    python bench/integrations_sb3.py --returns 10
+    python bench/integrations_sb3.py --returns 10 [--of PPO DQN A2C SAC TD3 DDPG]
 
 Needs the extra sb3, and sb3-contrib for CrossQ.  PY is the interpreter of a virtual environment with sbx-rl, the same
 algorithms on JAX.  Before anything is timed a short run of each class must end where the host's run of the same seed
@@ -12,7 +12,8 @@ the process's CPU time, which other programs on the machine change least.
 
 With --returns nothing is timed: both libraries train `RETURNS` with the same settings and so many seeds of their own
 each, in one process on one thread, and the table says what the runs earned and the p of a Mann-Whitney test.  A run is
-a line of bench/results/integrations_sb3_returns.jsonl when it is complete; those that are there are not run again.
+a line of bench/results/integrations_sb3_returns.jsonl when it is complete; those that are there are not run again, and
+the table is of all that are there.
 """
 
 import functools
@@ -114,15 +115,15 @@ def label(r: Any) -> str:
 
 # ---- returns
 
-OFF_POLICY = {"learning_rate": 1e-3, "batch_size": 64, "learning_starts": 500, "train_freq": 2}
-DQN = {**OFF_POLICY, "train_freq": 1, "target_update_interval": 250, "exploration_fraction": 0.2}
-RETURNS = {  # those of `Task` that matter; `steps` is the whole run
+OFF_POLICY = {"learning_rate": 1e-3, "batch_size": 64, "learning_starts": 500, "train_freq": 1}
+DQN = {**OFF_POLICY, "target_update_interval": 250, "exploration_fraction": 0.2}
+RETURNS = {  # those of `Task` that matter; `steps` is the whole run, so long that each has learned by its end
     "PPO": Task("PPO", "CartPole-v1", 8, {"n_steps": 32, "n_epochs": 10, "learning_rate": 1e-3}, 32, 0, 20_000),
     "DQN": Task("DQN", "CartPole-v1", 1, DQN, 32, 0, 10_000),
     "A2C": Task("A2C", "CartPole-v1", 8, {}, 32, 0, 20_000),
-    "SAC": Task("SAC", "Pendulum-v1", 1, OFF_POLICY, 32, 0, 10_000),
-    "TD3": Task("TD3", "Pendulum-v1", 1, OFF_POLICY, 32, 0, 10_000),
-    "DDPG": Task("DDPG", "Pendulum-v1", 1, OFF_POLICY, 32, 0, 10_000),
+    "SAC": Task("SAC", "Pendulum-v1", 1, OFF_POLICY, 32, 0, 6_000),
+    "TD3": Task("TD3", "Pendulum-v1", 1, OFF_POLICY, 32, 0, 8_000),
+    "DDPG": Task("DDPG", "Pendulum-v1", 1, OFF_POLICY, 32, 0, 8_000),
 }
 # Seeds of the two are disjoint: from one seed both make the same run for a while, and a test for samples that are
 # independent would say too easily that they are alike.
@@ -149,21 +150,21 @@ def train(library: str, task: Task, seed: int) -> dict[str, Any]:
     return {"end": round(float(end), 2), "training": round(float(np.mean(returns)), 2), "returns": returns}
 
 
-def compare_returns(seeds: int) -> None:
+def compare_returns(seeds: int, names: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
     warnings.filterwarnings("error", message=".*is not compiled.*")
     done = {(r["task"], r["library"], r["seed"]) for r in _logs()}
     for seed in range(seeds):
-        for name, task in RETURNS.items():
+        for name in names:
             for library, first in FIRST_SEED.items():
                 key = {"task": name, "library": library, "seed": first + seed}
                 if tuple(key.values()) not in done:
-                    line = json.dumps({**key, **train(library, task, first + seed)})
+                    line = json.dumps({**key, **train(library, RETURNS[name], first + seed)})
                     with LOGS.open("a") as file:
                         file.write(line + "\n")
-        LOGS.with_suffix(".md").write_text(_returns_markdown(seeds))
+        LOGS.with_suffix(".md").write_text(_returns_markdown())
     print(LOGS.with_suffix(".md").read_text())
 
 
@@ -171,7 +172,7 @@ def _logs() -> list[dict[str, Any]]:
     return [json.loads(line) for line in LOGS.read_text().splitlines()] if LOGS.exists() else []
 
 
-def _returns_markdown(seeds: int) -> str:
+def _returns_markdown() -> str:
     import numpy as np
     from scipy.stats import bootstrap, mannwhitneyu
 
@@ -179,7 +180,7 @@ def _returns_markdown(seeds: int) -> str:
     lines = [
         f"# {LOGS.stem}",
         "",
-        f"`python bench/integrations_sb3.py --returns {seeds}`: the same settings, seeds of its own for each library "
+        "`python bench/integrations_sb3.py --returns SEEDS`: the same settings, seeds of its own for each library "
         "(their number in brackets). The mean return, its 95 % bootstrap interval over the seeds, and the p of a "
         "two-sided Mann-Whitney test of the runs' means.",
         "Versions: " + ", ".join(f"{name} {m['versions'][name]}" for name in names) + f"; {m['cpu']}, one thread.",
@@ -191,10 +192,8 @@ def _returns_markdown(seeds: int) -> str:
     for name, task in RETURNS.items():
         for measure, text in MEASURES.items():
             cells, samples = [], []
-            for library, first in FIRST_SEED.items():
-                wanted = name, library, range(first, first + seeds)
-                runs = [r for r in logs if (r["task"], r["library"]) == wanted[:2] and r["seed"] in wanted[2]]
-                x = np.array([r[measure] for r in runs])
+            for library in FIRST_SEED:
+                x = np.array([r[measure] for r in logs if (r["task"], r["library"]) == (name, library)])
                 samples.append(x)
                 if len(x) < 2:
                     cells.append(f"({len(x)})")
@@ -203,7 +202,7 @@ def _returns_markdown(seeds: int) -> str:
                 cells.append(f"{x.mean():.1f} [{low:.1f}, {high:.1f}] ({len(x)})")
             p = mannwhitneyu(*samples).pvalue if all(map(len, samples)) else np.nan
             label = f"{name} {task.env}, {task.steps:,} steps"
-            lines.append(f"| {label} | {text} | " + " | ".join(cells) + f" | {p:.2f} |")
+            lines.append(f"| {label} | {text} | " + " | ".join(cells) + f" | {p:.3f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -211,9 +210,10 @@ def main() -> None:
     parser = runs_parser(__doc__, TASKS)
     parser.add_argument("--sbx", metavar="PY", help="an interpreter with sbx-rl")
     parser.add_argument("--returns", type=int, metavar="SEEDS", help="compare what is earned; times nothing")
+    parser.add_argument("--of", nargs="+", default=list(RETURNS), choices=RETURNS, help="with --returns: only these")
     args = parser.parse_args()
     if args.returns is not None:
-        compare_returns(args.returns)
+        compare_returns(args.returns, args.of)
         return
     pythons = {OURS: sys.executable, HOST: sys.executable} | ({SBX: args.sbx} if args.sbx else {})
     installed = {name: (sys.executable, name) for name in ("stable-baselines3", "sb3-contrib", "torch")}

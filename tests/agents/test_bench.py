@@ -66,6 +66,23 @@ def test_dqn_family_benchmark_runs_and_compares_networks(tmp_path):
     assert "acting: not the same parameters or actions" in done["other actions"].stderr
 
 
+def test_kept_returns_beside_sb3_are_those_of_its_table(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    module = importlib.import_module("integrations_sb3")
+    if not module.LOGS.exists():
+        pytest.skip("an sdist holds no results")
+    table = module.LOGS.with_suffix(".md").read_text()
+    for name, task in module.RETURNS.items():
+        runs = {of: [r for r in module._logs() if (r["task"], r["library"]) == (name, of)] for of in module.FIRST_SEED}
+        seeds = [r["seed"] for each in runs.values() for r in each]
+        assert len(set(seeds)) == len(seeds) and min(map(len, runs.values())) >= 10
+        for measure, text in module.MEASURES.items():
+            (row,) = re.findall(rf"\| {name} {task.env}, {task.steps:,} steps \| {text} \| (.*) \|", table)
+            for cell, each in zip(row.split(" | "), runs.values(), strict=False):  # then p
+                mean = sum(r[measure] for r in each) / len(each)
+                assert float(cell.split()[0]) == pytest.approx(mean, abs=0.051) and cell.endswith(f"({len(each)})")
+
+
 @pytest.fixture
 def learning(monkeypatch, tmp_path):
     """bench/learning.py with one small task an algorithm, and its results in tmp_path."""
