@@ -167,7 +167,7 @@ def ready_made(
 def _side(space: gym.Space[Any]) -> int:
     """Pixels of an image's shorter side; 0: the space is not one of images."""
     image = image_shape(space.shape or ()) if isinstance(space, gym.spaces.Box) else None
-    return 0 if image is None else min(image[1:])
+    return 0 if image is None or not image[0] else min(image[1:])
 
 
 def _instead(config: Any, space: gym.Space[Any]) -> str:
