@@ -125,6 +125,8 @@ class TorchNetwork(OwnNetwork):
     def _take(self, x: Any) -> list[Tensor]:
         parts = x if isinstance(x, tuple) else (x,)
         device = self._parameter.device
+        # Ray's arrays lie in memory that cannot be written, of which torch warns and modules do not know.
+        parts = tuple(x.copy() if isinstance(x, np.ndarray) and not x.flags.writeable else x for x in parts)
         return [torch.as_tensor(part, dtype=torch.float32, device=device).detach().flatten(1) for part in parts]
 
     def _give(self, out: Tensor) -> Any:

@@ -3,6 +3,8 @@
 import copy
 import functools
 import pickle
+import subprocess
+import sys
 import warnings
 
 import gymnasium as gym
@@ -145,6 +147,22 @@ def test_names_of_networks_are_those_of_agents_that_have_them(cls, name):
 def test_dueling_belongs_to_the_mlp():
     with pytest.raises(InputError, match="^DQN: dueling must be False with a network of your own"):
         DQN("CartPole-v1", dueling=True, network=nn.Linear(4, 2))
+
+
+def test_arrays_that_cannot_be_written_are_taken_and_stay_as_they_are():
+    """As Ray's, whatever the module does with its input; torch warns of them once a process, so in one of its own."""
+    code = (
+        "import warnings; warnings.simplefilter('error'); import numpy as np, torch\n"
+        "from fastrl.agents.torch_networks import TorchNetwork\n"
+        "class Doubles(torch.nn.Linear):\n"
+        "    def forward(self, x): return super().forward(x.mul_(2))\n"
+        "network = TorchNetwork(Doubles(3, 2), (3,), device='cpu')\n"
+        "x = np.ones((4, 3), np.float32); x.flags.writeable = False\n"
+        "out = network.forward(x); assert (x == 1).all()\n"
+        "assert np.array_equal(out, network.forward(np.ones((4, 3), np.float32)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_backward_needs_forward_cached():
