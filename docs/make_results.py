@@ -52,9 +52,7 @@ with the same networks and steps, missed it with its default returns of 5 steps:
 Returns of one step are the first change that was tried, on the seeds 10 and 11 (6887 and 5817). DQN with n-step returns
 has a buffer of 10,000 transitions, not 100,000. DQN's greedy policy has averaged weights (`averaging`), without which
 single runs are lost again at the end of training. NAF, QT-Opt, DDPG, D4PG, TD3, SAC, TQC and CrossQ ran with networks
-of 64-64 and batches of 128, not their defaults of up to 256-256 and 256, which are for larger tasks. LunarLander-v3's
-logs are of agents from before they learned through `fastrl.MLP`, and TRPO's from before it did so without PyTorch: they
-repeat in distribution, not bit for bit.
+of 64-64 and batches of 128, not their defaults of up to 256-256 and 256, which are for larger tasks.
 """
 PER = """\
 ## Does prioritized replay help?
