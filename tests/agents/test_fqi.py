@@ -13,7 +13,7 @@ import fastrl.agents
 from fastrl.agents import DQN, FQI, InputError
 from fastrl.agents.trees import Forest, grow
 from fastrl.kernels.random import default_generator
-from fastrl.replay import PrioritizedReplay, ReplayBuffer, SequenceReplay, from_saved
+from fastrl.replay import PrioritizedReplay, ReplayBuffer, from_saved
 
 SMALL = {
     "network": {"hidden": (8,), "networks": 2, "transitions": 300},
@@ -393,38 +393,6 @@ def test_observations_of_two_dimensions_as_torch(regressor):
     actions = agent.predict(obs)
     assert len(set(actions.tolist())) > 1
     np.testing.assert_array_equal(agent.policy_to_torch()(torch.as_tensor(obs)).numpy(), actions)
-
-
-def test_buffers_that_are_refused_by_name(tmp_path):
-    sequences = SequenceReplay(100, ((4,), np.float32), ((), np.int64), length=4)
-    sequences.save(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"a must be of ReplayBuffer or PrioritizedReplay, got SequenceReplay$"):
-        from_saved(tmp_path / "a")
-    for space in ({"x": {"y": ((4,), np.float32)}}, {"x y": ((4,), np.float32)}, {0: ((4,), np.float32)}):
-        ReplayBuffer(5, space, ((), np.int64)).save(tmp_path / "b")
-        with pytest.raises(ValueError, match="b must have observations and actions that are arrays or dicts of them, "):
-            from_saved(tmp_path / "b")
-
-
-@pytest.mark.parametrize("frames", [1, 2])
-def test_a_dict_of_arrays_by_name_is_opened(tmp_path, frames):
-    stack = (frames,) if frames > 1 else ()
-    space = {"x": ((*stack, 3), np.float32), "image_2": ((*stack, 5, 4), np.uint8)}
-    buffer = ReplayBuffer(9, space, {"a": ((), np.int64), "b": ((2,), np.float32)}, seed=0, frame_stack=frames)
-    rng = np.random.default_rng(0)
-    obs = {name: (rng.random(shape) * 255).astype(dtype) for name, (shape, dtype) in space.items()}
-    for _ in range(12):
-        last = {name: (rng.random(shape) * 255).astype(dtype) for name, (shape, dtype) in space.items()}
-        nxt = {name: np.concatenate((obs[name][1:], last[name][-1:])) if stack else last[name] for name in obs}
-        buffer.add(obs, {"a": 1, "b": np.ones(2, np.float32)}, 0.5, nxt, False, False)
-        obs = nxt
-    buffer.save(tmp_path / "b")
-    opened, wanted = from_saved(tmp_path / "b").transitions(), buffer.transitions()
-    for one, other in ((opened.obs, wanted.obs), (opened.next_obs, wanted.next_obs), (opened.action, wanted.action)):
-        assert list(one) == list(other)
-        for name in one:
-            assert one[name].dtype == other[name].dtype
-            np.testing.assert_array_equal(one[name], other[name])
 
 
 # ---- what all agents can
