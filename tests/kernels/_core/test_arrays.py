@@ -223,12 +223,13 @@ WITHOUT_EXCHANGE_API = """
         assert isinstance(a, torch.Tensor) and a.numpy().tobytes() == b.tobytes()
     assert isinstance(tree[torch.tensor([3])], torch.Tensor)
     assert isinstance(tree.find(torch.tensor([3.0])), torch.Tensor)
-    try:
-        gather_rows(rows.to(torch.bfloat16), indices)
-    except ValueError as error:
-        assert "arrays must have a NumPy dtype, got bfloat16" in str(error), error
-    else:
-        raise AssertionError("no error")
+    if fastrl._backend.CPU_BACKEND == "cpp":  # Numba's and the reference's take torch's own operation
+        try:
+            gather_rows(rows.to(torch.bfloat16), indices)
+        except ValueError as error:
+            assert "arrays must have a NumPy dtype, got bfloat16" in str(error), error
+        else:
+            raise AssertionError("no error")
     out = torch.zeros(3, 3, dtype=torch.bfloat16)
     assert torch.equal(gather_rows(rows.to(torch.bfloat16), indices, out=out), rows[indices].to(torch.bfloat16))
     for bad in (torch._neg_view(rows), torch.ones(2, 2, device="meta"), rows.to_sparse()):
