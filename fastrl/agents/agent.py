@@ -369,7 +369,8 @@ class Agent(ABC, Generic[C]):
                 yield from episodes_of(self.predict, env, episodes, seed, max_steps, tick, self.masks, self.memory)
             return
         if self.envs.spec is None:
-            raise InputError("evaluate: give it `env`, because the agent was made from an environment without a spec")
+            made = "an environment without a spec, or in wrappers of vectors"
+            raise InputError(f"evaluate: give it `env`, because the agent was made from {made}")
         own = make_env(self.envs.spec)
         self.envs.share_statistics(own)
         try:

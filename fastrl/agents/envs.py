@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from numpy.typing import NDArray
 
 from fastrl.agents.compiled_envs import CompiledLoop, make_compiled
@@ -449,6 +450,10 @@ def _env_spec(env: gym.Env[Any, Any]) -> EnvSpec | None:
 
 def _spec(vec: VectorEnv[Any, Any, Any]) -> EnvSpec | None:
     """How to make one of the environments again, if that is known."""
+    while isinstance(vec, VectorWrapper):
+        if not isinstance(vec, (DictInfoToList, RecordEpisodeStatistics)):  # it may change what is seen, done or earned
+            return None
+        vec = vec.env
     if isinstance(vec, SyncVectorEnv):
         return _env_spec(vec.envs[0])
     if not isinstance(vec.spec, EnvSpec) or "wrappers" in vec.spec.kwargs:  # EnvPool's is of its own kind
@@ -456,8 +461,8 @@ def _spec(vec: VectorEnv[Any, Any, Any]) -> EnvSpec | None:
     spec = copy.deepcopy(vec.spec)
     for name in ("num_envs", "vectorization_mode", "vector_kwargs", "autoreset_mode"):  # make_vec's, of the vector
         spec.kwargs.pop(name, None)
-    if spec.kwargs.get("max_episode_steps") == spec.max_episode_steps:  # a vector_entry_point has no TimeLimit wrapper
-        spec.kwargs.pop("max_episode_steps", None)
+    # Of a vector_entry_point, which has no TimeLimit wrapper; of the others it is an argument of `make`, too.
+    spec.max_episode_steps = spec.kwargs.pop("max_episode_steps", spec.max_episode_steps)
     return spec
 
 

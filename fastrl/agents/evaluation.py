@@ -85,7 +85,9 @@ class Evaluator:
         self._singles: list[gym.Env[Any, Any]] = []
         self._compiled: Any = None  # as a vector environment, instead of these
         if env is None and envs.spec is None:
-            raise InputError("eval_env is missing: the agent was made from an environment without a spec")
+            raise InputError(
+                "eval_env is missing: the agent was made from an environment without a spec, or in wrappers of vectors"
+            )
         if env is not None and not isinstance(env, (str, EnvConfig, gym.Env)):
             raise InputError(
                 f"eval_env must be an environment id, an EnvConfig or a gymnasium.Env, got {type(env).__name__}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from fastrl.agents import DQN
+from fastrl.agents import DQN, PPO
 from fastrl.agents.config import InputError
 from fastrl.agents.envs import Envs, make_env
 
@@ -201,3 +201,26 @@ def test_one_of_a_vector_can_be_made_again(kind):
         assert envs.env_id == "CartPole-v1" and make_env(envs.spec).spec.max_episode_steps == 500
     finally:
         vec.close()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "vector_entry_point"])
+def test_one_of_a_vector_has_its_limit_of_steps(kind):
+    vec = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode=kind, max_episode_steps=30)
+    try:
+        assert make_env(Envs(vec, 2, seed=0).spec).spec.max_episode_steps == 30
+    finally:
+        vec.close()
+
+
+def test_how_to_make_one_again_is_not_known_behind_wrappers_of_vectors():
+    """One without them would be evaluated in their place."""
+    vec = gym.make_vec("CartPole-v1", num_envs=2)
+    assert Envs(gym.wrappers.vector.RecordEpisodeStatistics(vec), 2, seed=0).spec.id == "CartPole-v1"
+    wrapped = gym.wrappers.vector.RecordEpisodeStatistics(
+        gym.wrappers.vector.TransformObservation(vec, lambda obs: 10 * obs)
+    )
+    agent = PPO(wrapped, n_steps=8)
+    with pytest.raises(InputError, match="^evaluate: give it `env`, because .* wrappers of vectors"):
+        agent.evaluate(1)
+    with pytest.raises(InputError, match="^eval_env is missing: .* wrappers of vectors"):
+        agent.learn(100, progress=False, eval_every=10)
