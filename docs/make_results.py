@@ -40,20 +40,20 @@ Published figures have protocols of their own and often more steps:
   sb3-contrib's defaults but for the KL of 0.01 and the damping, which are of an action's dimensions together (ours) and
   not of their mean; neither learns much of HalfCheetah-v5 with them in 500,000 steps.
 
-A row that says MISSED did not reach the bar that we set: on HalfCheetah-v5 D4PG with returns of 5 steps,
-and SAC and TRPO, where the bar is the result of Stable-Baselines3 and of sb3-contrib with the same
-hyperparameters, and p that of a Mann-Whitney test: seeds of one
-library differ so much that these do not tell the two apart (of sb3-contrib's TRPO there are three, one of them far
-above the rest). On the same weights, batches and noise both SACs make the same updates (a test holds them to it). DQN
-with IQN on CartPole-v1, whose settings are those of DQN, not tuned, missed its bar by 0.1 with its first five seeds;
-three of its ten end low. The studies below have rows of their own that missed theirs.
+A row that says MISSED did not reach the bar that we set: on HalfCheetah-v5 D4PG with returns of 5 steps, and SAC and
+TRPO, where the bar is the result of Stable-Baselines3 and of sb3-contrib with the same hyperparameters, and p that of
+a Mann-Whitney test: seeds of one library differ so much that these do not tell the two apart (of sb3-contrib's TRPO
+there are three, one of them far above the rest). On the same weights, batches and noise both SACs make the same
+updates (a test holds them to it). DQN with IQN on CartPole-v1, whose settings are those of DQN, not tuned, missed its
+bar by 0.1 with its first five seeds; three of its ten end low. The studies below have rows of their own that missed
+theirs.
 Settings were chosen on other seeds than those of the table, but for TRPO, partly on its first two, for the seeds 0
-and 1 of DQN, and for the `reward_scale` of NAF, tried on four of them. D4PG on HalfCheetah-v5 has
-returns of one step, the first change that was tried, on the seeds 10 and 11 (6887 and 5817; not kept), after its
-default of 5 steps (five_steps) had missed the bar, which is DDPG with the same networks and steps. DQN with n-step returns
-has a buffer of 10,000 transitions, not 100,000. DQN's greedy policy has averaged weights (`averaging`), without which
-single runs are lost again at the end of training. NAF, QT-Opt, DDPG, D4PG, TD3, SAC, TQC and CrossQ ran with networks
-of 64-64 and batches of 128, not their defaults of up to 256-256 and 256, which are for larger tasks.
+and 1 of DQN, and for the `reward_scale` of NAF, tried on four of them. D4PG on HalfCheetah-v5 has returns of one
+step, the first change that was tried, on the seeds 10 and 11 (6887 and 5817; not kept), after its default of 5 steps
+(five_steps) had missed the bar, which is DDPG with the same networks and steps. DQN with n-step returns has a buffer
+of 10,000 transitions, not 100,000. DQN's greedy policy has averaged weights (`averaging`), without which single runs
+are lost again at the end of training. NAF, QT-Opt, DDPG, D4PG, TD3, SAC, TQC and CrossQ ran with networks of 64-64
+and batches of 128, not their defaults of up to 256-256 and 256, which are for larger tasks.
 """
 PER = """\
 ## Does prioritized replay help?
