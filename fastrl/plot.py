@@ -1,6 +1,7 @@
 """Learning curves over seeds, from the logs of runs: what `fastrl plot` draws.
 
-Runs that differ in nothing but their seed (and device) are one group.  Its curve is the interquartile mean over the
+Runs that differ in nothing but their seed (and device) are one group: the environment's keyword arguments and wrappers
+count, too.  Its curve is the interquartile mean over the
 seeds, its band the 95 % percentile bootstrap interval of that mean; the bootstrap draws whole curves, within the group.
 """
 
@@ -29,8 +30,9 @@ from scipy.stats import bootstrap, trim_mean
 from fastrl._files import atomic_write, beside
 from fastrl.agents import CLASS_NAMES
 from fastrl.agents.config import InputError
+from fastrl.agents.env_config import env_settings, setting_parts
 from fastrl.agents.hyperparameters import CONFIGS
-from fastrl.agents.logs import EVALUATIONS, TABLE, cells, complete_rows
+from fastrl.agents.logs import EVALUATIONS, RUN, TABLE, cells, complete_rows
 
 Floats = NDArray[np.float64]
 
@@ -60,6 +62,8 @@ class Run:
     algorithm: str | None  # None: no config.json beside the log, so its folder stands for what it is a run of
     config: dict[str, Any]
     folder: tuple[str, ...]
+    kwargs: dict[str, Any]  # of the environment
+    wrappers: list[str]
 
 
 class Group(NamedTuple):
@@ -153,23 +157,29 @@ def _read_run(log: Path, column: str | None) -> Run:
     else:
         environment = next((part for part in reversed(folder) if re.search(r"-v\d+$", part)), "")
         algorithm, config = None, {}
-    return Run(log, column, points[:, 0], points[:, 1], environment, algorithm, config, folder)
+    kwargs, wrappers = env_settings(saved or {})
+    return Run(log, column, points[:, 0], points[:, 1], environment, algorithm, config, folder, kwargs, wrappers)
 
 
 def _read_config(run: Path) -> dict[str, Any] | None:
-    """The checkpoint's config.json, without its weights being read; None if there is no checkpoint."""
-    path = run / "checkpoint"
-    if not (path / "config.json").is_file():
-        path = beside(path, "old")  # a crash while a checkpoint was replaced
-    if not (path / "config.json").is_file():
-        return None
-    try:
-        saved = json.loads(_text(path / "config.json"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path / 'config.json'} is not JSON: {error}") from None
-    if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):
-        raise InputError(f"{path / 'config.json'} is not that of a checkpoint: it has no hyperparameters")
-    return saved
+    """The checkpoint's config.json, without its weights being read, or the run.json of a run that has none yet.
+
+    None: neither is there.
+    """
+    checkpoint = run / "checkpoint"
+    old = beside(checkpoint, "old")  # a crash while a checkpoint was replaced
+    for path in (checkpoint / "config.json", old / "config.json", run / RUN):
+        if not path.is_file():
+            continue
+        try:
+            saved = json.loads(_text(path))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not JSON: {error}") from None
+        if isinstance(saved, dict) and isinstance(saved.get("config"), dict):
+            return saved
+        if path.name != RUN:  # which may be another program's
+            raise InputError(f"{path} is not that of a checkpoint: it has no hyperparameters")
+    return None
 
 
 def _defaults(algorithm: str) -> dict[str, Any]:
@@ -206,6 +216,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 def _labels(runs: Sequence[Run]) -> list[str]:
     """The algorithm, its switches, and the hyperparameters in which it differs from others in the environment.
 
+    So do the environment's keyword arguments and wrappers in which it differs, from runs of all algorithms there.
     Without a config.json: the folders' names, less the environment's and what they have in common.
     """
     names = {run.folder: tuple(n for n in run.folder if n != run.environment) for run in runs if run.algorithm is None}
@@ -215,7 +226,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
         if run.algorithm is None:
             labels.append(" ".join(names[run.folder][common:] or names[run.folder][-1:]))
             continue
-        alike = [r.config for r in runs if (r.environment, r.algorithm) == (run.environment, run.algorithm)]
+        there = [r for r in runs if r.environment == run.environment and r.algorithm is not None]
+        alike = [r.config for r in there if r.algorithm == run.algorithm]
         defaults = _defaults(run.algorithm)
         parts = []
         for name, value in run.config.items():
@@ -227,9 +239,17 @@ def _labels(runs: Sequence[Run]) -> list[str]:
                     parts.append(name if value else f"no {name}")
             elif differs:
                 parts.append(f"{name}={_short(value)}")
+        parts += _environment_parts(run, there)
         title = CLASS_NAMES.get(run.algorithm, run.algorithm)
         labels.append(f"{title} ({', '.join(parts)})" if parts else title)
     return labels
+
+
+def _environment_parts(run: Run, there: Sequence[Run]) -> list[str]:
+    """What its environment was made with that those of the runs `there` were not all made with."""
+    kwargs = {k: v for k, v in run.kwargs.items() if any(k not in r.kwargs or r.kwargs[k] != v for r in there)}
+    alike = takewhile(lambda at: len(set(at)) == 1, zip(*(r.wrappers for r in there), strict=False))
+    return setting_parts(kwargs, run.wrappers[len(list(alike)) :])
 
 
 def _short(value: Any) -> str:

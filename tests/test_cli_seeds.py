@@ -213,13 +213,18 @@ def test_list(run_folder, tmp_path, monkeypatch, capsys):
         Path(name, "progress.csv").write_text(text)
         Path(name, "run.json").write_text('{"config": 3, "result": [], "total_steps": "x", "algorithm": null}')
     Path("damaged/run.json").write_text("[" * 10_000)
+    Path("other").mkdir()
+    Path("other/progress.csv").write_text("step,episode_return\n1000,2.5\n")
+    told = {"env": "FrozenLake-v1", "env_kwargs": {"is_slippery": False, "map_name": "8x8"}, "wrappers": ["Wrap"]}
+    Path("other/run.json").write_text(json.dumps({"algorithm": "dqn", **told}))
     assert cli.main(["list", ".", str(run_folder)]) == 0
     rows = [
         [cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line
     ]
     assert rows[0] == ["bare", "", "", "", "3,000", "1.5", "2.5", ""]
-    assert rows[1][:5] == ["damaged", "", "", "", "0"] and rows[2] == ["young", "", "", "", "1,000", "", "", ""]
-    assert rows[3][1:5] == ["dqn", "CartPole-v1", "3", "1,500"] and float(rows[3][6]) >= float(rows[3][5]) > 0
+    assert rows[1][:5] == ["damaged", "", "", "", "0"] and rows[3] == ["young", "", "", "", "1,000", "", "", ""]
+    assert rows[2][:3] == ["other", "dqn", "FrozenLake-v1 (is_slippery=false, map_name=8x8, Wrap)"]
+    assert rows[4][1:5] == ["dqn", "CartPole-v1", "3", "1,500"] and float(rows[4][6]) >= float(rows[4][5]) > 0
 
 
 def test_a_run_explains_itself_from_its_first_step(tmp_path, monkeypatch, capsys):

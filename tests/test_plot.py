@@ -22,10 +22,12 @@ def write_log(path, steps, values, column="episode_return"):
     path.write_text("\n".join([f"step,{column},loss", *rows]) + "\n")
 
 
-def write_run(run, steps, values, env="CartPole-v1", algorithm="dqn", **config):
+def write_run(run, steps, values, env="CartPole-v1", algorithm="dqn", kwargs=None, wrappers=None, **config):
     write_log(run / "progress.csv", steps, values)
     (run / "checkpoint").mkdir()
     saved = {"algorithm": algorithm, "env": env, "config": {**DQN, **config}}
+    if kwargs or wrappers:
+        saved |= {"env_kwargs": kwargs or {}, "wrappers": wrappers or []}
     (run / "checkpoint" / "config.json").write_text(json.dumps(saved))
 
 
@@ -81,6 +83,48 @@ def test_groups_and_labels(tmp_path):
         ("Acrobot-v1", "DQN (double)", 2),  # alone there, so only the switch is named
         ("CartPole-v1", "not_known", 2),
     ]
+
+
+def test_runs_in_other_environments_of_the_same_id_are_other_groups(tmp_path):
+    """A mean over them would be of different tasks.  What all have in common is not named."""
+    limit, stack = "TimeLimit(max_episode_steps=9)", "FrameStackObservation(stack_size=4)"
+    made = {
+        "a": ({}, []),
+        "b": ({"sutton_barto_reward": True}, []),
+        "c": ({"sutton_barto_reward": True, "name": "x"}, [limit]),
+        "d": ({}, [limit, stack]),
+        "e": ({}, [stack, limit]),
+    }
+    for name, (kwargs, wrappers) in made.items():
+        for seed in range(2):
+            write_run(tmp_path / f"{name}{seed}", [1, 2], [0, 1], seed=seed, kwargs=kwargs, wrappers=wrappers)
+    write_run(tmp_path / "f", [1, 2], [0, 1], algorithm="not_known", kwargs={"sutton_barto_reward": True})
+    assert [(label, number) for _, label, number in labels(tmp_path)] == [
+        ("DQN", 2),
+        ("DQN (sutton_barto_reward=true)", 2),
+        (f"DQN (sutton_barto_reward=true, name=x, {limit})", 2),
+        (f"DQN ({limit}, {stack})", 2),
+        (f"DQN ({stack}, {limit})", 2),
+        ("not_known (sutton_barto_reward=true)", 1),
+    ]
+    assert [label for _, label, _ in labels(tmp_path / "b0", tmp_path / "b1")] == ["DQN"]
+    assert [label for _, label, _ in labels(tmp_path / "d0", tmp_path / "c0")] == [
+        f"DQN ({stack})",
+        "DQN (sutton_barto_reward=true, name=x)",
+    ]
+
+
+def test_a_run_without_a_checkpoint_yet_is_known_by_its_run_json(tmp_path):
+    write_run(tmp_path / "saved", [1, 2], [0, 1], seed=0)
+    write_log(tmp_path / "killed" / "progress.csv", [1, 2], [0, 1])
+    told = {"algorithm": "dqn", "env": "CartPole-v1", "env_kwargs": {}, "wrappers": [], "config": {**DQN, "seed": 1}}
+    (tmp_path / "killed" / "run.json").write_text(json.dumps(told))
+    assert labels(tmp_path) == [("CartPole-v1", "DQN", 2)]
+    (tmp_path / "killed" / "run.json").write_text('{"of": "another program"}')
+    assert labels(tmp_path / "killed") == [("", tmp_path.name, 1)]
+    (tmp_path / "killed" / "run.json").write_text("{")
+    with pytest.raises(InputError, match="run.json is not JSON"):
+        plot.read_runs([tmp_path / "killed"])
 
 
 def test_a_run_saved_before_a_hyperparameter_existed_has_its_default(tmp_path):

@@ -75,6 +75,23 @@ class EnvConfig:
         return env
 
 
+def shown_env(saved: Mapping[str, Any]) -> str:
+    """The environment of a config.json or run.json for people: ``Id-v0 (key=value, Wrapper)``."""
+    name, parts = str(saved.get("env") or ""), setting_parts(*env_settings(saved))
+    return f"{name} ({', '.join(parts)})" if parts else name
+
+
+def setting_parts(kwargs: Mapping[str, Any], wrappers: Sequence[str]) -> list[str]:
+    """Each keyword argument and wrapper for people."""
+    return [f"{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in kwargs.items()] + list(wrappers)
+
+
+def env_settings(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The keyword arguments and wrappers that a config.json or run.json has; those that are unusable are none."""
+    kwargs, wrappers = saved.get("env_kwargs"), saved.get("wrappers")
+    return kwargs if isinstance(kwargs, dict) else {}, list(map(str, wrappers)) if isinstance(wrappers, list) else []
+
+
 def make_plain(spec: str | EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     """`gymnasium.make` with its errors (unknown name, missing package, wrong arguments) as a one-line InputError."""
     name = spec if isinstance(spec, str) else spec.id

@@ -18,6 +18,7 @@ from fastrl.agents.config import InputError
 
 TABLE = "progress.csv"
 EVALUATIONS = "evaluations.csv"
+RUN = "run.json"  # what the command line says of a run
 EVALUATION_NAMES = (
     "step", "time_s", "episodes", "return_mean", "return_std", "return_min", "return_max", "length_mean", "cut"
 )  # fmt: skip

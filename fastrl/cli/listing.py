@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrl.agents.env_config import shown_env
 from fastrl.cli import runs
 from fastrl.cli.algorithms import print_algorithms
 from fastrl.cli.common import columns
@@ -46,5 +47,5 @@ def _row(folder: Path) -> list[str]:
     steps = f"{step:,} of {total:,}" if isinstance(total, int) and total > step else f"{step:,}"
     greedy = runs.greedy_returns(values)
     last, best = (f"{points[-1][1]:.1f}", f"{max(value for _, value in points):.1f}") if points else ("", "")
-    told: list[Any] = [folder, values.get("algorithm") or "", values.get("env") or "", seed, steps, last, best]
+    told: list[Any] = [folder, values.get("algorithm") or "", shown_env(values), seed, steps, last, best]
     return [*map(str, told), f"{np.mean(greedy):.1f}" if greedy else ""]

@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING, Any
 from fastrl._files import atomic_write
 from fastrl.agents.callbacks import Callback
 from fastrl.agents.config import InputError
-from fastrl.agents.logs import EVALUATIONS, TABLE, complete_rows
+from fastrl.agents.logs import EVALUATIONS, RUN, TABLE, complete_rows
 
 if TYPE_CHECKING:
     from fastrl.agents import Agent
-
-RUN = "run.json"
 
 
 class Told(Callback):
