@@ -29,8 +29,7 @@ from scipy.stats import bootstrap, trim_mean
 
 from fastrl._files import atomic_write, beside
 from fastrl.agents import CLASS_NAMES
-from fastrl.agents.config import InputError
-from fastrl.agents.env_config import env_settings, setting_parts
+from fastrl.agents.config import InputError, env_settings, in_parentheses, setting_parts
 from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.agents.logs import EVALUATIONS, RUN, TABLE, cells, complete_rows
 
@@ -240,8 +239,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
             elif differs:
                 parts.append(f"{name}={_short(value)}")
         parts += _environment_parts(run, there)
-        title = CLASS_NAMES.get(run.algorithm, run.algorithm)
-        labels.append(f"{title} ({', '.join(parts)})" if parts else title)
+        labels.append(in_parentheses(CLASS_NAMES.get(run.algorithm, run.algorithm), parts))
     return labels
 
 

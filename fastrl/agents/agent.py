@@ -34,7 +34,7 @@ from fastrl.agents.config import (
     make_config,
     resolve_device,
 )
-from fastrl.agents.env_config import EnvConfig, shown_env
+from fastrl.agents.env_config import EnvConfig, shown
 from fastrl.agents.envs import Envs, make_env
 from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, episodes_of
 from fastrl.agents.images import ready_made
@@ -407,7 +407,7 @@ class Agent(ABC, Generic[C]):
     def describe(self) -> str:
         """One line for people: the algorithm, its switches and the environment."""
         switches = ", ".join(self._switches())
-        env = shown_env({"env": self.envs.env_id or "an environment without an id", **kept(self.envs.spec)})
+        env = shown(self.envs.spec, self.envs.env_id or "an environment without an id")
         return f"{type(self).__name__}{f' ({switches})' if switches else ''} on {env}"
 
     def _switches(self) -> list[str]:

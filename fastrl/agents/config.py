@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import operator
 import re
@@ -10,7 +11,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
@@ -154,6 +155,26 @@ def _integral(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def shown_env(saved: Mapping[str, Any]) -> str:
+    """The environment of a config.json or run.json for people: ``Id-v0 (key=value, Wrapper)``."""
+    return in_parentheses(str(saved.get("env") or ""), setting_parts(*env_settings(saved)))
+
+
+def setting_parts(kwargs: Mapping[str, Any], wrappers: Sequence[str]) -> list[str]:
+    """Each keyword argument and wrapper for people."""
+    return [f"{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in kwargs.items()] + list(wrappers)
+
+
+def in_parentheses(name: str, parts: Sequence[str]) -> str:
+    return f"{name} ({', '.join(parts)})" if parts else name
+
+
+def env_settings(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The keyword arguments and wrappers that a config.json or run.json has; those that are unusable are none."""
+    kwargs, wrappers = saved.get("env_kwargs"), saved.get("wrappers")
+    return kwargs if isinstance(kwargs, dict) else {}, list(map(str, wrappers)) if isinstance(wrappers, list) else []
 
 
 def kind_of(value: Any) -> str:

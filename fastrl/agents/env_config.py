@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from fastrl.agents.config import InputError
+from fastrl.agents.config import InputError, in_parentheses, setting_parts
 
 WRAPPERS = "gymnasium.wrappers"
 WRITES = ("RecordVideo",)  # files, where a checkpoint says
@@ -75,21 +75,10 @@ class EnvConfig:
         return env
 
 
-def shown_env(saved: Mapping[str, Any]) -> str:
-    """The environment of a config.json or run.json for people: ``Id-v0 (key=value, Wrapper)``."""
-    name, parts = str(saved.get("env") or ""), setting_parts(*env_settings(saved))
-    return f"{name} ({', '.join(parts)})" if parts else name
-
-
-def setting_parts(kwargs: Mapping[str, Any], wrappers: Sequence[str]) -> list[str]:
-    """Each keyword argument and wrapper for people."""
-    return [f"{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in kwargs.items()] + list(wrappers)
-
-
-def env_settings(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The keyword arguments and wrappers that a config.json or run.json has; those that are unusable are none."""
-    kwargs, wrappers = saved.get("env_kwargs"), saved.get("wrappers")
-    return kwargs if isinstance(kwargs, dict) else {}, list(map(str, wrappers)) if isinstance(wrappers, list) else []
+def shown(spec: Any, name: str) -> str:
+    """`name`, and what it was made with if `spec` is an `EnvConfig`, for people."""
+    parts = setting_parts(spec.kwargs or {}, spec.wrappers or ()) if isinstance(spec, EnvConfig) else []
+    return in_parentheses(name, parts)
 
 
 def make_plain(spec: str | EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:

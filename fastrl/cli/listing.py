@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrl.agents.env_config import shown_env
+from fastrl.agents.config import shown_env
 from fastrl.cli import runs
 from fastrl.cli.algorithms import print_algorithms
 from fastrl.cli.common import columns

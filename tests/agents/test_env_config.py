@@ -168,3 +168,9 @@ def test_atari_registers_itself(tmp_path, monkeypatch):
     finally:
         sys.modules.pop("ale_py", None)
         gym.envs.registration.registry.pop("ALE/Pong-v5", None)
+
+
+def test_an_agent_says_what_its_environment_was_made_with():
+    env = EnvConfig("CartPole-v1", {"sutton_barto_reward": True}, ["TimeLimit(max_episode_steps=9)"])
+    text = "PPO on CartPole-v1 (sutton_barto_reward=true, TimeLimit(max_episode_steps=9))"
+    assert PPO(env, **SMALL).describe() == text
