@@ -55,12 +55,16 @@ def test_seeds_side_by_side(tmp_path, monkeypatch, capsys):
         )
         means.append(np.mean(told["result"]["greedy_returns"]))
         assert re.search(rf"│ {seed} +│ 1,000 │ +{means[-1]:.1f} │ done", out)
-    assert re.search(rf"│ mean +│ +│ +{np.mean(means):.1f} │ IQM {np.mean(means):.1f} │", out)
+    assert re.search(rf"│ mean +│ +│ +{np.mean(means):.1f} │ of 2 seeds; IQM {np.mean(means):.1f} │", out)
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     # Going on with both, and a seed by itself, which gives the same.
     assert cli.main(["train", "--resume", str(folder), "--total-steps", "1200", "--max-episode-steps", "5"]) == 0
     out, err = capsys.readouterr()
     assert re.search(r"│ 8 +│ 1,200 │ +5.0 │ done", out) and "to go on" not in err
+    for total, what in (([], "done before"), (["--total-steps", "50"], "nothing was done: it has 1,200 steps already")):
+        assert cli.main(["train", "--resume", str(folder), *total]) == 0
+        out = capsys.readouterr().out
+        assert len(re.findall(rf"│ [78] +│ 1,200 │ +5.0 │ {what} +│", out)) == 2 and "of 2 seeds; IQM 5.0" in out
     for seed in (7, 8):
         evaluations = (folder / f"seed{seed}" / "evaluations.csv").read_text().splitlines()[1:]
         assert [row.split(",")[0] for row in evaluations] == ["600", "1200"]
@@ -130,6 +134,7 @@ def test_a_seed_that_fails(tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert re.search(r"│ 0 +│ +600 │ +[\d.]+ │ done", out)
     assert "KeyError: 'broken'" in " ".join(out.split()) and err.endswith("to go on: fastrl train --resume out\n")
+    assert re.search(r"│ mean +│ +│ +[\d.]+ │ of 1 of 2 seeds; IQM [\d.]+ +│", out)
     assert DQN.load("out/seed1", "odd_pole:Odd-v0").steps == 300
 
 

@@ -39,13 +39,15 @@ def at_once(seeds: int, cores: int) -> int:
 class One:
     """The run of one seed in `folder`: its process, ``fastrl *args``, whose output goes to a file beside it."""
 
-    def __init__(self, folder: Path, args: list[str], threads: int) -> None:
+    def __init__(self, folder: Path, args: list[str], threads: int, total_steps: int) -> None:
         self.seed, self.folder, self.log = folder.name[len("seed") :], folder, folder.with_suffix(".log")
-        self.args = args
+        self.args, self.total_steps = args, total_steps
         self.env = {"FASTRL_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), **os.environ}
         self.process: subprocess.Popen[bytes] | None = None
+        self.commands = 0  # that have trained here before
 
     def start(self) -> None:
+        self.commands = self._trained()
         code = START.format(path=sys.path)
         # In a session of its own: a Ctrl-C reaches us alone, and we end it in a way that saves.
         with self.log.open("ab") as log:
@@ -64,13 +66,22 @@ class One:
         return None if self.process is None else self.process.wait()
 
     def returns(self) -> list[float]:
-        return runs.greedy_returns(runs.read(self.folder))
+        """Those at the end of this command; what a run had from earlier, if it failed now, is of another step."""
+        return runs.greedy_returns(runs.read(self.folder)) if self.code == 0 else []
+
+    def _trained(self) -> int:
+        history = runs.read(self.folder).get("history")
+        return len(history) if isinstance(history, list) else 0
 
     def outcome(self) -> str:
         if self.code is None:
             return "not begun"
         if self.code == 0:
-            return "done"
+            if self._trained() > self.commands:
+                return "done"
+            steps, before = runs.last_step(self.folder), runs.read(self.folder).get("total_steps")
+            more = isinstance(before, int) and before > self.total_steps
+            return f"nothing was done: it has {steps:,} steps already" if more else "done before"
         try:
             lines = self.log.read_text(errors="replace").splitlines()
         except OSError:
@@ -126,7 +137,7 @@ def _begun(run: Path) -> bool:
 
 def _train(folder: Path, args: dict[Path, list[str]], jobs: int | None, total_steps: int) -> int:
     jobs = min(jobs or at_once(len(args), cores()), len(args))
-    every = [One(run, argv, max(1, cores() // jobs)) for run, argv in args.items()]
+    every = [One(run, argv, max(1, cores() // jobs), total_steps) for run, argv in args.items()]
     print(f"{len(every)} seeds, {jobs} at a time: {folder}", file=sys.stderr)
     stopped = 0
     with _signals_raise():
@@ -242,7 +253,8 @@ def _report(folder: Path, every: list[One]) -> None:
     if means:
         mean, low, high = interquartile_mean(means)
         interval = f"IQM {mean:.1f}" + ("" if low is None else f", 95 % interval [{low:.1f}, {high:.1f}]")
-        rows.append(["mean", "", f"{np.mean(means):.1f}", interval])
+        seeds = f"of {len(means)} seeds" if len(means) == len(every) else f"of {len(means)} of {len(every)} seeds"
+        rows.append(["mean", "", f"{np.mean(means):.1f}", f"{seeds}; {interval}"])
     title = f"{folder}: returns of the greedy policies"
     columns(title, ["seed", "steps", "return", "outcome"], rows)
     picture = _draw(folder)

@@ -320,23 +320,28 @@ def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
         raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
     with closing(agent):
         total = agent.total_steps if options.total_steps is None else options.total_steps
-        if finished := _finished(options.resume, agent.steps, total, options.stop_at):
-            print(f"{options.resume} is finished: {finished}")
+        if finished := _finished(options.resume, agent.steps, total, options):
+            print(f"{options.resume} {finished}")
             return 0
         if options.total_steps is None and total == 0:
             raise InputError(f"{options.resume} does not say how far it was to go: give --total-steps N")
         return _run(agent, out, total, options)
 
 
-def _finished(resume: Path, steps: int, total: int, stop_at: float | None) -> str:
+def _finished(resume: Path, steps: int, total: int, options: Train) -> str:
     """Why there is nothing left to do for a run, and how to go on nevertheless; empty: there is."""
     if steps >= total > 0:
-        return f"{steps:,} of {total:,} steps; for its returns: fastrl eval {resume}; to go on: --total-steps N"
-    run = _folder(resume)
+        if options.total_steps is not None and steps > total:
+            asked = f"already has {steps:,} steps, more than --total-steps {total:,}: nothing was done"
+            return f"{asked}; for its returns: fastrl eval {resume}; to go on: a larger --total-steps N"
+        done = f"is finished: {steps:,} of {total:,} steps"
+        return f"{done}; for its returns: fastrl eval {resume}; to go on: --total-steps N"
+    run, stop_at = _folder(resume), options.stop_at
     if stop_at is not None and stop_at == _of_the_run(run).get("stop_at"):
         reached = any(step == steps and value >= stop_at for step, value in runs.evaluations(run))
         if reached:
-            return f"its return has reached {stop_at:g} (--stop-at) at step {steps:,}; to go on: --stop-at none"
+            ended = f"is finished: its return has reached {stop_at:g} (--stop-at) at step {steps:,}"
+            return f"{ended}; to go on: --stop-at none"
     return ""
 
 
