@@ -30,6 +30,8 @@ from fastrl.agents.logs import Logs
 BEST = "best"  # in a run folder, the checkpoint of the best evaluation
 # Of the metrics of distributed agents those that are shown while training.
 RATES = {"updates_per_s": "updates/s", "replay_ratio": "replay ratio", "sample_age": "age", "policy_lag": "policy lag"}
+# They end a run as a first Ctrl-C does; SIGHUP is that of a closed terminal, and Windows has none.
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 LOCK = ".fastrl-lock"  # in a run folder, of the process that trains there
 
 
@@ -70,9 +72,9 @@ class Training:
     With a `folder` (new, empty or of this agent's own run, else an InputError), `progress.csv`, TensorBoard events and
     the checkpoint go there, and nobody else trains there meanwhile.  The checkpoint is written every `save_every`
     steps, at the end, when the environment raises, and on Ctrl-C (a first Ctrl-C ends the loop after the current step,
-    and then raises KeyboardInterrupt; a second one does not wait).  SIGTERM is like it, but raises SystemExit(143); it
-    is left alone where the program has a handler of its own, and without a folder.  If nothing was learned, a folder
-    that was new is gone again.
+    and then raises KeyboardInterrupt; a second one does not wait).  SIGTERM and
+    SIGHUP are like it, but raise SystemExit(143) and (129); they are left alone where the program handles or ignores
+    them (nohup), and without a folder.  If nothing was learned, a folder that was new is gone again.
     `progress`: a bar on a terminal, a line now and then elsewhere.
     With an `evaluator`, the agent is evaluated when it is due, the results go to `evaluations.csv` and TensorBoard, and
     the best agent so far, without its replay buffer, to the folder's `best`.
@@ -136,8 +138,9 @@ class Training:
             self._open(self._evaluator)
         if threading.current_thread() is threading.main_thread():
             self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
-            if self.folder is not None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-                self._handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._interrupt)
+            for number in ENDING:
+                if self.folder is not None and signal.getsignal(number) == signal.SIG_DFL:
+                    self._handlers[number] = signal.signal(number, self._interrupt)
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task("", total=self.total_steps, completed=self._start_steps, status="")
@@ -191,8 +194,8 @@ class Training:
                 for number, handler in self._handlers.items():
                     signal.signal(number, handler)
                 self._leave()
-        if kind is None and self.interrupted == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
+        if kind is None and self.interrupted in ENDING:
+            raise SystemExit(128 + self.interrupted)
         if kind is None and self.interrupted is not None:
             raise KeyboardInterrupt(*([f"checkpoint saved in {self.folder}"] if self.folder is not None else []))
 
@@ -339,8 +342,12 @@ class Training:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        hangup = number == getattr(signal, "SIGHUP", None)
+        self._console.quiet |= hangup  # there is no terminal any more, and writing to it is an error
         if self.interrupted is None:
             self.interrupted = number
+        elif hangup:  # which the shell and the system send, both
+            pass
         elif number == signal.SIGTERM:
             raise SystemExit(128 + number)
         else:

@@ -114,7 +114,9 @@ def _start(index: int, work: Callable[[int], None]) -> _Worker:
 
 def _run(index: int, work: Callable[[int], None], pipe: Connection) -> None:
     """In the new process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
+    for name in ("SIGINT", "SIGHUP"):  # they go to all; the first process ends the others
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # the first process has said it
     try:

@@ -34,8 +34,8 @@ COMMANDS = {name: name for name in ("train", "eval", "plot", "list", "bench", "i
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
-    0; 1: the environment raised; 2: the user's input is at fault; 130: Ctrl-C; 141: nobody reads the output any more;
-    143: SIGTERM.
+    0; 1: the environment raised; 2: the user's input is at fault; 129: SIGHUP; 130: Ctrl-C; 141: nobody reads the
+    output any more; 143: SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:

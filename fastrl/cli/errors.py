@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 from typing import Any
@@ -31,5 +33,15 @@ def warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def fail(message: str, code: int = 2) -> int:
-    print(f"fastrl: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # of a terminal that was closed
+        print(f"fastrl: {message}", file=sys.stderr)
     return code
+
+
+def let_go_of_terminal() -> None:
+    """What is written to a terminal that was closed goes nowhere from now on, instead of raising OSError."""
+    for number in (1, 2):
+        try:
+            os.write(number, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)

@@ -20,10 +20,17 @@ import numpy as np
 from fastrl.agents.config import InputError
 from fastrl.cli import runs
 from fastrl.cli.common import columns
-from fastrl.cli.errors import fail, warn
+from fastrl.cli.errors import fail, let_go_of_terminal, warn
 
-START = "import sys; sys.path[:] = {path!r}; sys.argv[0] = 'fastrl'; from fastrl.cli import main; sys.exit(main())"
+START = """\
+import sys
+sys.path[:], sys.argv[0] = {path!r}, 'fastrl'
+from fastrl.cli import main, seeds
+seeds.end_with({parent})
+sys.exit(main())
+"""
 PICTURE = "curves.png"
+PR_SET_PDEATHSIG = 1
 
 
 def cores() -> int:
@@ -34,6 +41,17 @@ def at_once(seeds: int, cores: int) -> int:
     """As many as there are cores, and so many more that none runs alone in the end: 5 seeds on 2 cores are 3 and 2."""
     rounds = max(1, seeds // cores)
     return -(-seeds // rounds)
+
+
+def end_with(parent: int) -> None:
+    """Let this process, started by `parent`, be sent SIGTERM when that dies, even of SIGKILL: Linux only."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before
+        sys.exit(128 + signal.SIGTERM)
 
 
 class One:
@@ -48,7 +66,7 @@ class One:
 
     def start(self) -> None:
         self.commands = self._trained()
-        code = START.format(path=sys.path)
+        code = START.format(path=sys.path, parent=os.getpid())
         # In a session of its own: a Ctrl-C reaches us alone, and we end it in a way that saves.
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -194,15 +212,23 @@ def _run(every: list[One], jobs: int, total_steps: int) -> None:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGTERM is SystemExit(143), so that the runs are saved; SIGINT KeyboardInterrupt, in the background, too."""
+    """SIGTERM is SystemExit(143), so that the runs are saved; SIGINT KeyboardInterrupt, in the background, too.
+
+    So is SIGHUP, of a terminal that was closed, SystemExit(129), unless it is ignored (nohup).
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, _: Any) -> None:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)  # the shell and the system send it, both
+            let_go_of_terminal()
         raise SystemExit(128 + number)
 
-    handlers = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
+    handlers: dict[int, Any] = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        handlers[signal.SIGHUP] = stop
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import re
-import signal
 import time
 from itertools import count
 from pathlib import Path
@@ -346,7 +345,7 @@ def _finished(resume: Path, steps: int, total: int, options: Train) -> str:
 
 
 def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
-    from fastrl.agents.training import BEST
+    from fastrl.agents.training import BEST, ENDING
 
     began, first = time.perf_counter(), agent.steps
     options.save_every = options.save_every or agent.save_every
@@ -366,9 +365,9 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
             raise KeyboardInterrupt(f" at step {agent.steps}; nothing saved since the last checkpoint") from None
         raise KeyboardInterrupt(f" at step {agent.steps}; {error}; go on with: {go_on}") from None
     except SystemExit as stop:
-        if stop.code != 128 + signal.SIGTERM:
+        if stop.code not in [128 + number for number in ENDING]:
             raise
-        return fail(f"terminated at step {agent.steps}; {_what_is_saved(out, go_on)}", 128 + signal.SIGTERM)
+        return fail(f"terminated at step {agent.steps}; {_what_is_saved(out, go_on)}", int(stop.code))
     except InputError as error:
         if agent.steps == first:
             raise

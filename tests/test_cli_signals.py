@@ -1,0 +1,114 @@
+"""Runs whose terminal is closed, and whose first process is killed: what was learned is saved, and nothing is left."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import SMALL
+
+from fastrl.agents import DQN
+from fastrl.cli import seeds
+
+if os.name == "nt":
+    pytest.skip("POSIX signals", allow_module_level=True)
+
+TRAIN = [sys.executable, "-m", "fastrl", "train", "dqn", "--env", "CartPole-v1", *SMALL, "--total-steps", "10000000"]
+
+
+def until(true, what):
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def rows(run):
+    table = Path(run, "progress.csv")
+    return table.read_text().count("\n") if table.exists() else 0
+
+
+def steps(run):
+    return DQN.load(run).steps
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def in_terminal(argv):
+    """The process, at the head of a session in a terminal of its own, and the other end of that."""
+    ours, theirs = os.openpty()
+    name = os.ttyname(theirs)
+    shell = f"exec {shlex.join(map(str, argv))} <{name} >{name} 2>&1"
+    process = subprocess.Popen(["sh", "-c", shell], start_new_session=True)
+    return process, ours, theirs
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="opening a terminal makes it that of the session")
+@pytest.mark.parametrize("more", [[], ["--seeds", "2", "--jobs", "2"]])
+def test_a_terminal_that_is_closed(more, tmp_path):
+    out = tmp_path / "run"
+    process, ours, theirs = in_terminal([*TRAIN, *more, "--out", out])
+    each = [out / "seed0", out / "seed1"] if more else [out]
+    try:
+        until(lambda: all(rows(run) > 1 for run in each), "training does not begin")
+        os.close(theirs)
+        os.close(ours)
+        assert process.wait(timeout=120) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+    assert all(steps(run) >= 1000 for run in each)
+
+
+def test_a_hangup_that_is_ignored_or_comes_twice(tmp_path):
+    with (tmp_path / "log").open("wb") as log:
+        how = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        process = subprocess.Popen(["nohup", *TRAIN, "--out", str(tmp_path / "kept")], **how)
+        other = subprocess.Popen([*TRAIN, "--out", str(tmp_path / "ended")], **how)
+    try:
+        until(lambda: rows(tmp_path / "kept") > 1 and rows(tmp_path / "ended") > 1, "training does not begin")
+        for _ in range(2):
+            process.send_signal(signal.SIGHUP)
+            other.send_signal(signal.SIGHUP)
+        assert other.wait(timeout=120) == 128 + signal.SIGHUP
+        before = rows(tmp_path / "kept")
+        until(lambda: rows(tmp_path / "kept") > before + 1 or process.poll() is not None, "training does not go on")
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        other.kill()
+    said = (tmp_path / "log").read_text()
+    assert said.count("fastrl: terminated at step") == 2 and "Traceback" not in said
+    assert steps(tmp_path / "ended") >= 1000 and steps(tmp_path / "kept") >= 1000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells children of it")
+def test_seeds_end_with_the_process_that_was_killed(tmp_path):
+    out = tmp_path / "runs"
+    argv = [*TRAIN, "--seeds", "2", "--jobs", "2", "--out", str(out)]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: rows(out / "seed0") > 1 and rows(out / "seed1") > 1, "training does not begin")
+        pids = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    finally:
+        process.kill()
+        process.wait()
+    assert len(pids) == 2
+    until(lambda: not any(map(alive, pids)), "the seeds go on")
+    assert steps(out / "seed0") >= 1000 and steps(out / "seed1") >= 1000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells children of it")
+def test_a_seed_whose_parent_died_before_it_could_say(tmp_path):
+    code = seeds.START.format(path=sys.path, parent=2**30)
+    assert subprocess.run([sys.executable, "-c", code, "list"], stdout=subprocess.DEVNULL).returncode == 143
