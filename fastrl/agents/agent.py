@@ -35,8 +35,8 @@ from fastrl.agents.config import (
     resolve_device,
 )
 from fastrl.agents.env_config import EnvConfig, shown
-from fastrl.agents.envs import Envs, make_env
-from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, episodes_of
+from fastrl.agents.envs import Envs
+from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, evaluation_of
 from fastrl.agents.images import ready_made
 from fastrl.agents.masks import masks_given
 from fastrl.agents.memory import Memory, memory_given
@@ -333,12 +333,14 @@ class Agent(ABC, Generic[C]):
         self,
         episodes: int = 20,
         seed: int = 1_000_000,
-        env: gym.Env[Any, Any] | None = None,
+        env: str | EnvConfig | gym.Env[Any, Any] | None = None,
         max_steps: int | None = MAX_EPISODE_STEPS,
     ) -> NDArray[np.float64]:
         """Returns ``[episodes]`` of the greedy policy in a fresh environment; training is not disturbed.
 
-        Episode i begins with ``reset(seed + i)``.  `env` is needed if the agent's own cannot be made a second time.
+        Episode i begins with ``reset(seed + i)``.  Rewards are those of the environment itself, beneath the wrappers
+        that change them (NormalizeReward, and each RewardWrapper).  `env`, with spaces like the agent's own, is needed
+        if that cannot be made a second time; its normalising wrappers have the training's statistics meanwhile.
         An episode is cut after `max_steps` steps (None or 0: never), and its return is that of these steps; a warning
         says how many were.  If `env` is one that the agent trains in, training goes on with new episodes.
         """
@@ -351,32 +353,12 @@ class Agent(ABC, Generic[C]):
         self,
         episodes: int,
         seed: int,
-        env: gym.Env[Any, Any] | None,
+        env: str | EnvConfig | gym.Env[Any, Any] | None,
         max_steps: int | None,
         tick: Callable[[int, int], None] | None = None,
     ) -> Iterator[Episode]:
         """The episodes of `evaluate`, one by one as they end; `tick` is that of `episodes_of`."""
-        if episodes < 1:
-            raise InputError(f"episodes must be >= 1, got {episodes}")
-        if seed < 0:
-            raise InputError(f"seed must be >= 0, got {seed}")
-        if max_steps is not None and check_int("max_steps", max_steps) < 0:
-            raise InputError(f"max_steps must be >= 0 or None, got {max_steps}")
-        if env is not None:
-            with self.envs.lend(env) as trained_in:
-                if trained_in:
-                    self._new_episodes()
-                yield from episodes_of(self.predict, env, episodes, seed, max_steps, tick, self.masks, self.memory)
-            return
-        if self.envs.spec is None:
-            made = "an environment without a spec, or in wrappers of vectors"
-            raise InputError(f"evaluate: give it `env`, because the agent was made from {made}")
-        own = make_env(self.envs.spec)
-        self.envs.share_statistics(own)
-        try:
-            yield from episodes_of(self.predict, own, episodes, seed, max_steps, tick, self.masks, self.memory)
-        finally:
-            own.close()
+        return evaluation_of(self, episodes, seed, env, max_steps, tick)
 
     def _new_episodes(self) -> None:
         """Forget what is carried from step to step, because the running episodes are abandoned."""
@@ -459,6 +441,7 @@ class Agent(ABC, Generic[C]):
         self.schedule_steps = state["schedule_steps"]
         self._log = state["log"]
         if self.envs.absent:
+            self.envs.saved_statistics = next(iter(state["envs"].get("statistics") or []), [])
             return
         try:
             restored = self.envs.load_state_dict(state["envs"], tensors["obs"])

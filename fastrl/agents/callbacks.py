@@ -30,7 +30,7 @@ class Callback:
         """After every step of the environments, all N of which step together: next_obs, reward, terminated, ..."""
 
     def on_episode(self, agent: Any, episode_return: float, length: int) -> bool | None:
-        """After an episode's last step."""
+        """After an episode's last step; the return is of the rewards of the environment itself."""
 
     def on_update(self, agent: Any) -> bool | None:
         """After a round of updates; those that learn from whole rollouts have theirs in ``agent.rollout``."""

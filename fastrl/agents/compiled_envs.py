@@ -52,7 +52,7 @@ class CompiledLoop:
     masks = None  # no actions are forbidden
 
     def __init__(self, env: Any) -> None:
-        self.env = env
+        self.env, self.paid = env, np.zeros(env.num_envs)
 
     def seed(self, seed: int, *, again: bool) -> Array:
         obs, _ = self.env.reset(seed=seed)
@@ -66,6 +66,7 @@ class CompiledLoop:
 
     def step(self, actions: Array) -> tuple[Array, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
         obs, reward, terminated, truncated, _ = self.env.step(actions)
+        self.paid = reward
         return obs, reward, terminated, truncated
 
     def state_dict(self) -> dict[str, Any]:

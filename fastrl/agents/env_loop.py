@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from gymnasium.wrappers.utils import RunningMeanStd
 from numpy.typing import NDArray
 
 from fastrl.agents.config import InputError
+from fastrl.agents.env_rewards import meter_of
 from fastrl.agents.masks import KEY, MaskReader, Masks, source_of
 from fastrl.agents.spaces import Flattened
 
@@ -104,6 +106,7 @@ class EnvLoop:
     actions taken since.
 
     `masks`: ``[N, K]`` of the last observations, in an array that is not changed later; None: there are none.
+    `paid`: ``[N]``, what the environments themselves paid in the last step (`env_rewards`).
     """
 
     def __init__(
@@ -123,6 +126,8 @@ class EnvLoop:
         self._dtype: Any = observation_space.dtype
         self._action_space = action_space
         self._statistics = [list(_statistics(env)) for env in self.envs]
+        self._meters = [meter_of(env) for env in self.envs]
+        self.paid = np.zeros(len(self.envs))
         self._starts: list[dict[str, Any] | None] = [None] * len(self.envs)
         self._actions: list[list[Any]] = [[] for _ in self.envs]
         self._generators = False  # has every one a NumPy Generator? Known after the first reset.
@@ -157,6 +162,7 @@ class EnvLoop:
         self.masks = None if self.masks is None else self.masks.copy()
         for i in range(n):
             obs[i], reward[i], terminated[i], truncated[i] = self._step(i, actions[i])
+        self.paid = np.array([self._paid(i, reward[i]) for i in range(n)]) if any(self._meters) else reward
         if self._generators:
             for log, action in zip(self._actions, kept, strict=True):
                 if len(log) <= KEPT_ACTIONS:  # one more shows that there were too many
@@ -173,7 +179,7 @@ class EnvLoop:
         starts = [start or {} for start in self._starts]
         return {
             "rng_states": [_plain(start.get("rng")) for start in starts],
-            "statistics": [[_typed(s) for s in start.get("statistics", [])] for start in starts],
+            "statistics": [[typed(s) for s in start.get("statistics", [])] for start in starts],
             "actions": [np.asarray(actions).tolist() for actions in self._actions] if self.restorable else [],
         }
 
@@ -204,7 +210,7 @@ class EnvLoop:
                 reached[i], reward, *ended = self._step(i, action)
                 if any(ended):
                     return False
-                again[i] += reward
+                again[i] += self._paid(i, reward)
         return reached.tobytes() == obs.tobytes() and again == list(returns)
 
     def _empty(self) -> Array:
@@ -220,7 +226,12 @@ class EnvLoop:
             raise InputError(f"{self.name}: {RETURNS['reset']}, got {got}; {CHECK_ENV}")
         if self._reader is not None:
             self._read_mask(i, result[1])
+        self._paid(i, 0.0)  # a reset that takes steps is no part of the episode
         return self._row(result[0])
+
+    def _paid(self, i: int, reward: float) -> float:
+        meter = self._meters[i]
+        return reward if meter is None else float(meter.take(reward))
 
     def _step(self, i: int, action: Any) -> tuple[Array, float, bool, bool]:
         reward: Any
@@ -287,12 +298,34 @@ def _statistics(env: gym.Env[Any, Any]) -> Iterator[gym.Wrapper[Any, Any, Any, A
         env = env.env
 
 
-def share_statistics(source: gym.Env[Any, Any], env: gym.Env[Any, Any]) -> None:
-    """Give `env` the running statistics of `source`, wrapper by wrapper, and let them stand still there."""
-    for old, new in zip(_statistics(source), _statistics(env), strict=False):
-        if type(old) is type(new):
-            _set_statistics(new, copy.deepcopy(_get_statistics(old)))
-            new.update_running_mean = False  # type: ignore[attr-defined]
+def statistics_of(env: gym.Env[Any, Any]) -> list[dict[str, Any]]:
+    """The running statistics of its wrappers, copied."""
+    return [copy.deepcopy(_get_statistics(wrapper)) for wrapper in _statistics(env)]
+
+
+@contextlib.contextmanager
+def lent_statistics(given: Sequence[dict[str, Any]], env: gym.Env[Any, Any], keep: bool) -> Iterator[bool]:
+    """While `env` is evaluated, give its wrappers these statistics, one after another, and let them stand still.
+
+    `keep`: they stay there.  Yields whether there was a wrapper for all of those that observations are normalised by.
+    """
+    free: list[Any] = list(_statistics(env))
+    before = [(w, copy.deepcopy(_get_statistics(w)), getattr(w, "update_running_mean", True)) for w in free]
+    complete = True
+    for state in given:
+        wrapper = next((w for w in free if set(_get_statistics(w)) == set(state)), None)
+        if wrapper is None:
+            complete &= "obs_rms" not in state
+            continue
+        free.remove(wrapper)
+        _set_statistics(wrapper, copy.deepcopy(state))
+        wrapper.update_running_mean = False
+    try:
+        yield complete
+    finally:
+        for wrapper, state, update in [] if keep else before:
+            _set_statistics(wrapper, state)
+            wrapper.update_running_mean = update
 
 
 def _get_statistics(wrapper: Any) -> dict[str, Any]:
@@ -319,7 +352,7 @@ def _plain(x: Any) -> Any:
     return x.tolist() if isinstance(x, np.ndarray) else x
 
 
-def _typed(statistics: dict[str, Any]) -> dict[str, Any]:
+def typed(statistics: dict[str, Any]) -> dict[str, Any]:
     """Statistics as JSON has them; their dtypes are not always those that a new wrapper begins with."""
     return {
         name: {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +29,13 @@ from fastrl.agents.env_loop import (
     check_finite,
     explain,
     generator_of,
+    lent_statistics,
     own_array,
-    share_statistics,
+    statistics_of,
     to_numpy,
+    typed,
 )
+from fastrl.agents.env_rewards import VectorMeters, reward_wrappers
 from fastrl.agents.images import stacked_frames
 from fastrl.agents.masks import Masks, VectorMasks, reader_of, vector_masks
 from fastrl.agents.spaces import OnlySpaces, flattened
@@ -119,11 +123,15 @@ class Envs:
             self.num_envs = len(self._open)
             self._loop = EnvLoop(self._open, self.name, space, self.action_space, flat, reader)
         self.vec: Any = self._open[0] if self._loop is None else self._loop
+        self._meters = VectorMeters(self.vec, self._singles()) if self._loop is None else None
+        wrappers = [w for outer in (self._open[0], *self._singles()[:1]) for w in reward_wrappers(outer)]
+        self.changes_rewards = type(wrappers[-1]).__name__ if wrappers else ""  # the innermost; returns are beneath it
         self.frame_stack = 1 if flat is not None else stacked_frames(self._open[0])  # frames in an observation
         self.episodes = 0  # that have ended
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the last of them
         self.ended: Sequence[tuple[float, int]] = ()  # of those that the last step ended
         self.last: Transition | None = None  # the last step
+        self.saved_statistics: list[dict[str, Any]] = []  # of normalising wrappers, if it is `absent`
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._done = np.zeros(self.num_envs, np.bool_)
@@ -165,11 +173,14 @@ class Envs:
         sent = np.array(actions, self.action_space.dtype)
         if self._loop is not None:
             obs, reward, terminated, truncated = self._loop.step(sent)
+            paid = self._loop.paid
         else:
             obs, reward, terminated, truncated, info = self._vector_step(sent)
+            assert self._meters is not None
+            paid = to_numpy(self._meters.take(reward))
         check_finite(reward, "reward", self.name)
         self._check_finite(obs)
-        self._returns += reward
+        self._returns += paid
         self._lengths += 1
         mask = None
         if self.mode == AutoresetMode.NEXT_STEP and np.count_nonzero(self._done):  # much faster than any()
@@ -209,13 +220,18 @@ class Envs:
         """Those of these environments that are `env`, whatever it is wrapped in."""
         return [own for own in self._singles() if own.unwrapped is env.unwrapped]
 
-    def share_statistics(self, env: gym.Env[Any, Any]) -> None:
-        """Give the normalising wrappers of `env`, an environment for evaluations, what the first of these have learned.
-
-        There it stands still.
-        """
-        for own in self._singles()[:1]:
-            share_statistics(own, env)
+    @contextlib.contextmanager
+    def lend_statistics(self, env: gym.Env[Any, Any], keep: bool = False) -> Iterator[None]:
+        """While `env` is evaluated, its normalising wrappers have what the first of these have learned; see there."""
+        singles = self._singles()
+        learned = statistics_of(singles[0]) if singles else self.saved_statistics
+        with lent_statistics(learned, env, keep) as complete:
+            if not complete:
+                warnings.warn(
+                    f"evaluate: env {name_of(env)} lacks the NormalizeObservation that the agent was trained with",
+                    stacklevel=4,
+                )
+            yield
 
     def _singles(self) -> list[gym.Env[Any, Any]]:
         """The single environments, where they are in this process."""
@@ -308,6 +324,8 @@ class Envs:
             explain(error, "reset", self.name)
         if not isinstance(result, tuple) or len(result) != 2:
             raise InputError(f"{self.name}: {RETURNS['reset']}, got {type(result).__name__}")
+        assert self._meters is not None
+        self._meters.take(np.zeros(self.num_envs))  # a reset that takes steps is no part of an episode
         if self._masks is not None:
             which = (kwargs.get("options") or {}).get("reset_mask")
             self._masks.begin(result[1], np.ones(self.num_envs, np.bool_) if which is None else which)
@@ -365,7 +383,11 @@ class Envs:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON types only, without `obs`, which the caller keeps as an array."""
-        loop: dict[str, Any] = {"rng_states": [], "actions": []} if self._loop is None else self._loop.state_dict()
+        if self._loop is not None:
+            loop = self._loop.state_dict()
+        else:
+            learned = [[typed(s) for s in statistics_of(env)] for env in self._singles()[:1]]
+            loop = {"rng_states": [], "actions": [], "statistics": learned or [self.saved_statistics]}
         return {
             "num_envs": self.num_envs,
             "restorable": self._loop is not None and self._loop.restorable,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from fastrl.agents.compiled_envs import make_compiled
 from fastrl.agents.config import InputError, check_int
 from fastrl.agents.env_config import EnvConfig
+from fastrl.agents.env_rewards import meter_of
 from fastrl.agents.envs import Envs, make_env, name_of
 from fastrl.agents.masks import reader_of, source_of
+from fastrl.agents.spaces import check_alike
 
 Policy = Callable[..., Any]  # observation (, action_masks, memory) -> action
 MAX_EPISODE_STEPS = 30_000  # of an evaluation's episode; those of Atari have 27,000
@@ -27,7 +31,7 @@ class Episode(NamedTuple):
     """One of an evaluation."""
 
     reward: float
-    """The undiscounted sum of its rewards."""
+    """The undiscounted sum of the rewards of the environment itself (`env_rewards`)."""
     cut: bool
     """Did it end because of `max_steps`, not by itself?"""
     length: int = 0
@@ -101,11 +105,11 @@ class Evaluator:
         assert given is not None
         env: gym.Env[Any, Any] = given if isinstance(given, gym.Env) else make_env(given, disable_env_checker=True)
         self._singles = [env]
-        for name, mine in (("observation_space", self._envs.raw_space), ("action_space", self._envs.action_space)):
-            other = getattr(env, name)
-            if other != mine:
-                self.close()
-                raise InputError(f"eval_env: {name} must be {mine} like the agent's, got {other}")
+        try:
+            check_alike("eval_env", env, self._envs.raw_space, self._envs.action_space)
+        except InputError:
+            self.close()
+            raise
         if isinstance(given, gym.Env):
             return
         n = min(self.episodes, SIDE_BY_SIDE)
@@ -127,22 +131,27 @@ class Evaluator:
         self, policy: Policy, step: int, tick: Callable[[int, int], None], memory: Callable[[], Any] | None = None
     ) -> Evaluation:
         """An evaluation now; `tick` and `memory` are those of `episodes_of`."""
-        for env in self._singles:
-            self._envs.share_statistics(env)
-        masks = self._envs.allowed is not None
-        remembers = memory is not None and memory() is not None
-        if self._compiled is not None and not remembers:
-            played = _compiled_episodes(policy, self._compiled, self.episodes, tick)
-        elif len(self._singles) > 1 and not remembers:
-            played = _episodes_at_once(policy, self._singles, self.episodes, tick, masks)
-        else:
-            env = self._singles[0]
-            played = list(episodes_of(policy, env, self.episodes, SEED, MAX_EPISODE_STEPS, tick, masks, memory))
+        with contextlib.ExitStack() as lent:
+            for env in self._singles:
+                lent.enter_context(self._envs.lend_statistics(env, keep=True))
+            played = self._play(policy, tick, memory)
         returns = np.array([episode.reward for episode in played])
         lengths = np.array([episode.length for episode in played])
         best = bool(returns.mean() > self.best)
         self.best = max(self.best, float(returns.mean()))
         return Evaluation(step, returns, lengths, sum(episode.cut for episode in played), best)
+
+    def _play(
+        self, policy: Policy, tick: Callable[[int, int], None], memory: Callable[[], Any] | None
+    ) -> list[Episode]:
+        masks = self._envs.allowed is not None
+        remembers = memory is not None and memory() is not None
+        if self._compiled is not None and not remembers:
+            return _compiled_episodes(policy, self._compiled, self.episodes, tick)
+        if len(self._singles) > 1 and not remembers:
+            return _episodes_at_once(policy, self._singles, self.episodes, tick, masks)
+        env = self._singles[0]
+        return list(episodes_of(policy, env, self.episodes, SEED, MAX_EPISODE_STEPS, tick, masks, memory))
 
 
 def _may_be_many(given: Any, env: gym.Env[Any, Any]) -> bool:
@@ -247,12 +256,16 @@ def episodes_of(
 
     Each is cut after `max_steps` steps (None or 0: never).  `tick` gets the numbers of the episode (from 1) and of the
     step in it, every 100 steps.  With `masks` the policy gets the environment's, if it has some, as `action_masks`, and
-    as `memory` what ``memory()`` has made for the episode, unless that is None.
+    as `memory` what ``memory()`` has made for the episode, unless that is None.  Rewards are those that the environment
+    itself pays, beneath wrappers that change them (`env_rewards`).
     """
+    meter = meter_of(env)
     reader = reader_of(env.action_space, name_of(env)) if masks else None
     for i in range(episodes):
         obs, info = env.reset(seed=seed + i)
         total, steps, done = 0.0, 0, False
+        if meter is not None:
+            meter.take(0.0)  # a reset that takes steps is no part of the episode
         source = None if reader is None else source_of(env, info)
         remembered = None if memory is None else memory()
         how = {} if remembered is None else {"memory": remembered}
@@ -261,12 +274,49 @@ def episodes_of(
                 how["action_masks"] = reader(source(info))  # type: ignore[misc]
             action = policy(obs, **how)
             obs, reward, terminated, truncated, info = env.step(action)
-            total += float(reward)
+            total += float(reward if meter is None else meter.take(reward))
             steps += 1
             done = bool(terminated or truncated)
             if tick is not None and steps % 100 == 0:
                 tick(i + 1, steps)
         yield Episode(total, not done, steps)
+
+
+def evaluation_of(
+    agent: Any,
+    episodes: int,
+    seed: int,
+    env: Any,
+    max_steps: int | None,
+    tick: Callable[[int, int], None] | None = None,
+) -> Iterator[Episode]:
+    """The episodes of `Agent.evaluate`, one by one as they end; `tick` is that of `episodes_of`."""
+    if check_int("episodes", episodes) < 1:
+        raise InputError(f"episodes must be >= 1, got {episodes}")
+    if check_int("seed", seed) < 0:
+        raise InputError(f"seed must be >= 0, got {seed}")
+    if max_steps is not None and check_int("max_steps", max_steps) < 0:
+        raise InputError(f"max_steps must be >= 0 or None, got {max_steps}")
+    envs, given = agent.envs, env is not None
+    if env is None and envs.spec is None:
+        made = "made from an environment without a spec, or in wrappers of vectors"
+        made = "loaded without its environment" if envs.absent else made
+        raise InputError(f"evaluate: give it `env`, because the agent was {made}")
+    if given and not isinstance(env, (str, EnvConfig, gym.Env)):
+        wanted = "an environment id, an EnvConfig or a gymnasium.Env"
+        one = "; of a vector environment give one of those in it" if isinstance(env, VectorEnv) else ""
+        raise InputError(f"evaluate: env must be {wanted}, got {type(env).__name__}{one}")
+    with contextlib.ExitStack() as ends:
+        if not isinstance(env, gym.Env):
+            env = make_env(env if given else envs.spec)
+            ends.callback(env.close)
+        if given:
+            check_alike("evaluate: env", env, envs.raw_space, envs.action_space)
+        if ends.enter_context(envs.lend(env)):
+            agent._new_episodes()
+        else:
+            ends.enter_context(envs.lend_statistics(env))
+        yield from episodes_of(agent.predict, env, episodes, seed, max_steps, tick, agent.masks, agent.memory)
 
 
 def evaluate(

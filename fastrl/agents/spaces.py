@@ -140,6 +140,30 @@ def actions_fit(space: gym.Space[Any], *, discrete: bool, continuous: bool, mult
     return (discrete and isinstance(space, Discrete)) or (multi and isinstance(space, (MultiDiscrete, MultiBinary)))
 
 
+def check_alike(what: str, env: Any, observations: gym.Space[Any], actions: gym.Space[Any]) -> None:
+    """Raise InputError, beginning with `what`, unless `env` has these spaces.
+
+    Bounds of float observations may differ: no policy depends on them.
+    """
+    for name, mine in (("observation_space", observations), ("action_space", actions)):
+        other = getattr(env, name, None)
+        if not (other == mine if name == "action_space" else _alike(other, mine)):
+            raise InputError(f"{what}: {name} must be {mine} like the agent's, got {other}")
+
+
+def _alike(space: Any, mine: Any) -> bool:
+    if isinstance(mine, (Dict, Tuple)):
+        if type(space) is not type(mine):
+            return False
+        if isinstance(mine, Dict):
+            parts: Any = mine.spaces.items()
+            return set(space.spaces) == set(mine.spaces) and all(_alike(space.spaces[key], part) for key, part in parts)
+        return len(space.spaces) == len(mine.spaces) and all(map(_alike, space.spaces, mine.spaces))
+    if isinstance(mine, Box) and isinstance(space, Box) and np.issubdtype(mine.dtype, np.floating):
+        return space.shape == mine.shape and space.dtype == mine.dtype
+    return bool(space == mine)
+
+
 def check_spaces(agent: Any) -> None:
     """Raise InputError unless the environment's spaces are of the kinds that an agent says it takes."""
     observations, actions = agent.envs.observation_space, agent.envs.action_space

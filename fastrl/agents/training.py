@@ -153,6 +153,8 @@ class Training:
             if made is not None and made.images is not None:
                 seen = ", ".join(part.name for part in made.images)
                 self._print(f"network {made.kind} sees {seen} as images, and the other numbers beside them")
+        if (wrapper := self.agent.envs.changes_rewards) and self._progress:
+            self._print(f"returns are of the environment's own rewards, beneath {wrapper}")
         if self._callbacks.has("on_step") or self._callbacks.has("on_episode"):
             self.agent.on_step = self._stepped
         self._start_time = self._last_time = time.perf_counter()

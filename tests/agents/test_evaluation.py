@@ -1,5 +1,6 @@
 """Evaluations during training: what they see, what they leave alone, the best agent, and the end at a return."""
 
+import copy
 import csv
 import os
 import signal
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastrl.agents
 from fastrl.agents import DQN, PPO, SAC, Callback, EnvConfig, InputError, evaluation
 from fastrl.agents.evaluation import SEED, Evaluator, episodes_of
 
@@ -156,6 +158,48 @@ def test_normalising_wrappers_have_what_training_knows():
     assert count == training.obs_rms.count > 1000  # of the second evaluation, at step 1000
     assert abs(np.mean(seen)) < 1  # 100 before it is normalised; with statistics of its own the first would be 0
     assert len(seen) == 100 and np.std(seen) > 0.5
+
+
+def test_a_given_environment_has_the_statistics_of_the_training_meanwhile(tmp_path):
+    seen = []
+
+    class Stands(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-np.inf, np.inf, (1,)), gym.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.full(1, 100 + self.np_random.random(), np.float32), {}
+
+        def step(self, action):
+            return np.full(1, 100 + self.np_random.random(), np.float32), 1.0, False, False, {}
+
+    class Sees(gym.ObservationWrapper):
+        def observation(self, obs):
+            seen.append(float(obs[0]))
+            return obs
+
+    def make():
+        return Sees(gym.wrappers.NormalizeObservation(gym.wrappers.TimeLimit(Stands(), 50)))
+
+    agent = PPO(make(), hidden=(8,), n_steps=64, minibatches=2, epochs=1, seed=0).learn(320, progress=False)
+    agent.save(tmp_path)
+    for which in (agent, fastrl.agents.load(tmp_path), copy.deepcopy(fastrl.agents.load(tmp_path))):
+        env, other = make(), make()
+        seen.clear()
+        which.evaluate(1, env=env)
+        # With statistics of its own the first would be 0, and the spread of few.
+        assert seen[0] != 0 and abs(np.mean(seen)) < 0.5 and 0.5 < np.std(seen) < 2
+        assert env.env.update_running_mean and vars(env.env.obs_rms) == vars(other.env.obs_rms)  # as it was
+        if which is agent:
+            continue
+        with pytest.warns(UserWarning, match="^evaluate: env Stands lacks the NormalizeObservation that the agent was"):
+            which.evaluate(1, env=gym.wrappers.TimeLimit(Stands(), 50))
+
+
+def test_an_agent_without_an_environment_says_what_evaluates_it(tmp_path):
+    PPO(gym.make("CartPole-v1").unwrapped, hidden=(8,)).save(tmp_path)
+    with pytest.raises(InputError, match="^evaluate: give it `env`, because the agent was loaded without its"):
+        fastrl.agents.load(tmp_path).evaluate(1)
 
 
 def test_networks_of_ones_own_stand_still_in_predictions():
