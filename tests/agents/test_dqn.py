@@ -383,10 +383,10 @@ def test_environment_object_and_image_observations():
 
 def test_evaluation_keeps_the_wrappers_of_an_environment_object(monkeypatch):
     seen = []
-    env = gym.wrappers.TransformReward(gym.make("CartPole-v1", max_episode_steps=5), lambda r: 10 * r)
-    agent = DQN(env, hidden=(4,))
+    env = gym.make("CartPole-v1", max_episode_steps=5)
+    agent = DQN(gym.wrappers.TransformObservation(env, lambda obs: 0 * obs + 7, env.observation_space), hidden=(4,))
     monkeypatch.setattr(agent, "predict", lambda obs: seen.append(obs) or 0)
-    assert set(agent.evaluate(2)) == {50.0} and len(seen) == 10
+    assert set(agent.evaluate(2)) == {5.0} and len(seen) == 10 and (np.array(seen) == 7).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*look like images")

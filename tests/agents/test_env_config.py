@@ -97,7 +97,7 @@ def test_a_checkpoint_does_not_choose_what_is_run(mine, tmp_path):
     assert agent.envs.step(np.zeros(2)).reward.tolist() == [
         0.25,
         0.25,
-    ]  # learned from; returns are the environment's own
+    ]  # the return is its own
     assert agent.evaluate(1) <= 9
     # A wrapper that writes where its arguments say is none that a checkpoint may bring along.
     assert EnvConfig("CartPole-v1", wrappers=["RecordVideo(video_folder='/x')"]).imports() == [
