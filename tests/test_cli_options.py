@@ -76,11 +76,11 @@ def test_underscores_are_hyphens():
         ([*TRAIN, "--priori"], "unknown option --priori; did you mean --prioritized?"),
         ([*TRAIN, "--qqqq", "1"], "unknown option --qqqq; fastrl train dqn --help lists the options"),
         (["train", "dqn", "CartPole-v1"], "unexpected argument 'CartPole-v1'; did you mean --env CartPole-v1?"),
-        ([*TRAIN, "--prioritized", "maybe"], "unexpected argument 'maybe'"),
-        (
-            [*TRAIN, "--prioritized=maybe"],
-            "--prioritized must be true or false, got 'maybe'; it is --prioritized or --no",
+        *(
+            ([*TRAIN, *words], "--prioritized must be true or false, got 'maybe'; it is --prioritized or --no-prior")
+            for words in (["--prioritized=maybe"], ["--prioritized", "maybe"])
         ),
+        (["train", "dqn", "--double", "Some-v1"], "unexpected argument 'Some-v1'; did you mean --env Some-v1?"),
         ([*TRAIN, "--total-steps", "1.5"], "--total-steps must be an integer or none, got '1.5'"),
         ([*TRAIN, "--total-steps", "inf"], "--total-steps must be an integer or none, got 'inf'"),
         ([*TRAIN, "--gamma", "big"], "--gamma must be a number, got 'big'"),
@@ -101,7 +101,7 @@ def test_underscores_are_hyphens():
             ["train", "a3c", "--env", "CartPole-v1", "--normalize-obs"],
             "--normalize-obs must be False, got True: workers' statistics would differ",
         ),
-        ([*TRAIN, "--rainbow", "--no-noisy"], "--noisy must be True with these settings, got False"),
+        ([*TRAIN, "--rainbow", "--no-noisy"], "--noisy must be True with --rainbow, got False"),
         ([*TRAIN, "--stop-at", "nan"], "--stop-at must be finite, got nan"),
         ([*TRAIN, "--gamma", "2"], "--gamma must be in [0, 1], got 2.0"),
         (["train", "qdn"], "unknown algorithm 'qdn'; did you mean dqn? known are dqn, "),
@@ -117,6 +117,40 @@ def test_errors(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     fails(argv, f"^fastrl: {re.escape(message)}", capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "flags", "said"),
+    [
+        ("dqn", ["--per-alpha", "0.6"], "--per-alpha has no effect without --prioritized"),
+        ("dqn", ["--v-min=-5", "--distributional", "qr"], "--v-min has no effect without --distributional c51"),
+        ("dqn", ["--atoms", "5"], "--atoms has no effect without --distributional c51 or qr"),
+        ("dqn", ["--rainbow", "--loss", "huber"], "--loss has no effect with --distributional c51"),
+        ("dqn", ["--noisy", "--epsilon-end", "0.1"], "--epsilon-end has no effect with --noisy"),
+        ("td3", ["--lap-alpha", "1"], "--lap-alpha has no effect without --lap"),
+        ("ppo", ["--penalty-kl", "0.1"], "--penalty-kl has no effect without --objective penalty"),
+        ("sac_discrete", ["--target-entropy", "0.1"], "--target-entropy has no effect without --temperature none"),
+        ("dqn", ["--eval-episodes", "3"], "--eval-episodes has no effect without --eval-every or --stop-at"),
+        (
+            "dqn",
+            ["--eval-every", "99"],
+            "--eval-every 99 is more than --total-steps 20: there is no evaluation in training",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_without_effect_are_named(algorithm, flags, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    env = "Pendulum-v1" if algorithm == "td3" else "CartPole-v1"
+    argv = ["train", algorithm, "--env", env, "--hidden", "8", "8", "--total-steps", "20", "--max-episode-steps", "5"]
+    argv += ["--learning-starts", "10"] if algorithm != "ppo" else ["--n-steps", "2"]
+    assert cli.main([*argv, *flags]) == 0
+    assert re.findall("fastrl: warning: (.*effect.*|.*--eval-every.*)", capsys.readouterr().err) == [said]
+
+
+def test_videos_that_there_will_not_be(run_folder, capsys):
+    assert cli.main(["eval", str(run_folder), "--episodes", "1", "--video-episodes", "2"]) == 0
+    assert capsys.readouterr().err == "fastrl: warning: --video-episodes has no effect without --video\n"
 
 
 def test_algorithms_in_any_spelling():

@@ -275,8 +275,29 @@ def test_config_files_that_are_none(tmp_path, monkeypatch, capsys):
         os.mkfifo("pipe.json")
         assert cli.main([*TRAIN, "--config", "pipe.json"]) == 2
         assert last_line(capsys) == "fastrl: --config pipe.json is not a regular file"
-    assert cli.main(["eval", "/"]) == 2
+    assert cli.main(["eval", "/"]) == 2  # at once: no disk is searched for runs
     assert last_line(capsys) == "fastrl: /: no checkpoint here"
+
+
+def test_a_folder_that_has_runs_in_it_is_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*TRAIN, "--total-steps", "20", "--out", "all/seed0"]) == 0
+    Path("all/seed1").mkdir()
+    Path("all/seed1/progress.csv").write_text("step\n")  # killed before its first checkpoint
+    capsys.readouterr()
+    for argv in (["eval", "all"], ["train", "--resume", "."], ["train", "dqn", "--resume", "."]):
+        assert cli.main(argv) == 2
+        assert last_line(capsys) == f"fastrl: {argv[-1]} is no run, but has 2 runs in it, such as all/seed0"
+    assert cli.main(["eval", "all/seed1"]) == 2
+    assert last_line(capsys).endswith("no checkpoint here: the run has not come to its first (--save-every)")
+    what = "which fastrl list {} shows; info is of the storage of a replay buffer"
+    for path, said in {
+        "all": f"all has 2 runs in it, {what}",
+        "all/seed0": f"all/seed0 is a run, {what}",
+        "nope": "nope: no such file or folder; usage: fastrl info [STORAGE]",
+    }.items():
+        assert cli.main(["info", path]) == 2
+        assert last_line(capsys) == f"fastrl: {said.format(path)}"
 
 
 def test_plot_says_what_it_replaces_and_leaves_out(tmp_path, monkeypatch, capsys):

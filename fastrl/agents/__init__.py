@@ -183,12 +183,18 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     value: Any
-    if name == "ALGORITHMS":
-        value = {algorithm: getattr(import_module(__name__), agent) for algorithm, agent in CLASS_NAMES.items()}
-    elif name in _MODULES:
-        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    else:
+    if name != "ALGORITHMS" and name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        if name == "ALGORITHMS":
+            value = {algorithm: getattr(import_module(__name__), agent) for algorithm, agent in CLASS_NAMES.items()}
+        else:
+            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("gymnasium", "rich", "safetensors", "tensorboard"):
+            raise
+        how = 'to install: pip install "fastrl-kernels[agents]"'
+        raise ModuleNotFoundError(f"agents need {error.name}; {how}", name=error.name) from None
     globals()[name] = value
     return value
 

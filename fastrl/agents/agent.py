@@ -27,7 +27,6 @@ from fastrl.agents.checkpoint import load_checkpoint, save_checkpoint
 from fastrl.agents.config import (
     InputError,
     check_int,
-    check_kept,
     describe_settings,
     import_torch,
     kind_of,
@@ -37,6 +36,7 @@ from fastrl.agents.config import (
 from fastrl.agents.env_config import EnvConfig, shown
 from fastrl.agents.envs import Envs
 from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, evaluation_of
+from fastrl.agents.hyperparameters.needs import check_given
 from fastrl.agents.images import ready_made
 from fastrl.agents.masks import masks_given
 from fastrl.agents.memory import Memory, memory_given
@@ -109,7 +109,7 @@ class Agent(ABC, Generic[C]):
         self._network = network
         given: dict[str, Any] = asdict(config) if config is not None else {}  # type: ignore[call-overload]
         c: Any = make_config(self.config_class, {**given, **overrides}, type(self).__name__)
-        check_kept(c, overrides)
+        check_given(c, overrides)
         if self.cpu_only and c.device not in ("cpu", "auto"):
             raise InputError(f"{type(self).__name__}: device must be cpu, got {c.device!r}")
         self.device = resolve_device("cpu" if self.cpu_only else c.device)

@@ -68,8 +68,19 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
         return number
     elif isinstance(value, hint):
         return value
-    wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
-    raise InputError(f"{what} must be {wanted}, got {value!r}")
+    raise InputError(f"{what} must be {_wanted(hint)}, got {value!r}")
+
+
+def _wanted(hint: Any) -> str:
+    """The values of an annotation, in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        return f"a list of {_wanted(args[0])}, as [64, 64]" if args[0] is int else f"a list of {_wanted(args[0])}"
+    if origin is typing.Literal:
+        return " or ".join(map(repr, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_wanted, args))
+    return "None" if hint is type(None) else _name(hint)
 
 
 def describe_settings(cls: type[Any]) -> str:
@@ -104,11 +115,11 @@ def _name(hint: Any) -> str:
 
 
 def check_kept(config: Any, given: Mapping[str, Any]) -> None:
-    """Raise InputError if a switch or number of `given` became another in `config`, by a setting that implies it."""
+    """Raise InputError if a switch or number of `given` became another in `config`, by `rainbow`, which implies it."""
     for name, value in given.items():
         kept = getattr(config, name)
         if isinstance(value, (int, float, np.bool_)) and kept != value:
-            raise InputError(f"{type(config).__name__}: {name} must be {kept!r} with these settings, got {value!r}")
+            raise InputError(f"{type(config).__name__}: {name} must be {kept!r} with rainbow, got {value!r}")
 
 
 def check_range(config: Any, low: float, high: float, *names: str) -> None:

@@ -196,7 +196,7 @@ class Training:
                 for number, handler in self._handlers.items():
                     signal.signal(number, handler)
                 self._leave()
-        if kind is None and self.interrupted in ENDING:
+        if kind is None and self.interrupted is not None and self.interrupted in ENDING:
             raise SystemExit(128 + self.interrupted)
         if kind is None and self.interrupted is not None:
             raise KeyboardInterrupt(*([f"checkpoint saved in {self.folder}"] if self.folder is not None else []))

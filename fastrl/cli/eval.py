@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrl.agents.config import InputError
+from fastrl.cli import runs
 from fastrl.cli.algorithms import algorithm_name
 from fastrl.cli.common import closing, device_option, failures, mean, table
 from fastrl.cli.environment import of_run
@@ -60,10 +61,14 @@ def command(args: list[str]) -> int:
         raise InputError(f"--video-episodes must be >= 1, got {options.video_episodes}")
     if options.max_episode_steps < 0:
         raise InputError(f"--max-episode-steps must be >= 0, got {options.max_episode_steps}")
-    from fastrl.agents.checkpoint import load_config
+    if options.video is None and options.video_episodes != Eval.video_episodes:
+        warnings.warn("--video-episodes has no effect without --video", stacklevel=1)
+    if options.video is not None and options.video_episodes > options.episodes:
+        what = f"--video-episodes {options.video_episodes} is more than --episodes {options.episodes}"
+        warnings.warn(f"{what}: {options.episodes} are filmed", stacklevel=1)
     from fastrl.agents.loading import algorithm_class
 
-    algorithm = algorithm_class(algorithm_name(load_config(options.run).get("algorithm"), f"{options.run}: "))
+    algorithm = algorithm_class(algorithm_name(runs.config_of(options.run).get("algorithm"), f"{options.run}: "))
     env = of_run(options.run, options.env, options.env_kwargs, options.wrapper)
     with device_option():
         agent = algorithm.load(options.run, env=env, device=options.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fastrl import _info
@@ -22,8 +23,12 @@ def command(args: list[str]) -> int:
         return fail(f"info takes a folder or a file or nothing, got {' '.join(args)!r}; {_USAGE}")
     try:
         info = describe(args[0]) if args else _info.info()
-    except (OSError, ValueError) as error:
-        return fail(str(error))
+    except FileNotFoundError:
+        return fail(f"{args[0]}: no such file or folder; {_USAGE}")
+    except OSError as error:
+        return fail(f"{args[0]}: {error.strerror or error}")
+    except ValueError as error:
+        return fail(_of_runs(Path(args[0])) or str(error))
     try:
         from rich.console import Console
         from rich.table import Table
@@ -36,6 +41,17 @@ def command(args: list[str]) -> int:
         table.add_row(name, value)
     Console().print(table, markup=False)
     return 0
+
+
+def _of_runs(folder: Path) -> str:
+    """What to say of a folder of runs; empty: it is none."""
+    from fastrl.cli import runs
+
+    found = runs.near(folder)
+    if not found:
+        return ""
+    number = "is a run" if folder in found else f"has {len(found)} {'run' if len(found) == 1 else 'runs'} in it"
+    return f"{folder} {number}, which fastrl list {folder} shows; info is of the storage of a replay buffer"
 
 
 def _flat(info: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

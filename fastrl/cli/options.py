@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastrl.agents.config import InputError, meanings
+from fastrl.agents.hyperparameters.needs import Need
 
 T = TypeVar("T")
 YES, NO, NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
+ENVIRONMENT = re.compile(r".*-v\d+|.*[:/].*")
 NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan)")
 WANTED = {int: "an integer", float: "a number", str: "a text", Path: "a path"}
 METAVAR = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -101,6 +103,13 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def as_flags(need: Need, config: Any) -> str:
+    """What a setting needs to have an effect in `config`: ``without --prioritized``, ``with --network nature``."""
+    values = [getattr(config, need.setting)] if need.but else need.values
+    shown = "" if values[0] is True else " " + " or ".join("none" if value is None else str(value) for value in values)
+    return f"{'with' if need.but else 'without'} {option(need.setting)}{shown}"
+
+
 def without(args: list[str], names: tuple[str, ...]) -> list[str]:
     """The arguments without these options, each of which has one value."""
     left, rest = [], list(args)
@@ -153,6 +162,8 @@ def _plain(args: list[str], options: dict[str, Any]) -> list[str]:
         if hint is bool:
             if not equals and rest and rest[0].lower() in YES + NO:
                 equals, value = "=", rest.pop(0)
+            elif not equals and rest and not rest[0].startswith("-") and not ENVIRONMENT.fullmatch(rest[0]):
+                equals, value = "=", rest[0]
             if equals and value.lower() not in YES + NO:
                 raise InputError(f"{name} must be true or false, got {value!r}; it is {name} or --no-{name[2:]}")
             plain.append(f"--no-{name[2:]}" if value.lower() in NO else name)

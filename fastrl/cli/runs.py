@@ -83,6 +83,29 @@ def read(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def config_of(path: Path) -> dict[str, Any]:
+    """The config.json of a run or checkpoint; raises InputError, which says what else there is."""
+    from fastrl.agents.checkpoint import load_config
+
+    if not path.exists() and not path.is_symlink():
+        raise InputError(f"{path}: no such folder")
+    try:
+        return load_config(path)
+    except InputError as error:
+        found = [] if (path / "checkpoint").exists() else near(path)
+        if not found:
+            raise
+        if path in found:
+            raise InputError(f"{error}: the run has not come to its first (--save-every)") from None
+        number = f"{len(found)} {'run' if len(found) == 1 else 'runs'}"
+        raise InputError(f"{path} is no run, but has {number} in it, such as {found[0]}") from None
+
+
+def near(folder: Path) -> list[Path]:
+    """The folder itself if it is a run's, or the runs in it, as --seeds leaves them; a whole disk is not searched."""
+    return [log.parent for pattern in ("", "*/", "*/*/") for log in sorted(folder.glob(pattern + TABLE))]
+
+
 def find(paths: Sequence[Path]) -> list[Path]:
     """The run folders among and below `paths`, each once; raises InputError for a path that is not there."""
     found: dict[Path, None] = {}

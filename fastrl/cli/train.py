@@ -8,6 +8,7 @@ import json
 import math
 import re
 import time
+import warnings
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import fastrl
 from fastrl.agents.config import InputError, check_kept, make_config, settings_of
 from fastrl.agents.hyperparameters import CONFIGS
+from fastrl.agents.hyperparameters.needs import idle
+from fastrl.agents.logs import RUN
 from fastrl.cli import runs, seeds
 from fastrl.cli.algorithms import ALGORITHMS, CONTINUOUS, WITH_ACTORS, algorithm_name, print_algorithms
 from fastrl.cli.common import check_new, check_threads, closing, device_option, failures, mean, table
 from fastrl.cli.environment import described, flags, of_run
 from fastrl.cli.errors import Failure, fail, no_memory, one_line
 from fastrl.cli.eval import evaluate
-from fastrl.cli.options import as_options, option, parse, without
+from fastrl.cli.options import as_flags, as_options, option, parse, without
 
 if TYPE_CHECKING:
     from fastrl.agents import Agent, EnvConfig
@@ -107,6 +110,7 @@ def command(args: list[str]) -> int:
         check_new(options.out)
     total = ALGORITHMS[name].total_steps if options.total_steps is None else options.total_steps
     if options.seeds is not None:
+        _warn_of_evaluations(options, total)
         return _run_seeds(name, flags, options, config.seed, total)
     from fastrl.agents.loading import algorithm_class
 
@@ -165,9 +169,9 @@ def _of_the_run(folder: Path) -> dict[str, Any]:
     """The options in `KEPT` as the run in `folder` had them last; raises InputError."""
     values = runs.read(folder).get("options", {})
     if not isinstance(values, dict):
-        raise InputError(f"{folder / runs.RUN}: options must be an object, got {values!r}")
+        raise InputError(f"{folder / RUN}: options must be an object, got {values!r}")
     kept = {name: value for name, value in values.items() if name in KEPT}
-    made = make_config(Train, kept, str(folder / runs.RUN))
+    made = make_config(Train, kept, str(folder / RUN))
     return {name: getattr(made, name) for name in kept}
 
 
@@ -188,6 +192,15 @@ def _check(options: Train) -> None:
         raise InputError("--resume takes the environment of the run; --frame-stack cannot be changed")
     if options.resume is not None and options.seeds is not None:
         raise InputError("--resume goes on with the seeds that there are; --seeds begins new ones")
+
+
+def _warn_of_evaluations(options: Train, total_steps: int) -> None:
+    """Of options that ask for evaluations which there will not be."""
+    if options.eval_every is None and options.stop_at is None and options.eval_episodes != Train.eval_episodes:
+        warnings.warn("--eval-episodes has no effect without --eval-every or --stop-at", stacklevel=1)
+    if options.eval_every is not None and options.eval_every > total_steps:
+        what = f"--eval-every {options.eval_every} is more than --total-steps {total_steps}"
+        warnings.warn(f"{what}: there is no evaluation in training", stacklevel=1)
 
 
 def _run_seeds(name: str, flags: list[str], options: Train, first: int, total_steps: int) -> int:
@@ -242,6 +255,8 @@ def _config(name: str, file: Path | None, given: dict[str, Any]) -> Any:
         check_kept(config, given)
     except InputError as error:
         raise as_options(error, CONFIGS[name]) from None
+    for setting, need in idle(config, given):
+        warnings.warn(f"{option(setting)} has no effect {as_flags(need, config)}", stacklevel=1)
     return config
 
 
@@ -271,16 +286,12 @@ def _algorithm_of(run: Path) -> str:
     """The name of a checkpoint's algorithm, or that of several seeds."""
     if group := seeds.of(run):
         return algorithm_name(runs.read(group[0]).get("algorithm"), f"{run}: ")
-    from fastrl.agents.checkpoint import load_config
-
-    return algorithm_name(load_config(run).get("algorithm"), f"{run}: ")
+    return algorithm_name(runs.config_of(run).get("algorithm"), f"{run}: ")
 
 
 def _unchanged(name: str, run: Path, options: Train, given: dict[str, Any]) -> tuple[dict[str, Any], EnvConfig | None]:
     """The config.json of a run, and what the options say of its environment; raises InputError for what they change."""
-    from fastrl.agents.checkpoint import load_config
-
-    config = load_config(run)
+    config = runs.config_of(run)
     saved = _hyperparameters(name, config, str(run))
     changed = [option(key) for key, value in given.items() if value != getattr(saved, key)]
     if options.config is not None or set(changed) - {"--device"}:
@@ -347,6 +358,7 @@ def _finished(resume: Path, steps: int, total: int, options: Train) -> str:
 def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
     from fastrl.agents.training import BEST, ENDING
 
+    _warn_of_evaluations(options, total_steps)
     began, first = time.perf_counter(), agent.steps
     options.save_every = options.save_every or agent.save_every
     go_on, made = f"fastrl train --resume {out}{flags(agent.envs.spec)}", not out.exists()
@@ -365,9 +377,9 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
             raise KeyboardInterrupt(f" at step {agent.steps}; nothing saved since the last checkpoint") from None
         raise KeyboardInterrupt(f" at step {agent.steps}; {error}; go on with: {go_on}") from None
     except SystemExit as stop:
-        if stop.code not in [128 + number for number in ENDING]:
+        if not isinstance(stop.code, int) or stop.code - 128 not in ENDING:
             raise
-        return fail(f"terminated at step {agent.steps}; {_what_is_saved(out, go_on)}", int(stop.code))
+        return fail(f"terminated at step {agent.steps}; {_what_is_saved(out, go_on)}", stop.code)
     except InputError as error:
         if agent.steps == first:
             raise

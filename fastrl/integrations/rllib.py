@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ray.rllib.core import DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
-from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from ray.rllib.utils.replay_buffers import PrioritizedEpisodeReplayBuffer as Host
 
-from fastrl.integrations._version import untested
+from fastrl.integrations._version import installed, untested
 from fastrl.kernels import SumTree
+
+with installed("RLlib", '"ray[rllib]"', "ray"):
+    from ray.rllib.core import DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
+    from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+    from ray.rllib.utils.replay_buffers import PrioritizedEpisodeReplayBuffer as Host
 
 __all__ = ["PrioritizedEpisodeReplayBuffer"]
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
-from skrl.memories.torch import RandomMemory as HostMemory
-from torch import Tensor
-
-from fastrl.integrations._version import untested
+from fastrl.integrations._version import installed, untested
 from fastrl.kernels import gae, gather_rows
+
+with installed("skrl with PyTorch", '"skrl[torch]"', "skrl", "torch"):
+    import torch
+    from skrl.memories.torch import RandomMemory as HostMemory
+    from torch import Tensor
 
 __all__ = ["RandomMemory", "compute_gae"]
 

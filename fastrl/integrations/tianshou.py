@@ -15,11 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tianshou.data as host
-import torch
 
-from fastrl.integrations._version import untested
+from fastrl.integrations._version import installed, untested
 from fastrl.kernels import SumTree, gae, lambda_returns, n_step_returns
+
+with installed("Tianshou", "tianshou", "tianshou", "torch"):
+    import tianshou.data as host
+    import torch
 
 __all__ = [
     "PrioritizedReplayBuffer",

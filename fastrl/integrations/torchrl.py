@@ -13,15 +13,17 @@ import warnings
 from typing import Any
 
 import numpy as np
-import torch
-from tensordict.nn import dispatch, set_skip_existing
-from torch import Tensor
-from torchrl.data.replay_buffers import samplers
-from torchrl.objectives import hold_out_net
-from torchrl.objectives.value import advantages as host
 
-from fastrl.integrations._version import untested
+from fastrl.integrations._version import installed, untested
 from fastrl.kernels import SumTree, gae
+
+with installed("TorchRL", "torchrl", "torchrl", "tensordict", "torch"):
+    import torch
+    from tensordict.nn import dispatch, set_skip_existing
+    from torch import Tensor
+    from torchrl.data.replay_buffers import samplers
+    from torchrl.objectives import hold_out_net
+    from torchrl.objectives.value import advantages as host
 
 __all__ = ["GAE", "PrioritizedSampler"]
 

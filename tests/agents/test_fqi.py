@@ -327,7 +327,7 @@ def test_datasets_of_another_environment(make_buffer, message):
         ({"dataset": __file__}, "dataset must be a replay buffer, .*not a file of a fastrl replay buffer"),
         ({"dataset": 3}, "^FQI: dataset must be a replay buffer, its file or .*, got int$"),
         ({"regressor": "table"}, "regressor table needs Discrete observations, got Box"),
-        ({"regressor": "forest"}, "regressor must be Literal"),
+        ({"regressor": "forest"}, "regressor must be 'auto' or 'table' or 'trees' or 'network', got 'forest'"),
         ({"network": torch.nn.Linear(4, 2)}, "network must be left out"),
         ({"transitions": 0}, "transitions must be"),
         ({"networks": 0}, "networks must be"),

@@ -8,9 +8,12 @@ of float32.  ``MlpPolicy`` on the CPU is compiled (ReLU, Tanh or SiLU; observati
 MultiBinary); for anything else the host's own code runs, after one warning that says why.
 """
 
-from fastrl.integrations.sb3.buffers import PrioritizedReplayBuffer, ReplayBuffer, RolloutBuffer
-from fastrl.integrations.sb3.continuous import DDPG, SAC, TD3
-from fastrl.integrations.sb3.dqn import DQN
-from fastrl.integrations.sb3.on_policy import A2C, PPO
+from fastrl.integrations._version import installed
+
+with installed("stable-baselines3", '"fastrl-kernels[sb3]"', "stable_baselines3", "torch"):
+    from fastrl.integrations.sb3.buffers import PrioritizedReplayBuffer, ReplayBuffer, RolloutBuffer
+    from fastrl.integrations.sb3.continuous import DDPG, SAC, TD3
+    from fastrl.integrations.sb3.dqn import DQN
+    from fastrl.integrations.sb3.on_policy import A2C, PPO
 
 __all__ = ["A2C", "DDPG", "DQN", "PPO", "SAC", "TD3", "PrioritizedReplayBuffer", "ReplayBuffer", "RolloutBuffer"]

@@ -1,0 +1,94 @@
+"""Settings that have an effect only with another one: who gives such a setting alone is told so."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from fastrl.agents.config import check_kept
+
+
+class Need(NamedTuple):
+    """The effect needs one of `values` of `setting`, or with `but` any other; where no such setting is, nothing."""
+
+    setting: str
+    values: tuple[Any, ...]
+    but: bool = False
+
+    def met(self, config: Any) -> bool:
+        return not hasattr(config, self.setting) or (getattr(config, self.setting) in self.values) != self.but
+
+
+_PRIORITIZED = Need("prioritized", (True,))
+_IQN = Need("distributional", ("iqn",))
+_EPSILON = Need("exploration", ("epsilon-greedy",))
+_TUNED = Need("temperature", (None,))
+_MLP = Need("network", ("nature", "impala"), but=True)
+_TREES = Need("regressor", ("trees",))
+_NOT_TREES = Need("regressor", ("trees", "table"), but=True)
+
+NEEDS: dict[str, tuple[Need, ...]] = {
+    "activation": (_MLP,),
+    "atoms": (Need("distributional", ("c51", "qr")),),
+    "batch_size": (_NOT_TREES,),
+    "clip_range": (Need("objective", ("clip",)),),
+    "epochs": (_NOT_TREES,),
+    "epsilon_end": (_EPSILON, Need("noisy", (True,), but=True)),
+    "epsilon_start": (_EPSILON,),
+    "epsilon_steps": (_EPSILON,),
+    "extra_std_steps": (Need("extra_std", (0,), but=True),),
+    "hidden": (_MLP, _NOT_TREES),
+    "initial_temperature": (_TUNED,),
+    "lap_alpha": (Need("lap", (True,)),),
+    "learning_rate": (_NOT_TREES,),
+    "learning_rate_end": (_NOT_TREES,),
+    "learning_rate_horizon": (Need("learning_rate_power", (0,), but=True),),
+    "learning_rate_steps": (Need("learning_rate_end", (None,), but=True), _NOT_TREES),
+    "loss": (Need("distributional", ("c51", "qr", "iqn"), but=True),),
+    "min_split": (_TREES,),
+    "networks": (_NOT_TREES,),
+    "num_quantile_samples": (_IQN,),
+    "num_tau_prime_samples": (_IQN,),
+    "num_tau_samples": (_IQN,),
+    "ou_theta": (Need("noise", ("ou",)),),
+    "penalty_beta": (Need("objective", ("penalty",)),),
+    "penalty_kl": (Need("objective", ("penalty",)),),
+    "per_alpha": (_PRIORITIZED,),
+    "per_beta": (_PRIORITIZED,),
+    "per_beta_end": (_PRIORITIZED,),
+    "per_beta_steps": (_PRIORITIZED,),
+    "per_eps": (_PRIORITIZED,),
+    "quantile_embedding_dim": (_IQN,),
+    "sigma": (Need("noisy", (True,)),),
+    "target_entropy": (_TUNED,),
+    "temperature": (Need("exploration", ("boltzmann",)),),
+    "trees": (_TREES,),
+    "v_max": (Need("distributional", ("c51",)),),
+    "v_min": (Need("distributional", ("c51",)),),
+    "value_coef": (Need("baseline", (True,)),),
+    "worker_timeout": (Need("workers", (1,), but=True),),
+}
+
+
+def idle(config: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, Need]]:
+    """Those of the `given` settings that have no effect in `config`, and what each needs."""
+    for name in given:
+        for need in NEEDS.get(name, ()):
+            if not need.met(config):
+                yield name, need
+                break
+
+
+def check_given(config: Any, given: Mapping[str, Any]) -> None:
+    """`check_kept`, and a warning for each setting that is not the default and has no effect."""
+    check_kept(config, given)
+    this, level, frame = type(config), 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastrl."):
+        level, frame = level + 1, frame.f_back  # whoever made the agent
+    changed = {name: value for name, value in given.items() if getattr(config, name) != getattr(this, name)}
+    for name, need in idle(config, changed):
+        values = [getattr(config, need.setting)] if need.but else need.values
+        how = f"{'with' if need.but else 'without'} {need.setting}={' or '.join(map(repr, values))}"
+        warnings.warn(f"{this.__name__}: {name} has no effect {how}", stacklevel=level)
