@@ -317,8 +317,9 @@ class Agent(ABC, Generic[C]):
     def policy_to_torch(self) -> nn.Module:
         """A plain torch module of the greedy policy, for deployment: observations ``[B, ...]`` -> actions ``[B, ...]``.
 
-        The actions are those of `predict`; observations that are not of a Box come flattened.  It is on the CPU,
-        computes in float32 and shares nothing with the agent.  Raises InputError where PyTorch is not installed.
+        Actions and observations are those of `predict`, in tensors, always in batches (of a Dict space: a dict of
+        tensors); bytes are scaled inside.  It is on the CPU, computes in float32 and shares nothing with the agent.
+        Raises InputError where PyTorch is not installed.
         """
         import_torch("policy_to_torch")
         from fastrl.agents import deploy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -18,14 +19,15 @@ from fastrl.agents.spaces import input_scale, values_of
 
 
 class TorchPolicy(nn.Module):
-    """Observations ``[B, ...]`` -> the actions ``[B, ...]`` of the greedy policy, as the environment takes them.
+    """Observations ``[B, ...]`` -> the actions ``[B, ...]`` of the greedy policy, both as the environment has them.
 
     discrete: argmax_a out_a(s), of each part of a MultiDiscrete or MultiBinary
     continuous: clip(middle + half * f(out), low, high) with f = tanh or the identity
 
     ``policy(obs, action_masks)`` with masks ``[B, K]`` or ``[K]`` of bools, or 0 and 1, keeps to the allowed actions.
-    Observations of Discrete, Dict and such spaces come flattened (``agent.envs.flattened(obs, "obs")``).  It holds
-    copies, on the CPU, and shares nothing with the agent.
+    Observations are raw, as vector environments stack them: bytes of images as they are, Discrete ones as numbers
+    ``[B]``, of a Dict space a dict of tensors and of a Tuple a tuple.  Raises ValueError for another shape, and for
+    floats where the space has whole numbers.  It holds copies, on the CPU, and shares nothing with the agent.
 
     Args:
         network: its outputs begin with values or logits ``[B, K]``, or with the actions' ``[B, A]``.
@@ -66,7 +68,7 @@ class TorchPolicy(nn.Module):
             p.grad = None
             p.requires_grad_(False)
         self.tanh, self._flat = tanh, not isinstance(network, OwnNetwork)
-        self._input_scale = input_scale(envs.observation_space) if moments is None else None
+        self.inputs = Inputs(envs, scaled=moments is None)
         self._moments = moments is not None
         if moments is not None:
             for name, x in zip(("mean", "var"), moments, strict=True):
@@ -88,16 +90,17 @@ class TorchPolicy(nn.Module):
         self.register_buffer("taus", None if taus is None else torch.as_tensor(np.array(taus, np.float32)))
         self._shape, self._n_actions = space.shape, sum(self._sizes) if self.discrete else int(np.prod(space.shape))
 
-    def forward(self, obs: Tensor, action_masks: Tensor | None = None) -> Tensor:
+    def forward(self, obs: Any, action_masks: Tensor | None = None) -> Tensor:
         x = self._inputs(obs)
         more = () if self.taus is None else (self.taus.expand(x.shape[0], -1),)
         return self._actions(self.network(x.flatten(1) if self._flat else x, *more), action_masks)
 
-    def _inputs(self, obs: Tensor) -> Tensor:
+    def _inputs(self, obs: Any) -> Tensor:
+        x: Tensor = self.inputs(obs)
         if self._moments:
-            scaled = (obs - self.mean) / torch.sqrt(self.var + 1e-8)
+            scaled = (x - self.mean) / torch.sqrt(self.var + 1e-8)
             return scaled.clamp(-10.0, 10.0).float()
-        return obs.float() if self._input_scale is None else obs.float() * self._input_scale
+        return x
 
     def _actions(self, out: Tensor, action_masks: Tensor | None = None) -> Tensor:
         if action_masks is not None and not self.discrete:
@@ -107,6 +110,9 @@ class TorchPolicy(nn.Module):
             out = each.mean(2) if self._quantiles else each.softmax(2) @ self.atoms
         action = out[:, : self._n_actions]
         if action_masks is not None:
+            if action_masks.shape[-1] != self._n_actions or action_masks.ndim > 2:
+                got = f"(B, {self._n_actions}) or ({self._n_actions},), got {tuple(action_masks.shape)}"
+                raise ValueError(f"policy: action_masks must have shape {got}")
             action = action.masked_fill(action_masks == 0, -torch.inf)
         if self.discrete:
             best = [part.argmax(1) for part in torch.split(action, self._sizes, 1)]
@@ -114,6 +120,66 @@ class TorchPolicy(nn.Module):
         action = (action.tanh() if self.tanh else action).to(self.scale.dtype).reshape(-1, *self._shape)
         scaled = self.middle + self.scale * action
         return torch.minimum(torch.maximum(scaled, self.low), self.high)
+
+
+class Inputs(nn.Module):
+    """Raw observations ``[B, ...]`` -> what the networks take, in float32: those of a Box in their shape, others as one
+    vector ``[B, n]``, as `fastrl.agents.spaces.Flattened` makes it.  Bytes 0..255 become 0..1.
+
+    `scaled`: unless bytes of a Box are to stay as they are.
+    """
+
+    def __init__(self, envs: Envs, *, scaled: bool) -> None:
+        super().__init__()
+        self.space, self._flat = copy.deepcopy(envs.raw_space), envs.flattened is not None
+        self._scaled = scaled or self._flat
+
+    def forward(self, obs: Any) -> Tensor:
+        parts = list(self._parts(self.space, obs, "obs"))
+        return torch.cat([part.flatten(1) for part in parts], 1) if self._flat else parts[0]
+
+    def _parts(self, space: Any, obs: Any, what: str) -> Iterator[Tensor]:
+        if isinstance(space, gym.spaces.Dict):
+            if not isinstance(obs, Mapping) or set(obs) != set(space.spaces):
+                got = f"{', '.join(map(str, obs))}" if isinstance(obs, Mapping) else type(obs).__name__
+                raise ValueError(f"policy: {what} must be a dict with {', '.join(map(str, space.spaces))}, got {got}")
+            for key, part in space.spaces.items():
+                yield from self._parts(part, obs[key], f"{what}[{key!r}]")
+        elif isinstance(space, gym.spaces.Tuple):
+            if not isinstance(obs, (tuple, list)) or len(obs) != len(space.spaces):
+                got = str(len(obs)) if isinstance(obs, (tuple, list)) else type(obs).__name__
+                raise ValueError(f"policy: {what} must be a tuple of {len(space.spaces)}, got {got}")
+            for i, part in enumerate(space.spaces):
+                yield from self._parts(part, obs[i], f"{what}[{i}]")
+        else:
+            yield self._part(space, obs, what)
+
+    def _part(self, space: Any, x: Tensor, what: str) -> Tensor:
+        check_batch(space, x, what)
+        if isinstance(space, gym.spaces.Box):
+            scale = input_scale(space) if self._scaled else None
+            if scale is not None:
+                return x.float() * scale
+            return x.float() if self._flat or self._scaled else x  # moments are float64
+        if isinstance(space, gym.spaces.MultiBinary):
+            return x.float()
+        columns = []
+        for i, (size, first) in enumerate(np.stack(values_of(space), 1).tolist()):
+            place = x.reshape(x.shape[0], -1)[:, i, None].long() - first
+            columns.append(torch.zeros(x.shape[0], size).scatter(1, place, 1.0))  # raises for what is not there
+        return torch.cat(columns, 1)
+
+
+def check_batch(space: Any, x: Any, what: str) -> None:
+    """Raise ValueError unless `x` is a batch of observations of `space`."""
+    shape = tuple(space.shape or ())
+    if not isinstance(x, Tensor) or x.ndim != len(shape) + 1 or tuple(x.shape[1:]) != shape:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"policy: {what} must be a tensor of shape ({', '.join(map(str, ('B', *shape)))}), got {got}")
+    whole = not isinstance(space, gym.spaces.Box) or input_scale(space) is not None
+    if whole and x.is_floating_point():
+        kind = "bytes 0..255" if isinstance(space, gym.spaces.Box) else "whole numbers"
+        raise ValueError(f"policy: {what} must be {kind} as the environment gives them, got {x.dtype}")
 
 
 class RecurrentTorchPolicy(TorchPolicy):
@@ -128,7 +194,7 @@ class RecurrentTorchPolicy(TorchPolicy):
         self._state_size: int = network.module.state_size
 
     def forward(  # type: ignore[override]
-        self, obs: Tensor, state: Tensor, action_masks: Tensor | None = None
+        self, obs: Any, state: Tensor, action_masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         out, state = self.network(self._inputs(obs).flatten(1)[None], state)
         return self._actions(out[0], action_masks), state
@@ -227,15 +293,18 @@ class Trees(nn.Module):
 
 
 class TablePolicy(nn.Module):
-    """Observations ``[B]`` -> actions ``[B]``, from a table; raises IndexError for states that it does not have."""
+    """Observations ``[B]`` -> actions ``[B]``, from a table; raises IndexError for states that it does not have.
+
+    Raises ValueError for another shape, and for floats.
+    """
 
     actions: Tensor
 
-    def __init__(self, actions: NDArray[Any], first: int) -> None:
+    def __init__(self, actions: NDArray[Any], space: gym.Space[Any]) -> None:
         super().__init__()
         self.register_buffer("actions", torch.from_numpy(actions.astype(np.int64)))
-        self._first = first
+        self.space: Any = space
 
     def forward(self, obs: Tensor) -> Tensor:
-        states = obs.long() - self._first
-        return self.actions.index_select(0, states.flatten()).reshape(states.shape)  # below 0 it raises, too
+        check_batch(self.space, obs, "obs")
+        return self.actions.index_select(0, obs.long() - int(self.space.start))

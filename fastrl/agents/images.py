@@ -18,6 +18,7 @@ from fastrl.agents.spaces import Flattened, Part, input_scale
 
 LEAST = {"nature": 36, "impala": 8}  # pixels of a side
 RECURRENT = ("lstm", "gru")
+NO_NETWORKS = ("CrossQ", "FQI")  # agents that take none of the user's own
 # Wrappers that pass observations on as they are.
 PLAIN = (
     wrappers.OrderEnforcing,
@@ -116,15 +117,25 @@ def ready_made(
     """The ready-made network for observations of `space`; None: an MLP, or the user's own.
 
     `flat`: how they are flattened, if they are; the images among their parts are then what it sees as images.
-    Warns of an MLP that sees images of bytes, or stacks of those.  Raises InputError for images that the one that was
-    asked for cannot see.
+    Warns of images of bytes, or stacks of those, that are seen flattened.  Raises InputError for images that the one
+    that was asked for cannot see.
     """
+    parts = [Part("", space, 0, 0)] if flat is None else flat.parts
+    made = _chosen(agent, config, given, space, flat, parts)
+    if given is None:
+        _warn_of_flattened(agent, config, parts, made)
+    return made
+
+
+def _chosen(
+    agent: str, config: Any, given: Any, space: gym.Space[Any], flat: Flattened | None, parts: Sequence[Part]
+) -> ReadyMade | None:
     shape, asked = space.shape or (), getattr(config, "network", "mlp")
     if given is not None:
         if asked not in ("auto", "mlp"):
             raise InputError(f"{agent}: network must be a module of your own or {asked}, not both")
         return None
-    noisy, parts = getattr(config, "noisy", False), [Part("", space, 0, 0)] if flat is None else flat.parts
+    noisy = getattr(config, "noisy", False)
 
     def made(kind: str, images: list[Part]) -> ReadyMade:
         return ReadyMade(kind, shape, None if flat is None else tuple(images))
@@ -142,26 +153,32 @@ def ready_made(
             raise InputError(f"{agent}: noisy must be False with network {asked}: only MLPs have noisy layers")
         import_torch(f"{agent}: network {asked}")
         return made(asked, images)
-    bytes_ = [part for part in parts if input_scale(part.space) is not None]
-    large = [part for part in bytes_ if len(part.space.shape or ()) == 3 and _side(part.space) >= LEAST["nature"]]
+    large = [part for part in parts if _is_image(part.space, (3,)) and _side(part.space) >= LEAST["nature"]]
     if asked == "auto" and large and not noisy:
         import_torch(f"{agent}: network nature (that of images; network mlp does not)")
         return made("nature", large)
-    if flat is None:
-        if bytes_ and len(shape) in (2, 3, 4):
-            warnings.warn(
-                f"{agent}: observations of shape {shape} look like images, and an MLP sees them flattened, divided by "
-                f"255; {_instead(config, space)}",
-                stacklevel=4,
-            )
-    elif large and asked in ("auto", "mlp") and hasattr(config, "network"):
-        names = ", ".join(f"{part.name} of shape {part.space.shape}" for part in large)
-        warnings.warn(
-            f"{agent}: an MLP sees the images in observations ({names}) flattened, divided by 255; "
-            f"{_off(config)}network= takes nature or impala",
-            stacklevel=4,
-        )
     return None
+
+
+def _warn_of_flattened(agent: str, config: Any, parts: Sequence[Part], made: ReadyMade | None) -> None:
+    """Warn of observations, or `parts` of those, that look like images, but that no convolution sees."""
+    seen = {part.name for part in parts if made and (made.images is None or part in made.images)}
+    left = [part for part in parts if _is_image(part.space, (2, 3, 4)) and part.name not in seen]
+    if left:
+        flat = bool(left[0].name)
+        what = ", ".join(f"{part.name} of shape {part.space.shape}".strip() for part in left)
+        network = "an MLP" if made is None else f"the hidden layer of network {made.kind}"
+        warnings.warn(
+            f"{agent}: observations {what} look like images, and {network} sees them flattened, divided by 255; "
+            f"{_instead(agent, config, [part.space for part in left], flat)}",
+            stacklevel=5,
+        )
+
+
+def _is_image(space: gym.Space[Any], dimensions: tuple[int, ...]) -> bool:
+    """Are these bytes 0..255 in so many dimensions?"""
+    shape = space.shape or ()
+    return input_scale(space) is not None and len(shape) in dimensions and 0 not in shape
 
 
 def _side(space: gym.Space[Any]) -> int:
@@ -170,13 +187,15 @@ def _side(space: gym.Space[Any]) -> int:
     return 0 if image is None or not image[0] else min(image[1:])
 
 
-def _instead(config: Any, space: gym.Space[Any]) -> str:
-    """Which networks `config` could have for these images, in words."""
+def _instead(agent: str, config: Any, spaces: Sequence[gym.Space[Any]], flat: bool) -> str:
+    """Which networks `config` could have for these images, in words; `flat`: they are parts of a vector."""
+    if agent in NO_NETWORKS:
+        return f"{agent} has no convolutions"
     if getattr(config, "network", None) in RECURRENT:
         return "networks with a memory have no convolutions"
-    names = [name for name, least in LEAST.items() if _side(space) >= least]
-    takes = ["a convolutional torch module", *(names if hasattr(config, "network") else [])]
-    return f"{_off(config)}network= takes {' or '.join(takes)}"
+    names = [name for name, least in LEAST.items() if any(_side(space) >= least for space in spaces)]
+    own = "a torch module for the whole vector" if flat else "a convolutional torch module"
+    return f"{_off(config)}network= takes {' or '.join([own, *(names if hasattr(config, 'network') else [])])}"
 
 
 def _off(config: Any) -> str:

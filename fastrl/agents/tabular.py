@@ -170,7 +170,7 @@ class TabularAgent(Agent[C]):
         return actions + self._start
 
     def _deploy(self, deploy: Any) -> Any:
-        return deploy.TablePolicy(self.q.argmax(1) + self._start, self._first)
+        return deploy.TablePolicy(self.q.argmax(1) + self._start, self.envs.observation_space)
 
     def metrics(self) -> dict[str, float]:
         """For the logs: of the last update the squared TD error and Q(s, a), and the exploration now."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrl.agents import D4PG, DDPG, DQN, NAF, SAC, TD3, TQC, CrossQ, QTOpt
+from fastrl.agents import D4PG, DDPG, DQN, FQI, NAF, PPO, SAC, TD3, TQC, CrossQ, QTOpt, RecurrentPPO, SACDiscrete
 
 SMALL = {"hidden": (16, 8), "learning_starts": 30, "batch_size": 16, "buffer_size": 200}
 
@@ -124,3 +124,83 @@ def check_export(agent, obs, tmp_path):
     torch.export.save(program, tmp_path / "policy.pt2")
     loaded = torch.export.load(tmp_path / "policy.pt2").module()
     np.testing.assert_allclose(loaded(obs[:3]).numpy(), agent.predict(obs[:3].numpy()), rtol=1e-4, atol=1e-5)
+
+
+MIXED = gym.spaces.Dict(
+    {
+        "camera": gym.spaces.Box(0, 255, (36, 36, 3), np.uint8),
+        "place": gym.spaces.Discrete(3, start=5),
+        "inner": gym.spaces.Tuple(
+            [gym.spaces.MultiDiscrete([[2, 3]]), gym.spaces.MultiBinary(4), gym.spaces.Box(-1, 1, (2, 2), np.float64)]
+        ),
+        "low": gym.spaces.Box(0, 9, (2,), np.uint8),
+    }
+)
+KINDS_OF_SPACE = {
+    "dict": MIXED,
+    "tuple": gym.spaces.Tuple([gym.spaces.Discrete(2), gym.spaces.Box(0, 255, (5,), np.uint8)]),
+    "discrete": gym.spaces.Discrete(4, start=-1),
+    "multi": gym.spaces.MultiDiscrete([3, 2]),
+}
+
+
+def stacked(space, n):
+    space.seed(5)
+    empty = gym.vector.utils.create_empty_array(space, n)
+    obs = gym.vector.utils.concatenate(space, [space.sample() for _ in range(n)], empty)
+    return obs, torch.utils._pytree.tree_map(torch.from_numpy, obs)
+
+
+@pytest.mark.filterwarnings("ignore:.*look like images")
+@pytest.mark.parametrize("kind", KINDS_OF_SPACE)
+@pytest.mark.parametrize("make", [DQN, PPO, SACDiscrete, FQI, RecurrentPPO])
+def test_observations_of_all_spaces_come_as_the_environment_gives_them(make, kind, tmp_path):
+    space = KINDS_OF_SPACE[kind]
+    settings = {DQN: SMALL, SACDiscrete: SMALL, FQI: {"hidden": (8,), "transitions": 60}}
+    rollout = {"hidden": (16, 8), "n_steps": 32, "minibatches": 1, "epochs": 1}
+    settings |= {PPO: rollout, RecurrentPPO: rollout}
+    agent = make(Odd(space, gym.spaces.Discrete(3)), **settings[make], seed=1)
+    agent.learn(2 if make is FQI else 60, progress=False)
+    obs, raw = stacked(space, 40)
+    policy = agent.policy_to_torch()
+    rest = (policy.start(40),) if make is RecurrentPPO else ()
+
+    def actions(policy, x, *rest):
+        out = policy(x, *rest)
+        return (out[0] if rest else out).tolist()
+
+    expected = agent.predict(obs, memory=agent.memory(40)).tolist()
+    assert actions(policy, raw, *rest) == expected
+    batch = torch.export.Dim("batch", max=2**31)
+    shapes = tuple(torch.utils._pytree.tree_map(lambda _: {0: batch}, x) for x in (raw, *rest))
+    program = torch.export.export(policy, (raw, *rest), dynamic_shapes=shapes).module()
+    fewer = [torch.utils._pytree.tree_map(lambda x: x[:7], x) for x in (raw, *rest)]
+    assert actions(program, *fewer) == expected[:7]
+
+
+def test_what_is_no_observation_is_refused():
+    policy = DQN(Odd(MIXED, gym.spaces.Discrete(3)), **SMALL).policy_to_torch()
+    _, raw = stacked(MIXED, 4)
+    for obs, text in (
+        (torch.zeros(4, 3895), "obs must be a dict with .*, got Tensor"),
+        ({**raw, "more": raw["low"]}, "obs must be a dict with .*, got .*more"),
+        ({**raw, "inner": raw["inner"][:2]}, r"obs\['inner'\] must be a tuple of 3, got 2"),
+        ({**raw, "camera": raw["camera"] / 255}, r"obs\['camera'\] must be bytes 0..255 .*, got torch.float32"),
+        (
+            {**raw, "camera": raw["camera"].movedim(-1, 1)},
+            r"'camera'\] must be .* \(B, 36, 36, 3\), got .*\(4, 3, 36, 36",
+        ),
+        ({**raw, "place": raw["place"] + 0.5}, r"obs\['place'\] must be whole numbers"),
+        (
+            {**raw, "place": raw["place"][:, None]},
+            r"obs\['place'\] must be a tensor of shape \(B\), got shape \(4, 1\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^policy: .*{text}"):
+            policy(obs)
+    with pytest.raises((IndexError, RuntimeError)):
+        policy({**raw, "place": raw["place"] + 3})
+    plain = PPO("CartPole-v1", hidden=(8,)).policy_to_torch()
+    for wrong in (torch.zeros(4), torch.zeros(2, 2, 2), torch.zeros(4, 1)):
+        with pytest.raises(ValueError, match=r"^policy: obs must be a tensor of shape \(B, 4\), got shape"):
+            plain(wrong)

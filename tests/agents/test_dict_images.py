@@ -1,6 +1,7 @@
 """Dict and Tuple observations with images among their parts."""
 
 import copy
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +12,21 @@ from odd_envs import register
 from torch import nn
 
 import fastrl.agents
-from fastrl.agents import A2C, A3C, DQN, FQI, PPO, TRPO, InputError, OneStepActorCritic, SACDiscrete, off_policy
+from fastrl.agents import (
+    A2C,
+    A3C,
+    CEM,
+    DQN,
+    FQI,
+    PPO,
+    R2D2,
+    TRPO,
+    InputError,
+    OneStepActorCritic,
+    RecurrentPPO,
+    SACDiscrete,
+    off_policy,
+)
 from fastrl.agents.convolution import Convolution
 from fastrl.kernels import MLP
 
@@ -118,6 +133,13 @@ def batch(space, obs):
     return gym.vector.utils.concatenate(space, obs, gym.vector.utils.create_empty_array(space, len(obs)))
 
 
+def tensors(obs):
+    if isinstance(obs, (dict, tuple)):
+        each = {key: tensors(x) for key, x in (obs.items() if isinstance(obs, dict) else enumerate(obs))}
+        return each if isinstance(obs, dict) else tuple(each.values())
+    return torch.from_numpy(obs)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_each_image_has_its_convolutions_and_the_hidden_layer_sees_all_else_beside_them(case):
     cls, settings = CASES[case]
@@ -130,7 +152,7 @@ def test_each_image_has_its_convolutions_and_the_hidden_layer_sees_all_else_besi
     np.testing.assert_allclose(network.forward(flat), expected, rtol=1e-4, atol=1e-5)
     best = expected[:, :3].argmax(1)
     np.testing.assert_array_equal(agent.predict(together), best)
-    np.testing.assert_array_equal(agent.policy_to_torch()(torch.from_numpy(flat)), best)
+    np.testing.assert_array_equal(agent.policy_to_torch()(tensors(together)), best)
     assert [agent.predict(o) for o in obs] == best.tolist()
 
 
@@ -189,23 +211,59 @@ def test_replay_keeps_bytes_as_bytes_and_gives_back_what_it_was_given(cls, env, 
 @pytest.mark.parametrize("cls", [DQN, SACDiscrete, PPO, A2C, A3C, OneStepActorCritic])
 def test_large_images_of_bytes_get_a_convolution_unless_an_mlp_is_asked_for(cls):
     assert [part.name for part in cls(Turned(), seed=0)._ready_made.images] == ["['image']"]
-    with pytest.warns(UserWarning, match=r"an MLP sees the images .*\['image'\] of shape \(36, 36, 1\)\) flattened"):
+    text = (
+        rf"^{cls.__name__}: observations \['image'\] of shape \(36, 36, 1\) look like images, and an MLP sees them .*"
+    )
+    with pytest.warns(
+        UserWarning, match=text + "; network= takes a torch module for the whole vector or nature or impala$"
+    ):
         agent = cls(Turned(), network="mlp", seed=0)
     assert agent._ready_made is None and isinstance(policy_of(agent), MLP)
 
 
-def test_agents_without_convolutions_see_all_flattened_as_ever(recwarn):
-    assert isinstance(TRPO(Turned(), seed=0).policy.actor, MLP) and not recwarn
-    with pytest.warns(UserWarning, match="; with noisy off network= takes nature or impala$"):
+WITHOUT = {
+    TRPO: "network= takes a torch module for the whole vector$",
+    CEM: "network= takes a torch module for the whole vector$",
+    R2D2: "networks with a memory have no convolutions$",
+    RecurrentPPO: "networks with a memory have no convolutions$",
+    FQI: "FQI has no convolutions$",
+}
+
+
+@pytest.mark.parametrize("cls", WITHOUT)
+def test_agents_without_convolutions_say_that_they_see_images_flattened(cls, recwarn):
+    text = rf"^{cls.__name__}: observations \['image'\] of shape \(36, 36, 1\) look like images, and an MLP sees them"
+    with pytest.warns(UserWarning, match=f"{text} flattened, divided by 255; {WITHOUT[cls]}"):
+        agent = cls(Turned(), seed=0)
+    assert agent._ready_made is None
+    with pytest.warns(UserWarning, match="; with noisy off network= takes .* or nature or impala$"):
         assert DQN(Turned(), noisy=True, **REPLAY)._ready_made is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "seen", "text"),
+    [
+        ({"small": (35, 40, 3)}, [], "['small'] of shape (35, 40, 3) look .* an MLP .* vector or impala"),
+        ({"flat": (36, 36)}, [], "['flat'] of shape (36, 36) look .* an MLP .* vector or nature or impala"),
+        ({"stack": (4, 40, 40, 3)}, [], "['stack'] of shape (4, 40, 40, 3) look .* an MLP .* for the whole vector"),
+        ({"a": (7, 7, 3), "b": (5, 6)}, [], "['a'] of shape (7, 7, 3), ['b'] of shape (5, 6) look .* whole vector"),
+        ({"a": (7, 7, 3), "b": (36, 36, 3)}, ["['b']"], "['a'] of shape (7, 7, 3) look .* layer of network nature .*"),
+    ],
+)
+def test_the_images_that_no_convolution_sees_are_named_once(parts, seen, text):
+    space = Dict({name: Box(0, 255, shape, np.uint8) for name, shape in parts.items()} | {"x": Discrete(2)})
+    pattern = "^DQN: observations " + ".*".join(map(re.escape, text.split(".*"))) + "$"
+    with pytest.warns(UserWarning, match=pattern) as warned:
+        agent = DQN(Shows(space), **REPLAY)
+    assert len(warned) == 1
+    assert [part.name for part in (agent._ready_made and agent._ready_made.images) or ()] == seen
 
 
 @pytest.mark.parametrize(
     "part",
     [
-        Box(0, 255, (35, 40, 3), np.uint8),
         Box(0, 1, (36, 36, 3)),
-        Box(0, 255, (36, 36), np.uint8),
+        Box(0, 254, (36, 36, 3), np.uint8),
         Discrete(2),
         Box(0, 255, (0, 36, 36), np.uint8),
     ],
@@ -227,11 +285,12 @@ def test_other_parts_are_no_images_unless_asked_for(part, recwarn):
 def test_dueling_and_distributions(switches, tmp_path):
     agent = DQN(Shows(WHOLE), dueling=True, **switches, **REPLAY).learn(40, progress=False)
     obs = batch(WHOLE, samples(WHOLE, 6))
-    flat = torch.from_numpy(agent.envs.flattened(obs, "obs", 6))
-    policy = agent.policy_to_torch()
-    np.testing.assert_array_equal(policy(flat), agent.predict(obs))
-    program = torch.export.export(policy, (flat,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    np.testing.assert_array_equal(program.module()(flat[:4]), agent.predict(obs)[:4])
+    raw, batch_size, policy = tensors(obs), torch.export.Dim("batch"), agent.policy_to_torch()
+    np.testing.assert_array_equal(policy(raw), agent.predict(obs))
+    shapes = torch.utils._pytree.tree_map(lambda _: {0: batch_size}, raw)
+    program = torch.export.export(policy, (raw,), dynamic_shapes=(shapes,))
+    fewer = torch.utils._pytree.tree_map(lambda x: x[:4], raw)
+    np.testing.assert_array_equal(program.module()(fewer), agent.predict(obs)[:4])
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,9 @@ def test_torch_policies_keep_to_the_masks_that_they_get(cls, settings):
         found = policy(torch.from_numpy(obs), torch.from_numpy(masks)).numpy()
         np.testing.assert_array_equal(found, agent.predict(obs, action_masks=masks))
     np.testing.assert_array_equal(policy(torch.from_numpy(obs)).numpy(), agent.predict(obs))
+    for shape in ((30, 1), (30, K - 1), (1, 30, K)):  # which would broadcast, or not
+        with pytest.raises(ValueError, match=rf"action_masks must have shape \(B, {K}\) or \({K},\), got "):
+            policy(torch.from_numpy(obs), torch.ones(shape))
     with pytest.raises(ValueError, match="action_masks must be None, because actions are continuous"):
         PPO("Pendulum-v1", hidden=(8,)).policy_to_torch()(torch.zeros(2, 3), torch.ones(2, 1))
 

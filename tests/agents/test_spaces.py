@@ -262,8 +262,8 @@ def test_they_learn(cls, name, tmp_path, capsys):
     actions = agent.predict(batch)
     assert (actions == np.stack([agent.predict(one) for one in obs])).all()
     assert actions.shape == (9, *env.action_space.shape)
-    flat = agent.envs.flattened(batch, "obs", 9)
-    assert (agent.policy_to_torch()(torch.from_numpy(flat)).numpy() == actions).all()
+    tensors = {key: torch.from_numpy(x) for key, x in batch.items()}
+    assert (agent.policy_to_torch()(tensors).numpy() == actions).all()
     agent.save(tmp_path / "a")
     loaded = cls.load(tmp_path / "a", env=Match(ACTIONS[name]))
     assert (loaded.predict(batch) == actions).all()

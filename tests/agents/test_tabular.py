@@ -226,7 +226,16 @@ def test_traces_too_large_are_refused():
 
 def test_the_torch_policy_takes_no_state_that_is_not_in_the_table():
     policy = QLearning(Chain(), seed=0).policy_to_torch()
-    assert policy(torch.tensor([[2, 6], [3, 4]])).shape == (2, 2)
+    assert policy(torch.tensor([2, 6])).shape == (2,)
     for bad in (1, 7, -3):
         with pytest.raises(IndexError):
             policy(torch.tensor([3, bad]))
+    for shaped in (torch.tensor(3), torch.tensor([[2, 6], [3, 4]]), [2, 6]):
+        with pytest.raises(ValueError, match=r"^policy: obs must be a tensor of shape \(B\), got (shape|list)"):
+            policy(shaped)
+    with pytest.raises(ValueError, match=r"^policy: obs must be whole numbers .*, got torch.float32"):
+        policy(torch.tensor([2.0, 6.5]))
+    with pytest.raises(ValueError, match=r"^policy: obs must be a tensor of shape \(B\)"):
+        torch.export.export(policy, (torch.tensor([[2, 6]]),))
+    program = torch.export.export(policy, (torch.tensor([2, 6]),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    assert program.module()(torch.tensor([2, 3, 4])).tolist() == policy(torch.tensor([2, 3, 4])).tolist()
