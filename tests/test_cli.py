@@ -263,7 +263,7 @@ def test_wrong_input(argv, pattern, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("text", "pattern"),
     [
-        ('{"gama": 0.9}', "unknown setting 'gama'; known are .*gamma"),
+        ('{"gama": 0.9}', "unknown setting 'gama'; did you mean gamma. known are .*gamma"),
         ('{"gamma": "0.9"}', "gamma must be float, got '0.9'"),
         ('{"double": 1}', "double must be bool, got 1"),
         ('{"hidden": 64}', r"hidden must be a list of int, as \[64, 64\], got 64"),
@@ -304,7 +304,8 @@ def test_missing_cuda(capsys, tmp_path):
 
 def test_output_folder_that_is_in_use(run_folder, capsys, tmp_path):
     before = tree(run_folder)
-    fails([*TRAIN, "--out", run_folder], "exists and is not an empty folder; nothing is overwritten", capsys)
+    what = f"exists and is not an empty folder; nothing is overwritten; to go on with that run: --resume {run_folder}"
+    fails([*TRAIN, "--out", run_folder], re.escape(what), capsys)
     fails(
         ["train", "dqn", "--resume", run_folder, "--total-steps", "9000", "--out", run_folder], "exists and is", capsys
     )

@@ -102,6 +102,10 @@ def test_underscores_are_hyphens():
             "--normalize-obs must be False, got True: workers' statistics would differ",
         ),
         ([*TRAIN, "--rainbow", "--no-noisy"], "--noisy must be True with --rainbow, got False"),
+        (
+            [*TRAIN, "--stop-at", "9", "--eval-every", "30", "--total-steps", "20"],
+            "--eval-every 30 is more than --total-steps 20: there is no evaluation in training, of which --stop-at",
+        ),
         ([*TRAIN, "--stop-at", "nan"], "--stop-at must be finite, got nan"),
         ([*TRAIN, "--gamma", "2"], "--gamma must be in [0, 1], got 2.0"),
         (["train", "qdn"], "unknown algorithm 'qdn'; did you mean dqn? known are dqn, "),

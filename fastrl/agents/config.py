@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import math
@@ -34,7 +35,9 @@ def make_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     checked = {}
     for name, value in values.items():
         if name not in hints:
-            raise InputError(f"{where}: unknown setting {name!r}; known are {', '.join(hints)}")
+            close = difflib.get_close_matches(str(name), hints, 1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise InputError(f"{where}: unknown setting {name!r}; {meant}known are {', '.join(hints)}")
         checked[name] = _convert(value, hints[name], f"{where}: {name}")
     return cls(**checked)
 

@@ -65,7 +65,8 @@ def check_new(out: Path) -> None:
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from None
     if used:
-        raise InputError(f"--out {out} exists and is not an empty folder; nothing is overwritten")
+        go_on = f"; to go on with that run: --resume {out}" if (out / "checkpoint").exists() else ""
+        raise InputError(f"--out {out} exists and is not an empty folder; nothing is overwritten{go_on}")
 
 
 def mean(returns: Any) -> str:

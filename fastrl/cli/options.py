@@ -55,9 +55,11 @@ def parse(
     have been meant for.  `defaults`: others than those of `cls`.  `others`: options of neither are let through.  Raises
     InputError, and after `--help` SystemExit.
     """
-    required = [f.name.upper() for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    required = [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+    usage = [f.name.upper() if _item(hints[f.name]) is None else f"[{f.name.upper()} ...]" for f in required]
     parser = argparse.ArgumentParser(
-        usage=" ".join([prog, *required, "[options]"]),
+        usage=" ".join([prog, *usage, "[options]"]),
         description=cls.__doc__,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
         allow_abbrev=False,

@@ -109,8 +109,8 @@ def command(args: list[str]) -> int:
     if options.out is not None:
         check_new(options.out)
     total = ALGORITHMS[name].total_steps if options.total_steps is None else options.total_steps
+    _check_evaluations(options, total)
     if options.seeds is not None:
-        _warn_of_evaluations(options, total)
         return _run_seeds(name, flags, options, config.seed, total)
     from fastrl.agents.loading import algorithm_class
 
@@ -194,12 +194,14 @@ def _check(options: Train) -> None:
         raise InputError("--resume goes on with the seeds that there are; --seeds begins new ones")
 
 
-def _warn_of_evaluations(options: Train, total_steps: int) -> None:
-    """Of options that ask for evaluations which there will not be."""
+def _check_evaluations(options: Train, total_steps: int) -> None:
+    """Warn of options that ask for evaluations which there will not be; raise InputError if the end depends on them."""
     if options.eval_every is None and options.stop_at is None and options.eval_episodes != Train.eval_episodes:
         warnings.warn("--eval-episodes has no effect without --eval-every or --stop-at", stacklevel=1)
     if options.eval_every is not None and options.eval_every > total_steps:
         what = f"--eval-every {options.eval_every} is more than --total-steps {total_steps}"
+        if options.stop_at is not None:
+            raise InputError(f"{what}: there is no evaluation in training, of which --stop-at could see the return")
         warnings.warn(f"{what}: there is no evaluation in training", stacklevel=1)
 
 
@@ -335,6 +337,7 @@ def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
             return 0
         if options.total_steps is None and total == 0:
             raise InputError(f"{options.resume} does not say how far it was to go: give --total-steps N")
+        _check_evaluations(options, total)
         return _run(agent, out, total, options)
 
 
@@ -358,7 +361,6 @@ def _finished(resume: Path, steps: int, total: int, options: Train) -> str:
 def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
     from fastrl.agents.training import BEST, ENDING
 
-    _warn_of_evaluations(options, total_steps)
     began, first = time.perf_counter(), agent.steps
     options.save_every = options.save_every or agent.save_every
     go_on, made = f"fastrl train --resume {out}{flags(agent.envs.spec)}", not out.exists()
@@ -382,7 +384,8 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
         return fail(f"terminated at step {agent.steps}; {_what_is_saved(out, go_on)}", stop.code)
     except InputError as error:
         if agent.steps == first:
-            raise
+            names = "|".join(("total_steps", *KEPT))  # `learn` calls them so
+            raise InputError(re.sub(rf"\b({names})\b", lambda m: option(m[0]), str(error))) from error
         raise InputError(f"{error}; {_what_is_saved(out, go_on)}") from error
     except Exception as error:
         if isinstance(error, (BrokenPipeError, MemoryError)) or no_memory(error):
