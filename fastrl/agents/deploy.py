@@ -80,6 +80,7 @@ class TorchPolicy(nn.Module):
             sizes, first = values_of(space)
             self._sizes = sizes.tolist()
             self.register_buffer("first", torch.as_tensor(first))
+            self._dtype = torch.from_numpy(np.zeros(0, space.dtype)).dtype
         if not self.discrete:
             middle, half = (np.zeros(space.shape), np.ones(space.shape)) if units is None else units
             bounds = {"middle": middle, "scale": half, "low": space.low, "high": space.high}
@@ -116,7 +117,7 @@ class TorchPolicy(nn.Module):
             action = action.masked_fill(action_masks == 0, -torch.inf)
         if self.discrete:
             best = [part.argmax(1) for part in torch.split(action, self._sizes, 1)]
-            return (torch.stack(best, 1) + self.first).reshape(-1, *self._shape)
+            return (torch.stack(best, 1) + self.first).reshape(-1, *self._shape).to(self._dtype)
         action = (action.tanh() if self.tanh else action).to(self.scale.dtype).reshape(-1, *self._shape)
         scaled = self.middle + self.scale * action
         return torch.minimum(torch.maximum(scaled, self.low), self.high)
@@ -160,7 +161,7 @@ class Inputs(nn.Module):
             scale = input_scale(space) if self._scaled else None
             if scale is not None:
                 return x.float() * scale
-            return x.float() if self._flat or self._scaled else x  # moments are float64
+            return x.float() if self._flat or self._scaled else x.double()  # as moments are
         if isinstance(space, gym.spaces.MultiBinary):
             return x.float()
         columns = []

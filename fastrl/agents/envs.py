@@ -38,7 +38,7 @@ from fastrl.agents.env_loop import (
 from fastrl.agents.env_rewards import VectorMeters, reward_wrappers
 from fastrl.agents.images import stacked_frames
 from fastrl.agents.masks import Masks, VectorMasks, reader_of, vector_masks
-from fastrl.agents.spaces import OnlySpaces, flattened
+from fastrl.agents.spaces import OnlySpaces, check_bytes, flattened
 
 FINAL_OBS = ("final_obs", "final_observation")  # the second is the key of Gymnasium before 1.0
 
@@ -298,15 +298,18 @@ class Envs:
             )
         if flat is not None:
             n = flat.batch_of(obs)
+            _check_some(n)
             x: Array = flat(obs, "predict: obs", n)
             one = n is None
         else:
-            x = np.asarray(obs)
+            x = to_numpy(obs)
             if x.dtype.kind not in "fiub":
                 raise InputError(f"predict: obs must be an array of numbers, got {_kind(x.dtype.type)}")
+            check_bytes(self.raw_space, x, "predict: obs")
             one = x.shape == self._shape
             if not one and x.shape[1:] != self._shape:
                 raise InputError(f"predict: obs must have shape {self._shape} or (B, *{self._shape}), got {x.shape}")
+            _check_some(None if one else len(x))
         # The first says much faster than the second that all are.
         if x.dtype.kind == "f" and not np.vdot(x, x) < np.inf and not (finite := np.isfinite(x)).all():
             raise InputError(f"predict: obs must be finite, got {x[~finite][0]}")
@@ -486,6 +489,11 @@ def _spec(vec: VectorEnv[Any, Any, Any]) -> EnvSpec | None:
     # Of a vector_entry_point, which has no TimeLimit wrapper; of the others it is an argument of `make`, too.
     spec.max_episode_steps = spec.kwargs.pop("max_episode_steps", spec.max_episode_steps)
     return spec
+
+
+def _check_some(n: int | None) -> None:
+    if n == 0:
+        raise InputError("predict: obs must be one observation or more, got an empty batch")
 
 
 def _kind(value: type) -> str:

@@ -100,18 +100,24 @@ class Flattened:
             return _one_hot(space, x, out, start, what)
         end = start + x.shape[1]
         out[:, start:end] = x
-        scale = input_scale(space)
-        if scale is not None:
-            if x.dtype != np.uint8 and not _are_bytes(x):  # which a replay buffer could not keep
-                got = f"{x.dtype} from {x.min()} to {x.max()}"
-                raise InputError(f"{what} must be whole numbers from 0 to 255 like its space, got {got}")
+        check_bytes(space, x, what)
+        if (scale := input_scale(space)) is not None:
             out[:, start:end] *= np.float32(scale)
         return end
 
 
-def _are_bytes(x: NDArray[Any]) -> bool:
+def check_bytes(space: gym.Space[Any], x: NDArray[Any], what: str) -> None:
+    """Raise InputError for other numbers than 0, 1, ..., 255 where observations of `space` are such bytes.
+
+    They would be scaled a second time, and a replay buffer could not keep them.
+    """
+    if x.dtype == np.uint8 or not x.size or input_scale(space) is None:
+        return
     with np.errstate(invalid="ignore"):
-        return np.array_equal(x.astype(np.uint8), x)
+        same = np.array_equal(x.astype(np.uint8), x)
+    if not same:
+        got = f"{x.dtype} from {x.min()} to {x.max()}"
+        raise InputError(f"{what} must be whole numbers from 0 to 255 like its space, got {got}")
 
 
 def _one_hot(space: Any, x: NDArray[Any], out: NDArray[Any], start: int, what: str) -> int:
@@ -179,6 +185,8 @@ def check_spaces(agent: Any) -> None:
         wanted = "Box observations [n, ...], or Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
     if not fits:
         raise InputError(f"{this} needs {wanted}; {env} has observation space {observations}")
+    if 0 in (observations.shape or ()):
+        raise InputError(f"{this} needs at least one number to observe; {env} has observation space {observations}")
     if isinstance(actions, Box) and 0 in actions.shape:
         raise InputError(f"{this} needs at least one action; {env} has action space {actions}")
 

@@ -7,6 +7,7 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from algorithms import DEEP
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import SyncVectorEnv
@@ -14,6 +15,7 @@ from gymnasium.vector import SyncVectorEnv
 from fastrl.agents import (
     ALGORITHMS,
     DDPG,
+    DQN,
     PPO,
     SAC,
     Agent,
@@ -265,3 +267,39 @@ def test_a_long_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
         # Of each file its hash; beside them the manifest has the time and the command.
         manifests = [json.loads((folder / "manifest.json").read_text())["files"] for folder in (on, straight)]
         assert manifests[0] == manifests[1] and set(manifests[0]) == set(files) - {"manifest.json"}, name
+
+
+class Emits(gym.Env):
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, space):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, True, False, {}
+
+
+@pytest.mark.parametrize("cls", [DQN, PPO])
+def test_observations_without_a_number_are_refused(cls):
+    with pytest.raises(InputError, match=rf"^{cls.__name__} needs at least one number to observe; .* Box\("):
+        cls(Emits(gym.spaces.Box(-1, 1, (0,))), hidden=(8,))
+
+
+def test_predict_refuses_bytes_that_are_none_and_empty_batches():
+    image = gym.spaces.Box(0, 255, (2, 3), np.uint8)
+    agent = PPO(Emits(gym.spaces.Box(0, 255, (6,), np.uint8)), hidden=(8,))
+    raw = image.sample().ravel()
+    assert agent.predict(raw) == agent.predict(raw.tolist()) == agent.predict(raw.astype(np.float32))
+    assert agent.predict(torch.from_numpy(raw).float().requires_grad_()) == agent.predict(raw)
+    for obs in (raw / 255, raw + 256.0, -1 - raw.astype(int), np.full((2, 6), np.nan)):
+        with pytest.raises(InputError, match="^predict: obs must be whole numbers from 0 to 255 like its space, got "):
+            agent.predict(obs)
+    with pytest.raises(InputError, match="^predict: obs must be one observation or more, got an empty batch$"):
+        agent.predict(np.zeros((0, 6), np.uint8))
+    taxi = DQN("FrozenLake-v1", hidden=(8,))
+    with pytest.raises(InputError, match="^predict: obs must be one observation or more, got an empty batch$"):
+        taxi.predict(np.zeros(0, np.int64))

@@ -204,3 +204,14 @@ def test_what_is_no_observation_is_refused():
     for wrong in (torch.zeros(4), torch.zeros(2, 2, 2), torch.zeros(4, 1)):
         with pytest.raises(ValueError, match=r"^policy: obs must be a tensor of shape \(B, 4\), got shape"):
             plain(wrong)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [gym.spaces.MultiBinary(3), gym.spaces.MultiDiscrete([2, 3], dtype=np.int32), gym.spaces.Discrete(3, start=2)],
+)
+def test_discrete_actions_have_the_dtype_of_their_space(space):
+    agent = PPO(Odd(OBSERVATIONS["float32"], space), hidden=(8,), n_steps=16, minibatches=1)
+    agent.policy.vector *= 30
+    _, obs, _ = assert_same(agent, OBSERVATIONS["float32"])
+    assert len(np.unique(agent.predict(obs), axis=0)) > 1

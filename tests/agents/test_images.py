@@ -179,7 +179,7 @@ def test_sac_discrete_refuses_images_that_are_too_small(network):
         ((35, 40, 3), {"network": "nature"}, r"at least 36 x 36 pixels, got shape \(35, 40, 3\)"),
         ((4, 7, 8), {"network": "impala"}, r"at least 8 x 8 pixels, got shape \(4, 7, 8\)"),
         ((9,), {"network": "nature"}, r"needs observations that are images .*, got shape \(9,\)"),
-        ((40, 40), {"network": "cnn"}, r"network must be .*'nature', 'impala'.* got 'cnn'"),
+        ((40, 40), {"network": "cnn"}, r"network must be .*'nature'.* 'impala', got 'cnn'"),
         ((40, 40), {"network": "nature", "noisy": True}, "noisy must be False with network nature"),
     ],
 )
