@@ -93,7 +93,8 @@ def run(module, folder, *arguments, seed=0, short=True):
     root = TESTS.parent
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "emulated", "-p", "no:xdist"]
     command += ["--rootdir", str(root), "-c", str(root / "pyproject.toml"), *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
+    limit = 1500 if short else 4 * 3600
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=limit)
     return done.returncode, done.stdout + done.stderr
 
 
