@@ -147,7 +147,8 @@ def test_resume_of_a_finished_run(tmp_path, capsys):
     assert out.startswith(
         f"{run} already has 150 steps, more than --total-steps 100: nothing was done; for its returns:"
     )
-    assert cli.main(["train", "--resume", run, "--total-steps", "0"]) == 2
+    for wrong in (["--total-steps", "0"], ["--jobs", "2"]):
+        assert cli.main(["train", "--resume", run, *wrong]) == 2
     assert {path: path.read_bytes() for path in Path(run).rglob("*") if path.is_file()} == before
     DQN("CartPole-v1", hidden=(8,)).save(tmp_path / "bare" / "checkpoint")
     capsys.readouterr()

@@ -225,6 +225,10 @@ class Agent(ABC, Generic[C]):
             evaluator = Evaluator(self.envs, every, eval_episodes, eval_env, stop_at)
         elif eval_env is not None:
             raise InputError("eval_env is given, but neither eval_every nor stop_at")
+        elif eval_episodes != 5:
+            warnings.warn("eval_episodes has no effect without eval_every or stop_at", stacklevel=2)
+        if save_every is not None and folder is None:
+            warnings.warn("save_every has no effect without folder", stacklevel=2)
         how: dict[str, Any] = {"progress": progress, "callbacks": callbacks, "evaluator": evaluator}
         run = Training(self, total_steps, folder, save_every=save_every, **how)
         span = run.total_steps if span is None else span

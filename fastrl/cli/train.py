@@ -98,6 +98,8 @@ def command(args: list[str]) -> int:
     if options.resume is not None:
         if seeds.of(options.resume):
             return _resume_seeds(name, flags, options, given)
+        if options.jobs is not None:
+            raise InputError(f"--jobs is of several seeds, and {options.resume} is one run")
         return _resume(name, options, given)
     if options.env is None:
         raise InputError("--env ENV is missing, for instance --env CartPole-v1")
@@ -362,6 +364,7 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
     from fastrl.agents.training import BEST, ENDING
 
     began, first = time.perf_counter(), agent.steps
+    evaluates = options.eval_every is not None or options.stop_at is not None
     options.save_every = options.save_every or agent.save_every
     go_on, made = f"fastrl train --resume {out}{flags(agent.envs.spec)}", not out.exists()
     try:
@@ -371,7 +374,7 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
             save_every=options.save_every,
             callback=runs.Told(out, total_steps, {name: getattr(options, name) for name in KEPT}),
             eval_every=options.eval_every,
-            eval_episodes=options.eval_episodes,
+            eval_episodes=options.eval_episodes if evaluates else Train.eval_episodes,
             stop_at=options.stop_at,
         )
     except KeyboardInterrupt as error:

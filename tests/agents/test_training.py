@@ -131,7 +131,11 @@ def test_learns_cartpole():
 def test_numbers_of_steps_may_be_numpys(tmp_path):
     agent = DQN("CartPole-v1", **SMALL).learn(np.int64(30), folder=tmp_path, save_every=np.uint8(10), progress=False)
     assert type(agent.total_steps) is int and agent.total_steps == agent.steps == DQN.load(tmp_path).total_steps == 30
-    assert type(agent.learn(4e1, save_every=np.float32(10), progress=False).total_steps) is int and agent.steps == 40
+    with pytest.warns(UserWarning, match="^save_every has no effect without folder$"):
+        agent.learn(4e1, save_every=np.float32(10), progress=False)
+    assert type(agent.total_steps) is int and agent.steps == 40
+    with pytest.warns(UserWarning, match="^eval_episodes has no effect without eval_every or stop_at$"):
+        agent.learn(50, eval_episodes=2, progress=False)
 
 
 @pytest.mark.parametrize(
