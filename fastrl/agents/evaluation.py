@@ -106,7 +106,7 @@ class Evaluator:
         env: gym.Env[Any, Any] = given if isinstance(given, gym.Env) else make_env(given, disable_env_checker=True)
         self._singles = [env]
         try:
-            check_alike("eval_env", env, self._envs.raw_space, self._envs.action_space)
+            check_alike("eval_env", _spaces(env), (self._envs.raw_space, self._envs.action_space))
         except InputError:
             self.close()
             raise
@@ -152,6 +152,10 @@ class Evaluator:
             return _episodes_at_once(policy, self._singles, self.episodes, tick, masks)
         env = self._singles[0]
         return list(episodes_of(policy, env, self.episodes, SEED, MAX_EPISODE_STEPS, tick, masks, memory))
+
+
+def _spaces(env: Any) -> tuple[Any, Any]:
+    return getattr(env, "observation_space", None), getattr(env, "action_space", None)
 
 
 def _may_be_many(given: Any, env: gym.Env[Any, Any]) -> bool:
@@ -311,7 +315,7 @@ def evaluation_of(
             env = make_env(env if given else envs.spec)
             ends.callback(env.close)
         if given:
-            check_alike("evaluate: env", env, envs.raw_space, envs.action_space)
+            check_alike("evaluate: env", _spaces(env), (envs.raw_space, envs.action_space))
         if ends.enter_context(envs.lend(env)):
             agent._new_episodes()
         else:

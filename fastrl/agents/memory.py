@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrl.agents.config import InputError, import_torch, kind_of
+from fastrl.agents.config import InputError, check_int, import_torch, kind_of
 
 
 class Memory:
@@ -16,7 +16,9 @@ class Memory:
     """
 
     def __init__(self, n: int, size: int) -> None:
-        self.state = np.zeros((n, size), np.float32)  # replaced, never written to
+        if check_int("memory: n", n) < 1:
+            raise InputError(f"memory: n must be >= 1, got {n}")
+        self.state = np.zeros((int(n), size), np.float32)  # replaced, never written to
 
     def new_episodes(self, which: Any = True) -> None:
         """Episodes begin: in all N, or in those of `which`, bool ``[N]``; raises InputError for anything else."""

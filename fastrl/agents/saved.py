@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fastrl.agents.checkpoint import Checkpoint
 from fastrl.agents.config import InputError, make_config, settings_of
 from fastrl.agents.env_config import EnvConfig
-from fastrl.agents.spaces import OnlySpaces, space_of
+from fastrl.agents.spaces import OnlySpaces, check_alike, space_of
 
 if TYPE_CHECKING:
     from fastrl.agents.agent import Agent
@@ -58,6 +58,10 @@ def restored(
     agent = cls(env, config if device is None else replace(config, device=device), network=network)
     if agent.envs.env_id != saved["env"]:
         raise InputError(f"{where} is of {saved['env']}, not {agent.envs.env_id}")
+    if saved.get("observation_space") is not None and not absent:  # an earlier version did not keep them
+        mine = only_spaces(saved, where)
+        given = agent.envs.raw_space, agent.envs.action_space
+        check_alike(f"{where}: env", given, (mine.single_observation_space, mine.single_action_space))
     try:
         check_state(checkpoint.state, as_json(agent._state()[0]))
         if not absent:

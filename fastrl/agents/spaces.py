@@ -146,15 +146,15 @@ def actions_fit(space: gym.Space[Any], *, discrete: bool, continuous: bool, mult
     return (discrete and isinstance(space, Discrete)) or (multi and isinstance(space, (MultiDiscrete, MultiBinary)))
 
 
-def check_alike(what: str, env: Any, observations: gym.Space[Any], actions: gym.Space[Any]) -> None:
-    """Raise InputError, beginning with `what`, unless `env` has these spaces.
+def check_alike(what: str, given: tuple[Any, Any], mine: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
+    """Raise InputError, beginning with `what`, unless these are the agent's spaces, of observations and of actions.
 
     Bounds of float observations may differ: no policy depends on them.
     """
-    for name, mine in (("observation_space", observations), ("action_space", actions)):
-        other = getattr(env, name, None)
-        if not (other == mine if name == "action_space" else _alike(other, mine)):
-            raise InputError(f"{what}: {name} must be {mine} like the agent's, got {other}")
+    if not _alike(given[0], mine[0]):
+        raise InputError(f"{what}: observation_space must be {mine[0]} like the agent's, got {given[0]}")
+    if given[1] != mine[1]:
+        raise InputError(f"{what}: action_space must be {mine[1]} like the agent's, got {given[1]}")
 
 
 def _alike(space: Any, mine: Any) -> bool:

@@ -12,7 +12,7 @@ import torch
 from algorithms import DEEP
 
 import fastrl.agents
-from fastrl.agents import DQN, PPO, InputError
+from fastrl.agents import DQN, PPO, SAC, InputError, RecurrentPPO
 from fastrl.agents.checkpoint import load_checkpoint, save_checkpoint
 
 SETTINGS = {
@@ -118,3 +118,23 @@ def test_one_of_an_earlier_version(tmp_path):
         save_checkpoint(tmp_path / "b", json.loads(json.dumps(config)), found.state, found.tensors)
     with pytest.raises(InputError, match="did not keep the spaces; give `env`"):
         fastrl.agents.load(tmp_path / "b")
+
+
+def test_an_environment_with_other_spaces_is_refused(tmp_path):
+    for name, cls in (("ppo", PPO), ("sac", SAC)):
+        cls("Pendulum-v1", hidden=(8,)).save(tmp_path / name)
+        rescaled = gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), np.float32(-1), np.float32(1))
+        for load in (cls.load, fastrl.agents.load):
+            text = r": env: action_space must be Box\(-2.0, 2.0, \(1,\), float32\) like the agent's, got Box\(-1.0, 1.0"
+            with pytest.raises(InputError, match=text):
+                load(tmp_path / name, env=rescaled)
+    wide = gym.make("Pendulum-v1")
+    wide.observation_space = gym.spaces.Box(-9, 9, (3,))  # bounds that no policy depends on
+    assert PPO.load(tmp_path / "ppo", env=wide).learn(16, progress=False).steps
+
+
+def test_a_memory_is_of_one_episode_or_more():
+    agent = RecurrentPPO("CartPole-v1", hidden=(8,), memory_size=8)
+    for n, text in ((0, ">= 1, got 0"), (-1, ">= 1, got -1"), (2.5, "an int, got 2.5")):
+        with pytest.raises(InputError, match=f"^memory: n must be {text}$"):
+            agent.memory(n)
