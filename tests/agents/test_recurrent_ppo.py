@@ -178,7 +178,7 @@ def test_bad_input():
         (lambda: agent.predict(obs), r"RecurrentPPO needs memory=agent.memory\(\), made when the episode begins"),
         (lambda: agent.predict(obs, memory=agent.memory(3)), r"memory must be agent.memory\(1\), \(1, 10\), got \(3"),
         (lambda: make(network=nn.Linear(4, 3)), "^RecurrentPPO: network must be lstm or gru, got Linear$"),
-        (lambda: make(network="nature"), "^RecurrentPPO: network must be .*'lstm', 'gru'.*, got 'nature'$"),
+        (lambda: make(network="nature"), "^RecurrentPPO: network must be .*'lstm' or 'gru', got 'nature'$"),
         (lambda: make(objective="penalty"), "^RecurrentPPO: objective must be .*'clip'.*, got 'penalty'$"),
         (lambda: RecurrentPPOConfig(shared_network=False), "shared_network must be True, got False$"),
         (lambda: make(minibatches=5), "^RecurrentPPOConfig: minibatches must be <= num_envs, got 5 and 4$"),
