@@ -187,6 +187,8 @@ def in_parentheses(name: str, parts: Sequence[str]) -> str:
 
 def env_settings(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The keyword arguments and wrappers that a config.json or run.json has; those that are unusable are none."""
+    given = saved.get("given")  # of an environment that was made elsewhere
+    saved = given if isinstance(given, dict) else saved
     kwargs, wrappers = saved.get("env_kwargs"), saved.get("wrappers")
     return kwargs if isinstance(kwargs, dict) else {}, list(map(str, wrappers)) if isinstance(wrappers, list) else []
 

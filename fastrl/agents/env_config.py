@@ -81,6 +81,28 @@ def shown(spec: Any, name: str) -> str:
     return in_parentheses(name, parts)
 
 
+def told(spec: EnvSpec) -> tuple[dict[str, Any], list[str]]:
+    """What an environment was made with besides what its id stands for, as JSON: keyword arguments and wrappers."""
+    usual = gym.registry.get(spec.id)
+    default = {"max_episode_steps": usual.max_episode_steps, **usual.kwargs} if usual is not None else {}
+    kwargs = {"max_episode_steps": spec.max_episode_steps, **spec.kwargs}
+    kwargs = {name: _told(value) for name, value in kwargs.items() if name != "render_mode"}
+    kwargs = {name: value for name, value in kwargs.items() if value != _told(default.get(name))}
+    wrappers = []
+    for wrapper in spec.additional_wrappers:
+        parts = setting_parts({name: _told(value) for name, value in (wrapper.kwargs or {}).items()}, ())
+        wrappers.append(wrapper.name + (f"({', '.join(parts)})" if parts else ""))
+    return kwargs, wrappers
+
+
+def _told(value: Any) -> Any:
+    """A value that JSON takes; of another, as of a function, its name."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError):
+        return str(getattr(value, "__name__", type(value).__name__))
+
+
 def make_plain(spec: str | EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     """`gymnasium.make` with its errors (unknown name, missing package, wrong arguments) as a one-line InputError."""
     name = spec if isinstance(spec, str) else spec.id

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloudpickle  # type: ignore[import-untyped]  # Gymnasium needs it, so it is there
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from fastrl.agents.checkpoint import Checkpoint
 from fastrl.agents.config import InputError, make_config, settings_of
-from fastrl.agents.env_config import EnvConfig
+from fastrl.agents.env_config import EnvConfig, told
 from fastrl.agents.spaces import OnlySpaces, check_alike, space_of
 
 if TYPE_CHECKING:
@@ -95,7 +96,10 @@ def only_spaces(saved: Mapping[str, Any], where: str) -> OnlySpaces:
 
 
 def kept(spec: Any) -> dict[str, Any]:
-    """What a checkpoint keeps of an `EnvConfig` besides its id."""
+    """What a checkpoint keeps of an `EnvConfig` besides its id; of an environment that was given, for people alone."""
+    if isinstance(spec, EnvSpec):
+        kwargs, wrappers = told(spec)
+        return {"given": {"env_kwargs": kwargs, "wrappers": wrappers}} if kwargs or wrappers else {}
     if not isinstance(spec, EnvConfig) or not (spec.kwargs or spec.wrappers):
         return {}
     return {"env_kwargs": dict(spec.kwargs or {}), "wrappers": list(spec.wrappers or ())}

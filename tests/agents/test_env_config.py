@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fastrl.agents import DQN, PPO, EnvConfig, InputError
+from fastrl.agents.config import shown_env
 from fastrl.agents.env_config import parsed
 from fastrl.agents.envs import make_env
 
@@ -179,3 +180,19 @@ def test_an_agent_says_what_its_environment_was_made_with():
     env = EnvConfig("CartPole-v1", {"sutton_barto_reward": True}, ["TimeLimit(max_episode_steps=9)"])
     text = "PPO on CartPole-v1 (sutton_barto_reward=true, TimeLimit(max_episode_steps=9))"
     assert PPO(env, **SMALL).describe() == text
+
+
+def test_of_an_environment_that_was_given_a_checkpoint_tells_what_it_was_made_with(tmp_path):
+    """For people, as `fastrl list` and `plot`: it is not made again."""
+    env = gym.make("CartPole-v1", sutton_barto_reward=True, render_mode="rgb_array", max_episode_steps=30)
+    env = gym.wrappers.TransformReward(gym.wrappers.FrameStackObservation(env, 2), abs)
+    for name, made in {"plain": gym.make("CartPole-v1"), "other": env}.items():
+        PPO(made, **{**SMALL, "num_envs": 1}).save(tmp_path / name)
+    plain, other = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("plain", "other"))
+    assert shown_env(plain) == "CartPole-v1" and "given" not in plain
+    stack = "FrameStackObservation(stack_size=2, padding_type=reset)"
+    assert other["given"]["env_kwargs"] == {"max_episode_steps": 30, "sutton_barto_reward": True}
+    assert other["given"]["wrappers"] == [stack, "TransformReward(func=abs)"]
+    assert shown_env(other).startswith("CartPole-v1 (max_episode_steps=30, sutton_barto_reward=true, FrameStack")
+    assert "env_kwargs" not in other
+    assert PPO.load(tmp_path / "other", env).steps == 0
