@@ -30,6 +30,7 @@ RETURNS = {
 LIBRARIES = {"functools", "jax", "numpy", "torch"}
 HOSTS = (
     "fastrl.agents.env",
+    "fastrl.agents.evaluation",
     "gymnasium.core",
     "gymnasium.utils",
     "gymnasium.vector.sync_vector_env",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fastrl.agents.compiled_envs import make_compiled
 from fastrl.agents.config import InputError, check_int
 from fastrl.agents.env_config import EnvConfig
+from fastrl.agents.env_loop import explain
 from fastrl.agents.env_rewards import meter_of
 from fastrl.agents.envs import Envs, make_env, name_of
 from fastrl.agents.masks import reader_of, source_of
@@ -172,19 +173,42 @@ def _may_be_many(given: Any, env: gym.Env[Any, Any]) -> bool:
     return isinstance(spec.entry_point, str) and spec.entry_point.startswith("gymnasium.envs.")
 
 
+def _reset(env: gym.Env[Any, Any], seed: int) -> tuple[Any, Any]:
+    """An observation and an info; raises InputError where it shows that the API is not Gymnasium's."""
+    try:
+        obs, info = env.reset(seed=seed)
+    except Exception as error:
+        explain(error, "reset", name_of(env))
+    return obs, info
+
+
+def _step(env: gym.Env[Any, Any], action: Any) -> tuple[Any, float, Any, Any, Any]:
+    try:
+        obs, reward, terminated, truncated, info = env.step(action)
+        return obs, float(reward), terminated, truncated, info
+    except Exception as error:
+        explain(error, "step", name_of(env))
+
+
+def _episode(env: gym.Env[Any, Any], total: float, cut: bool, steps: int) -> Episode:
+    if not math.isfinite(total):
+        raise InputError(f"the rewards of {name_of(env)} must be finite, got {total} as their sum in an episode")
+    return Episode(total, cut, steps)
+
+
 class _Running:
     """An episode that goes on."""
 
     def __init__(self, number: int, env: gym.Env[Any, Any], reader: Any) -> None:
         self.number, self.env = number, env
-        self.obs, self.info = env.reset(seed=SEED + number)
+        self.obs, self.info = _reset(env, SEED + number)
         self.source = None if reader is None else source_of(env, self.info)
         self.total, self.steps, self.done = 0.0, 0, False
 
     def step(self, action: Any) -> bool:
         """Whether it is over, or is cut."""
-        self.obs, reward, terminated, truncated, self.info = self.env.step(action)
-        self.total += float(reward)
+        self.obs, reward, terminated, truncated, self.info = _step(self.env, action)
+        self.total += reward
         self.steps += 1
         self.done = bool(terminated or truncated)
         return self.done or self.steps == MAX_EPISODE_STEPS
@@ -213,7 +237,7 @@ def _episodes_at_once(
             if not one.step(int(action) if isinstance(actions, gym.spaces.Discrete) else action):
                 still.append(one)
                 continue
-            found[one.number] = Episode(one.total, not one.done, one.steps)
+            found[one.number] = _episode(one.env, one.total, not one.done, one.steps)
             if (number := next(numbers, None)) is not None:
                 still.append(_Running(number, one.env, reader))
         running = still
@@ -266,7 +290,7 @@ def episodes_of(
     meter = meter_of(env)
     reader = reader_of(env.action_space, name_of(env)) if masks else None
     for i in range(episodes):
-        obs, info = env.reset(seed=seed + i)
+        obs, info = _reset(env, seed + i)
         total, steps, done = 0.0, 0, False
         if meter is not None:
             meter.take(0.0)  # a reset that takes steps is no part of the episode
@@ -277,13 +301,13 @@ def episodes_of(
             if source is not None:
                 how["action_masks"] = reader(source(info))  # type: ignore[misc]
             action = policy(obs, **how)
-            obs, reward, terminated, truncated, info = env.step(action)
-            total += float(reward if meter is None else meter.take(reward))
+            obs, reward, terminated, truncated, info = _step(env, action)
+            total += reward if meter is None else float(meter.take(reward))
             steps += 1
             done = bool(terminated or truncated)
             if tick is not None and steps % 100 == 0:
                 tick(i + 1, steps)
-        yield Episode(total, not done, steps)
+        yield _episode(env, total, not done, steps)
 
 
 def evaluation_of(

@@ -173,6 +173,8 @@ def own_network(
         raise InputError(f"{what} must be {wanted}, got {type(given).__name__}")
     if not isinstance(made, nn.Module) or next(made.parameters(), None) is None:
         raise InputError(f"{what} must be a torch.nn.Module with parameters, got {type(made).__name__}")
+    if not any(p.requires_grad for p in made.parameters()):
+        raise InputError(f"{what} must have parameters to train, got none with requires_grad")
     if isinstance(made, nn.ModuleList) and len(made) != n:
         raise InputError(f"{what} must be {n} modules, got {len(made)}")
     network = TorchNetwork(made, *shapes, device=device)

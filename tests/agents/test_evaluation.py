@@ -368,3 +368,41 @@ def test_environments_are_closed_if_a_later_one_cannot_be_made(monkeypatch):
     with pytest.raises(InputError, match="no more"):
         agent.learn(60, progress=False, eval_every=50, eval_episodes=4)
     assert len(made) == 2 and closed == made and agent.steps == 0
+
+
+class Unlike(gym.Env):
+    """CartPole's spaces, and what a test says for the rest."""
+
+    observation_space, action_space = gym.make("CartPole-v1").observation_space, gym.spaces.Discrete(2)
+
+    def __init__(self, reset=lambda seed: (np.zeros(4, np.float32), {}), reward=1.0, step=None):
+        self._reset, self._reward, self._step = reset, reward, step
+
+    def reset(self, *, seed=None, options=None):
+        return self._reset(seed)
+
+    def step(self, action):
+        return self._step or (np.zeros(4, np.float32), self._reward, True, False, {})
+
+
+@pytest.mark.parametrize(
+    ("env", "text"),
+    [
+        (
+            Unlike(reset=lambda seed: np.zeros(4, np.float32)),
+            r"Unlike: reset\(\) must take seed= and return",
+        ),
+        (Unlike(step=(np.zeros(4, np.float32), 1.0, True, {})), r"Unlike: step\(\) must return \(obs, reward, "),
+        (Unlike(reward=None), r"Unlike: step\(\) must return \(obs, reward, .*NoneType"),
+        (Unlike(reward=float("nan")), "the rewards of Unlike must be finite, got nan as their sum in an episode$"),
+        (Unlike(reward=-np.inf), "the rewards of Unlike must be finite, got -inf as their sum in an episode$"),
+    ],
+)
+def test_environments_that_cannot_be_evaluated_in(env, text):
+    agent = DQN("CartPole-v1", **SMALL)
+    with pytest.raises(InputError, match=f"^{text}"):
+        agent.evaluate(1, env=env)
+    with pytest.raises(InputError, match=f"^{text}"):
+        agent.learn(500, progress=False, eval_every=200, eval_env=env)
+    with pytest.raises(ZeroDivisionError):  # the environment's own errors are its own
+        agent.evaluate(1, env=Unlike(reset=lambda seed: 1 / 0))

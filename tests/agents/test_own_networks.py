@@ -192,3 +192,13 @@ def test_gradients_like_the_mlps():
         before = network.grad.copy()
         network.backward(d_out[:first], parameters=False, inputs=True)
         assert (network.grad == before).all()
+
+
+def test_a_network_without_anything_to_train_is_refused():
+    module = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    module[0].requires_grad_(False)
+    agent = DQN("CartPole-v1", network=module, learning_starts=20, seed=0).learn(60, progress=False)
+    first, _, second, _ = agent.online.parameters().values()
+    assert (first == module[0].weight.numpy()).all() and (second != module[1].weight.detach().numpy()).all()
+    with pytest.raises(InputError, match="^DQN: network must have parameters to train, got none with requires_grad$"):
+        DQN("CartPole-v1", network=module.requires_grad_(False))
