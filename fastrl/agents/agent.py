@@ -309,6 +309,8 @@ class Agent(ABC, Generic[C]):
         date: ``agent.memory(B)`` at their start, of other agents None.
         """
         batch, one = self.envs.given(obs)
+        if not len(batch):
+            return np.zeros((0, *(self.envs.action_space.shape or ())), self.envs.action_space.dtype)
         how: dict[str, Any] = {} if action_masks is None else {"allowed": masks_given(self, action_masks, len(batch))}
         if memory is not None or self.memory() is not None:
             how["memory"] = memory_given(self, memory, len(batch))

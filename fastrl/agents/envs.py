@@ -298,8 +298,7 @@ class Envs:
             )
         if flat is not None:
             n = flat.batch_of(obs)
-            _check_some(n)
-            x: Array = flat(obs, "predict: obs", n)
+            x: Array = np.zeros((0, flat.size), flat.dtype) if n == 0 else flat(obs, "predict: obs", n)
             one = n is None
         else:
             x = to_numpy(obs)
@@ -309,7 +308,6 @@ class Envs:
             one = x.shape == self._shape
             if not one and x.shape[1:] != self._shape:
                 raise InputError(f"predict: obs must have shape {self._shape} or (B, *{self._shape}), got {x.shape}")
-            _check_some(None if one else len(x))
         # The first says much faster than the second that all are.
         if x.dtype.kind == "f" and not np.vdot(x, x) < np.inf and not (finite := np.isfinite(x)).all():
             raise InputError(f"predict: obs must be finite, got {x[~finite][0]}")
@@ -489,11 +487,6 @@ def _spec(vec: VectorEnv[Any, Any, Any]) -> EnvSpec | None:
     # Of a vector_entry_point, which has no TimeLimit wrapper; of the others it is an argument of `make`, too.
     spec.max_episode_steps = spec.kwargs.pop("max_episode_steps", spec.max_episode_steps)
     return spec
-
-
-def _check_some(n: int | None) -> None:
-    if n == 0:
-        raise InputError("predict: obs must be one observation or more, got an empty batch")
 
 
 def _kind(value: type) -> str:

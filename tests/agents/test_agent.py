@@ -289,7 +289,7 @@ def test_observations_without_a_number_are_refused(cls):
         cls(Emits(gym.spaces.Box(-1, 1, (0,))), hidden=(8,))
 
 
-def test_predict_refuses_bytes_that_are_none_and_empty_batches():
+def test_predict_refuses_bytes_that_are_none():
     image = gym.spaces.Box(0, 255, (2, 3), np.uint8)
     agent = PPO(Emits(gym.spaces.Box(0, 255, (6,), np.uint8)), hidden=(8,))
     raw = image.sample().ravel()
@@ -298,8 +298,14 @@ def test_predict_refuses_bytes_that_are_none_and_empty_batches():
     for obs in (raw / 255, raw + 256.0, -1 - raw.astype(int), np.full((2, 6), np.nan)):
         with pytest.raises(InputError, match="^predict: obs must be whole numbers from 0 to 255 like its space, got "):
             agent.predict(obs)
-    with pytest.raises(InputError, match="^predict: obs must be one observation or more, got an empty batch$"):
-        agent.predict(np.zeros((0, 6), np.uint8))
-    taxi = DQN("FrozenLake-v1", hidden=(8,))
-    with pytest.raises(InputError, match="^predict: obs must be one observation or more, got an empty batch$"):
-        taxi.predict(np.zeros(0, np.int64))
+
+
+@ALL
+def test_no_observations_have_no_actions(cls):
+    agent = cls("CartPole-v1" if cls.discrete else "Pendulum-v1", hidden=(8,))
+    space = agent.envs.action_space
+    actions = agent.predict(np.zeros((0, *agent.envs.observation_space.shape), np.float32), memory=agent.memory())
+    assert actions.shape == (0, *space.shape) and actions.dtype == agent.envs.action_space.dtype
+    if cls.discrete:
+        lake = cls("FrozenLake-v1", hidden=(8,))
+        assert lake.predict(np.zeros(0, np.int64), memory=lake.memory()).shape == (0,)
