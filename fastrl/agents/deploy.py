@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -132,55 +131,74 @@ class Inputs(nn.Module):
 
     def __init__(self, envs: Envs, *, scaled: bool) -> None:
         super().__init__()
-        self.space, self._flat = copy.deepcopy(envs.raw_space), envs.flattened is not None
+        self._flat = envs.flattened is not None
         self._scaled = scaled or self._flat
+        self._plan = _plan(envs.raw_space, "obs")
 
     def forward(self, obs: Any) -> Tensor:
-        parts = list(self._parts(self.space, obs, "obs"))
+        parts = self._parts(self._plan, obs)
         return torch.cat([part.flatten(1) for part in parts], 1) if self._flat else parts[0]
 
-    def _parts(self, space: Any, obs: Any, what: str) -> Iterator[Tensor]:
-        if isinstance(space, gym.spaces.Dict):
-            if not isinstance(obs, Mapping) or set(obs) != set(space.spaces):
-                got = f"{', '.join(map(str, obs))}" if isinstance(obs, Mapping) else type(obs).__name__
-                raise ValueError(f"policy: {what} must be a dict with {', '.join(map(str, space.spaces))}, got {got}")
-            for key, part in space.spaces.items():
-                yield from self._parts(part, obs[key], f"{what}[{key!r}]")
-        elif isinstance(space, gym.spaces.Tuple):
-            if not isinstance(obs, (tuple, list)) or len(obs) != len(space.spaces):
-                got = str(len(obs)) if isinstance(obs, (tuple, list)) else type(obs).__name__
-                raise ValueError(f"policy: {what} must be a tuple of {len(space.spaces)}, got {got}")
-            for i, part in enumerate(space.spaces):
-                yield from self._parts(part, obs[i], f"{what}[{i}]")
-        else:
-            yield self._part(space, obs, what)
+    def _parts(self, plan: Any, obs: Any) -> list[Tensor]:
+        if isinstance(plan, Leaf):
+            plan.check(obs)
+            return [self._part(plan, obs)]
+        keys: list[Any] = plan.keys
+        if plan.named and (not isinstance(obs, dict) or len(obs) != len(keys) or any(key not in obs for key in keys)):
+            got = ", ".join(map(str, obs)) if isinstance(obs, dict) else type(obs).__name__
+            raise ValueError(f"policy: {plan.name} must be a dict with {', '.join(map(str, keys))}, got {got}")
+        if not plan.named and (not isinstance(obs, (tuple, list)) or len(obs) != len(keys)):
+            got = str(len(obs)) if isinstance(obs, (tuple, list)) else type(obs).__name__
+            raise ValueError(f"policy: {plan.name} must be a tuple of {len(keys)}, got {got}")
+        found = []
+        for key, part in zip(keys, plan.parts):  # noqa: B905 (torch.export before 2.5 knows no strict=)
+            found += self._parts(part, obs[key])
+        return found
 
-    def _part(self, space: Any, x: Tensor, what: str) -> Tensor:
-        check_batch(space, x, what)
-        if isinstance(space, gym.spaces.Box):
-            scale = input_scale(space) if self._scaled else None
-            if scale is not None:
-                return x.float() * scale
+    def _part(self, leaf: Leaf, x: Tensor) -> Tensor:
+        if leaf.values is None:
+            if leaf.scale is not None and self._scaled:
+                return x.float() * leaf.scale
             return x.float() if self._flat or self._scaled else x.double()  # as moments are
-        if isinstance(space, gym.spaces.MultiBinary):
-            return x.float()
         columns = []
-        for i, (size, first) in enumerate(np.stack(values_of(space), 1).tolist()):
+        for i, (size, first) in enumerate(leaf.values):
             place = x.reshape(x.shape[0], -1)[:, i, None].long() - first
             columns.append(torch.zeros(x.shape[0], size).scatter(1, place, 1.0))  # raises for what is not there
         return torch.cat(columns, 1)
 
 
-def check_batch(space: Any, x: Any, what: str) -> None:
-    """Raise ValueError unless `x` is a batch of observations of `space`."""
-    shape = tuple(space.shape or ())
-    if not isinstance(x, Tensor) or x.ndim != len(shape) + 1 or tuple(x.shape[1:]) != shape:
-        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"policy: {what} must be a tensor of shape ({', '.join(map(str, ('B', *shape)))}), got {got}")
-    whole = not isinstance(space, gym.spaces.Box) or input_scale(space) is not None
-    if whole and x.is_floating_point():
-        kind = "bytes 0..255" if isinstance(space, gym.spaces.Box) else "whole numbers"
-        raise ValueError(f"policy: {what} must be {kind} as the environment gives them, got {x.dtype}")
+class Leaf:
+    """A simple space, as plain numbers, which torch.export can follow."""
+
+    def __init__(self, space: Any, name: str) -> None:
+        self.name, self.shape, self.scale = name, tuple(space.shape or ()), input_scale(space)
+        self.wanted = f"a tensor of shape ({', '.join(map(str, ('B', *self.shape)))})"
+        box = isinstance(space, gym.spaces.Box)
+        self.whole = "bytes 0..255" if self.scale is not None else None if box else "whole numbers"
+        numbers = box or isinstance(space, gym.spaces.MultiBinary)
+        # How many values each part has, and the first of them; None: numbers that are taken as they are.
+        self.values: list[list[int]] | None = None if numbers else np.stack(values_of(space), 1).tolist()
+
+    def check(self, x: Any) -> None:
+        """Raise ValueError unless `x` is a batch of observations."""
+        if not isinstance(x, Tensor) or x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:
+            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"policy: {self.name} must be {self.wanted}, got {got}")
+        if self.whole is not None and x.is_floating_point():
+            raise ValueError(f"policy: {self.name} must be {self.whole} as the environment gives them, got {x.dtype}")
+
+
+class Branch:
+    """A Dict or a Tuple space."""
+
+    def __init__(self, space: Any, name: str) -> None:
+        self.name, self.named = name, isinstance(space, gym.spaces.Dict)
+        self.keys = list(space.spaces) if self.named else list(range(len(space.spaces)))
+        self.parts = [_plan(space[key], f"{name}[{key!r}]") for key in self.keys]
+
+
+def _plan(space: Any, name: str) -> Leaf | Branch:
+    return (Branch if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)) else Leaf)(space, name)
 
 
 class RecurrentTorchPolicy(TorchPolicy):
@@ -301,11 +319,11 @@ class TablePolicy(nn.Module):
 
     actions: Tensor
 
-    def __init__(self, actions: NDArray[Any], space: gym.Space[Any]) -> None:
+    def __init__(self, actions: NDArray[Any], space: Any) -> None:
         super().__init__()
         self.register_buffer("actions", torch.from_numpy(actions.astype(np.int64)))
-        self.space: Any = space
+        self._states, self._first = Leaf(space, "obs"), int(space.start)
 
     def forward(self, obs: Tensor) -> Tensor:
-        check_batch(self.space, obs, "obs")
-        return self.actions.index_select(0, obs.long() - int(self.space.start))
+        self._states.check(obs)
+        return self.actions.index_select(0, obs.long() - self._first)

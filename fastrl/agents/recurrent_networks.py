@@ -70,7 +70,8 @@ class Recurrent(nn.Module):
         outs, cuts = [], [0, len(x)]
         if starts is not None:
             cuts = sorted({*cuts, *starts.any(1).nonzero().flatten().tolist()})
-        for begin, end in pairwise(cuts):
+        for i in range(len(cuts) - 1):  # torch.export before 2.5 knows no pairwise()
+            begin, end = cuts[i], cuts[i + 1]
             if starts is not None:
                 state = torch.where(starts[begin, :, None], 0.0, state)
             out, state = self._run(x[begin:end], state)
