@@ -14,7 +14,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -29,9 +29,9 @@ from scipy.stats import bootstrap, trim_mean
 
 from fastrl._files import atomic_write, beside
 from fastrl.agents import CLASS_NAMES
-from fastrl.agents.config import InputError, env_settings, in_parentheses, setting_parts
+from fastrl.agents.config import InputError, env_name, env_settings, in_parentheses, setting_parts
 from fastrl.agents.hyperparameters import CONFIGS
-from fastrl.agents.logs import EVALUATIONS, RUN, TABLE, cells, complete_rows
+from fastrl.agents.logs import EVALUATIONS, RUN, TABLE, cells, complete_rows, told
 
 Floats = NDArray[np.float64]
 
@@ -63,6 +63,7 @@ class Run:
     folder: tuple[str, ...]
     kwargs: dict[str, Any]  # of the environment
     wrappers: list[str]
+    unknown: list[str]  # what may differ between runs, and nobody can tell
 
 
 class Group(NamedTuple):
@@ -151,13 +152,27 @@ def _read_run(log: Path, column: str | None) -> Run:
     is_run = log.name in (TABLE, EVALUATIONS)
     folder = (log.parent.parent if is_run else log.parent).parts
     if saved is not None:
-        environment, algorithm = str(saved.get("env") or ""), str(saved.get("algorithm"))
+        environment, algorithm = env_name(saved), str(saved.get("algorithm"))
         config = {**_defaults(algorithm), **saved["config"]}
+        if saved.get("network"):  # of the user's own, in the place of the setting
+            config["network"] = saved["network"] if isinstance(saved["network"], str) else "own"
     else:
         environment = next((part for part in reversed(folder) if re.search(r"-v\d+$", part)), "")
         algorithm, config = None, {}
     kwargs, wrappers = env_settings(saved or {})
-    return Run(log, column, points[:, 0], points[:, 1], environment, algorithm, config, folder, kwargs, wrappers)
+    return Run(
+        log,
+        column,
+        points[:, 0],
+        points[:, 1],
+        environment,
+        algorithm,
+        config,
+        folder,
+        kwargs,
+        wrappers,
+        _unknown(saved),
+    )
 
 
 def _read_config(run: Path) -> dict[str, Any] | None:
@@ -175,10 +190,23 @@ def _read_config(run: Path) -> dict[str, Any] | None:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not JSON: {error}") from None
         if isinstance(saved, dict) and isinstance(saved.get("config"), dict):
-            return saved
+            more = told(run)  # which says more of what was given as an object
+            return saved | {name: more[name] for name in ("given", "network") if more.get(name)}
         if path.name != RUN:  # which may be another program's
             raise InputError(f"{path} is not that of a checkpoint: it has no hyperparameters")
     return None
+
+
+def _unknown(saved: Mapping[str, Any] | None) -> list[str]:
+    """What a run was made with that nothing is known of, so that two with the same settings need not be seeds."""
+    if saved is None:  # known by its folder alone
+        return []
+    given = saved.get("given")
+    of_env = given.get("unknown") if isinstance(given, dict) else None
+    found = [f"{what} of the environment" for what in of_env] if isinstance(of_env, list) else []
+    found += [] if env_name(saved) else ["the environment"]
+    found += ["the network"] if saved.get("network") is True else []
+    return found + (["the dataset, a buffer,"] if saved["config"].get("dataset") == "(a buffer)" else [])
 
 
 def _defaults(algorithm: str) -> dict[str, Any]:
@@ -292,6 +320,12 @@ def _summarise(environment: str, label: str, runs: list[Run]) -> Group:
     if len(set(seeds)) < len(seeds):
         warnings.warn(
             f"{what}: some of the {len(runs)} runs have the same seed; the interval is too narrow", stacklevel=2
+        )
+    unknown = ", ".join(dict.fromkeys(name for run in runs for name in run.unknown))
+    if unknown and len(runs) > 1:
+        warnings.warn(
+            f"{what}: the {len(runs)} runs may be of different tasks: what {unknown} was made with is not known",
+            stacklevel=2,
         )
     steps = runs[0].steps
     if not all(np.array_equal(run.steps, steps) for run in runs):

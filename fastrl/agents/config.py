@@ -173,7 +173,13 @@ def _integral(value: Any) -> int | None:
 
 def shown_env(saved: Mapping[str, Any]) -> str:
     """The environment of a config.json or run.json for people: ``Id-v0 (key=value, Wrapper)``."""
-    return in_parentheses(str(saved.get("env") or ""), setting_parts(*env_settings(saved)))
+    return in_parentheses(env_name(saved), setting_parts(*env_settings(saved)))
+
+
+def env_name(saved: Mapping[str, Any]) -> str:
+    """The environment's id, or what else there is to call it: of one without an id its class; "" if nothing."""
+    given = saved.get("given")
+    return str(saved.get("env") or (given.get("name") if isinstance(given, dict) else None) or "")
 
 
 def setting_parts(kwargs: Mapping[str, Any], wrappers: Sequence[str]) -> list[str]:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from fastrl.agents.config import InputError, in_parentheses, setting_parts
 
 WRAPPERS = "gymnasium.wrappers"
 WRITES = ("RecordVideo",)  # files, where a checkpoint says
+# Wrappers that leave the task as it is.
+ASIDE = ("DictInfoToList", "HumanRendering", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", *WRITES)
+OF_VECTORS = ("autoreset_mode", "num_envs", "vector_kwargs", "vectorization_mode")  # arguments of make_vec's
 # What registers the environments of a namespace, and how to install it.
 PACKAGES = {"ALE": ("ale_py", "ale-py"), "fastrl": ("fastrl.envs", "fastrl-kernels")}
 
@@ -86,21 +95,93 @@ def told(spec: EnvSpec) -> tuple[dict[str, Any], list[str]]:
     usual = gym.registry.get(spec.id)
     default = {"max_episode_steps": usual.max_episode_steps, **usual.kwargs} if usual is not None else {}
     kwargs = {"max_episode_steps": spec.max_episode_steps, **spec.kwargs}
-    kwargs = {name: _told(value) for name, value in kwargs.items() if name != "render_mode"}
-    kwargs = {name: value for name, value in kwargs.items() if value != _told(default.get(name))}
-    wrappers = []
-    for wrapper in spec.additional_wrappers:
-        parts = setting_parts({name: _told(value) for name, value in (wrapper.kwargs or {}).items()}, ())
-        wrappers.append(wrapper.name + (f"({', '.join(parts)})" if parts else ""))
-    return kwargs, wrappers
+    kwargs = {name: _told(value)[0] for name, value in kwargs.items() if name not in ("render_mode", *OF_VECTORS)}
+    kwargs = {name: value for name, value in kwargs.items() if value != _told(default.get(name))[0]}
+    return kwargs, [_call(wrapper.name, wrapper.kwargs or {}) for wrapper in spec.additional_wrappers]
 
 
-def _told(value: Any) -> Any:
-    """A value that JSON takes; of another, as of a function, its name."""
+def told_of(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> dict[str, Any]:
+    """What an environment that was given was made with, as JSON, so that other tasks are told apart.
+
+    Its `name` (the id, or the class), env_kwargs, wrappers (the innermost first, those of vectors, too), and what is
+    `unknown`: what was made with arguments of which nothing is known.
+    """
+    layers: list[Any] = []
+    outer: Any = env
+    while isinstance(outer, VectorWrapper):
+        layers.append(outer)
+        outer = outer.env
+    outer = outer.envs[0] if isinstance(outer, SyncVectorEnv) else outer
+    spec = outer.spec if isinstance(outer.spec, EnvSpec) else None
+    inner, single = outer, []
+    while isinstance(inner, gym.Wrapper):
+        single.append(inner)
+        inner = inner.env
+    layers += single if spec is None else single[: len(spec.additional_wrappers)]  # the others are those of `make`
+    wrappers, unknown = [], []
+    for layer in reversed([layer for layer in layers if type(layer).__name__ not in ASIDE]):
+        made = dict(layer._saved_kwargs) if isinstance(layer, RecordConstructorArgs) else {}
+        made.pop("env", None)
+        wrappers.append(_call(type(layer).__name__, made))
+        if not _told(made)[1] or (not isinstance(layer, RecordConstructorArgs) and _takes(type(layer)) > 1):
+            unknown.append(type(layer).__name__)
+    if spec is not None:
+        name, kwargs = spec.id, told(spec)[0]
+        unknown += [key for key, value in spec.kwargs.items() if not _told(value)[1]]
+        return {"name": name, "env_kwargs": kwargs, "wrappers": wrappers, "unknown": unknown}
+    maker: Any = outer.env_fns[0] if isinstance(outer, AsyncVectorEnv) else type(inner)
+    name, known = _told(maker)
+    if not known or (isinstance(maker, type) and _takes(maker)):
+        unknown.append(name)
+    if isinstance(maker, type) and maker.__module__ != "__main__":
+        name = f"{maker.__module__}.{name}"
+    return {"name": name, "env_kwargs": {}, "wrappers": wrappers, "unknown": unknown}
+
+
+def _takes(cls: type[Any]) -> int:
+    """How many arguments that could make another task of it."""
+    if cls.__init__ is object.__init__:
+        return 0
     try:
-        return json.loads(json.dumps(value))
+        return len(set(inspect.signature(cls.__init__).parameters) - {"self", "render_mode", "num_envs"})
+    except (TypeError, ValueError):
+        return 9
+
+
+def _call(name: str, kwargs: Mapping[str, Any]) -> str:
+    parts = setting_parts(_told(dict(kwargs))[0], ())
+    return name + (f"({', '.join(parts)})" if parts else "")
+
+
+def _told(value: Any) -> tuple[Any, bool]:
+    """A value as JSON, of an array a digest, of a function its name; and whether that tells all of it."""
+    if isinstance(value, Mapping):
+        items = {str(key): _told(item) for key, item in value.items()}
+        return {key: item for key, (item, _) in items.items()}, all(known for _, known in items.values())
+    if isinstance(value, (list, tuple)):
+        told = [_told(item) for item in value]
+        return [item for item, _ in told], all(known for _, known in told)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)} {digest(value.tobytes())}", not value.dtype.hasobject
+    try:
+        return json.loads(json.dumps(value)), True
     except (TypeError, ValueError, RecursionError):
-        return str(getattr(value, "__name__", type(value).__name__))
+        pass
+    name = str(getattr(value, "__qualname__", getattr(value, "__name__", type(value).__name__)))
+    if isinstance(value, FunctionType) and "<" in name:  # of a function without a name in a module, what it does
+        code = value.__code__
+        inside = [item for item in code.co_consts if isinstance(item, CodeType)]
+        alone = not (code.co_names or code.co_freevars or value.__defaults__ or value.__kwdefaults__ or inside)
+        plain = [item for item in code.co_consts if isinstance(item, (int, float, str, bytes))]
+        return f"{value.__name__} {digest(code.co_code + repr((code.co_names, plain)).encode())}", alone
+    return name, (callable(value) and hasattr(value, "__name__") and not isinstance(value, MethodType))
+
+
+def digest(data: bytes) -> str:
+    """A few characters that tell one from another, the same in every process."""
+    return hashlib.sha256(data).hexdigest()[:8]
 
 
 def make_plain(spec: str | EnvSpec, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:

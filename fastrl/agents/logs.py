@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import os
 import socket
 import time
@@ -18,7 +19,7 @@ from fastrl.agents.config import InputError
 
 TABLE = "progress.csv"
 EVALUATIONS = "evaluations.csv"
-RUN = "run.json"  # what the command line says of a run
+RUN = "run.json"  # what a run is of, for people
 EVALUATION_NAMES = (
     "step", "time_s", "episodes", "return_mean", "return_std", "return_min", "return_max", "length_mean", "cut"
 )  # fmt: skip
@@ -73,7 +74,7 @@ class Logs:
 
     def remove(self) -> None:
         """Delete the closed logs of a run that came to nothing."""
-        for path in (self._folder / TABLE, self._folder / EVALUATIONS, self._events.path):
+        for path in (*(self._folder / name for name in (TABLE, EVALUATIONS, RUN)), self._events.path):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -86,6 +87,20 @@ class Logs:
             yield
         except OSError as error:
             raise InputError(f"cannot write the logs in {self._folder}: {error.strerror or error}") from error
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """What stands in run.json; {}: nothing that can be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        values = json.loads((folder / RUN).read_text())
+        return values if isinstance(values, dict) else {}
+    return {}
+
+
+def tell(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write run.json.  Raises OSError."""
+    with atomic_write(folder / RUN) as file:
+        file.write((json.dumps(values, indent=1) + "\n").encode())
 
 
 class _Table:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shlex
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloudpickle  # type: ignore[import-untyped]  # Gymnasium needs it, so it is there
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from fastrl.agents.checkpoint import Checkpoint
 from fastrl.agents.config import InputError, make_config, settings_of
-from fastrl.agents.env_config import EnvConfig, told
+from fastrl.agents.env_config import EnvConfig, digest, told, told_of
+from fastrl.agents.network_kinds import OwnNetwork
 from fastrl.agents.spaces import OnlySpaces, check_alike, space_of
 
 if TYPE_CHECKING:
@@ -103,6 +105,39 @@ def kept(spec: Any) -> dict[str, Any]:
     if not isinstance(spec, EnvConfig) or not (spec.kwargs or spec.wrappers):
         return {}
     return {"env_kwargs": dict(spec.kwargs or {}), "wrappers": list(spec.wrappers or ())}
+
+
+def described(agent: Any) -> dict[str, Any]:
+    """What a run is of, for its run.json: for people, `fastrl list` and `plot`; no agent is made of it."""
+    values = {
+        "algorithm": agent.algorithm,
+        "env": agent.envs.env_id,
+        "env_kwargs": {},
+        "wrappers": [],
+        **kept(agent.envs.spec),
+        "network": _described_network(agent),
+        "seed": agent.config.seed,
+        "config": asdict(agent.config),
+    }
+    if not agent.envs.made_from_id:
+        try:
+            values["given"] = told_of(agent._made_from)
+        except Exception:  # the environment's own, and no reason not to train in it
+            name = type(agent._made_from).__name__
+            values["given"] = {"name": name, "env_kwargs": {}, "wrappers": [], "unknown": [name]}
+    return values
+
+
+def _described_network(agent: Any) -> str | None:
+    """Class and size of the user's own modules, and a digest of what they are made of; None: there are none."""
+    if agent._network is None:
+        return None
+    parts = agent._parts().items()
+    modules = [part.module for name, part in parts if isinstance(part, OwnNetwork) and "target" not in name]
+    names = " ".join(dict.fromkeys(type(module).__name__ for module in modules))
+    number = sum(p.numel() for module in modules for p in module.parameters())
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(modules))  # another in every process
+    return f"{names} of {number:,} parameters ({digest(text.encode())})"
 
 
 def env_of(saved: Mapping[str, Any], given: str | EnvConfig | None, where: str) -> str | EnvConfig:

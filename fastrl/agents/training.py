@@ -9,7 +9,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,11 +22,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from fastrl._files import locked
 from fastrl.agents.callbacks import Callbacks
-from fastrl.agents.config import InputError, check_int
+from fastrl.agents.config import InputError, check_int, shown_env
 from fastrl.agents.envs import Envs
 from fastrl.agents.evaluation import Evaluation, Evaluator
 from fastrl.agents.images import ReadyMade
-from fastrl.agents.logs import Logs
+from fastrl.agents.logs import Logs, tell, told
+from fastrl.agents.saved import described
 
 BEST = "best"  # in a run folder, the checkpoint of the best evaluation
 # Of the metrics of distributed agents those that are shown while training.
@@ -220,8 +222,12 @@ class Training:
         self._new, self._made = all(path.name == LOCK for path in folder.iterdir()), made
         if not self._new and self.agent.run_folder != folder.resolve():
             raise InputError(f"{folder} is not empty and not of this agent's run; nothing is overwritten")
+        now, before = described(self.agent), told(folder)
+        _check_task(folder, before, now)
         names = ["step", "time_s", "steps_per_s", "episodes", "episode_return", "episode_length", *self.agent.metrics()]
         self._logs = Logs(folder, names, self._start_steps, asdict(self.agent.config))
+        before.pop("result", None)  # of another step
+        tell(folder, before | now | {"total_steps": self.total_steps})
         self.agent.run_folder = folder.resolve()
 
     def _leave(self) -> None:
@@ -369,6 +375,20 @@ def _bar(console: Console) -> Progress:
     return Progress(
         *columns, TimeRemainingColumn(), TextColumn("{task.fields[status]}"), console=console, refresh_per_second=2
     )
+
+
+def _check_task(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise InputError if a run would go on in another environment: its log and its curve would be of two tasks.
+
+    Of environments that were given as objects not all is known that makes them alike, so that is a warning.
+    """
+    was, new = shown_env(before), shown_env(now)
+    if not before.get("algorithm") or was == new:
+        return
+    what = f"{folder} is of a run in {was or 'an environment without a name'}, and the agent is in {new} now"
+    if "given" not in before and "given" not in now:
+        raise InputError(f"{what}; to learn there, give a new folder")
+    warnings.warn(f"{what}: its log is of both", stacklevel=5)
 
 
 def check_loss(loss: float, step: int, weights: Any = None) -> None:

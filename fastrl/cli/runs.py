@@ -1,8 +1,9 @@
 """What a run folder says of itself: run.json, for people and for `fastrl list`; no agent is loaded from it.
 
-algorithm, env, env_kwargs, wrappers, seed, config (all hyperparameters), total_steps; options: what `--resume` goes on
-with; history: of the command that began the run, and of each that resumed it, versions, command line and date; result:
-of the last that came to its end the environment steps and the greedy policy's returns.
+algorithm, env, env_kwargs, wrappers, given (of an environment object), network (of the user's own), seed, config (all
+hyperparameters), total_steps, all of which `Training` writes; options: what `--resume` goes on with; history: of the
+command that began the run, and of each that resumed it, versions, command line and date; result: of the last that came
+to its end the environment steps and the greedy policy's returns.
 """
 
 from __future__ import annotations
@@ -11,14 +12,12 @@ import contextlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrl._files import atomic_write
 from fastrl.agents.callbacks import Callback
 from fastrl.agents.config import InputError
-from fastrl.agents.logs import EVALUATIONS, RUN, TABLE, complete_rows
+from fastrl.agents.logs import EVALUATIONS, RUN, TABLE, complete_rows, tell
 
 if TYPE_CHECKING:
     from fastrl.agents import Agent
@@ -32,17 +31,11 @@ class Told(Callback):
 
     def on_start(self, agent: Agent[Any]) -> None:
         from fastrl.agents.checkpoint import made_by
-        from fastrl.agents.saved import kept
+        from fastrl.agents.saved import described
 
         history = read(self.folder).get("history")
         values = {
-            "algorithm": agent.algorithm,
-            "env": agent.envs.env_id,
-            "env_kwargs": {},
-            "wrappers": [],
-            **kept(agent.envs.spec),
-            "seed": agent.config.seed,
-            "config": asdict(agent.config),
+            **described(agent),
             "total_steps": self.total_steps,
             "options": self.options,
             "history": [*(history if isinstance(history, list) else []), made_by()],
@@ -67,8 +60,7 @@ def end(folder: Path, steps: int, greedy_returns: Sequence[float]) -> None:
 def write(folder: Path, values: dict[str, Any]) -> None:
     """Raises InputError."""
     try:
-        with atomic_write(folder / RUN) as file:
-            file.write((json.dumps(values, indent=1) + "\n").encode())
+        tell(folder, values)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
 
