@@ -32,6 +32,7 @@ from fastrl.agents.config import (
     kind_of,
     make_config,
     resolve_device,
+    warn,
 )
 from fastrl.agents.env_config import EnvConfig, shown
 from fastrl.agents.envs import Envs
@@ -448,7 +449,7 @@ class Agent(ABC, Generic[C]):
         self.schedule_steps = state["schedule_steps"]
         self._log = state["log"]
         if self.envs.absent:
-            self.envs.saved_statistics = next(iter(state["envs"].get("statistics") or []), [])
+            self.envs.load_statistics(state["envs"])
             return
         try:
             restored = self.envs.load_state_dict(state["envs"], tensors["obs"])
@@ -459,7 +460,7 @@ class Agent(ABC, Generic[C]):
             raise InputError(f"the environment cannot be brought back: {type(error).__name__}: {what}") from error
         if not restored:
             self._new_episodes()
-            warnings.warn("the environment cannot be brought back to where it was: new episodes begin", stacklevel=5)
+            warn("the environment cannot be brought back to where it was: new episodes begin")
 
     def __reduce__(self) -> Any:
         return taken_apart(self)
@@ -484,7 +485,8 @@ class Agent(ABC, Generic[C]):
         the constructor, if one was; its weights are those of the checkpoint.
         Raises InputError for a damaged checkpoint, or one of another environment.  If the environment cannot be
         brought back to where it was (it was given as an object, it does not repeat itself, or its episode is longer
-        than `fastrl.agents.env_loop.KEPT_ACTIONS`), a warning says that new episodes begin.
+        than `fastrl.agents.env_loop.KEPT_ACTIONS`), a warning says that new episodes begin; running
+        statistics of normalising wrappers come back all the same.
         """
         with load_checkpoint(folder) as checkpoint:
             return restored(cls, checkpoint, env, device, network)

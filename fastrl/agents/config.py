@@ -12,6 +12,7 @@ import sys
 import textwrap
 import types
 import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -24,6 +25,14 @@ T = TypeVar("T")
 
 class InputError(ValueError):
     """The user's input is at fault: a bad setting, environment, folder or checkpoint.  The message is one line."""
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line outside of this package that led here."""
+    frame, level = sys._getframe(1), 2
+    while str(frame.f_globals.get("__name__")).split(".")[0] in ("fastrl", "contextlib", "copy") and frame.f_back:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def make_config(cls: type[T], values: Mapping[str, Any], where: str) -> T:

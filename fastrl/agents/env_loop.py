@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.wrappers.utils import RunningMeanStd
 from numpy.typing import NDArray
 
 from fastrl.agents.config import InputError
 from fastrl.agents.env_rewards import meter_of
+from fastrl.agents.env_statistics import normalising, read, typed, write
 from fastrl.agents.masks import KEY, MaskReader, Masks, source_of
 from fastrl.agents.spaces import Flattened
 
@@ -126,7 +124,7 @@ class EnvLoop:
         self._shape: tuple[int, ...] = observation_space.shape or ()
         self._dtype: Any = observation_space.dtype
         self._action_space = action_space
-        self._statistics = [list(_statistics(env)) for env in self.envs]
+        self._statistics = [normalising(env) for env in self.envs]
         self._meters = [meter_of(env) for env in self.envs]
         self.paid = np.zeros(len(self.envs))
         self._starts: list[dict[str, Any] | None] = [None] * len(self.envs)
@@ -200,7 +198,7 @@ class EnvLoop:
             except (TypeError, ValueError, KeyError):  # of another kind
                 return False
             for wrapper, saved in zip(self._statistics[i], statistics[i], strict=True):
-                _set_statistics(wrapper, saved)
+                write(wrapper, saved)
             self._starts[i] = self._start(i)
             reached[i] = self._reset(i)
             actions = state["actions"][i]
@@ -275,7 +273,7 @@ class EnvLoop:
         generator = generator_of(self.envs[i]) if self._generators else None
         if generator is None:
             return None
-        statistics = [_get_statistics(wrapper) for wrapper in self._statistics[i]]
+        statistics = [read(wrapper) for wrapper in self._statistics[i]]
         return {"rng": generator.bit_generator.state, "statistics": statistics}
 
 
@@ -288,77 +286,8 @@ def generator_of(env: gym.Env[Any, Any]) -> np.random.Generator | None:
     return generator if isinstance(generator, np.random.Generator) else None
 
 
-STATISTICS = ("obs_rms", "return_rms")  # NormalizeObservation's and NormalizeReward's, which outlive an episode
-
-
-def _statistics(env: gym.Env[Any, Any]) -> Iterator[gym.Wrapper[Any, Any, Any, Any]]:
-    """The wrappers with running statistics."""
-    while isinstance(env, gym.Wrapper):
-        if any(isinstance(vars(env).get(name), RunningMeanStd) for name in STATISTICS):
-            yield env
-        env = env.env
-
-
-def statistics_of(env: gym.Env[Any, Any]) -> list[dict[str, Any]]:
-    """The running statistics of its wrappers, copied."""
-    return [copy.deepcopy(_get_statistics(wrapper)) for wrapper in _statistics(env)]
-
-
-@contextlib.contextmanager
-def lent_statistics(given: Sequence[dict[str, Any]], env: gym.Env[Any, Any], keep: bool) -> Iterator[bool]:
-    """While `env` is evaluated, give its wrappers these statistics, one after another, and let them stand still.
-
-    `keep`: they stay there.  Yields whether there was a wrapper for all of those that observations are normalised by.
-    """
-    free: list[Any] = list(_statistics(env))
-    before = [(w, copy.deepcopy(_get_statistics(w)), getattr(w, "update_running_mean", True)) for w in free]
-    complete = True
-    for state in given:
-        wrapper = next((w for w in free if set(_get_statistics(w)) == set(state)), None)
-        if wrapper is None:
-            complete &= "obs_rms" not in state
-            continue
-        free.remove(wrapper)
-        _set_statistics(wrapper, copy.deepcopy(state))
-        wrapper.update_running_mean = False
-    try:
-        yield complete
-    finally:
-        for wrapper, state, update in [] if keep else before:
-            _set_statistics(wrapper, state)
-            wrapper.update_running_mean = update
-
-
-def _get_statistics(wrapper: Any) -> dict[str, Any]:
-    state = {name: dict(vars(vars(wrapper)[name])) for name in STATISTICS if name in vars(wrapper)}
-    if "discounted_reward" in vars(wrapper):  # the return that NormalizeReward carries
-        state["discounted_reward"] = {"": wrapper.discounted_reward}
-    return state
-
-
-def _set_statistics(wrapper: Any, state: dict[str, Any]) -> None:
-    for name, fields in state.items():
-        for field, saved in fields.items():
-            value = np.array(saved["values"], saved["dtype"]) if isinstance(saved, dict) else saved
-            if field:
-                setattr(getattr(wrapper, name), field, value)
-            else:
-                setattr(wrapper, name, value)
-
-
 def _plain(x: Any) -> Any:
     """The state of a generator as JSON has it; what it is set from may have lists for arrays."""
     if isinstance(x, dict):
         return {name: _plain(value) for name, value in x.items()}
     return x.tolist() if isinstance(x, np.ndarray) else x
-
-
-def typed(statistics: dict[str, Any]) -> dict[str, Any]:
-    """Statistics as JSON has them; their dtypes are not always those that a new wrapper begins with."""
-    return {
-        name: {
-            field: {"dtype": x.dtype.str, "values": x.tolist()} if isinstance(x, np.ndarray | np.generic) else x
-            for field, x in fields.items()
-        }
-        for name, fields in statistics.items()
-    }

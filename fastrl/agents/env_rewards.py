@@ -67,15 +67,16 @@ def meter_of(env: Any) -> Meter | None:
 class VectorMeters:
     """What the environments of a vector environment that steps itself paid, each ``[N]``.
 
-    Beneath the wrappers of the single ones, where those are in this process and have some, else beneath the vector's.
+    Of each beneath its own wrappers, where it is in this process and has some, else beneath the vector's.
     """
 
     def __init__(self, vec: Any, singles: Sequence[Any]) -> None:
-        each = [meter_of(env) for env in singles]
-        self.each = [meter for meter in each if meter is not None] if None not in each else []
-        self.whole = None if self.each else meter_of(vec)
+        self.each = [meter_of(env) for env in singles]
+        self.whole = None if self.each and None not in self.each else meter_of(vec)
 
     def take(self, reward: NDArray[np.float64]) -> Any:
-        if self.each:
-            return np.array([meter.take(r) for meter, r in zip(self.each, reward, strict=True)], np.float64)
-        return reward if self.whole is None else self.whole.take(reward)
+        paid = reward if self.whole is None else self.whole.take(reward)
+        if not any(self.each):
+            return paid
+        pairs = zip(self.each, paid, strict=True)
+        return np.array([r if meter is None else meter.take(r) for meter, r in pairs], np.float64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from numpy.typing import NDArray
 
 from fastrl.agents.compiled_envs import CompiledLoop, make_compiled
-from fastrl.agents.config import InputError
+from fastrl.agents.config import InputError, warn
 from fastrl.agents.env_config import EnvConfig, make_plain
 from fastrl.agents.env_loop import (
     BOOL,
@@ -29,13 +28,11 @@ from fastrl.agents.env_loop import (
     check_finite,
     explain,
     generator_of,
-    lent_statistics,
     own_array,
-    statistics_of,
     to_numpy,
-    typed,
 )
 from fastrl.agents.env_rewards import VectorMeters, reward_wrappers
+from fastrl.agents.env_statistics import Statistics, lent_statistics
 from fastrl.agents.images import stacked_frames
 from fastrl.agents.masks import Masks, VectorMasks, reader_of, vector_masks
 from fastrl.agents.spaces import OnlySpaces, check_bytes, flattened
@@ -131,7 +128,7 @@ class Envs:
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # (return, length) of the last of them
         self.ended: Sequence[tuple[float, int]] = ()  # of those that the last step ended
         self.last: Transition | None = None  # the last step
-        self.saved_statistics: list[dict[str, Any]] = []  # of normalising wrappers, if it is `absent`
+        self.statistics = Statistics(self._open[0], self._singles())  # of normalising wrappers
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._done = np.zeros(self.num_envs, np.bool_)
@@ -221,16 +218,14 @@ class Envs:
         return [own for own in self._singles() if own.unwrapped is env.unwrapped]
 
     @contextlib.contextmanager
-    def lend_statistics(self, env: gym.Env[Any, Any], keep: bool = False) -> Iterator[None]:
-        """While `env` is evaluated, its normalising wrappers have what the first of these have learned; see there."""
-        singles = self._singles()
-        learned = statistics_of(singles[0]) if singles else self.saved_statistics
-        with lent_statistics(learned, env, keep) as complete:
-            if not complete:
-                warnings.warn(
-                    f"evaluate: env {name_of(env)} lacks the NormalizeObservation that the agent was trained with",
-                    stacklevel=4,
-                )
+    def lend_statistics(self, *envs: gym.Env[Any, Any], keep: bool = False) -> Iterator[None]:
+        """While `envs` are evaluated, their normalising wrappers have what those of the first of these have learned."""
+        learned = self.statistics.learned()
+        with contextlib.ExitStack() as lent:
+            complete = [lent.enter_context(lent_statistics(learned, env, keep)) for env in envs]
+            if not all(complete):
+                name = name_of(envs[0])
+                warn(f"evaluate: env {name} lacks the NormalizeObservation that the agent was trained with")
             yield
 
     def _singles(self) -> list[gym.Env[Any, Any]]:
@@ -384,11 +379,9 @@ class Envs:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON types only, without `obs`, which the caller keeps as an array."""
+        loop: dict[str, Any] = {"rng_states": [], "actions": []}
         if self._loop is not None:
             loop = self._loop.state_dict()
-        else:
-            learned = [[typed(s) for s in statistics_of(env)] for env in self._singles()[:1]]
-            loop = {"rng_states": [], "actions": [], "statistics": learned or [self.saved_statistics]}
         return {
             "num_envs": self.num_envs,
             "restorable": self._loop is not None and self._loop.restorable,
@@ -396,6 +389,7 @@ class Envs:
             "recent": list(self.recent),
             "returns": self._returns.tolist(),
             "lengths": self._lengths.tolist(),
+            "learned": self.statistics.state(),
             **loop,
         }
 
@@ -403,19 +397,27 @@ class Envs:
         """Go back to the saved moment; False: impossible, so new episodes have begun.
 
         Impossible for another number of environments, for some not made from an id, for some that do not repeat
-        themselves, and in an episode of more than KEPT_ACTIONS steps.
+        themselves, and in an episode of more than KEPT_ACTIONS steps.  Running statistics come back even then.
         """
         self.episodes = state["episodes"]
         self.recent.extend((r, n) for r, n in state["recent"])
-        if self._loop is None or not state["restorable"] or state["num_envs"] != self.num_envs:
-            return False
-        if not self._loop.replay(state, obs, state["returns"]):
-            self.reset()
+        replays = self._loop is not None and state["restorable"] and state["num_envs"] == self.num_envs
+        if not (self._loop and replays and self._loop.replay(state, obs, state["returns"])):
+            if self.load_statistics(state) or replays:
+                self.reset()
             return False
         self.obs, self.allowed = obs, self._loop.masks
         self._returns = np.asarray(state["returns"], np.float64)
         self._lengths = np.asarray(state["lengths"], np.int64)
         return True
+
+    def load_statistics(self, state: Mapping[str, Any]) -> bool:
+        """Give normalising wrappers the saved statistics; False: there are none.  Episodes are not begun anew."""
+        # Earlier versions kept those of the episode's start alone.
+        given, complete = self.statistics.load(state.get("learned", state.get("statistics")) or [])
+        if not (complete or self.absent):
+            warn(f"env {self.name} lacks the NormalizeObservation that the agent was trained with")
+        return given
 
 
 def _close(environments: list[Any]) -> None:

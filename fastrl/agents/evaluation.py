@@ -104,7 +104,10 @@ class Evaluator:
         """Make the environment; raises InputError if that cannot be, or if it has other spaces than the agent's."""
         given = self._envs.spec if self._given is None else self._given
         assert given is not None
-        env: gym.Env[Any, Any] = given if isinstance(given, gym.Env) else make_env(given, disable_env_checker=True)
+        if isinstance(given, gym.Env):
+            env = given
+        else:
+            env = _made("eval_env is missing" if self._given is None else "", given, disable_env_checker=True)
         self._singles = [env]
         try:
             check_alike("eval_env", _spaces(env), (self._envs.raw_space, self._envs.action_space))
@@ -133,8 +136,8 @@ class Evaluator:
     ) -> Evaluation:
         """An evaluation now; `tick` and `memory` are those of `episodes_of`."""
         with contextlib.ExitStack() as lent:
-            for env in self._singles:
-                lent.enter_context(self._envs.lend_statistics(env, keep=True))
+            if self._singles:
+                lent.enter_context(self._envs.lend_statistics(*self._singles, keep=True))
             played = self._play(policy, tick, memory)
         returns = np.array([episode.reward for episode in played])
         lengths = np.array([episode.length for episode in played])
@@ -336,7 +339,7 @@ def evaluation_of(
         raise InputError(f"evaluate: env must be {wanted}, got {type(env).__name__}{one}")
     with contextlib.ExitStack() as ends:
         if not isinstance(env, gym.Env):
-            env = make_env(env if given else envs.spec)
+            env = make_env(env) if given else _made("evaluate: give it `env`", envs.spec)
             ends.callback(env.close)
         if given:
             check_alike("evaluate: env", _spaces(env), (envs.raw_space, envs.action_space))
@@ -345,6 +348,16 @@ def evaluation_of(
         else:
             ends.enter_context(envs.lend_statistics(env))
         yield from episodes_of(agent.predict, env, episodes, seed, max_steps, tick, agent.masks, agent.memory)
+
+
+def _made(advice: str, spec: Any, **kwargs: Any) -> gym.Env[Any, Any]:
+    """One environment; raises InputError, with the advice, if there is one, for what can be done."""
+    try:
+        return make_env(spec, **kwargs)
+    except InputError as error:
+        if not advice:
+            raise
+        raise InputError(f"{advice}, because the agent's own cannot be made again: {error}") from error
 
 
 def evaluate(

@@ -152,9 +152,14 @@ def check_alike(what: str, given: tuple[Any, Any], mine: tuple[gym.Space[Any], g
     Bounds of float observations may differ: no policy depends on them.
     """
     if not _alike(given[0], mine[0]):
-        raise InputError(f"{what}: observation_space must be {mine[0]} like the agent's, got {given[0]}")
+        raise InputError(f"{what}: observation_space must be {_line(mine[0])} like the agent's, got {_line(given[0])}")
     if given[1] != mine[1]:
-        raise InputError(f"{what}: action_space must be {mine[1]} like the agent's, got {given[1]}")
+        raise InputError(f"{what}: action_space must be {_line(mine[1])} like the agent's, got {_line(given[1])}")
+
+
+def _line(space: Any) -> str:
+    """NumPy prints long bounds over several."""
+    return " ".join(str(space).split())
 
 
 def _alike(space: Any, mine: Any) -> bool:

@@ -171,3 +171,11 @@ def test_evaluate_refuses_other_actions(wrap):
     agent = PPO("Pendulum-v1", **SMALL)
     with pytest.raises(InputError, match=r"^evaluate: env: action_space must be Box\(-2\.0, 2\.0, \(1,\), float32"):
         agent.evaluate(1, env=wrap(gym.make("Pendulum-v1")))
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_environments_some_of_which_change_rewards(around):
+    vec = SyncVectorEnv([Pays, lambda: ClipReward(Pays(), -1, 1), Pays])  # NEXT_STEP
+    agent = PPO(gym.wrappers.vector.TransformReward(vec, lambda reward: reward / 10) if around else vec, **SMALL)
+    agent.learn(300, progress=False)
+    assert set(agent.envs.recent) == {(30.0, 10)} and len(agent.envs.recent) >= 24

@@ -156,6 +156,7 @@ def test_normalising_wrappers_have_what_training_knows():
     agent.learn(1000, progress=False, eval_every=500, eval_episodes=1, eval_env=other)
     count = other.obs_rms.count
     assert count == training.obs_rms.count > 1000  # of the second evaluation, at step 1000
+    assert other.update_running_mean
     assert abs(np.mean(seen)) < 1  # 100 before it is normalised; with statistics of its own the first would be 0
     assert len(seen) == 100 and np.std(seen) > 0.5
 
