@@ -187,6 +187,8 @@ class EnvLoop:
 
         After that, new episodes have to begin.
         """
+        if "compiled" in state:  # a `CompiledLoop`'s
+            return False
         reached, again = self._empty(), [0.0] * len(self.envs)
         statistics = state.get("statistics") or [[] for _ in self.envs]
         for i, env in enumerate(self.envs):

@@ -40,6 +40,14 @@ def test_a_run_goes_on_exactly(cls, env_id, tmp_path):
     assert again.envs.episodes == whole.envs.episodes
 
 
+def test_a_run_goes_on_in_an_environment_object_with_new_episodes(tmp_path):
+    agent = PPO("fastrl/CartPole-v1", num_envs=1, hidden=(8,), n_steps=32).learn(64, progress=False)
+    agent.save(tmp_path)
+    with pytest.warns(UserWarning, match="new episodes begin"):
+        other = PPO.load(tmp_path, env=gym.make("fastrl/CartPole-v1"))
+    assert np.array_equal(networks(agent), networks(other)) and other.learn(128, progress=False).steps == 128
+
+
 def test_arguments_and_wrappers():
     agent = PPO(EnvConfig("fastrl/CartPole-v1", {"sutton_barto_reward": True}), seed=0, **SMALL[PPO])
     agent.learn(300, progress=False)
