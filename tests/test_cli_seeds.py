@@ -76,6 +76,10 @@ def test_seeds_side_by_side(tmp_path, monkeypatch, capsys):
     assert cli.main(["list", "runs", "alone"]) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"│ dqn +│ CartPole-v1 │ +[78] │ 1,200 │ +[\d.]+ │ +[\d.]+ │ +[\d.]+ │", out)) == 3
+    assert cli.main(["train", "--resume", str(folder / "seed8"), "--total-steps", "1300"]) == 0
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", str(folder)]) == 0
+    assert " of 2 seeds after 1,200 to 1,300 steps; IQM " in capsys.readouterr().out
 
 
 def test_resume_begins_the_seeds_that_had_not_begun(tmp_path, monkeypatch, capsys):

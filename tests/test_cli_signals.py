@@ -1,5 +1,6 @@
 """Runs whose terminal is closed, and whose first process is killed: what was learned is saved, and nothing is left."""
 
+import json
 import os
 import shlex
 import signal
@@ -112,3 +113,52 @@ def test_seeds_end_with_the_process_that_was_killed(tmp_path):
 def test_a_seed_whose_parent_died_before_it_could_say(tmp_path):
     code = seeds.START.format(path=sys.path, parent=2**30)
     assert subprocess.run([sys.executable, "-c", code, "list"], stdout=subprocess.DEVNULL).returncode == 143
+
+
+ENDLESS = """
+import gymnasium as gym
+import numpy as np
+
+class Endless(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,), np.float32), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.5, False, False, {}
+
+gym.register("Endless-v0", Endless)
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["--seeds", "2", "--jobs", "2"]])
+def test_an_evaluation_at_the_end_that_is_ended_is_made_up_for(more, tmp_path):
+    """A run whose training is done had no result for good."""
+    (tmp_path / "endless_env.py").write_text(ENDLESS)
+    run, env = [sys.executable, "-m", "fastrl", "train"], ["--env", "endless_env:Endless-v0"]
+    how = {"cwd": tmp_path, "stdin": subprocess.DEVNULL, "text": True}
+    first = [*run, "dqn", *env, *SMALL, "--total-steps", "150", "--max-episode-steps", "0", *more, "--out", "out"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(first, stdout=log, stderr=log, **how)
+    each = [tmp_path / "out" / f"seed{i}" for i in range(2)] if more else [tmp_path / "out"]
+    logs = [run.with_suffix(".log") for run in each] if more else [tmp_path / "log"]
+    try:
+        until(lambda: all(log.exists() and "evaluating:" in log.read_text() for log in logs), "there is no evaluation")
+        process.terminate()
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    said = (tmp_path / "log").read_text()
+    assert said.count("terminated in the evaluation at the end, which is made up for with: ") == len(each)
+    assert not any("result" in json.loads((folder / "run.json").read_text()) for folder in each)
+    again = subprocess.run([*run, "--resume", "out", *env, "--max-episode-steps", "10"], capture_output=True, **how)
+    assert again.returncode == 0, again.stderr
+    for folder in each:
+        assert json.loads((folder / "run.json").read_text())["result"] == {"steps": 150, "greedy_returns": [5.0] * 20}
+    assert again.stdout.count(" 5.0 ") >= len(each)
+    if more:
+        assert "of 2 seeds; IQM 5.0" in again.stdout and again.stdout.count(" done ") == 2
+    once_more = subprocess.run([*run, "--resume", "out", *env], capture_output=True, **how)
+    assert ("done before" if more else "is finished: 150 of 150 steps") in once_more.stdout

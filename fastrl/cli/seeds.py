@@ -63,9 +63,11 @@ class One:
         self.env = {"FASTRL_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), **os.environ}
         self.process: subprocess.Popen[bytes] | None = None
         self.commands = 0  # that have trained here before
+        self.judged = False  # is there a result from before?
 
     def start(self) -> None:
         self.commands = self._trained()
+        self.judged = bool(runs.greedy_returns(runs.read(self.folder)))
         code = START.format(path=sys.path, parent=os.getpid())
         # In a session of its own: a Ctrl-C reaches us alone, and we end it in a way that saves.
         with self.log.open("ab") as log:
@@ -95,7 +97,7 @@ class One:
         if self.code is None:
             return "not begun"
         if self.code == 0:
-            if self._trained() > self.commands:
+            if self._trained() > self.commands or (not self.judged and self.returns()):
                 return "done"
             steps, before = runs.last_step(self.folder), runs.read(self.folder).get("total_steps")
             more = isinstance(before, int) and before > self.total_steps
@@ -158,7 +160,7 @@ def _train(folder: Path, args: dict[Path, list[str]], jobs: int | None, total_st
     every = [One(run, argv, max(1, cores() // jobs), total_steps) for run, argv in args.items()]
     print(f"{len(every)} seeds, {jobs} at a time: {folder}", file=sys.stderr)
     stopped = 0
-    with _signals_raise():
+    with signals_raise():
         try:
             _run(every, jobs, total_steps)
         except KeyboardInterrupt:
@@ -211,7 +213,7 @@ def _run(every: list[One], jobs: int, total_steps: int) -> None:
 
 
 @contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
     """SIGTERM is SystemExit(143), so that the runs are saved; SIGINT KeyboardInterrupt, in the background, too.
 
     So is SIGHUP, of a terminal that was closed, SystemExit(129), unless it is ignored (nohup).
@@ -270,16 +272,18 @@ def _nothing(folder: Path, every: list[One], stopped: int) -> int:
 
 
 def _report(folder: Path, every: list[One]) -> None:
-    rows, means = [], []
+    rows, means, lengths = [], [], []
     for one in every:
         greedy = one.returns()
+        steps = runs.last_step(one.folder)
         means += [float(np.mean(greedy))] if greedy else []
-        steps = f"{runs.last_step(one.folder):,}"
-        rows.append([one.seed, steps, f"{means[-1]:.1f}" if greedy else "", one.outcome()])
+        lengths += [steps] if greedy else []
+        rows.append([one.seed, f"{steps:,}", f"{means[-1]:.1f}" if greedy else "", one.outcome()])
     if means:
         mean, low, high = interquartile_mean(means)
         interval = f"IQM {mean:.1f}" + ("" if low is None else f", 95 % interval [{low:.1f}, {high:.1f}]")
         seeds = f"of {len(means)} seeds" if len(means) == len(every) else f"of {len(means)} of {len(every)} seeds"
+        seeds += f" after {min(lengths):,} to {max(lengths):,} steps" if min(lengths) < max(lengths) else ""
         rows.append(["mean", "", f"{np.mean(means):.1f}", f"{seeds}; {interval}"])
     title = f"{folder}: returns of the greedy policies"
     columns(title, ["seed", "steps", "return", "outcome"], rows)

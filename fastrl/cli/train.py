@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 import time
 import warnings
 from itertools import count
@@ -335,6 +336,10 @@ def _resume(name: str, options: Train, given: dict[str, Any]) -> int:
     with closing(agent):
         total = agent.total_steps if options.total_steps is None else options.total_steps
         if finished := _finished(options.resume, agent.steps, total, options):
+            told = runs.read(out)
+            if options.out is None and told.get("history") and not runs.greedy_returns(told):
+                print(f"{out} is trained; the evaluation at the end is made up for", file=sys.stderr)
+                return _judge(agent, out, options, _go_on(agent, out), {})
             print(f"{options.resume} {finished}")
             return 0
         if options.total_steps is None and total == 0:
@@ -360,13 +365,17 @@ def _finished(resume: Path, steps: int, total: int, options: Train) -> str:
     return ""
 
 
+def _go_on(agent: Agent[Any], out: Path) -> str:
+    return f"fastrl train --resume {out}{flags(agent.envs.spec)}"
+
+
 def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
-    from fastrl.agents.training import BEST, ENDING
+    from fastrl.agents.training import ENDING
 
     began, first = time.perf_counter(), agent.steps
     evaluates = options.eval_every is not None or options.stop_at is not None
     options.save_every = options.save_every or agent.save_every
-    go_on, made = f"fastrl train --resume {out}{flags(agent.envs.spec)}", not out.exists()
+    go_on, made = _go_on(agent, out), not out.exists()
     try:
         agent.learn(
             total_steps,
@@ -397,22 +406,39 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
     finally:
         runs.remove_if_nothing_came(out, made)
     seconds = time.perf_counter() - began
+    training = f"{seconds:.1f} s, {(agent.steps - first) / seconds:,.0f} steps/s"
+    return _judge(agent, out, options, go_on, {"training": training})
+
+
+def _judge(agent: Agent[Any], out: Path, options: Train, go_on: str, more: dict[str, str]) -> int:
+    """The evaluation at the end, and the result in run.json; returns the exit code."""
     rows = {
         "agent": agent.describe(),
         agent.counts: f"{agent.steps:,} ({agent.envs.episodes:,} episodes)",
-        "training": f"{seconds:.1f} s, {(agent.steps - first) / seconds:,.0f} steps/s",
+        **more,
         "return, last episodes of training": mean([r for r, _ in agent.envs.recent]),
     }
-    returns = []
+    returns: list[float] = []
     try:
-        with failures():
+        with seeds.signals_raise(), failures():
             returns = evaluate(agent, 20, 1_000_000, options.max_episode_steps)
-    finally:
-        rows[f"return, greedy, {len(returns)} episodes"] = mean(returns)
-        best = {"best agent": str(out / BEST)} if (out / BEST).is_dir() else {}
-        table("result", {**rows, "saved in": str(out), **best})
-        runs.end(out, agent.steps, returns)
+    except SystemExit as stop:  # no result, so that --resume makes up for it
+        what = "terminated in the evaluation at the end, which is made up for with"
+        return fail(f"{what}: {go_on}", int(stop.code or 0))
+    except BaseException:
+        _conclude(agent, out, rows, [])
+        raise
+    _conclude(agent, out, rows, returns)
     return 0 if len(returns) == 20 else 130
+
+
+def _conclude(agent: Agent[Any], out: Path, rows: dict[str, str], returns: list[float]) -> None:
+    from fastrl.agents.training import BEST
+
+    best = {"best agent": str(out / BEST)} if (out / BEST).is_dir() else {}
+    greedy = {f"return, greedy, {len(returns)} episodes": mean(returns)}
+    table("result", {**rows, **greedy, "saved in": str(out), **best})
+    runs.end(out, agent.steps, returns)
 
 
 def _what_is_saved(out: Path, go_on: str) -> str:
