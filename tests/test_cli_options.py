@@ -152,6 +152,38 @@ def test_options_without_effect_are_named(algorithm, flags, said, tmp_path, monk
     assert re.findall("fastrl: warning: (.*effect.*|.*--eval-every.*)", capsys.readouterr().err) == [said]
 
 
+def test_options_without_effect_in_this_environment_are_named(tmp_path, monkeypatch, capsys):
+    """What `auto` stands for is known when the environment is."""
+    monkeypatch.chdir(tmp_path)
+    argv = ["train", "fqi", "--total-steps", "1", "--transitions", "50", "--max-episode-steps", "5"]
+    networks = ["--hidden", "8", "--epochs", "1", "--learning-rate", "0.5", "--batch-size", "7"]
+    assert cli.main([*argv, "--env", "FrozenLake-v1", *networks]) == 0
+    said = re.findall("fastrl: warning: (.*effect.*)", capsys.readouterr().err)
+    assert said == [f"{name} has no effect with --regressor table" for name in networks[::2]]
+    assert cli.main([*argv, "--env", "CartPole-v1", *networks, "--out", "run"]) == 0
+    assert "effect" not in capsys.readouterr().err
+    assert cli.main([*argv[:4], "--env", "CartPole-v1", "--dataset", "run/checkpoint/replay", "--num-envs", "4"]) == 0
+    assert re.findall("fastrl: warning: (.*)", capsys.readouterr().err) == ["--num-envs has no effect with --dataset"]
+    (tmp_path / "seen.py").write_text(
+        "import gymnasium as gym, numpy as np\n"
+        "class Seen(gym.Env):\n"
+        "    observation_space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)\n"
+        "    action_space = gym.spaces.Discrete(2)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        return np.zeros((36, 36, 3), np.uint8), {}\n"
+        "    def step(self, action):\n"
+        "        return np.zeros((36, 36, 3), np.uint8), 0.0, True, False, {}\n"
+        "gym.register('Seen-v0', Seen)\n"
+    )
+    argv = ["train", "ppo", "--env", "seen:Seen-v0", "--n-steps", "2", "--num-envs", "1", "--minibatches", "1"]
+    assert (
+        cli.main([*argv, "--total-steps", "2", "--max-episode-steps", "5", "--hidden", "8", "--activation", "relu"])
+        == 0
+    )
+    said = re.findall("fastrl: warning: (.*effect.*)", capsys.readouterr().err)
+    assert said == [f"{name} has no effect with --network nature" for name in ("--hidden", "--activation")]
+
+
 def test_videos_that_there_will_not_be(run_folder, capsys):
     assert cli.main(["eval", str(run_folder), "--episodes", "1", "--video-episodes", "2"]) == 0
     assert capsys.readouterr().err == "fastrl: warning: --video-episodes has no effect without --video\n"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastrl.agents.agent import Agent, Env
 from fastrl.agents.config import InputError
 from fastrl.agents.hyperparameters.batch import FQIConfig
+from fastrl.agents.hyperparameters.needs import check_found
 from fastrl.agents.images import unpacked
 from fastrl.agents.policies import RunningMoments
 from fastrl.agents.spaces import input_scale
@@ -82,6 +83,9 @@ class FQI(Agent[FQIConfig]):
         self._scale = input_scale(space)
         discrete = isinstance(self.envs.raw_space, gym.spaces.Discrete)
         self.regressor = c.regressor if c.regressor != "auto" else "table" if discrete else "network"
+        if c.regressor == "auto":
+            settings = {name: value for name, value in overrides.items() if name != "network"}
+            check_found(c, {"regressor": self.regressor}, settings)
         if self.regressor == "table" and not discrete:
             raise InputError(f"FQI: regressor table needs Discrete observations, got {self.envs.raw_space}")
         n = int(np.prod(self._shape))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import fastrl
 from fastrl.agents.config import InputError, check_kept, make_config, settings_of
 from fastrl.agents.hyperparameters import CONFIGS
-from fastrl.agents.hyperparameters.needs import idle
+from fastrl.agents.hyperparameters.needs import idle, idle_now
 from fastrl.agents.logs import RUN
 from fastrl.cli import runs, seeds
 from fastrl.cli.algorithms import ALGORITHMS, CONTINUOUS, WITH_ACTORS, algorithm_name, print_algorithms
@@ -125,6 +125,7 @@ def command(args: list[str]) -> int:
             agent: Agent[Any] = make(env, config)
     except InputError as error:
         raise as_options(error, CONFIGS[name]) from None
+    _warn_of_found(agent, config, given)
     with closing(agent):
         if options.out is not None:
             return _run(agent, options.out, total, options)
@@ -262,7 +263,21 @@ def _config(name: str, file: Path | None, given: dict[str, Any]) -> Any:
         raise as_options(error, CONFIGS[name]) from None
     for setting, need in idle(config, given):
         warnings.warn(f"{option(setting)} has no effect {as_flags(need, config)}", stacklevel=1)
+    if "num_envs" in given and getattr(config, "dataset", None) is not None:
+        warnings.warn("--num-envs has no effect with --dataset", stacklevel=1)
     return config
+
+
+def _warn_of_found(agent: Agent[Any], config: Any, given: dict[str, Any]) -> None:
+    """Of options without effect that only the environment tells, by what settings that are auto stand for."""
+    found = {}
+    if getattr(config, "regressor", None) == "auto":
+        found["regressor"] = getattr(agent, "regressor", "auto")
+    if getattr(config, "network", None) == "auto" and agent._ready_made is not None:
+        found["network"] = agent._ready_made.kind
+    for setting, need in idle_now(config, found, given):
+        what = as_flags(need, dataclasses.replace(config, **found))
+        warnings.warn(f"{option(setting)} has no effect {what}", stacklevel=1)
 
 
 def _value_of(flag: str, args: list[str]) -> str | None:

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fastrl.agents import ALGORITHMS, DQN, PPO
+from fastrl.agents import ALGORITHMS, DQN, FQI, PPO
 from fastrl.agents.hyperparameters import CONFIGS
 from fastrl.agents.hyperparameters.needs import NEEDS, idle
 
@@ -99,6 +99,17 @@ def test_every_need_is_of_a_setting_that_there_is():
     every = {field.name for config in CONFIGS.values() for field in dataclasses.fields(config)}
     assert set(NEEDS) <= every and {need.setting for needs in NEEDS.values() for need in needs} <= every
     assert set(OTHER) == set(NEEDS)
+
+
+def test_settings_without_effect_on_what_is_chosen_by_the_environment():
+    """auto is a table for Discrete observations: what networks alone have does nothing."""
+    with pytest.warns(UserWarning, match="has no effect with regressor='table'$") as said:
+        FQI("FrozenLake-v1", hidden=(32,), epochs=3, gamma=0.9, transitions=50)
+    assert [str(w.message).split()[1] for w in said] == ["hidden", "epochs"]
+    assert {w.filename for w in said} == {__file__}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FQI("CartPole-v1", hidden=(32,), epochs=3, transitions=50)
 
 
 def test_who_gives_a_setting_without_effect_is_told():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fastrl.agents.config import check_kept
@@ -84,11 +85,29 @@ def idle(config: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, Need]]:
 def check_given(config: Any, given: Mapping[str, Any]) -> None:
     """`check_kept`, and a warning for each setting that is not the default and has no effect."""
     check_kept(config, given)
+    _warn(config, idle(config, _changed(config, given)))
+
+
+def idle_now(config: Any, found: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[str, Need]]:
+    """What `idle` says beyond that once it is `found` what the settings that are auto stand for."""
+    before = {name for name, _ in idle(config, given)}
+    return [(name, need) for name, need in idle(replace(config, **found), given) if name not in before]
+
+
+def check_found(config: Any, found: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """The warnings of `check_given` that depend on what settings that are auto are `found` to stand for."""
+    _warn(replace(config, **found), idle_now(config, found, _changed(config, given)))
+
+
+def _changed(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if getattr(config, name) != getattr(type(config), name)}
+
+
+def _warn(config: Any, found: Iterable[tuple[str, Need]]) -> None:
     this, level, frame = type(config), 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastrl."):
         level, frame = level + 1, frame.f_back  # whoever made the agent
-    changed = {name: value for name, value in given.items() if getattr(config, name) != getattr(this, name)}
-    for name, need in idle(config, changed):
+    for name, need in found:
         values = [getattr(config, need.setting)] if need.but else need.values
         how = f"{'with' if need.but else 'without'} {need.setting}={' or '.join(map(repr, values))}"
         warnings.warn(f"{this.__name__}: {name} has no effect {how}", stacklevel=level)
