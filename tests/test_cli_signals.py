@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,17 @@ if os.name == "nt":
     pytest.skip("POSIX signals", allow_module_level=True)
 
 TRAIN = [sys.executable, "-m", "fastrl", "train", "dqn", "--env", "CartPole-v1", *SMALL, "--total-steps", "10000000"]
+
+
+@pytest.fixture(autouse=True)
+def no_nohup():
+    """Under nohup these tests, and so the processes that they start, would ignore a hangup."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def until(true, what):
