@@ -20,6 +20,8 @@ def adam_step(rng, oracle):
     shapes = [tuple(rng.integers(1, 9, rng.integers(1, 3))) for _ in range(int(rng.integers(1, 4)))]
     lists = [[normals(rng, shape, dtype) for shape in shapes] for _ in range(3)]
     lists.append([normals(rng, shape, dtype) ** 2 for shape in shapes])
+    if numbers["weight_decay"]:  # where g + weight_decay p cancels, 1 / sqrt(v) magnifies what float32 has lost
+        lists[1] = [np.copysign(g, p) for p, g in zip(*lists[:2], strict=True)]
     steps = [float(rng.integers(0, 1000)) for _ in shapes]
     wanted = []
     for p, g, m, v, t in zip(*[[x.astype(np.float64) for x in xs] for xs in lists], steps, strict=True):
