@@ -151,8 +151,8 @@ class Inputs(nn.Module):
             got = str(len(obs)) if isinstance(obs, (tuple, list)) else type(obs).__name__
             raise ValueError(f"policy: {plan.name} must be a tuple of {len(keys)}, got {got}")
         found = []
-        for key, part in zip(keys, plan.parts):  # noqa: B905 (torch.export before 2.5 knows no strict=)
-            found += self._parts(part, obs[key])
+        for i, key in enumerate(keys):
+            found += self._parts(plan.parts[i], obs[key])
         return found
 
     def _part(self, leaf: Leaf, x: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class Recurrent(nn.Module):
         outs, cuts = [], [0, len(x)]
         if starts is not None:
             cuts = sorted({*cuts, *starts.any(1).nonzero().flatten().tolist()})
-        for i in range(len(cuts) - 1):  # torch.export before 2.5 knows no pairwise()
+        for i in range(len(cuts) - 1):  # torch.export of 2.4 knows no pairwise()
             begin, end = cuts[i], cuts[i + 1]
             if starts is not None:
                 state = torch.where(starts[begin, :, None], 0.0, state)

@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from fastrl._files import locked
 from fastrl.agents.callbacks import Callbacks
-from fastrl.agents.config import InputError, check_int, shown_env
+from fastrl.agents.config import InputError, check_int, shown_env, warn
 from fastrl.agents.envs import Envs
 from fastrl.agents.evaluation import Evaluation, Evaluator
 from fastrl.agents.images import ReadyMade
@@ -74,9 +73,9 @@ class Training:
     With a `folder` (new, empty or of this agent's own run, else an InputError), `progress.csv`, TensorBoard events and
     the checkpoint go there, and nobody else trains there meanwhile.  The checkpoint is written every `save_every`
     steps, at the end, when the environment raises, and on Ctrl-C (a first Ctrl-C ends the loop after the current step,
-    and then raises KeyboardInterrupt; a second one does not wait).  SIGTERM and
-    SIGHUP are like it, but raise SystemExit(143) and (129); they are left alone where the program handles or ignores
-    them (nohup), and without a folder.  If nothing was learned, a folder that was new is gone again.
+    and then raises KeyboardInterrupt; a second one does not wait).  SIGTERM and SIGHUP are like it, but raise
+    SystemExit(143) and (129); they are left alone where the program handles or ignores them (nohup), and without a
+    folder.  If nothing was learned, a folder that was new is gone again.
     `progress`: a bar on a terminal, a line now and then elsewhere.
     With an `evaluator`, the agent is evaluated when it is due, the results go to `evaluations.csv` and TensorBoard, and
     the best agent so far, without its replay buffer, to the folder's `best`.
@@ -388,7 +387,7 @@ def _check_task(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
     what = f"{folder} is of a run in {was or 'an environment without a name'}, and the agent is in {new} now"
     if "given" not in before and "given" not in now:
         raise InputError(f"{what}; to learn there, give a new folder")
-    warnings.warn(f"{what}: its log is of both", stacklevel=5)
+    warn(f"{what}: its log is of both")
 
 
 def check_loss(loss: float, step: int, weights: Any = None) -> None:

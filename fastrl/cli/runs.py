@@ -24,23 +24,18 @@ if TYPE_CHECKING:
 
 
 class Told(Callback):
-    """Writes run.json when a run begins, or adds to its history."""
+    """Adds to run.json, which says what the run is of, the command that begins it or goes on with it."""
 
-    def __init__(self, folder: Path, total_steps: int, options: dict[str, Any]) -> None:
-        self.folder, self.total_steps, self.options = folder, total_steps, options
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+        self.folder, self.options = folder, options
 
     def on_start(self, agent: Agent[Any]) -> None:
         from fastrl.agents.checkpoint import made_by
-        from fastrl.agents.saved import described
 
-        history = read(self.folder).get("history")
-        values = {
-            **described(agent),
-            "total_steps": self.total_steps,
-            "options": self.options,
-            "history": [*(history if isinstance(history, list) else []), made_by()],
-        }
-        write(self.folder, values)
+        values = read(self.folder)
+        history = values.get("history")
+        history = [*(history if isinstance(history, list) else []), made_by()]
+        write(self.folder, values | {"options": self.options, "history": history})
 
 
 def remove_if_nothing_came(folder: Path, made: bool) -> None:

@@ -396,7 +396,7 @@ def _run(agent: Agent[Any], out: Path, total_steps: int, options: Train) -> int:
             total_steps,
             folder=out,
             save_every=options.save_every,
-            callback=runs.Told(out, total_steps, {name: getattr(options, name) for name in KEPT}),
+            callback=runs.Told(out, {name: getattr(options, name) for name in KEPT}),
             eval_every=options.eval_every,
             eval_episodes=options.eval_episodes if evaluates else Train.eval_episodes,
             stop_at=options.stop_at,

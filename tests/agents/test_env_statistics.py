@@ -9,34 +9,12 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TimeLimit
 from gymnasium.wrappers import vector as of_vectors
+from odd_envs import Sees, Stands
 
 import fastrl.agents
 from fastrl.agents import PPO, EnvConfig, InputError
 
 SMALL = {"hidden": (8,), "n_steps": 32, "minibatches": 2, "epochs": 1, "seed": 0}
-
-
-class Stands(gym.Env):
-    """Observations of about 100, and never an end."""
-
-    observation_space, action_space = gym.spaces.Box(-np.inf, np.inf, (1,)), gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.full(1, 100 + self.np_random.random(), np.float32), {}
-
-    def step(self, action):
-        return np.full(1, 100 + self.np_random.random(), np.float32), 1.0, False, False, {}
-
-
-class Sees(gym.ObservationWrapper):
-    def __init__(self, env):
-        super().__init__(env)
-        self.seen = []
-
-    def observation(self, obs):
-        self.seen.append(float(obs[0]))
-        return obs
 
 
 def bare():

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from odd_envs import Sees, Stands
 
 import fastrl.agents
 from fastrl.agents import DQN, PPO, SAC, Callback, EnvConfig, InputError, evaluation
@@ -123,20 +124,6 @@ def test_an_environment_of_their_own(tmp_path):
     assert keep.all[0].lengths.max() <= 200
 
 
-class Stands(gym.Env):
-    """Observations around 100; the reward is what the policy sees of them, and no episode ends by itself."""
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self.np_random.normal(100, 1, 1), {}
-
-    def step(self, action):
-        return self.np_random.normal(100, 1, 1), 1.0, False, False, {}
-
-
 def test_normalising_wrappers_have_what_training_knows():
     seen = []
 
@@ -162,23 +149,6 @@ def test_normalising_wrappers_have_what_training_knows():
 
 
 def test_a_given_environment_has_the_statistics_of_the_training_meanwhile(tmp_path):
-    seen = []
-
-    class Stands(gym.Env):
-        observation_space, action_space = gym.spaces.Box(-np.inf, np.inf, (1,)), gym.spaces.Discrete(2)
-
-        def reset(self, *, seed=None, options=None):
-            super().reset(seed=seed)
-            return np.full(1, 100 + self.np_random.random(), np.float32), {}
-
-        def step(self, action):
-            return np.full(1, 100 + self.np_random.random(), np.float32), 1.0, False, False, {}
-
-    class Sees(gym.ObservationWrapper):
-        def observation(self, obs):
-            seen.append(float(obs[0]))
-            return obs
-
     def make():
         return Sees(gym.wrappers.NormalizeObservation(gym.wrappers.TimeLimit(Stands(), 50)))
 
@@ -186,10 +156,9 @@ def test_a_given_environment_has_the_statistics_of_the_training_meanwhile(tmp_pa
     agent.save(tmp_path)
     for which in (agent, fastrl.agents.load(tmp_path), copy.deepcopy(fastrl.agents.load(tmp_path))):
         env, other = make(), make()
-        seen.clear()
         which.evaluate(1, env=env)
         # With statistics of its own the first would be 0, and the spread of few.
-        assert seen[0] != 0 and abs(np.mean(seen)) < 0.5 and 0.5 < np.std(seen) < 2
+        assert env.seen[0] != 0 and abs(np.mean(env.seen)) < 0.5 and 0.5 < np.std(env.seen) < 2
         assert env.env.update_running_mean and vars(env.env.obs_rms) == vars(other.env.obs_rms)  # as it was
         if which is agent:
             continue

@@ -26,6 +26,32 @@ class Steps(gym.Env):
         return np.full(1, self.t, np.float32), 1.0, False, self.t >= 7, {}
 
 
+class Stands(gym.Env):
+    """Observations around 100; no episode ends by itself."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.normal(100, 1, 1).astype(np.float32), {}
+
+    def step(self, action):
+        return self.np_random.normal(100, 1, 1).astype(np.float32), 1.0, False, False, {}
+
+
+class Sees(gym.ObservationWrapper):
+    """Remembers in `seen` the numbers that come through it."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.seen = []
+
+    def observation(self, obs):
+        self.seen.append(float(obs[0]))
+        return obs
+
+
 class Bright(gym.Env):
     """Single frames ``[36, 36]``: the half that is bright says which action is right; episodes of 6 steps."""
 

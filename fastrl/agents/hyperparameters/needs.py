@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from fastrl.agents.config import check_kept
+from fastrl.agents.config import check_kept, warn
 
 
 class Need(NamedTuple):
@@ -104,10 +102,7 @@ def _changed(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warn(config: Any, found: Iterable[tuple[str, Need]]) -> None:
-    this, level, frame = type(config), 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fastrl."):
-        level, frame = level + 1, frame.f_back  # whoever made the agent
     for name, need in found:
         values = [getattr(config, need.setting)] if need.but else need.values
         how = f"{'with' if need.but else 'without'} {need.setting}={' or '.join(map(repr, values))}"
-        warnings.warn(f"{this.__name__}: {name} has no effect {how}", stacklevel=level)
+        warn(f"{type(config).__name__}: {name} has no effect {how}")
