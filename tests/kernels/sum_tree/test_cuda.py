@@ -104,7 +104,7 @@ def test_many_duplicates_in_one_batch(tree_class):
     """Deterministic, whatever order the threads run in."""
     for _ in range(5):
         tree = tree_class(40, dtype=torch.float32, device="cuda", seed=0)
-        indices = torch.randint(0, 40, (100_000,), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+        indices = torch.from_numpy(np.random.default_rng(1).integers(0, 40, 100_000)).cuda()
         tree.update(indices, torch.arange(100_000, device="cuda", dtype=torch.float32))
         last = np.zeros(40, np.float32)
         last[indices.cpu().numpy()] = np.arange(100_000)
