@@ -152,6 +152,21 @@ def test_options_without_effect_are_named(algorithm, flags, said, tmp_path, monk
     assert re.findall("fastrl: warning: (.*effect.*|.*--eval-every.*)", capsys.readouterr().err) == [said]
 
 
+def test_values_of_a_file_without_effect_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dqn.json").write_text('{"hidden": [8, 8], "per_beta": 0.9, "per_eps": 1e-6, "learning_starts": 10}')
+    argv = ["train", "dqn", "--env", "CartPole-v1", "--total-steps", "20", "--config", "dqn.json"]
+    assert cli.main([*argv, "--out", "run"]) == 0
+    said = re.findall("fastrl: warning: (.*effect.*)", capsys.readouterr().err)
+    assert said == ["--config dqn.json: per_beta has no effect without --prioritized"]
+    assert cli.main([*argv, "--prioritized", "--per-alpha", "0.5"]) == 0
+    assert "effect" not in capsys.readouterr().err
+    assert cli.main([*argv[:-1], "run/checkpoint/config.json", "--per-beta", "0.8"]) == 0  # every setting is in it
+    assert re.findall("fastrl: warning: (.*effect.*)", capsys.readouterr().err) == [
+        "--per-beta has no effect without --prioritized"
+    ]
+
+
 def test_options_without_effect_in_this_environment_are_named(tmp_path, monkeypatch, capsys):
     """What `auto` stands for is known when the environment is."""
     monkeypatch.chdir(tmp_path)

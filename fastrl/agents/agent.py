@@ -37,7 +37,7 @@ from fastrl.agents.config import (
 from fastrl.agents.env_config import EnvConfig, shown
 from fastrl.agents.envs import Envs
 from fastrl.agents.evaluation import MAX_EPISODE_STEPS, Episode, Evaluator, evaluation_of
-from fastrl.agents.hyperparameters.needs import check_given
+from fastrl.agents.hyperparameters.needs import check_given, check_networks
 from fastrl.agents.images import ready_made
 from fastrl.agents.masks import masks_given
 from fastrl.agents.memory import Memory, memory_given
@@ -128,6 +128,7 @@ class Agent(ABC, Generic[C]):
         self.config: C = replace(c, num_envs=self.envs.num_envs)
         self._check_spaces()
         self._ready_made = ready_made(type(self).__name__, c, network, self.envs.observation_space, self.envs.flattened)
+        check_networks(c, self._ready_made and self._ready_made.kind, network, overrides)
         self.rng = np.random.default_rng(c.seed)  # of the updates
         # Of what `predict` draws, which has to be independent of what is drawn in training.
         self._predict_seed = int(np.random.SeedSequence([c.seed, 1]).generate_state(1, np.uint64)[0])

@@ -112,6 +112,13 @@ def as_flags(need: Need, config: Any) -> str:
     return f"{'with' if need.but else 'without'} {option(need.setting)}{shown}"
 
 
+def value_of(flag: str, args: list[str]) -> str | None:
+    """The value that follows `flag`, or an = behind it; the last one counts."""
+    pairs = zip(args, [*args[1:], None], strict=True)
+    values = [arg.partition("=")[2] or following for arg, following in pairs if arg.partition("=")[0] == flag]
+    return values[-1] if values and values[-1] and not values[-1].startswith("-") else None
+
+
 def without(args: list[str], names: tuple[str, ...]) -> list[str]:
     """The arguments without these options, each of which has one value."""
     left, rest = [], list(args)

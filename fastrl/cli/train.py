@@ -10,6 +10,7 @@ import re
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import fastrl
 from fastrl.agents.config import InputError, check_kept, make_config, settings_of
 from fastrl.agents.hyperparameters import CONFIGS
-from fastrl.agents.hyperparameters.needs import idle, idle_now
+from fastrl.agents.hyperparameters.needs import Need, changed, idle, idle_now
 from fastrl.agents.logs import RUN
 from fastrl.cli import runs, seeds
 from fastrl.cli.algorithms import ALGORITHMS, CONTINUOUS, WITH_ACTORS, algorithm_name, print_algorithms
@@ -25,7 +26,7 @@ from fastrl.cli.common import check_new, check_threads, closing, device_option, 
 from fastrl.cli.environment import described, flags, of_run
 from fastrl.cli.errors import Failure, fail, no_memory, one_line
 from fastrl.cli.eval import evaluate
-from fastrl.cli.options import as_flags, as_options, option, parse, without
+from fastrl.cli.options import as_flags, as_options, option, parse, value_of, without
 
 if TYPE_CHECKING:
     from fastrl.agents import Agent, EnvConfig
@@ -82,7 +83,7 @@ def command(args: list[str]) -> int:
         return 0 if args else 2
     name, *flags = args
     if name.startswith("-"):
-        run = _value_of("--resume", args)
+        run = value_of("--resume", args)
         if run is None:
             if any(arg.partition("=")[0] == "--resume" for arg in args):
                 raise InputError("--resume RUN: the run's folder is missing")
@@ -125,7 +126,7 @@ def command(args: list[str]) -> int:
             agent: Agent[Any] = make(env, config)
     except InputError as error:
         raise as_options(error, CONFIGS[name]) from None
-    _warn_of_found(agent, config, given)
+    _warn_of_found(agent, config, given, options.config)
     with closing(agent):
         if options.out is not None:
             return _run(agent, options.out, total, options)
@@ -261,30 +262,28 @@ def _config(name: str, file: Path | None, given: dict[str, Any]) -> Any:
         check_kept(config, given)
     except InputError as error:
         raise as_options(error, CONFIGS[name]) from None
-    for setting, need in idle(config, given):
-        warnings.warn(f"{option(setting)} has no effect {as_flags(need, config)}", stacklevel=1)
+    _warn_of_idle(config, idle(config, given | changed(config)), given, file)
     if "num_envs" in given and getattr(config, "dataset", None) is not None:
         warnings.warn("--num-envs has no effect with --dataset", stacklevel=1)
     return config
 
 
-def _warn_of_found(agent: Agent[Any], config: Any, given: dict[str, Any]) -> None:
-    """Of options without effect that only the environment tells, by what settings that are auto stand for."""
+def _warn_of_idle(config: Any, found: Iterable[tuple[str, Need]], given: dict[str, Any], file: Path | None) -> None:
+    """Of those settings `found` to have no effect in `config`: options that were given, or values in the `file`."""
+    for setting, need in found:
+        what = option(setting) if setting in given else f"--config {file}: {setting}"
+        warnings.warn(f"{what} has no effect {as_flags(need, config)}", stacklevel=1)
+
+
+def _warn_of_found(agent: Agent[Any], config: Any, given: dict[str, Any], file: Path | None) -> None:
+    """`_warn_of_idle` of what only the environment tells, by what settings that are auto stand for."""
     found = {}
     if getattr(config, "regressor", None) == "auto":
         found["regressor"] = getattr(agent, "regressor", "auto")
     if getattr(config, "network", None) == "auto" and agent._ready_made is not None:
         found["network"] = agent._ready_made.kind
-    for setting, need in idle_now(config, found, given):
-        what = as_flags(need, dataclasses.replace(config, **found))
-        warnings.warn(f"{option(setting)} has no effect {what}", stacklevel=1)
-
-
-def _value_of(flag: str, args: list[str]) -> str | None:
-    """The value that follows `flag`, or an = behind it; the last one counts."""
-    pairs = zip(args, [*args[1:], None], strict=True)
-    values = [arg.partition("=")[2] or following for arg, following in pairs if arg.partition("=")[0] == flag]
-    return values[-1] if values and values[-1] and not values[-1].startswith("-") else None
+    idle_here = idle_now(config, found, given | changed(config))
+    _warn_of_idle(dataclasses.replace(config, **found), idle_here, given, file)
 
 
 def _new_folder(name: str) -> Path:

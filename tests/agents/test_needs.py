@@ -3,9 +3,13 @@
 import dataclasses
 import warnings
 
+import gymnasium as gym
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+
+import torch
 
 from fastrl.agents import ALGORITHMS, DQN, FQI, PPO
 from fastrl.agents.hyperparameters import CONFIGS
@@ -125,3 +129,44 @@ def test_who_gives_a_setting_without_effect_is_told():
         PPO("CartPole-v1", penalty_kl=0.5, objective="penalty", **small)
         DQN("CartPole-v1", per_alpha=0.6)  # the default
         DQN("CartPole-v1", **dataclasses.asdict(DQN("CartPole-v1").config))
+
+
+NEW = {"hidden": (8,), "activation": "relu", "shared_network": True}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "networks", "idle_settings"),
+    [
+        ("dqn", lambda: torch.nn.Linear(4, 2), ["hidden"]),
+        ("ppo", lambda: torch.nn.Linear(4, 3), ["activation", "hidden", "shared_network"]),
+        ("a2c", {"actor": torch.nn.Linear(4, 2), "critic": torch.nn.Linear(4, 1)}, ["activation", "hidden"]),
+        ("sac_discrete", {"actor": torch.nn.Linear(4, 2)}, []),  # the critics are MLPs
+    ],
+)
+def test_settings_of_networks_beside_networks_of_the_users_own(algorithm, networks, idle_settings):
+    cls = ALGORITHMS[algorithm]
+    settings = {name: NEW[name] for name in idle_settings or ["hidden"]}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        cls("CartPole-v1", network=networks, **settings).close()
+    names = [str(w.message) for w in said]
+    assert names == [
+        f"{cls.config_class.__name__}: {name} has no effect with networks of your own" for name in idle_settings
+    ]
+    assert {w.filename for w in said} <= {__file__}
+
+
+def test_settings_of_networks_where_auto_takes_convolutions():
+    class Seen(gym.Env):
+        observation_space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
+        action_space = gym.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros((36, 36, 3), np.uint8), {}
+
+    with pytest.warns(UserWarning, match=r"^PPOConfig: hidden has no effect with network='nature'$") as said:
+        PPO(Seen(), hidden=(8,), n_steps=8)
+    assert len(said) == 1 and said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        PPO(Seen(), n_steps=8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from fastrl.agents.config import check_kept, warn
@@ -70,6 +70,8 @@ NEEDS: dict[str, tuple[Need, ...]] = {
     "worker_timeout": (Need("workers", (1,), but=True),),
 }
 
+OF_MLP = {"activation", "hidden", "shared_network"}  # what shapes the networks that agents make
+
 
 def idle(config: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, Need]]:
     """Those of the `given` settings that have no effect in `config`, and what each needs."""
@@ -83,7 +85,7 @@ def idle(config: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, Need]]:
 def check_given(config: Any, given: Mapping[str, Any]) -> None:
     """`check_kept`, and a warning for each setting that is not the default and has no effect."""
     check_kept(config, given)
-    _warn(config, idle(config, _changed(config, given)))
+    _warn(config, idle(config, changed(config, given)))
 
 
 def idle_now(config: Any, found: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[str, Need]]:
@@ -94,10 +96,21 @@ def idle_now(config: Any, found: Mapping[str, Any], given: Mapping[str, Any]) ->
 
 def check_found(config: Any, found: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """The warnings of `check_given` that depend on what settings that are auto are `found` to stand for."""
-    _warn(replace(config, **found), idle_now(config, found, _changed(config, given)))
+    _warn(replace(config, **found), idle_now(config, found, changed(config, given)))
 
 
-def _changed(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def check_networks(config: Any, kind: str | None, own: Any, given: Mapping[str, Any]) -> None:
+    """The warnings of `check_given` that depend on the networks: `kind` of ready-made ones, or the user's `own`."""
+    if kind is not None:
+        check_found(config, {"network": kind}, given)
+    if own is not None and not (isinstance(own, Mapping) and len(own) == 1):  # of a single one the others are ours
+        for name in sorted(OF_MLP & changed(config, given).keys()):
+            warn(f"{type(config).__name__}: {name} has no effect with networks of your own")
+
+
+def changed(config: Any, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Those of the settings, or of the `given` ones, that are not the defaults."""
+    given = asdict(config) if given is None else given
     return {name: value for name, value in given.items() if getattr(config, name) != getattr(type(config), name)}
 
 
