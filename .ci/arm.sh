@@ -37,4 +37,4 @@ cp -r fastrl tests pyproject.toml "$work"
 cp "$work"/build/_C.*.so "$work/fastrl"
 cd "$work"
 FASTRL_REQUIRE_EXT=1 PYTHONPATH=$work:$work/site qemu-aarch64-static -L root "root/usr/bin/python$version" \
-  -m pytest -q -p no:cacheprovider --import-mode=importlib -k "not numba and not reference" "$@"
+  -m pytest -q -p no:cacheprovider --import-mode=importlib --backends cpp "$@"

@@ -26,12 +26,12 @@ for version in "$@"; do
   site_packages "$python" >"$(site_packages "$own")/base.pth" # behind its own
   "$own" -P -c "import fastrl._C as c, sys, torch as t; assert t.__version__.split('+')[0] == '$version' and sys.prefix in c.__file__"
   : >"$work/log"
-  names="not numba and not reference"
+  names="not cuda"
   # Its compiler knows no getattr() of a tensor with a default.  Of tensors without data, and inside torch.func, errors of
   # torch before 2.9 say that DLPack cannot read them; its bfloat16 is gathered into out= alone.
   case $version in 2.4.*) names+=" and not compil and not meta_tensors and not transforms_of_torch_func and not torch_dtypes" ;; esac
-  run_pytest tests/kernels tests/replay -k "(torch or arrays or gradient) and $names"
-  run_pytest "${agents[@]}" tests/test_examples.py -k "$names"
+  run_pytest tests/kernels tests/replay --backends cpp -k "(torch or arrays or gradient) and $names"
+  run_pytest "${agents[@]}" tests/test_examples.py --backends cpp -k "$names"
   said+=("$version: $(sed -nE 's/^=* ?([0-9]+ passed.*) in .*/\1/p' "$work/log" | paste -sd '+')")
 done
 (IFS=';' && echo "${said[*]}")

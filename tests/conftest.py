@@ -57,6 +57,30 @@ def shadowed_install():
     )
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backends",
+        help="of tests that have a CPU backend as a parameter those of these alone: cpp,numba,reference or none",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if (asked := config.getoption("--backends")) is None:
+        return
+    wanted = set() if asked == "none" else set(asked.split(","))
+    backends = {"cpp", "numba", "reference"}
+    if not wanted <= backends:
+        raise pytest.UsageError(f"--backends must be none or of {', '.join(sorted(backends))}, got {asked}")
+    others = backends - wanted
+
+    def left_out(item):
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        return any(isinstance(value, str) and value in others for value in parameters)
+
+    config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
+    items[:] = [item for item in items if not left_out(item)]
+
+
 def pytest_configure(config):
     problem = shadowed_install()
     if problem:

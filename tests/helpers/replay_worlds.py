@@ -65,9 +65,9 @@ def fill(buffer, n, rng=0, end_every=7):
     return buffer
 
 
-RINGS = {"plain": ReplayRing}
+RINGS = {"reference": ReplayRing}
 if _backend.CPU_BACKEND == "cpp":
-    RINGS["compiled"] = ring_class()
+    RINGS["cpp"] = ring_class()
 
 
 class Tuple:

@@ -212,7 +212,7 @@ def test_both_rings_keep_the_same(tmp_path, num_envs, capacity, apart):
     rng = np.random.default_rng(capacity)
     buffers = [
         make(ring, PrioritizedReplay, capacity, OBS, ACTION, num_envs, n_step=3, store_next_obs=apart, seed=0)
-        for ring in ("plain", sorted(RINGS)[0])
+        for ring in ("reference", sorted(RINGS)[0])
     ]
     for t in range(150):
         steps = int(rng.integers(1, 6))
