@@ -204,6 +204,7 @@ def test_an_explicit_continuation_after_a_step_left_out(cls):
         assert buffer[[0, 1, 2, 3]].reward.tolist() == rewards
 
 
+@pytest.mark.skipif(len(RINGS) == 1, reason="there is one ring, the reference")
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("capacity", [1, 2, 7, 30])
 @pytest.mark.parametrize("apart", [False, True])
@@ -212,7 +213,7 @@ def test_both_rings_keep_the_same(tmp_path, num_envs, capacity, apart):
     rng = np.random.default_rng(capacity)
     buffers = [
         make(ring, PrioritizedReplay, capacity, OBS, ACTION, num_envs, n_step=3, store_next_obs=apart, seed=0)
-        for ring in ("reference", sorted(RINGS)[0])
+        for ring in RINGS
     ]
     for t in range(150):
         steps = int(rng.integers(1, 6))
