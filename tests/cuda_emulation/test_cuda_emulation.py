@@ -99,7 +99,7 @@ def run(module, folder, *arguments, seed=0, short=True):
 
 
 def cuda_tests():
-    return [*sorted(TESTS.glob("kernels/**/test_*cuda*.py")), HERE / "cases_more.py"]
+    return sorted(TESTS.glob("kernels/**/test_*cuda*.py"))
 
 
 def check(base, folder, test, **options):
@@ -124,17 +124,17 @@ CG, HEADS = "conjugate_gradient/cuda.cu", "heads/rows.cuh"
 SCANS, TREE = "scans/cuda.cu", "sum_tree/cuda.exact.cu"
 FAULTS = {  # name: (file, regex, replacement, which tests, what is reported)
     "no barrier between two sums": (
-        CG, r"__syncthreads\(\);  // a sum before.*", "", "conjugate_gradient and 1025", "race: .* of shared",
+        CG, r"__syncthreads\(\);  // a sum before.*", "", "several_blocks and 1025", "race: .* of shared",
     ),
     "no fence before the count": (
-        CG, r"__threadfence\(\);\n    last", "last", "conjugate_gradient and 5000", "race: a read of global",
+        CG, r"__threadfence\(\);\n    last", "last", "several_blocks and 5000", "race: a read of global",
     ),
     "a count that is not atomic": (
-        CG, r"atomicAdd\(done, 1u\)", "(*done)++", "conjugate_gradient and 5000", "race: .* of global",
+        CG, r"atomicAdd\(done, 1u\)", "(*done)++", "several_blocks and 5000", "race: .* of global",
     ),
     "an odd number of threads waits": (
         CG, r"(__syncthreads\(\);)\n  if \(!last\)", r"if (threadIdx.x != 7) \1\n  if (!last)",
-        "conjugate_gradient and 1025", "divergent: some threads wait.*__syncthreads",
+        "several_blocks and 1025", "divergent: some threads wait.*__syncthreads",
     ),
     "a thread leaves before a barrier": (
         SCANS, r"const int64_t n = blockIdx.x;", r"\g<0> if (threadIdx.x == 5) return;", "a_zero_cuts", "divergent",
@@ -170,7 +170,7 @@ FAULTS = {  # name: (file, regex, replacement, which tests, what is reported)
     ),
 }  # fmt: skip
 TEST_OF = {
-    CG: lambda path: path.name == "cases_more.py",
+    CG: lambda path: path.parent.name == "conjugate_gradient",
     HEADS: lambda path: path.name == "test_cuda_heads.py",
     SCANS: lambda path: "scans" in str(path.relative_to(TESTS)),
     TREE: lambda path: "sum_tree" in str(path.relative_to(TESTS)) or path.name == "test_cuda.py",
