@@ -99,7 +99,7 @@ def run(module, folder, *arguments, seed=0, short=True):
 
 
 def cuda_tests():
-    return sorted(TESTS.glob("kernels/**/test_*cuda*.py"))
+    return [*sorted(TESTS.glob("kernels/**/test_*cuda*.py")), HERE / "cases_errors.py"]
 
 
 def check(base, folder, test, **options):
@@ -122,6 +122,7 @@ def test_the_cuda_tests_pass_in_full(base, tmp_path, test, seed):
 
 CG, HEADS = "conjugate_gradient/cuda.cu", "heads/rows.cuh"
 SCANS, TREE = "scans/cuda.cu", "sum_tree/cuda.exact.cu"
+MODULE = "binding/module_cuda.cpp"
 FAULTS = {  # name: (file, regex, replacement, which tests, what is reported)
     "no barrier between two sums": (
         CG, r"__syncthreads\(\);  // a sum before.*", "", "several_blocks and 1025", "race: .* of shared",
@@ -168,11 +169,21 @@ FAULTS = {  # name: (file, regex, replacement, which tests, what is reported)
     "no __syncwarp after a leaf is drawn": (
         TREE, r"__syncwarp\(\);\n    for", "for", "same_bits and 17", "race: .* of global",
     ),
+    "an error of before is taken for the call's": (
+        MODULE, r"cudaGetLastError\(\);  // not of this call", "", "another_library", "a call was to fail",
+    ),
+    "an error is left for the next call": (
+        MODULE, r"if \(status != cudaSuccess\) cudaGetLastError\(\);", "", "leaves_no_error", "AssertionError",
+    ),
+    "the current device runs the kernels": (
+        MODULE, r"before_ == device", "before_ != device", "of_the_arrays", "bad launch",
+    ),
 }  # fmt: skip
 TEST_OF = {
     CG: lambda path: path.parent.name == "conjugate_gradient",
     HEADS: lambda path: path.name == "test_cuda_heads.py",
     SCANS: lambda path: "scans" in str(path.relative_to(TESTS)),
+    MODULE: lambda path: path.name == "cases_errors.py",
     TREE: lambda path: "sum_tree" in str(path.relative_to(TESTS)) or path.name == "test_cuda.py",
 }
 
