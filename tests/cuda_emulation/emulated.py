@@ -6,6 +6,7 @@ So the CUDA tests run as they are.  What a GPU alone has (streams, graphs, sever
 import importlib.util
 import os
 import re
+from types import SimpleNamespace
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -41,7 +42,8 @@ def load(path):
     _backend._C_cuda = module
     _backend.cuda_backend = lambda: ("cuda", "emulation")
     torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
-    torch.cuda.current_device = lambda: 0
+    torch.cuda.current_device, torch.cuda.is_current_stream_capturing = lambda: 0, lambda: False
+    torch.cuda.current_stream = lambda device=None: SimpleNamespace(synchronize=lambda: None)
     CudaIsTheCpu().__enter__()
     return module
 

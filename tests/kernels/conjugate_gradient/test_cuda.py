@@ -1,4 +1,4 @@
-"""The CUDA kernels of conjugate gradient over several blocks; skipped without a GPU."""
+"""The CUDA kernels of conjugate gradient over several blocks, and from other streams; skipped without a GPU."""
 
 import numpy as np
 import pytest
@@ -29,3 +29,14 @@ def test_several_blocks(n, dtype, preconditioner):
     wanted = b.double() / (diagonal.double() + 0.1)
     np.testing.assert_allclose(x.cpu().numpy(), wanted.cpu().numpy(), rtol=1e-4, atol=1e-5)
     assert info.status == "converged" and info.residual_norm <= 1e-6 * float(b.double().norm()) * (1 + 1e-9)
+
+
+def test_another_stream_may_look_at_the_info():
+    b = torch.ones(5000, device="cuda")
+    conjugate_gradient(lambda v: 2 * v, b)  # loads what is loaded late
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        _, info = conjugate_gradient(lambda v: 2 * v, b)
+    assert info.status == "converged"
