@@ -28,7 +28,7 @@ for version in "$@"; do
   : >"$work/log"
   names="not cuda"
   # Its compiler knows no getattr() of a tensor with a default.  Of tensors without data, and inside torch.func, errors of
-  # torch before 2.9 say that DLPack cannot read them; its bfloat16 is gathered into out= alone.
+  # torch before 2.10 say that DLPack cannot read them; its bfloat16 is gathered into out= alone.
   case $version in 2.4.*) names+=" and not compil and not meta_tensors and not transforms_of_torch_func and not torch_dtypes" ;; esac
   run_pytest tests/kernels tests/replay --backends cpp -k "(torch or arrays or gradient) and $names"
   run_pytest "${agents[@]}" tests/test_examples.py --backends cpp -k "$names"

@@ -105,7 +105,7 @@ def cuda_backend() -> tuple[str, str]:
     except ImportError:
         return "cuda", "compiled extension fastrl._C_cuda (but torch is not installed)"
     if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-        return "reference", f"fastrl._C_cuda needs torch 2.9, this is {torch.__version__}; torch operations serve"
+        return "reference", f"fastrl._C_cuda needs torch 2.10, this is {torch.__version__}; torch operations serve"
     return "cuda", "compiled extension fastrl._C_cuda"
 
 

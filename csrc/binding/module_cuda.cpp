@@ -13,17 +13,22 @@ namespace {
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
-    if (cudaGetDevice(&before_) != cudaSuccess || before_ == device) before_ = -1;
-    if (before_ >= 0) cudaSetDevice(device);
+    status = cudaGetDevice(&before_);
+    if (status != cudaSuccess || before_ == device) return;
+    changed_ = true;
+    status = cudaSetDevice(device);
   }
   ~DeviceGuard() {
-    if (before_ >= 0) cudaSetDevice(before_);
+    if (changed_) cudaSetDevice(before_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
+  cudaError_t status;
+
  private:
-  int before_ = -1;
+  int before_;
+  bool changed_ = false;
 };
 
 // "name, compute capability x.y, n GiB" of each GPU; empty without a GPU or a driver.
@@ -52,8 +57,11 @@ void launch_on(const DLPackExchangeAPI* api, DLDevice device, const char* op,
   {
     ReleaseGil release;
     std::lock_guard<std::mutex> lock(mutex);
+    cudaGetLastError();  // not of this call
     const DeviceGuard guard(device.device_id);
-    status = launches(static_cast<cudaStream_t>(stream));
+    status = guard.status;
+    if (status == cudaSuccess) status = launches(static_cast<cudaStream_t>(stream));
+    if (status != cudaSuccess) cudaGetLastError();  // a call that fails leaves its error there, for later launches
   }
   if (status != cudaSuccess) throw std::runtime_error(std::string(op) + ": CUDA error: " + cudaGetErrorString(status));
 }

@@ -56,7 +56,7 @@ py::object hand_back(Result&& result, const Array& like) {
   const py::handle object(like.object);
   if (py::hasattr(object, "__array_namespace__"))
     return object.attr("__array_namespace__")().attr("from_dlpack")(result.object);
-  if (py::hasattr(py::type::handle_of(object), "__torch_function__"))  // a tensor of torch before 2.9, or its subclass
+  if (py::hasattr(py::type::handle_of(object), "__torch_function__"))  // a tensor of torch before 2.10, or its subclass
     return import_module("torch").attr("from_numpy")(result.object);
   return std::move(result.object);
 }

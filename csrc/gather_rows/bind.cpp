@@ -103,7 +103,7 @@ Result allocate_target(const Call& call, size_t a, const Array& s, int64_t n) {
     Py_INCREF(descr);
     return allocate_numpy(descr, shape.data(), s.ndim);
   }
-  if (s.kind == Kind::capsule && numpy_type(s.dtype) < 0)  // torch's bfloat16, too, before 2.9
+  if (s.kind == Kind::capsule && numpy_type(s.dtype) < 0)  // torch's bfloat16, too, before 2.10
     raise_value(call.name("arrays", a) + " must have a NumPy dtype, got " + dtype_text(s));
   return s.kind == Kind::exchange ? allocate_exchange(s.api, s.device, s.dl_dtype, shape.data(), s.ndim)
                                   : allocate_numpy(s.dtype, shape.data(), s.ndim);

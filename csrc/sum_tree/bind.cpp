@@ -23,7 +23,7 @@ class SumTreeCore {
     if (!tensor_type.is_none()) {
       like_.kind = Kind::exchange;
       like_.api = exchange_api(reinterpret_cast<PyTypeObject*>(tensor_type.ptr()));
-      if (!like_.api) {  // torch before 2.9: hand_back wraps NumPy
+      if (!like_.api) {  // torch before 2.10: hand_back wraps NumPy
         prototype_ = import_module("torch").attr("empty")(0);
         like_.kind = Kind::capsule;
         like_.object = prototype_.ptr();

@@ -114,6 +114,7 @@ __global__ void sample(CudaTanhNormal c, int lanes) {
     const double scale = b.scale();
     const Squashed<R> q = squash(u);
     log_prob -= log_prob_constant(scale, c.epsilon == 0);
+    log_prob += poison + 0.0 * scale;  // log_positive passes no NaN on
     if (c.epsilon == 0)
       log_prob += log_prob_part(e, s) + 2.0 * (magnitude(x) + static_cast<double>(q.log1p_w));
     else

@@ -388,7 +388,7 @@ void run(const char* name, Extent grid_wanted, Extent block_wanted, const std::f
   (void)seeded;
   kernel = name, grid = grid_wanted, block = block_wanted, body = &thread, block_number = 0;
   if (grid.x == 0 || block.x == 0 || block.x > kMaxThreads || grid.y != 1 || grid.z != 1 || block.y != 1 ||
-      block.z != 1)
+      block.z != 1 || emulation_device != 0)
     return report("bad launch of " + std::to_string(grid.x) + " blocks of " + std::to_string(block.x) + " threads");
   ++launches, clock_now = 0;
   if (pages.size() > 4096) pages.clear();
@@ -461,9 +461,9 @@ void atomic_begin(const void* p, size_t size) {
 }  // namespace emulation
 
 // ---------------------------------------------------------------- the host's calls
-cudaError_t cudaGetLastError() { return emulation::reports.empty() ? cudaSuccess : 1; }
+bool emulation_reported() { return !emulation::reports.empty(); }
 
-const char* cudaGetErrorString(cudaError_t) {
+const char* emulation_report() {
   emulation::report_text.clear();
   for (const auto& text : emulation::reports) emulation::report_text += "\n  " + text;
   emulation::reports.clear();

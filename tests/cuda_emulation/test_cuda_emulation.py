@@ -99,7 +99,7 @@ def run(module, folder, *arguments, seed=0, short=True):
 
 
 def cuda_tests():
-    return [*sorted(TESTS.glob("kernels/**/test_*cuda*.py")), HERE / "cases_more.py"]
+    return [*sorted(TESTS.glob("kernels/**/test_*cuda*.py")), HERE / "cases_errors.py"]
 
 
 def check(base, folder, test, **options):
@@ -122,19 +122,20 @@ def test_the_cuda_tests_pass_in_full(base, tmp_path, test, seed):
 
 CG, HEADS = "conjugate_gradient/cuda.cu", "heads/rows.cuh"
 SCANS, TREE = "scans/cuda.cu", "sum_tree/cuda.exact.cu"
+MODULE = "binding/module_cuda.cpp"
 FAULTS = {  # name: (file, regex, replacement, which tests, what is reported)
     "no barrier between two sums": (
-        CG, r"__syncthreads\(\);  // a sum before.*", "", "conjugate_gradient and 1025", "race: .* of shared",
+        CG, r"__syncthreads\(\);  // a sum before.*", "", "several_blocks and 1025", "race: .* of shared",
     ),
     "no fence before the count": (
-        CG, r"__threadfence\(\);\n    last", "last", "conjugate_gradient and 5000", "race: a read of global",
+        CG, r"__threadfence\(\);\n    last", "last", "several_blocks and 5000", "race: a read of global",
     ),
     "a count that is not atomic": (
-        CG, r"atomicAdd\(done, 1u\)", "(*done)++", "conjugate_gradient and 5000", "race: .* of global",
+        CG, r"atomicAdd\(done, 1u\)", "(*done)++", "several_blocks and 5000", "race: .* of global",
     ),
     "an odd number of threads waits": (
         CG, r"(__syncthreads\(\);)\n  if \(!last\)", r"if (threadIdx.x != 7) \1\n  if (!last)",
-        "conjugate_gradient and 1025", "divergent: some threads wait.*__syncthreads",
+        "several_blocks and 1025", "divergent: some threads wait.*__syncthreads",
     ),
     "a thread leaves before a barrier": (
         SCANS, r"const int64_t n = blockIdx.x;", r"\g<0> if (threadIdx.x == 5) return;", "a_zero_cuts", "divergent",
@@ -168,11 +169,21 @@ FAULTS = {  # name: (file, regex, replacement, which tests, what is reported)
     "no __syncwarp after a leaf is drawn": (
         TREE, r"__syncwarp\(\);\n    for", "for", "same_bits and 17", "race: .* of global",
     ),
+    "an error of before is taken for the call's": (
+        MODULE, r"cudaGetLastError\(\);  // not of this call", "", "another_library", "a call was to fail",
+    ),
+    "an error is left for the next call": (
+        MODULE, r"if \(status != cudaSuccess\) cudaGetLastError\(\);", "", "leaves_no_error", "AssertionError",
+    ),
+    "the current device runs the kernels": (
+        MODULE, r"before_ == device", "before_ != device", "of_the_arrays", "bad launch",
+    ),
 }  # fmt: skip
 TEST_OF = {
-    CG: lambda path: path.name == "cases_more.py",
+    CG: lambda path: path.parent.name == "conjugate_gradient",
     HEADS: lambda path: path.name == "test_cuda_heads.py",
     SCANS: lambda path: "scans" in str(path.relative_to(TESTS)),
+    MODULE: lambda path: path.name == "cases_errors.py",
     TREE: lambda path: "sum_tree" in str(path.relative_to(TESTS)) or path.name == "test_cuda.py",
 }
 

@@ -122,6 +122,29 @@ def torch():
     return pytest.importorskip("torch", reason="torch is not installed")
 
 
+@pytest.fixture
+def streams(torch, monkeypatch):
+    """CPU tensors say that they are on a GPU, with this current stream; and which streams were waited for."""
+    from torch.overrides import TorchFunctionMode
+
+    class OnAGpu(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if getattr(func, "__self__", None) is torch.Tensor.is_cuda:
+                return True
+            return func(*args, **(kwargs or {}))
+
+    seen = SimpleNamespace(current="first", captures=False, waited=[])
+
+    def current_stream(device):
+        name = seen.current
+        return SimpleNamespace(synchronize=lambda: seen.waited.append(name))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: seen.captures)
+    with OnAGpu():
+        yield seen
+
+
 # ---- oracles ----------------------------------------------------------------------------------------------------
 
 

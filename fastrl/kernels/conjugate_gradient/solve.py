@@ -35,7 +35,8 @@ class CGInfo:
     """How a solve ended: `iterations` (finished ones), `residual_norm` and `status`; unpacks as the three.
 
     `residual_norm` is ||r||, r = b - (A + damping I) x as the recurrence carries it.  After a solve on a GPU the first
-    look at any of the three waits for the device.
+    look at any of the three waits for the stream it ran on, whatever stream asks.  Of a solve captured in a CUDA graph
+    it reads what the replays so far on the current stream have left.
     """
 
     __slots__ = ("_read", "_values")
@@ -268,10 +269,29 @@ def _solve_on_device(
         z = product(p)
         kernels.cg_step(x, r, p, z, inverse, damping, state, scratch, precondition is None)
 
+    read_state = later(state)
+
     def read() -> tuple[int, float, str]:
-        values = state.tolist()
+        values = read_state()
         status = int(values[S_STATUS]) or MAX_ITER
         rr = values[S_RR]
         return int(values[S_ITERATIONS]), math.sqrt(rr) if rr >= 0 else math.nan, STATUS[status]
 
     return x, CGInfo.deferred(read), r
+
+
+def later(numbers: Any) -> Callable[[], list[float]]:
+    """Reads a tensor's numbers once the work given to the current stream so far is done."""
+    stream: Any = None
+    if numbers.is_cuda:
+        cuda = _arrays.torch().cuda
+        if not cuda.is_current_stream_capturing():
+            stream = cuda.current_stream(numbers.device)
+
+    def read() -> list[float]:
+        if stream is not None:
+            stream.synchronize()
+        found: list[float] = numbers.tolist()
+        return found
+
+    return read

@@ -233,7 +233,8 @@ class ReferenceCore:
                     f"without replacement, got {n}"
                 )
             index = self._draw(n, stratified) if replacement else self._draw_successively(self._uniform(n))
-            probability = self.xp.asarray(self._levels[0][index], dtype=self.xp.float64) / total
+            # Through _number: a GPU multiplies by the reciprocal of a Python number, which rounds twice.
+            probability = self.xp.asarray(self._levels[0][index], dtype=self.xp.float64) / self._number(total)
         return self._out(index, self._like), self._out(probability, self._like)
 
     def sample_weighted(self, batch_size: Any, beta: Any, normalize: Any, stratified: bool) -> tuple[Any, Any]:
@@ -255,7 +256,9 @@ class ReferenceCore:
             i = self.xp.cumsum(self.xp.ones_like(r), 0) - 1.0
             slice = self.total / n
             # A slice that is no normal number has too few bits.
-            return self._find((i + r) * slice if slice >= _MIN_PRIORITY["float64"] else (i + r) / n * self.total)
+            if slice < _MIN_PRIORITY["float64"]:
+                return self._find((i + r) / self._number(n) * self.total)  # _number: as in sample
+            return self._find((i + r) * slice)
         return self._find(r * self.total)
 
     def _find(self, u: Any) -> Any:

@@ -31,10 +31,35 @@ struct cudaDeviceProp {
   int major, minor;
   size_t totalGlobalMem;
 };
-cudaError_t cudaGetLastError();
-const char* cudaGetErrorString(cudaError_t error);
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+// What cases_errors.py sets: the current device (arrays are on 0), the thread's last error, and which call fails next.
+#define EMULATION_FOR_TESTS extern "C" inline __attribute__((visibility("default")))
+EMULATION_FOR_TESTS int emulation_device = 0, emulation_last_error = cudaSuccess;
+EMULATION_FOR_TESTS char emulation_failing[32] = "";
+inline bool emulation_fails(const char* call) {
+  if (std::strcmp(emulation_failing, call)) return false;
+  emulation_failing[0] = 0;
+  emulation_last_error = 2;
+  return true;
+}
+bool emulation_reported();       // whether a kernel did something wrong
+const char* emulation_report();  // what; then it is forgotten
+inline cudaError_t cudaGetLastError() {
+  const cudaError_t error = emulation_reported() ? 1 : emulation_last_error;
+  emulation_last_error = cudaSuccess;
+  return error;
+}
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == 2 ? "a call was to fail" : emulation_report();
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = emulation_device;
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  if (emulation_fails("cudaSetDevice")) return emulation_last_error;
+  emulation_device = device;
+  return cudaSuccess;
+}
 inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
@@ -44,6 +69,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t size, cudaStream_t) {
+  if (emulation_fails("cudaMemsetAsync")) return emulation_last_error;
   std::memset(p, value, size);
   return cudaSuccess;
 }

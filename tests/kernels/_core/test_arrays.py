@@ -239,12 +239,15 @@ WITHOUT_EXCHANGE_API = """
             assert str(error).startswith("gather_rows: arrays")
         else:
             assert torch.equal(got, bad[[1, 0]])
+    fastrl._backend._C_cuda = fastrl
+    kind, why = fastrl._backend.cuda_backend()
+    assert kind == "reference" and why.startswith("fastrl._C_cuda needs torch 2.10, this is "), why
     print("fine")
 """
 
 
 def test_torch_without_the_c_exchange_api(torch):
-    """Torch before 2.9 comes in through the DLPack capsule; hiding the exchange API is as if it were older."""
+    """Torch before 2.10 comes in through the DLPack capsule; hiding the exchange API is as if it were older."""
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(WITHOUT_EXCHANGE_API)], capture_output=True, text=True, timeout=300
     )

@@ -86,6 +86,17 @@ def test_device_info_is_read_late(device_solve, torch, monkeypatch):
     assert info.status == "converged" and looked == ["tolist"]
 
 
+@pytest.mark.parametrize("captures", [False, True])
+def test_device_info_waits_for_the_stream_of_the_solve(device_solve, torch, streams, captures):
+    """Not for the one that is current at the first look; a captured solve has not run on any."""
+    streams.captures = captures
+    _, info = device_solve(torch.diag(torch.tensor([1.0, 2.0])), torch.ones(2))
+    streams.current, streams.captures = "second", False
+    assert not streams.waited
+    assert info.status == "converged" and info.iterations == 2
+    assert streams.waited == ([] if captures else ["first"])
+
+
 def test_cuda(torch):
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")

@@ -134,6 +134,13 @@ def test_step_is_made_of_the_last_finished_iteration(loop, end):
     torch.testing.assert_close(step, scale * x, rtol=1e-5, atol=0)
 
 
+def test_info_of_a_step_waits_for_its_stream(streams):
+    _, info = step_on_device(lambda v: 2 * v, torch.ones(3), max_kl=0.01)
+    streams.current = "second"
+    assert info.scale > 0 and info.status == "converged"
+    assert streams.waited == ["first", "first"]  # of the step and of the solve
+
+
 def test_natural_gradient_errors():
     g = torch.ones(3)
     for options, text in (

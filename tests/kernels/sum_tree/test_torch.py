@@ -105,6 +105,30 @@ def test_update_from_td_errors(tolerance, dtype, keep_zeros):
         assert len(ours) == len(theirs)
 
 
+def test_no_tensor_is_divided_by_a_number():
+    """On a GPU torch multiplies by the number's reciprocal instead, which has other bits."""
+    from torch.overrides import TorchFunctionMode
+
+    divided = []
+
+    class Watched(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if "div" in func.__name__ and not func.__name__.strip("_").startswith("floor"):
+                divided.extend(type(x) for x in args[:2])
+            return func(*args, **(kwargs or {}))
+
+    for priority in (0.3, 2.0**-1022):  # of the latter a slice is no normal number
+        ours, theirs = pair(23, np.float64, seed=5)
+        ours.update(torch.arange(0, 23, 3), priority)
+        theirs.update(np.arange(0, 23, 3), priority)
+        for stratified in (True, False):
+            with Watched():
+                drawn = ours.sample(9, stratified=stratified)
+            for a, b in zip(drawn, theirs.sample(9, stratified=stratified), strict=True):
+                same(a, b)
+    assert len(divided) == 2 * 5 and set(divided) == {torch.Tensor}
+
+
 def test_state_moves(oracle):
     ours, theirs = pair(257, np.float32, seed=8)
     ours.update(torch.arange(257), torch.from_numpy(oracle.random_priorities(np.random.default_rng(0), 257)))

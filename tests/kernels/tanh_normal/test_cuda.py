@@ -1,5 +1,6 @@
 """The tanh-Gaussian head on a GPU against the reference; skipped without one."""
 
+import functools
 import itertools
 import math
 
@@ -42,12 +43,13 @@ def same(found, wanted, close):
 )
 def test_bounds_need_a_number_of_the_dtype_between_them(dtype, ulp):
     mean = torch.zeros(3, 1, dtype=dtype, device="cuda")
+    draw = functools.partial(tanh_normal_sample, mean, mean, noise=torch.zeros_like(mean))
     with pytest.raises(ValueError, match=r"must have a number of their dtype between them, got 1\.0 and 1\.\d+ in"):
-        tanh_normal_sample(mean, mean, low=1.0, high=1 + ulp)
-    action, _ = tanh_normal_sample(mean, mean, low=1.0, high=1 + 2 * ulp)
+        draw(low=1.0, high=1 + ulp)
+    action, _ = draw(low=1.0, high=1 + 2 * ulp)
     assert action.flatten().tolist() == [1 + ulp] * 3
     bounds = (torch.tensor([x], dtype=dtype, device="cuda") for x in (1.0, 1 + ulp))
-    assert all(part.isnan().all() for part in tanh_normal_sample(mean, mean, low=next(bounds), high=next(bounds)))
+    assert all(part.isnan().all() for part in draw(low=next(bounds), high=next(bounds)))
 
 
 def test_half_precision_bounds_are_rounded_before_they_are_compared():
@@ -56,6 +58,28 @@ def test_half_precision_bounds_are_rounded_before_they_are_compared():
         tanh_normal_sample(mean, mean, low=1.0, high=1 + 2**-12)
     with pytest.raises(ValueError, match="low must be finite and below high, got 0.0 and inf in"):
         tanh_normal_sample(mean, mean, low=0.0, high=65520.0)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-6])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("what", ["mean", "log_std", "noise", "low", "high"])
+def test_what_is_not_finite_is_nan_where_the_reference_says_so(what, bad, epsilon):
+    """Bounds, too, which nobody looks at on the host."""
+    arrays = {
+        "mean": np.zeros((2, 2)), "log_std": np.zeros((2, 2)), "noise": np.zeros((2, 2)), "action": np.zeros((2, 2)),
+        "low": np.full(2, -1.0), "high": np.ones(2),
+    }  # fmt: skip
+    arrays[what][..., 0] = bad
+    mean, log_std, noise, action, low, high = map(put, arrays.values())
+    arguments = (low, high, -math.inf, math.inf, epsilon)
+    for op, given, wants in (
+        ("tanh_normal_sample", (mean, log_std, noise, None), (True,)),
+        ("tanh_normal_log_prob", (mean, log_std, action), ()),
+        ("tanh_normal_log_prob_backward", (mean, log_std, action, mean[:, 1] + 1), (True, True, True)),
+    ):
+        results = [getattr(backend, op)(*given, *arguments, *wants) for backend in (kernels, reference)]
+        for got, wanted in zip(*(r if wants else (r,) for r in results), strict=True):
+            torch.testing.assert_close(got, wanted, equal_nan=True, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6])
