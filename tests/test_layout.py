@@ -167,6 +167,13 @@ def test_no_python_function_is_long():
     assert long == {}
 
 
+def test_cuda_sources_have_no_anonymous_namespace():
+    """nvcc names it by the folder that the source lies in: two builds would differ."""
+    files = [path for path in tracked_sources() if path.suffix in {".cu", ".cuh"}]
+    assert len(files) > 5
+    assert [str(p.relative_to(ROOT)) for p in files if re.search(r"^namespace \{", p.read_text("utf-8"), re.M)] == []
+
+
 def test_no_cpp_function_is_long():
     """In clang-format's layout the body of a top-level function ends with a brace in its first column."""
     long = {}

@@ -57,6 +57,21 @@ def test_what_is_compiled_in_is_listed():
     assert ("CUDA runtime" in parts) == (importlib.util.find_spec("fastrl._C_cuda") is not None)
 
 
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("set(CMAKE_SIZEOF_VOID_P 4)", "64-bit processors: this compiler makes pointers of 4 bytes"),
+        ("set(CMAKE_CXX_BYTE_ORDER BIG_ENDIAN)", "little-endian processors"),
+    ],
+)
+def test_processors_that_the_extensions_are_not_for(code, text, tmp_path):
+    cmake = shutil.which("cmake") or pytest.skip("no CMake here")
+    (tmp_path / "another.cmake").write_text(code)  # after project() has looked at this compiler
+    source, found = Path(__file__).parents[1], f"-DCMAKE_PROJECT_INCLUDE={(tmp_path / 'another.cmake').as_posix()}"
+    run = subprocess.run([cmake, "-S", source, "-B", tmp_path / "build", found], capture_output=True, text=True)
+    assert run.returncode and text in " ".join(run.stderr.split()), run.stderr
+
+
 def test_extras():
     extras = set(metadata.metadata("fastrl-kernels").get_all("Provides-Extra"))
     assert extras == {

@@ -5,7 +5,7 @@
 #include "heads/rows.cuh"
 
 namespace fastrl {
-namespace {
+inline namespace categorical_cuda {
 
 template <class T>
 struct LogitRow {
@@ -108,7 +108,7 @@ __global__ void categorical_sample(CudaCategorical c, int lanes) {
   put<T>(c.log_prob, r.row, valid ? static_cast<double>(z.raw(count)) - base - log_positive(total) : kNaN);
 }
 
-}  // namespace
+}  // namespace categorical_cuda
 
 cudaError_t cuda_categorical_sample(const CudaCategorical& c, cudaStream_t stream) {
   return launch_rows(c, c.logits.rows, c.logits.actions, stream, FASTRL_KERNEL(categorical_sample));

@@ -2,14 +2,12 @@
 // a fixed order; it then decides what the next kernel does.
 #include <cmath>
 
-#include <cub/block/block_reduce.cuh>
-
 #include "conjugate_gradient/cuda.h"
 
 namespace fastrl {
-namespace {
+inline namespace conjugate_gradient_cuda {
 
-constexpr int kThreads = 256;
+constexpr int kWarp = 32, kThreads = 256;
 constexpr int64_t kItems = 4;  // of a thread, at least
 
 int blocks_of(int64_t n) {
@@ -33,10 +31,14 @@ __device__ void each(int64_t n, F f) {
 
 // The sum over the block, in thread 0; in a fixed order.
 __device__ double block_sum(double x) {
-  using Sum = cub::BlockReduce<double, kThreads>;
-  __shared__ Sum::TempStorage storage;
+  __shared__ double of_warps[kThreads / kWarp];
+  for (int h = 1; h < kWarp; h *= 2) x += __shfl_down_sync(0xFFFFFFFF, x, h);
   __syncthreads();  // a sum before may still be read
-  return Sum(storage).Sum(x);
+  if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (int w = 1; w < kThreads / kWarp; ++w) x += of_warps[w];
+  return x;
 }
 
 // Adds the three sums of all blocks up: true in thread 0 of the last block alone, which then has the totals.
@@ -210,7 +212,7 @@ cudaError_t launch(Kernel of_float, Kernel of_double, const CudaCg& c, cudaStrea
   return cudaGetLastError();
 }
 
-}  // namespace
+}  // namespace conjugate_gradient_cuda
 
 cudaError_t cuda_cg_start(const CudaCg& c, cudaStream_t stream) {
   const cudaError_t status = launch(start<float>, start<double>, c, stream);

@@ -7,13 +7,13 @@
 #include "heads/cuda.h"
 
 namespace fastrl {
-namespace {
+inline namespace head_rows {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFF;
 constexpr int kWarp = 32;
 constexpr int kThreads = 128;
 
-__device__ int64_t thread_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+__device__ inline int64_t thread_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 
 template <class T>
 __device__ Real<T> item(const char* data, int64_t offset) {
@@ -49,7 +49,7 @@ __device__ T largest_of(T x, int lanes) {
 
 // `before` plus the x of the lanes up to this one, added one after the other: the CPU's order. So it grows with the
 // lane, and not where x is 0; a tree of sums does neither.
-__device__ double running_sum(double before, double x, int lane, int lanes) {
+__device__ inline double running_sum(double before, double x, int lane, int lanes) {
   double sum = before, mine = before;
   for (int i = 0; i < lanes; ++i) {
     sum += __shfl_sync(kAllLanes, x, i, lanes);
@@ -64,14 +64,14 @@ struct Row {
   bool here;  // else the last row is worked on again, and nothing written
 };
 
-__device__ Row row_of(int lanes, int64_t rows) {
+__device__ inline Row row_of(int lanes, int64_t rows) {
   const int64_t i = thread_index(), row = i / lanes;
   return {static_cast<int>(i % lanes), lanes, row < rows ? row : rows - 1, row < rows};
 }
 
 // The counter of the call's first block; {seed, counter, 0} is advanced by n. Every thread of the grid calls it, once:
 // the last block to have read the counter writes it, and state[2] counts the blocks.
-__device__ uint64_t take_blocks(uint64_t* state, int64_t n) {
+__device__ inline uint64_t take_blocks(uint64_t* state, int64_t n) {
   const uint64_t counter = state[1];
   __syncthreads();  // the block has read it
   if (threadIdx.x > 0) return counter;
@@ -109,7 +109,7 @@ void launch(void (*kernel)(P...), int64_t threads, cudaStream_t stream, A... arg
 }
 
 // How many lanes share a row: a power of two, so many numbers a lane.
-int lanes_for(int64_t numbers, int a_lane = 1) {
+inline int lanes_for(int64_t numbers, int a_lane = 1) {
   int lanes = 1;
   while (lanes < kWarp && lanes * a_lane < numbers) lanes *= 2;
   return lanes;
@@ -135,5 +135,5 @@ cudaError_t launch_pieces(const Call& call, cudaStream_t stream, F kernel_of) {
 
 #define FASTRL_KERNEL(name) [](auto number) { return &name<decltype(number)>; }
 
-}  // namespace
+}  // namespace head_rows
 }  // namespace fastrl

@@ -13,7 +13,7 @@ FASTRL_HD inline double load_float<__nv_bfloat16>(const char* p) {
   return static_cast<double>(__bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(p)));
 }
 
-namespace {
+inline namespace n_step_gather_cuda {
 
 constexpr int kThreads = 128;
 
@@ -41,7 +41,7 @@ __global__ void gather(CudaNStepBatch b) {
   *reinterpret_cast<int64_t*>(b.last + i * b.last_stride) = item.last;
 }
 
-}  // namespace
+}  // namespace n_step_gather_cuda
 
 cudaError_t cuda_n_step_gather(const CudaNStepBatch& b, cudaStream_t stream) {
   if (b.size == 0) return cudaSuccess;

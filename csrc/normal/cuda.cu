@@ -5,7 +5,7 @@
 #include "normal/cuda.h"
 
 namespace fastrl {
-namespace {
+inline namespace normal_cuda {
 
 // In float64.
 template <class T>
@@ -94,7 +94,7 @@ __global__ void normal_sample_grad(CudaNormal c) {
   });
 }
 
-}  // namespace
+}  // namespace normal_cuda
 
 cudaError_t cuda_normal_sample(const CudaNormal& c, cudaStream_t stream) {
   return launch_rows(c, c.rows, c.columns, stream, FASTRL_KERNEL(normal_sample));

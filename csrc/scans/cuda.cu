@@ -8,7 +8,7 @@
 #include "scans/cuda.h"
 
 namespace fastrl {
-namespace {
+inline namespace scans_cuda {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFF;
 constexpr int kWarp = 32;
@@ -284,7 +284,7 @@ Op<R> in_real(const Op<double>& op) {
 // Small blocks where there are few threads: they spread over more processors.
 int block_of(int64_t threads) { return threads < 1 << 15 ? kWarp : kThreads; }
 
-}  // namespace
+}  // namespace scans_cuda
 
 template <template <class> class Op>
 cudaError_t cuda_scan(const Op<double>& op, CudaFloat dtype, const ScanData& d, cudaStream_t stream) {

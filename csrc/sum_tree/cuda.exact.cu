@@ -11,7 +11,7 @@
 #include "sum_tree/cuda.h"
 
 namespace fastrl {
-namespace {
+inline namespace sum_tree_cuda {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFF;
 constexpr int kWarp = 32;
@@ -361,7 +361,7 @@ cudaError_t typed(const CudaTree& tree, F f) {
   return cudaGetLastError();
 }
 
-}  // namespace
+}  // namespace sum_tree_cuda
 
 cudaError_t cuda_update(const CudaTree& tree, const CudaUpdate& items, cudaStream_t stream) {
   if (items.largest) {

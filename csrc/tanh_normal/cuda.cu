@@ -8,7 +8,7 @@
 #include "tanh_normal/cuda.h"
 
 namespace fastrl {
-namespace {
+inline namespace tanh_normal_cuda {
 
 constexpr int kColumns = 4;  // a lane's at a time
 
@@ -210,7 +210,7 @@ __global__ void mode(CudaTanhNormal c) {
     put<T>(c.out_action, i, clamp(b.bias() + b.scale() * static_cast<double>(q.t), b.low, b.high));
 }
 
-}  // namespace
+}  // namespace tanh_normal_cuda
 
 cudaError_t cuda_tanh_normal_sample(const CudaTanhNormal& c, cudaStream_t stream) {
   return launch_rows(c, c.rows, c.columns, stream, FASTRL_KERNEL(sample), kColumns);

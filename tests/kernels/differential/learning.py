@@ -3,15 +3,17 @@
 import functools
 
 import numpy as np
-import torch
 
 import fastrl
 from fastrl.kernels.curvature.mlp import MLPFisherProduct
 
+from ..complex_step import exact, log_softmax
 from ..conjugate_gradient.helpers import spd
+from ..curvature.fisher_oracle import fisher_product
 from ..distributional import helpers as distributional
-from ..mlp import test_losses, test_values
-from .helpers import compare, drawn_dtype, exact, laid_out, normals, same, size
+from ..mlp import test_losses
+from ..mlp.helpers import by_hand, dyadic
+from .helpers import compare, drawn_dtype, laid_out, normals, same, size
 
 
 def adam_step(rng, oracle):
@@ -57,12 +59,12 @@ def mlp(rng, oracle):
     def network():
         net = fastrl.MLP(sizes, activation, n=n, layer_norm=layer_norm, dueling=dueling, seed=seed)
         if activation == "relu":  # exact sums, for the same reason
-            net.vector[:] = test_values.dyadic(np.random.default_rng(seed), net.vector.shape, 2**-5, 4)
+            net.vector[:] = dyadic(np.random.default_rng(seed), net.vector.shape, 2**-5, 4)
         return net
 
-    x = test_values.dyadic(rng, (rows, sizes[0]), 2**-2)
-    d_out = test_values.dyadic(rng, (rows, sizes[-1]) if n is None else (n, rows, sizes[-1]), 2**-3)
-    wanted, grad, d_x = test_values.by_autograd(network(), x, d_out)
+    x = dyadic(rng, (rows, sizes[0]), 2**-2)
+    d_out = dyadic(rng, (rows, sizes[-1]) if n is None else (n, rows, sizes[-1]), 2**-3)
+    wanted, grad, d_x = by_hand(network(), x, d_out)
 
     def check():
         net = network()
@@ -75,36 +77,13 @@ def mlp(rng, oracle):
 
 
 def curvature(rng, oracle):
-    """(F + damping I) v through the Jacobian of a small network, written out."""
     sizes = [int(w) for w in rng.integers(1, 8, rng.integers(2, 4))]
     activation = str(rng.choice(["tanh", "silu", "none"]))
     policy = fastrl.MLP(sizes, activation, seed=int(rng.integers(2**32)))
     obs = normals(rng, (int(rng.integers(1, 20)), sizes[0]), np.float32)
     log_std = rng.uniform(-1, 1, sizes[-1]).astype(np.float32) if rng.integers(2) else None
-    module = policy.to_torch().double()
-    names, values = zip(*module.named_parameters(), strict=True)
-
-    def outputs(*parameters):
-        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), exact(obs))
-
-    out = outputs(*values)
-    rows = [
-        torch.cat([g.reshape(-1) for g in torch.autograd.grad(out[b, k], values, retain_graph=True)])
-        for b in range(len(obs))
-        for k in range(sizes[-1])
-    ]
-    jacobian = torch.stack(rows).reshape(len(obs), sizes[-1], -1).numpy()
-    if log_std is None:
-        p = out.detach().softmax(1).numpy()
-        metric = np.einsum("bk,kl->bkl", p, np.eye(sizes[-1])) - np.einsum("bk,bl->bkl", p, p)
-    else:
-        metric = np.broadcast_to(np.diag(np.exp(-2.0 * log_std.astype(np.float64))), (len(obs), *[sizes[-1]] * 2))
-    matrix = np.einsum("bki,bkl,blj->ij", jacobian, metric, jacobian, optimize=True) / len(obs)
     v = normals(rng, len(policy.vector) + (0 if log_std is None else len(log_std)), np.float32)
-    n = len(policy.vector)
-    wanted = 0.1 * v.astype(np.float64)
-    wanted[:n] += matrix @ v[:n]
-    wanted[n:] += 2 * v[n:]
+    wanted = fisher_product(policy, log_std, obs, 0.1)(v)
     return compare(lambda: MLPFisherProduct(policy, log_std, obs, 0.1)(v), (wanted,))
 
 
@@ -145,12 +124,10 @@ def cem(rng, oracle):
     obs = normals(rng, (rows, obs_size), np.float32)
     noise = normals(rng, (iterations, samples, a), np.float32)
     net = fastrl.MLP((obs_size + a, 8, 1), "tanh", seed=int(rng.integers(2**32)))
-    module = net.to_torch().double()
 
     def q(row, actions):
-        x = np.concatenate((np.repeat(obs[row][None], len(actions), 0).astype(np.float64), actions), 1)
-        with torch.no_grad():
-            return module(torch.from_numpy(x))[:, 0].numpy()
+        x = np.concatenate((np.repeat(exact(obs[row])[None], len(actions), 0), actions), 1)
+        return by_hand(net, x, np.zeros((len(x), 1)))[0][:, 0]
 
     wanted = []
     for row in range(rows):
@@ -184,7 +161,7 @@ def projection(rng, oracle):
     probs = rng.dirichlet(np.ones(n), rows).astype(np.float32)
     rewards, discounts = normals(rng, rows, np.float32), (0.99 * (rng.random(rows) < 0.8)).astype(np.float32)
     low, high = float(rng.uniform(-5, -1)), float(rng.uniform(1, 5))
-    wanted = distributional.torch_projection(*map(exact, (probs, rewards, discounts)), low, high).numpy()
+    wanted = distributional.projected(*map(exact, (probs, rewards, discounts)), low, high)
     return compare(lambda: fastrl.categorical_projection(probs, rewards, discounts, v_min=low, v_max=high), (wanted,))
 
 
@@ -192,28 +169,23 @@ def distributional_loss(op, rng, oracle):
     rows, actions, n = int(rng.integers(1, 9)), int(rng.integers(1, 5)), int(rng.integers(2, 40))
     batch = distributional.Batch(int(rng.integers(2**32)), rows, actions, n)
     online = batch.online if rng.integers(2) else None
-    x = exact(batch.x).requires_grad_()
-    chosen = exact(batch.after if online is None else online)
-    usual = [x, torch.from_numpy(batch.actions).long(), *map(exact, (batch.rewards, batch.discounts, batch.after))]
-    usual += [chosen, exact(batch.weights)]
+    usual = batch.exact(online is not None, weighted=True)
     if op == "c51_loss":
         options = {"v_min": -3.0, "v_max": 4.0, "next_logits_online": online}
-        values = (chosen.softmax(2) * torch.linspace(-3, 4, n, dtype=torch.float64)).sum(2)
-        wanted = distributional.torch_c51(*usual, -3.0, 4.0)
+        values = np.exp(log_softmax(usual[5])) @ np.linspace(-3, 4, n)
+        wanted = distributional.c51(*usual, -3.0, 4.0)
     else:
         options = {"taus": batch.taus, "kappa": 0.7, "next_quantiles_online": online}
-        values = chosen.mean(2)
-        wanted = distributional.torch_quantiles(*usual, exact(batch.taus), 0.7)
-    best = values.sort(1, descending=True).values
+        values = usual[5].mean(2)
+        wanted = distributional.quantiles(*usual, exact(batch.taus), 0.7)
+    best = -np.sort(-values, 1)
     if actions > 1 and (best[:, 0] - best[:, 1]).min() < 1e-4:  # rounding decides which is the best
         return lambda: None
-    wanted[0].backward()
-    wanted = [w.detach().numpy() for w in wanted]
 
     def check():
         found = getattr(fastrl, op)(*batch.arguments, weights=batch.weights, **options)
         same(np.float32(found.loss), wanted[0])
-        same(found.d_q, x.grad.numpy())
+        same(found.d_q, wanted[3])
         same(found.td_errors, wanted[1], 10.0)
         same(np.float32(found.mean_q), wanted[2], 10.0)
 
@@ -223,14 +195,12 @@ def distributional_loss(op, rng, oracle):
 def actor(rng, oracle):
     rows, n = int(rng.integers(1, 9)), int(rng.integers(2, 60))
     logits = 3 * normals(rng, (rows, n), np.float32)
-    x = exact(logits).requires_grad_()
-    wanted = -(x.softmax(1) @ torch.linspace(-2, 3, n, dtype=x.dtype)).mean()
-    wanted.backward()
+    wanted = distributional.c51_actor(exact(logits), -2.0, 3.0)
 
     def check():
         loss, d = fastrl.c51_actor_loss(logits, v_min=-2.0, v_max=3.0)
-        same(np.float32(loss), wanted.detach().numpy())
-        same(d, x.grad.numpy())
+        same(np.float32(loss), wanted[0])
+        same(d, wanted[1])
 
     return check
 
@@ -267,7 +237,7 @@ def flat_adam(rng, oracle):
 
 
 def loss(test, draws, rng, oracle):
-    """The body of a property test of tests/kernels/mlp/test_losses.py, which compares with torch in float64."""
+    """The body of a property test of tests/kernels/mlp/test_losses.py, which compares with plain float64."""
     arguments = [draw(rng) for draw in draws]
     return lambda: test.hypothesis.inner_test(None, lambda found, right: same(found, right), *arguments)
 

@@ -3,15 +3,25 @@
 import math
 
 import numpy as np
-import torch
 
 import fastrl
 from fastrl.kernels._core.backends import choose
 
 from ..categorical.helpers import random_logits
-from .helpers import compare, drawn_dtype, exact, generator_at, laid_out, like, normals, same, size, with_gradients
+from .helpers import (
+    compare,
+    drawn_dtype,
+    generator_at,
+    laid_out,
+    like,
+    normals,
+    same,
+    size,
+    tensor,
+    torch,
+    with_gradients,
+)
 
-F = torch.nn.functional
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -72,7 +82,7 @@ def categorical_log_prob_entropy(rng, oracle):
 
     def call(logits):
         return fastrl.categorical_log_prob_entropy(
-            logits, torch.from_numpy(action) if isinstance(logits, torch.Tensor) else action
+            logits, torch.from_numpy(action) if hasattr(logits, "detach") else action
         )
 
     return with_gradients(call, exact, [z], terms=float(np.abs(z[np.isfinite(z)]).max()))
@@ -90,7 +100,7 @@ def normal_sample(rng, oracle):
     if rng.integers(2):
         return with_gradients(
             lambda m, s: fastrl.normal_sample(m, s, noise=like(noise, m)),
-            lambda m, s: (m + s.exp() * exact(noise), (-(exact(noise) ** 2) / 2 - s - LOG_2PI / 2).sum(1)),
+            lambda m, s: (m + s.exp() * tensor(noise), (-(tensor(noise) ** 2) / 2 - s - LOG_2PI / 2).sum(1)),
             [mean, log_std],
             terms=noise.size,
         )
@@ -118,19 +128,19 @@ def bounds(rng, columns, dtype):
 
 
 def log_slope(u):
-    return 2 * (math.log(2) - u - F.softplus(-2 * u))
+    return 2 * (math.log(2) - u - torch.nn.functional.softplus(-2 * u))
 
 
 def tanh_normal_sample(rng, oracle):
     mean, log_std, noise = gaussian(rng)
     low, high = bounds(rng, mean.shape[1], mean.dtype)
     limits = {"log_std_min": -1.5, "log_std_max": 0.5} if rng.integers(2) else {}
-    scale, bias = (exact(high) - exact(low)) / 2, (exact(high) + exact(low)) / 2
+    scale, bias = (tensor(high) - tensor(low)) / 2, (tensor(high) + tensor(low)) / 2
 
     def formula(m, s):
         s = s.clamp(-1.5, 0.5) if limits else s
-        u = m + s.exp() * exact(noise)
-        terms = -(exact(noise) ** 2) / 2 - s - LOG_2PI / 2 - scale.log() - log_slope(u)
+        u = m + s.exp() * tensor(noise)
+        terms = -(tensor(noise) ** 2) / 2 - s - LOG_2PI / 2 - scale.log() - log_slope(u)
         return bias + scale * u.tanh(), terms.sum(1)
 
     def call(m, s):
@@ -142,8 +152,8 @@ def tanh_normal_sample(rng, oracle):
 def tanh_normal_log_prob(rng, oracle):
     mean, log_std, noise = gaussian(rng)
     low, high = bounds(rng, mean.shape[1], mean.dtype)
-    scale, bias = (exact(high) - exact(low)) / 2, (exact(high) + exact(low)) / 2
-    action = (bias + scale * torch.tanh(0.7 * exact(noise))).numpy().astype(mean.dtype)
+    scale, bias = (tensor(high) - tensor(low)) / 2, (tensor(high) + tensor(low)) / 2
+    action = (bias + scale * torch.tanh(0.7 * tensor(noise))).numpy().astype(mean.dtype)
 
     def formula(m, s, a):
         u = torch.atanh((a - bias) / scale)
@@ -160,7 +170,7 @@ def tanh_normal_log_prob(rng, oracle):
 def tanh_normal_mode(rng, oracle):
     mean = gaussian(rng)[0]
     low, high = bounds(rng, mean.shape[1], mean.dtype)
-    scale, bias = (exact(high) - exact(low)) / 2, (exact(high) + exact(low)) / 2
+    scale, bias = (tensor(high) - tensor(low)) / 2, (tensor(high) + tensor(low)) / 2
     return with_gradients(
         lambda m: fastrl.tanh_normal_mode(m, low=like(low, m), high=like(high, m)),
         lambda m: bias + scale * m.tanh(),

@@ -8,8 +8,6 @@ import pytest
 from fastrl import _backend
 from fastrl.kernels._core.backends import ops
 
-pytest.importorskip("torch")  # of which the oracles are made
-
 from ..backends import BACKENDS, load_kernels
 from . import learning, policies, replay
 

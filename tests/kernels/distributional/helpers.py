@@ -1,13 +1,8 @@
-"""Transitions with distributions, and the usual torch code in float64."""
+"""Transitions with distributions, and the losses as they are usually written, in float64."""
 
 import numpy as np
-import torch
 
-F = torch.nn.functional
-
-
-def exact(x, grad=False):
-    return torch.from_numpy(np.array(x)).double().requires_grad_(grad)
+from ..complex_step import exact, gradient, huber, log_softmax
 
 
 class Batch:
@@ -29,47 +24,56 @@ class Batch:
     def arguments(self):
         return self.x, self.actions, self.rewards, self.discounts, self.after
 
-    def pick(self, x, index):
-        return x[torch.arange(len(x)), torch.as_tensor(index).long()]
+    def exact(self, double, weighted):
+        """The same in float64, with what chooses the next action, and weights."""
+        first, *rest = self.arguments
+        choose, weights = self.online if double else self.after, self.weights if weighted else np.ones(len(first))
+        return exact(first), rest[0], *map(exact, (*rest[1:], choose, weights))
 
 
-def torch_projection(p, r, discount, v_min, v_max):
+def projected(p, r, discount, v_min, v_max):
     """Algorithm 1 of the C51 paper as it is usually written, with the atom that is hit exactly given its mass."""
     n = p.shape[1]
-    z = torch.linspace(v_min, v_max, n, dtype=p.dtype)
+    z = np.linspace(v_min, v_max, n)
     step = (v_max - v_min) / (n - 1)
-    b = ((r[:, None] + discount[:, None] * z).clamp(v_min, v_max) - v_min) / step
-    low, high = b.floor().long(), b.ceil().long()
+    b = ((r[:, None] + discount[:, None] * z).clip(v_min, v_max) - v_min) / step
+    low, high = np.floor(b).astype(int), np.ceil(b).astype(int)
     low[(high > 0) & (low == high)] -= 1
     high[(low < n - 1) & (low == high)] += 1
-    m = torch.zeros_like(p)
-    m.scatter_add_(1, low.clamp(0, n - 1), p * (high - b))
-    m.scatter_add_(1, high.clamp(0, n - 1), p * (b - low))
+    m, rows = np.zeros_like(p), np.arange(len(p))[:, None]
+    np.add.at(m, (rows, low.clip(0, n - 1)), p * (high - b))
+    np.add.at(m, (rows, high.clip(0, n - 1)), p * (b - low))
     return m
 
 
-def torch_c51(x, actions, r, discount, after, choose, w, v_min, v_max):
-    """(loss, KL a row, mean Q), of tensors."""
-    z = torch.linspace(v_min, v_max, x.shape[2], dtype=x.dtype)
-    with torch.no_grad():
-        best = (choose.softmax(2) * z).sum(2).argmax(1)
-        m = torch_projection(after[torch.arange(len(x)), best].softmax(1), r, discount, v_min, v_max)
-    log_p = x[torch.arange(len(x)), actions].log_softmax(1)
-    each = -(m * log_p).sum(1)
-    kl = F.kl_div(log_p, m, reduction="none").sum(1)
-    return (w * each).mean(), kl, (log_p.exp() * z).sum(1).mean()
+def c51(x, actions, r, discount, after, choose, w, v_min, v_max):
+    """(loss, KL a row, mean Q, d loss / dx)."""
+    rows, z = np.arange(len(x)), np.linspace(v_min, v_max, x.shape[2])
+    best = (np.exp(log_softmax(choose)) @ z).argmax(1)
+    m = projected(np.exp(log_softmax(after[rows, best])), r, discount, v_min, v_max)
+    log_p, d = log_softmax(x[rows, actions]), np.zeros_like(x)
+    d[rows, actions] = gradient(lambda chosen: -w * (m * log_softmax(chosen)).sum(1) / len(x), x[rows, actions])
+    kl = (m * (np.log(np.where(m > 0, m, 1)) - log_p)).sum(1)
+    return -(w * (m * log_p).sum(1)).mean(), kl, (np.exp(log_p) @ z).mean(), d
 
 
-def torch_quantiles(x, actions, r, discount, after, choose, w, taus, kappa):
-    """(loss, Q - mean y a row, mean Q), of tensors."""
-    with torch.no_grad():
-        best = choose.mean(2).argmax(1)
-        y = r[:, None] + discount[:, None] * after[torch.arange(len(x)), best]
-    theta = x[torch.arange(len(x)), actions]
-    n, n_after = theta.shape[1], y.shape[1]
-    u = y[:, None, :] - theta[:, :, None]
-    huber = F.huber_loss(
-        theta[:, :, None].expand(-1, n, n_after), y[:, None, :].expand(-1, n, n_after), reduction="none", delta=kappa
-    )
-    each = ((taus[:, :, None] - (u.detach() < 0).to(x)).abs() * huber / kappa).mean(2).sum(1)
-    return (w * each).mean(), theta.mean(1) - y.mean(1), theta.mean()
+def c51_actor(logits, v_min, v_max):
+    """(loss, d loss / d logits)."""
+    z = np.linspace(v_min, v_max, logits.shape[1])
+    each = lambda x: -np.exp(log_softmax(x)) @ z / len(x)  # noqa: E731
+    return each(logits).sum(), gradient(each, logits)
+
+
+def quantiles(x, actions, r, discount, after, choose, w, taus, kappa):
+    """(loss, Q - mean y a row, mean Q, d loss / dx)."""
+    rows, best = np.arange(len(x)), choose.mean(2).argmax(1)
+    y = r[:, None] + discount[:, None] * after[rows, best]
+    theta, d = x[rows, actions], np.zeros_like(x)
+
+    def each(theta):  # [B * N, 1]: one quantile a row
+        u = y[:, None, :] - theta.reshape(*taus.shape, 1)
+        return (np.abs(taus[:, :, None] - (u.real < 0)) * huber(u, kappa) / kappa).mean(2).ravel()
+
+    loss = (w * each(theta).reshape(theta.shape).sum(1)).mean()
+    d[rows, actions] = (w / len(x))[:, None] * gradient(each, theta.reshape(-1, 1)).reshape(theta.shape)
+    return loss, theta.mean(1) - y.mean(1), theta.mean(), d

@@ -74,3 +74,7 @@ def test_cuda(op):
     found = getattr(fastrl, op)(*(torch.from_numpy(x).cuda() for x in b.arguments), **OPS[op])
     for x, y in zip(found, wanted, strict=True):
         np.testing.assert_allclose(x.cpu().numpy(), y, rtol=1e-5, atol=1e-5)
+
+
+def test_two_hot_of_a_tensor_is_one():
+    assert isinstance(fastrl.two_hot(torch.zeros(2), 3, v_min=0, v_max=1), torch.Tensor)

@@ -1,4 +1,4 @@
-"""Losses, targets and FlatAdam against torch in float64, on every backend."""
+"""Losses, targets and FlatAdam against plain float64, on every backend."""
 
 import math
 
@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 import fastrl
 from fastrl.kernels import adam_step
 
-torch = pytest.importorskip("torch")
-F = torch.nn.functional
+from ..complex_step import exact, gradient, huber, log_softmax
+
+LOG_2PI = math.log(2 * math.pi)
+EACH = {"mse": lambda u: u * u, "huber": huber}
 COMMON = {"max_examples": 20, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 ROWS, SEEDS = st.sampled_from([1, 2, 31, 256]), st.integers(0, 2**32)
 
 
 class Draw:
-    """float32 arrays, and the float64 tensors that they are."""
+    """float32 arrays."""
 
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
@@ -29,13 +31,9 @@ class Draw:
         return self.rng.integers(0, n, rows).astype(dtype)
 
 
-def exact(x, grad=False):
-    return torch.from_numpy(np.asarray(x)).double().requires_grad_(grad)
-
-
 def near(found, wanted):
     assert isinstance(found, float)
-    assert found == pytest.approx(float(wanted.detach()), rel=1e-5, abs=1e-6)
+    assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
 @settings(**COMMON)
@@ -50,17 +48,14 @@ def test_q_learning(backend, close, rows, n, double, weighted, loss, seed):
         q, actions, rewards, discounts, next_q, next_q_online=online if double else None,
         weights=weights if weighted else None, loss=loss,
     )  # fmt: skip
-    x, index = exact(q, True), torch.from_numpy(actions).long()[:, None]
-    best = exact(online if double else next_q).argmax(1, keepdim=True)
-    y = exact(rewards) + exact(discounts) * exact(next_q).gather(1, best).squeeze(1)
-    chosen = x.gather(1, index).squeeze(1)
-    each = (F.mse_loss if loss == "mse" else F.huber_loss)(chosen, y, reduction="none")
-    mean = (each * exact(weights) if weighted else each).mean()
-    mean.backward()
-    near(found.loss, mean)
-    near(found.mean_q, chosen.mean())
-    close(found.d_q, x.grad.numpy())
-    close(found.td_errors, (chosen - y).detach().numpy())
+    x, index = exact(q), np.arange(rows)
+    y = exact(rewards) + exact(discounts) * exact(next_q)[index, (online if double else next_q).argmax(1)]
+    w = exact(weights) if weighted else 1.0
+    each = lambda x: w * EACH[loss](x[index, actions] - y) / rows  # noqa: E731
+    near(found.loss, each(x).sum())
+    near(found.mean_q, x[index, actions].mean())
+    close(found.d_q, gradient(each, x))
+    close(found.td_errors, x[index, actions] - y)
 
 
 def test_a_discount_of_0_stops_the_bootstrap(backend):
@@ -80,27 +75,22 @@ def test_critics(backend, close, rows, n, last, weighted, loss, seed):
     q, rewards, log_prob, weights = draw(n, rows), draw(rows), 3 * draw(rows), abs(draw(rows))
     discounts, shape = abs(draw(rows)), (n, rows, 1) if last else (n, rows)
     y = fastrl.min_q_targets(q.reshape(shape), rewards, discounts, next_log_prob=log_prob, temperature=0.25)
-    value = exact(q).amin(0) - 0.25 * exact(log_prob)
-    close(y, (exact(rewards) + exact(discounts) * value).numpy())
+    value = exact(q).min(0) - 0.25 * exact(log_prob)
+    close(y, exact(rewards) + exact(discounts) * value)
     plain = fastrl.min_q_targets(q.reshape(shape), rewards, discounts)
-    close(plain, (exact(rewards) + exact(discounts) * exact(q).amin(0)).numpy())
+    close(plain, exact(rewards) + exact(discounts) * exact(q).min(0))
 
     found = fastrl.q_regression_loss(q.reshape(shape), y, weights=weights if weighted else None, loss=loss)
-    x = exact(q, True)
-    each = (F.mse_loss if loss == "mse" else F.huber_loss)(x, exact(y).expand(n, rows), reduction="none")
-    total = (each * exact(weights) if weighted else each).mean(1).sum()
-    total.backward()
-    near(found.loss, total)
+    x, w = exact(q).T, exact(weights) if weighted else np.ones(rows)
+    each = lambda x: (w[:, None] * EACH[loss](x - exact(y)[:, None])).sum(1) / rows  # noqa: E731
+    near(found.loss, each(x).sum())
     near(found.mean_q, x.mean())
-    close(found.d_q, x.grad.numpy().reshape(shape))
-    close(found.td_errors, (x - exact(y)).detach().numpy())
+    close(found.d_q, gradient(each, x).T.reshape(shape))
+    close(found.td_errors, (x - exact(y)[:, None]).T)
 
     actor_loss, d_q = fastrl.min_q_loss(q.reshape(shape))
-    x = exact(q, True)
-    wanted = -x.min(0).values.mean()
-    wanted.backward()
-    near(actor_loss, wanted)
-    close(d_q, x.grad.numpy().reshape(shape))
+    near(actor_loss, -x.min(1).mean())
+    close(d_q, gradient(lambda x: -x.min(1) / rows, x).T.reshape(shape))
 
 
 def test_of_equal_critics_the_first_gets_the_gradient(backend):
@@ -116,25 +106,40 @@ def test_values(backend, close, rows, clip_range, last, seed):
     shape = (rows, 1) if last else (rows,)
     given_old = None if clip_range is None else old
     found, d = fastrl.value_loss(values.reshape(shape), returns, old_values=given_old, clip_range=clip_range, coef=0.7)
-    v, g, o = exact(values, True), exact(returns), exact(old)
-    error = (v - g).square()
-    if clip_range is not None:
-        error = torch.max(error, (o + (v - o).clamp(-clip_range, clip_range) - g).square())
-    loss = 0.7 * 0.5 * error.mean()
-    loss.backward()
-    near(found, loss)
-    close(d, v.grad.numpy().reshape(shape))
+    v, g, o = exact(values)[:, None], exact(returns), exact(old)
+
+    def each(v):
+        error = (v[:, 0] - g) ** 2
+        if clip_range is not None:
+            other = (o + np.clip(v[:, 0] - o, -clip_range, clip_range) - g) ** 2
+            error = np.where(error.real >= other.real, error, other)
+        return 0.7 * 0.5 * error / rows
+
+    near(found, each(v).sum())
+    close(d, gradient(each, v).reshape(shape))
 
 
 def objective(log_prob, old, advantages, clip_range, kl, kl_coef, normalize):
-    """L_policy and the KL, as PPO's paper has them."""
-    a = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8) if normalize else advantages
-    ratio = (log_prob - old).exp()
+    """L_policy and the KL of each row, as PPO's paper has them."""
+    a = (advantages - advantages.mean()) / (advantages.std() + 1e-8) if normalize else advantages
+    ratio = np.exp(log_prob - old)
     gain = ratio * a
     if clip_range is not None:
-        gain = torch.min(gain, ratio.clamp(1 - clip_range, 1 + clip_range) * a)
-    mean_kl = (ratio - 1 - (log_prob - old)).mean() if kl is None else kl.mean()
-    return (0 if kl is None else kl_coef * mean_kl) - gain.mean(), mean_kl
+        gain = np.minimum(gain, np.clip(ratio, 1 - clip_range, 1 + clip_range) * a)
+    row_kl = ratio - 1 - (log_prob - old) if kl is None else kl
+    return (0 if kl is None else kl_coef * row_kl) - gain, row_kl
+
+
+def categorical(logits, actions):
+    """log pi of the actions, and entropy."""
+    log_p = log_softmax(logits)
+    return log_p[np.arange(len(logits)), actions], -(np.exp(log_p) * log_p).sum(1)
+
+
+def normal(mean, log_std, actions):
+    """The same."""
+    z = (actions - mean) / np.exp(log_std)
+    return (-0.5 * z * z - log_std - 0.5 * LOG_2PI).sum(1), (log_std + 0.5 * (1 + LOG_2PI) + 0 * mean).sum(1)
 
 
 PPO = (ROWS, st.sampled_from([1, 2, 6]), st.sampled_from([None, 0.2]), st.booleans(), st.booleans(), SEEDS)
@@ -150,17 +155,18 @@ def test_ppo_categorical(backend, close, rows, n, clip_range, penalty, normalize
         logits, actions, old, advantages, clip_range=clip_range, old_logits=before if penalty else None,
         kl_coef=1.5, entropy_coef=0.3, normalize_advantages=normalize,
     )  # fmt: skip
-    z = exact(logits, True)
-    log_p, old_p = z.log_softmax(1), exact(before).log_softmax(1)
-    kl = (old_p.exp() * (old_p - log_p)).sum(1) if penalty else None
-    log_prob = log_p.gather(1, torch.from_numpy(actions)[:, None]).squeeze(1)
-    policy, mean_kl = objective(log_prob, exact(old), exact(advantages), clip_range, kl, 1.5, normalize)
-    entropy = -(log_p.exp() * log_p).sum(1).mean()
-    loss = policy - 0.3 * entropy
-    loss.backward()
-    for got, wanted in zip(found[:4], (loss, policy, entropy, mean_kl), strict=True):
-        near(got, wanted)
-    close(found.d_out, z.grad.numpy())
+    old_p = log_softmax(exact(before))
+
+    def each(z):
+        kl = (np.exp(old_p) * (old_p - log_softmax(z))).sum(1) if penalty else None
+        log_prob, entropy = categorical(z, actions)
+        policy, kl = objective(log_prob, exact(old), exact(advantages), clip_range, kl, 1.5, normalize)
+        return policy - 0.3 * entropy, policy, entropy, kl
+
+    z = exact(logits)
+    for got, wanted in zip(found[:4], each(z), strict=True):
+        near(got, wanted.mean())
+    close(found.d_out, gradient(lambda z: each(z)[0] / rows, z))
     assert found.d_log_std is None
 
 
@@ -181,28 +187,25 @@ def test_ppo_normal(backend, close, rows, n, clip_range, penalty, normalize, see
     draw = Draw(seed)
     mean, log_std, before, before_std = draw(rows, n), 0.3 * draw(n), draw(rows, n), 0.3 * draw(n)
     actions, advantages = mean + draw(rows, n), draw(rows)
-    log = lambda m, s: (-0.5 * ((exact(actions) - m) / s.exp()) ** 2 - s - 0.5 * math.log(2 * math.pi)).sum(1)  # noqa: E731
-    old = (log(exact(mean), exact(log_std)).numpy() + 0.3 * draw(rows)).astype(np.float32)
+    old = (normal(*map(exact, (mean, log_std, actions)))[0] + 0.3 * draw(rows)).astype(np.float32)
     found = fastrl.ppo_normal_loss(
         mean, log_std, actions, old, advantages, clip_range=clip_range, kl_coef=0.5, entropy_coef=0.3,
         old_mean=before if penalty else None, old_log_std=before_std if penalty else None,
         normalize_advantages=normalize,
     )  # fmt: skip
-    m, s = exact(mean, True), exact(log_std, True)
-    kl = None
-    if penalty:
-        normal = torch.distributions.Normal
-        kl = torch.distributions.kl_divergence(
-            normal(exact(before), exact(before_std).exp()), normal(m, s.exp())
-        ).sum(1)  # fmt: skip
-    policy, mean_kl = objective(log(m, s), exact(old), exact(advantages), clip_range, kl, 0.5, normalize)
-    entropy = (s + 0.5 + 0.5 * math.log(2 * math.pi)).sum()
-    loss = policy - 0.3 * entropy
-    loss.backward()
-    for got, wanted in zip(found[:4], (loss, policy, entropy, mean_kl), strict=True):
-        near(got, wanted)
-    close(found.d_out, m.grad.numpy())
-    close(found.d_log_std, s.grad.numpy())
+
+    def each(m, s):
+        m0, s0 = exact(before), exact(before_std)
+        kl = (s - s0 + (np.exp(2 * s0) + (m0 - m) ** 2) / (2 * np.exp(2 * s)) - 0.5).sum(1) if penalty else None
+        log_prob, entropy = normal(m, s, exact(actions))
+        policy, kl = objective(log_prob, exact(old), exact(advantages), clip_range, kl, 0.5, normalize)
+        return policy - 0.3 * entropy, policy, entropy, kl
+
+    m, s = exact(mean), np.tile(exact(log_std), (rows, 1))
+    for got, wanted in zip(found[:4], each(m, s), strict=True):
+        near(got, wanted.mean())
+    close(found.d_out, gradient(lambda m: each(m, s)[0] / rows, m))
+    close(found.d_log_std, gradient(lambda s: each(m, s)[0] / rows, s).sum(0))
 
 
 @settings(**COMMON)
@@ -213,26 +216,25 @@ def test_without_old_log_probs_they_are_those_of_now(backend, close, rows, n, cl
     out, log_std, advantages, actions = draw(rows, n), 0.3 * draw(n), draw(rows), draw.actions(rows, n)
     moved = out + 100 * draw(rows, n)
     how = {"clip_range": clip_range, "entropy_coef": 0.3, "normalize_advantages": normalize}
-    z, m, s, a = exact(out, True), exact(out, True), exact(log_std, True), exact(advantages)
-    normal = torch.distributions.Normal(m, s.exp())
-    chosen = z.log_softmax(1).gather(1, torch.from_numpy(actions)[:, None]).squeeze(1)
-    for found, log_prob, entropy, leaves in (
-        (
-            fastrl.ppo_categorical_loss(out, actions, None, advantages, **how),
-            chosen, torch.distributions.Categorical(logits=z).entropy().mean(), [z],
-        ),
+    z, s = exact(out), np.tile(exact(log_std), (rows, 1))
+
+    def each(log_prob, entropy):
+        policy, kl = objective(log_prob, log_prob.real, exact(advantages), clip_range, None, 0, normalize)
+        return policy - 0.3 * entropy, policy, entropy, kl
+
+    for found, of, leaves in (
+        (fastrl.ppo_categorical_loss(out, actions, None, advantages, **how), lambda z: categorical(z, actions), [z]),
         (
             fastrl.ppo_normal_loss(out, log_std, moved, None, advantages, **how),
-            normal.log_prob(exact(moved)).sum(1), normal.entropy().sum(1).mean(), [m, s],
+            lambda m, s: normal(m, s, exact(moved)), [z, s],
         ),
     ):  # fmt: skip
-        policy, kl = objective(log_prob, log_prob.detach(), a, clip_range, None, 0, normalize)
-        (policy - 0.3 * entropy).backward()
-        for got, wanted in zip(found[:4], (policy - 0.3 * entropy, policy, entropy, kl), strict=True):
-            near(got, wanted)
+        for got, wanted in zip(found[:4], each(*of(*leaves)), strict=True):
+            near(got, wanted.mean())
         assert found.kl == 0
-        for got, leaf in zip(found[4:], leaves, strict=False):
-            close(got, leaf.grad.numpy())
+        for k, got in enumerate(found[4 : 4 + len(leaves)]):
+            d = gradient(lambda x, k=k, of=of, at=leaves: each(*of(*at[:k], x, *at[k + 1 :]))[0] / rows, leaves[k])
+            close(got, d.sum(0) if k else d)
 
 
 @pytest.mark.parametrize("size", [1, 17, 5000])
@@ -240,7 +242,7 @@ def test_flat_adam(backend, close, rng, size):
     p, g, target, average = (rng.standard_normal(size, np.float32) for _ in range(4))
     grad = g.copy()
     wanted = [x.copy() for x in (p, np.zeros(size, np.float32), np.zeros(size, np.float32))]
-    follow = [torch.from_numpy(x.copy()) for x in (target, average)]
+    follow = [exact(x) for x in (target, average)]
     step = np.zeros((), np.float32)
     optimizer = fastrl.FlatAdam(p, grad, lr=0.01, weight_decay=0.1)
     for k in range(3):
@@ -252,12 +254,12 @@ def test_flat_adam(backend, close, rng, size):
         np.testing.assert_array_equal(grad, scaled)
         adam_step([wanted[0]], [scaled], [wanted[1]], [wanted[2]], [step], lr=0.01, weight_decay=0.1)
         for x, weight in zip(follow, (0.3, 0.6), strict=True):
-            x.lerp_(torch.from_numpy(p), weight)
+            x += weight * (p - x)
     close(p, wanted[0])
     close(optimizer.exp_avg, wanted[1])
     close(optimizer.exp_avg_sq, wanted[2])
-    close(target, follow[0].numpy())
-    close(average, follow[1].numpy())
+    close(target, follow[0])
+    close(average, follow[1])
     if backend.flat_adam.__module__ == "fastrl._C":
         np.testing.assert_array_equal(p, wanted[0])  # the arithmetic is adam_step's
 
@@ -276,7 +278,7 @@ def test_a_tau_of_1_copies_and_states_resume(backend, rng):
     assert first.steps == second.steps == 2
 
 
-def test_torch_gets_torch(backend):
+def test_torch_gets_torch(backend, torch):
     q = torch.ones(3, 2)
     found = fastrl.q_learning_loss(q, torch.tensor([0, 1, 0]), torch.ones(3), torch.ones(3), q)
     assert isinstance(found.d_q, torch.Tensor) and isinstance(found.td_errors, torch.Tensor)
@@ -284,7 +286,7 @@ def test_torch_gets_torch(backend):
     assert isinstance(net.forward(q), torch.Tensor)
 
 
-def test_the_torch_backend_agrees():
+def test_the_torch_backend_agrees(torch):
     """What serves CUDA tensors, on CPU tensors."""
     from fastrl.kernels.mlp import _torch, reference
 
@@ -310,7 +312,7 @@ def test_the_torch_backend_agrees():
 
 @settings(**COMMON)
 @given(ROWS, st.sampled_from([1, 3]), SEEDS)
-def test_the_tanh_normal_pullback_is_autograds(close, rows, n, seed):
+def test_the_tanh_normal_pullback_is_autograds(torch, close, rows, n, seed):
     draw = Draw(seed)
     out, noise = 2 * draw(rows, 2 * n), draw(rows, n)
     d_action, d_log_prob = draw(rows, n), draw(rows)

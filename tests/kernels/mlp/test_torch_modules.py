@@ -5,6 +5,8 @@ import pytest
 
 import fastrl
 
+from .helpers import by_hand
+
 torch = pytest.importorskip("torch")
 nn = torch.nn
 
@@ -38,6 +40,27 @@ def test_there_and_back(rng, n, layer_norm, dueling, activation):
     np.testing.assert_array_equal(back.forward(x), net.forward(x))
     back.vector.zero_()
     assert not outputs().any()
+
+
+@pytest.mark.parametrize("n", [None, 2])
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("dueling", [False, True, 2])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "silu", "none"])
+def test_the_oracle_is_autograd(rng, n, layer_norm, dueling, activation):
+    """What the tests of values compare with."""
+    net = fastrl.MLP((3, 20, 17, 6), activation, n=n, layer_norm=layer_norm, dueling=dueling, seed=0)
+    x, d_out = rng.standard_normal((9, 3)), rng.standard_normal((9, 6) if n is None else (n, 9, 6))
+    inputs, module = torch.from_numpy(x).requires_grad_(), net.to_torch().double()
+    out = torch.stack([m(inputs) for m in ([module] if n is None else module)]).reshape(d_out.shape)
+    for p in module.parameters():
+        p.grad = None
+    out.backward(torch.from_numpy(d_out))
+    wanted_out, grad, wanted_d_x = by_hand(net, x, d_out)
+    found = dict(module.named_parameters())
+    for name, wanted in net.parameters(grad).items():
+        np.testing.assert_allclose(found[name].grad.numpy(), wanted, rtol=1e-12, atol=1e-12, err_msg=name)
+    np.testing.assert_allclose(out.detach().numpy(), wanted_out, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(inputs.grad.numpy(), wanted_d_x, rtol=1e-12, atol=1e-12)
 
 
 def test_state_dicts_are_torchs():

@@ -1,4 +1,4 @@
-"""Outputs and gradients of MLP against torch.autograd in float64."""
+"""Outputs and gradients of MLP against plain float64."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import fastrl
 
-torch = pytest.importorskip("torch")
+from .helpers import by_hand, dyadic
 
 WIDTHS = st.sampled_from([1, 3, 15, 16, 17, 64, 255, 400])
 BATCHES = st.sampled_from([1, 2, 3, 31, 256, 1000])
@@ -19,31 +19,8 @@ NETWORKS = st.sampled_from([None, 1, 2, 3, 4, 5])
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
-def dyadic(rng, shape, unit, most=8):
-    """Multiples of `unit`: their products and sums are exact, so that no ReLU differs by rounding."""
-    return (rng.integers(-most, most + 1, shape) * unit).astype(np.float32)
-
-
-def by_autograd(net, x, d_out, first=None):
-    """Outputs, gradient of the vector and of the inputs, in float64."""
-    module = copy.deepcopy(net.to_torch()).double()
-    inputs = torch.from_numpy(x).double().requires_grad_()
-    networks = [module] if net.n is None else list(module)[:first]
-    out = torch.stack([network(inputs) for network in networks])
-    out = out[0] if net.n is None else out
-    for p in module.parameters():
-        p.grad = None
-    out.backward(torch.from_numpy(d_out).double())
-    grad = np.zeros(net.vector.shape, np.float64)
-    named = dict(module.named_parameters())
-    for name, view in net.parameters(grad).items():
-        if named[name].grad is not None:
-            view[...] = named[name].grad.numpy()
-    return out.detach().numpy(), grad, inputs.grad.numpy()
-
-
 def check_all(net, x, d_out, close):
-    wanted, grad, d_x = by_autograd(net, x, d_out)
+    wanted, grad, d_x = by_hand(net, x, d_out)
     close(net.forward(x), wanted)
     net.grad[:] = np.nan
     close(net.forward_cached(x), wanted)
@@ -108,14 +85,14 @@ def test_gradients_of_some_inputs_only(backend, close, rng, columns):
     net.forward_cached((x[:, :3], x[:, 3:]))
     before = net.grad.copy()
     d_x = net.backward(d_out, parameters=False, inputs=columns)
-    close(d_x, by_autograd(net, x, d_out)[2][:, columns])
+    close(d_x, by_hand(net, x, d_out)[2][:, columns])
     np.testing.assert_array_equal(net.grad, before)
 
 
 def test_the_first_networks_only(backend, close, rng):
     net = fastrl.MLP((3, 16, 2), n=3, seed=0)
     x, d_out = rng.standard_normal((9, 3), np.float32), rng.standard_normal((2, 9, 2), np.float32)
-    wanted, grad, d_x = by_autograd(net, x, d_out, first=2)
+    wanted, grad, d_x = by_hand(net, x, d_out, first=2)
     close(net.forward(x, first=2), wanted)
     close(net.forward_cached(x, first=2), wanted)
     net.grad[:] = 5
@@ -169,7 +146,7 @@ def test_large_inputs_saturate(backend, close, activation):
     net = fastrl.MLP((1, 1, 1), activation)
     net.vector[:] = [1, 0, 1, 0]
     x = np.array([[-1e30], [-200], [-88], [-30], [-1e-30], [0], [1e-30], [30], [88], [200]], np.float32)
-    wanted, _, d_x = by_autograd(net, x, np.ones_like(x))
+    wanted, _, d_x = by_hand(net, x, np.ones_like(x))
     close(net.forward_cached(x), wanted)
     close(net.forward(x[:1]), wanted[:1])
     found = net.backward(np.ones_like(x), inputs=True)
