@@ -1,6 +1,7 @@
-"""A few short calls of every CUDA op against the reference: what `.ci/gpu.sh` runs under compute-sanitizer.
+"""A few short calls of every CUDA op against the reference, and captured in graphs.
 
-A test without a GPU holds the ops here to those of the extension's stub.
+They are what `.ci/gpu.sh` runs under compute-sanitizer.  A test that needs no GPU holds the ops here to those of the
+extension's stub.
 """
 
 import ast
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_graphs import captured
 
 from fastrl import SumTree, _backend, conjugate_gradient
 from fastrl.kernels import SumTreeReference, conjugate_gradient_reference
@@ -133,6 +135,24 @@ def test_functions(kernels, tolerance, calls, size):
                 assert x.tolist() == [*y.tolist(), 0] != [SEED, COUNTER, 0]
 
 
+@pytest.mark.parametrize("calls", CALLS)
+def test_functions_captured(kernels, tolerance, calls):
+    """All calls in one graph, replayed with other arguments where the first ones were."""
+    reference = importlib.import_module(f"fastrl.kernels.{calls.__name__}.reference")
+    size = CALLS[calls][0]
+    held = [(op, [put(x) for x in arguments]) for op, arguments in calls(np.random.default_rng(0), size)]
+    graph, found = captured(lambda: [getattr(kernels, op)(*arguments) for op, arguments in held])
+    for seed in (1, 2):
+        new = list(calls(np.random.default_rng(seed), size))
+        for (_, old), (_, arguments) in zip(held, new, strict=True):
+            for x, y in zip(old, arguments, strict=True):
+                if isinstance(x, torch.Tensor):
+                    x.copy_(put(y))
+        graph.replay()
+        for (op, arguments), results in zip(new, found, strict=True):
+            same(results, getattr(reference, op)(*arguments), tolerance)
+
+
 # ---- conjugate gradient: its functions are steps of a loop -----------------------------------------------------------
 
 SOLVERS = {"cg_start", "cg_step", "cg_direction"}
@@ -168,39 +188,63 @@ def test_conjugate_gradient(kernels, monkeypatch, n):
 
 # ---- the tree --------------------------------------------------------------------------------------------------------
 
-TREE = {  # method of the extension's tree: a call of the public one, where to() moves arrays
-    "update": lambda tree, to, i, x: tree.update(to(i), to(x)),
-    "update_from_td_errors": lambda tree, to, i, x: tree.update_from_td_errors(to(i), to(x - 1), 0.6, 1e-3),
-    "get": lambda tree, to, i, x: tree[to(i)],
-    "find": lambda tree, to, i, x: tree.find(to(np.linspace(0, 20, len(i)))),
-    "sample": lambda tree, to, i, x: (
+TREE = {  # method of the extension's tree: a call of the public one
+    "update": lambda tree, i, x: tree.update(i, x),
+    "update_from_td_errors": lambda tree, i, x: tree.update_from_td_errors(i, x - 1, 0.6, 1e-3),
+    "get": lambda tree, i, x: tree[i],
+    "find": lambda tree, i, x: tree.find(8 * x),
+    "sample": lambda tree, i, x: (
         *tree.sample(99), *tree.sample(99, stratified=False), *tree.sample(9, replacement=False),
     ),
-    "sample_weighted": lambda tree, to, i, x: (
+    "sample_weighted": lambda tree, i, x: (
         *tree.sample_weighted(99, 0.4, "batch"), *tree.sample_weighted(99, 0.4, "tree"),
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("capacity", [17, 300, 5000])  # levels of 16 children
-@pytest.mark.parametrize("method", TREE)
-def test_tree(kernels, capacity, method):
+def trees(capacity):
+    """The same tree on the device and of the reference, and indices with duplicates and values for both."""
     rng = np.random.default_rng(capacity)
     every, priorities = np.arange(capacity), rng.uniform(1, 2, capacity).astype(np.float32)
-    indices, values = rng.integers(0, capacity, 300), rng.uniform(1, 2, 300).astype(np.float32)  # with duplicates
+    given = rng.integers(0, capacity, 300), rng.uniform(1, 2, 300).astype(np.float32)
     ours = SumTree(capacity, dtype=torch.float32, device="cuda", seed=5)
     theirs = SumTreeReference(capacity, dtype=np.float32, seed=5)
-    found, wanted = [], []
-    for tree, to, results in ((ours, put, found), (theirs, lambda x: x, wanted)):
-        tree.update(to(every), to(priorities))
-        result = TREE[method](tree, to, indices, values)
-        results += result if isinstance(result, tuple) else [result]
-        results.append(tree[to(every)])
-    for got, want in zip(found, wanted, strict=True):
-        if want is not None:
+    ours.update(put(every), put(priorities))
+    theirs.update(every, priorities)
+    return ours, theirs, [put(x) for x in given], given
+
+
+def same_trees(ours, theirs, found, wanted):
+    if wanted is not None:
+        for got, want in zip(*(x if isinstance(x, tuple) else (x,) for x in (found, wanted)), strict=True):
             np.testing.assert_allclose(got.cpu().numpy(), want, rtol=1e-5)
+    every = np.arange(ours.capacity)
+    np.testing.assert_allclose(ours[put(every)].cpu().numpy(), theirs[every], rtol=1e-5)
     np.testing.assert_allclose(ours.total, theirs.total, rtol=1e-5)
     assert ours.generator.state_dict() == theirs.generator.state_dict()
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("capacity", [17, 300, 5000])  # levels of 16 children
+@pytest.mark.parametrize("method", TREE)
+def test_tree(method, capacity):
+    ours, theirs, moved, given = trees(capacity)
+    same_trees(ours, theirs, TREE[method](ours, *moved), TREE[method](theirs, *given))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("method", TREE)
+def test_tree_captured(method):
+    ours, theirs, (indices, values), given = trees(300)
+    graph, found = captured(lambda: TREE[method](ours, indices, values))
+    TREE[method](theirs, *given)  # the call before the capture
+    for seed in (1, 2):
+        rng = np.random.default_rng(seed)
+        new = rng.integers(0, 300, 300), rng.uniform(1, 2, 300).astype(np.float32)
+        indices.copy_(put(new[0]))
+        values.copy_(put(new[1]))
+        graph.replay()
+        same_trees(ours, theirs, found, TREE[method](theirs, *new))
 
 
 # ---- none is missing -------------------------------------------------------------------------------------------------
