@@ -5,8 +5,8 @@ errors: data races, barriers and warp functions that not all of their threads re
 unwritten, accesses outside an array, undefined behaviour.  That each is found is tested by faults put into the sources.
 
 What it cannot show: speed; what a weaker order of memory does to code that looks ordered here; how the GPU's own
-functions (exp, pow, fused multiply-adds) round; launches that overlap, streams, graphs; a read of global memory that
-nobody wrote (it is filled with NaN, which the results then show).
+functions (exp, pow, fused multiply-adds) round; launches that overlap, streams; graphs, whose work is done again; a
+read of global memory that nobody wrote (it is filled with NaN, which the results then show).
 """
 
 import os
@@ -99,7 +99,11 @@ def run(module, folder, *arguments, seed=0, short=True):
 
 
 def cuda_tests():
-    return [*sorted(TESTS.glob("kernels/**/test_*cuda*.py")), HERE / "cases_errors.py"]
+    return [
+        *sorted(TESTS.glob("kernels/**/test_*cuda*.py")),
+        TESTS / "agents/test_cuda_updates.py",
+        HERE / "cases_errors.py",
+    ]
 
 
 def check(base, folder, test, **options):

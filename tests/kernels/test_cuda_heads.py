@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from cuda_graphs import captured
 
 import fastrl
 from fastrl import _backend
@@ -225,20 +226,6 @@ def test_autograd_through_the_public_functions(tolerance):
     wanted = torch.autograd.grad((theirs.log_prob(x) * 2 + theirs.entropy()).sum(), (mean, log_std, x))
     for got, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-9)
-
-
-def captured(work):
-    """A graph of `work`, and what it returns."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = work()
-    return graph, results
 
 
 def test_a_captured_policy_step_draws_anew():

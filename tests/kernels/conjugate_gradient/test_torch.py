@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from cuda_graphs import captured
 
 from fastrl import conjugate_gradient
 from fastrl.kernels import conjugate_gradient_reference
@@ -120,10 +121,7 @@ def test_cuda_graph(torch):
         pytest.skip("no GPU here")
     A = torch.diag(torch.linspace(1, 3, 500, device="cuda"))
     b = torch.randn(500, device="cuda")
-    conjugate_gradient(A, b)  # warm-up: loads what is loaded late
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        x, _ = conjugate_gradient(A, b, max_iter=40)
+    graph, (x, _) = captured(lambda: conjugate_gradient(A, b, max_iter=40))
     b.copy_(torch.randn(500))
     graph.replay()
     torch.testing.assert_close(A @ x, b, rtol=1e-3, atol=1e-3)

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from cuda_graphs import captured
 
 from fastrl import _backend
 from fastrl.kernels import scans
@@ -288,12 +289,7 @@ def test_captured_in_a_graph(compiled, shape):
         return list(calls(rng, shape, np.float64))
 
     first = [(op, [put(x, DEVICE) for x in arguments]) for op, arguments in inputs()]
-    for op, arguments in first:  # loads the kernels
-        getattr(compiled, op)(*arguments, None)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = [pair(getattr(compiled, op)(*arguments, None)) for op, arguments in first]
+    graph, results = captured(lambda: [pair(getattr(compiled, op)(*arguments, None)) for op, arguments in first])
     for _ in range(3):
         second = inputs()
         for (_, arguments), (_, others) in zip(first, second, strict=True):
@@ -301,8 +297,8 @@ def test_captured_in_a_graph(compiled, shape):
                 if isinstance(x, torch.Tensor):
                     x.copy_(torch.from_numpy(np.array(other)))
         graph.replay()
-        for (op, arguments), captured in zip(first, results, strict=True):
-            for got, want in zip(captured, pair(getattr(compiled, op)(*arguments, None)), strict=True):
+        for (op, arguments), result in zip(first, results, strict=True):
+            for got, want in zip(result, pair(getattr(compiled, op)(*arguments, None)), strict=True):
                 assert torch.equal(got, want), op
 
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from cuda_graphs import captured
 
 import fastrl
 from fastrl.kernels import Generator, SumTree, SumTreeReference, gather_rows
@@ -297,20 +298,6 @@ def test_host_side_checks_are_the_cpu_ones(tree_class, sixteen):
 # ---- graphs -----------------------------------------------------------------------------------------------------
 
 
-def captured(work):
-    """A graph of `work`, and what it returns; warmed up on a side stream as torch asks."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = work()
-    return graph, results
-
-
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("options", [{}, {"stratified": False}], ids=["stratified", "iid"])
 def test_a_captured_sample_draws_anew(oracle, options):
@@ -461,3 +448,16 @@ def test_gather_rows():
     assert gather_rows(array, indices, out=out) is out and torch.equal(out, array[indices])
     with pytest.raises((ValueError, RuntimeError)):
         gather_rows([array, array.cpu()], indices)
+
+
+def test_a_captured_gather_rows():
+    """Without the check of the indices, which waits for the device."""
+    array, indices = torch.arange(60, device="cuda", dtype=torch.float32).reshape(10, 6), cuda(9, 0, 9)
+    out = torch.zeros(3, 6, device="cuda")
+    graph, (rows, flags) = captured(lambda: gather_rows([array, array > 30], indices))
+    other, _ = captured(lambda: gather_rows(array, indices, out=out))
+    for new in (cuda(1, 2, 3), cuda(0, 0, 8)):
+        indices.copy_(new)
+        graph.replay()
+        other.replay()
+        assert torch.equal(rows, array[new]) and torch.equal(out, rows) and torch.equal(flags, rows > 30)

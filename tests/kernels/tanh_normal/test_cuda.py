@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from cuda_graphs import captured
 
 from fastrl import Generator, _backend, tanh_normal_log_prob, tanh_normal_sample
 from fastrl.kernels.tanh_normal import reference
@@ -168,10 +169,8 @@ def test_autograd_on_the_gpu(tolerance):
 def test_a_captured_graph_draws_anew():
     generator, twin = Generator(3, "cuda"), Generator(3, "cuda")
     mean, log_std = torch.zeros(16, 3, device="cuda"), torch.zeros(3, device="cuda")
-    tanh_normal_sample(mean, log_std, generator=Generator(0, "cuda"))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        drawn = tanh_normal_sample(mean, log_std, generator=generator)[0]
+    graph, (drawn, _) = captured(lambda: tanh_normal_sample(mean, log_std, generator=generator))
+    generator.manual_seed(3)
     for _ in range(3):
         graph.replay()
         assert torch.equal(drawn, tanh_normal_sample(mean, log_std, generator=twin)[0])
