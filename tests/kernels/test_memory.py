@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import fastrl
+from fastrl import _backend
 
 from .test_many_threads import Shared, shared, steps
 
 pytestmark = [
+    pytest.mark.skipif(_backend.CPU_BACKEND != "cpp", reason="the compiled extension does not serve here"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what Linux says of the process's memory"),
     pytest.mark.skipif("lib" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has memory of its own"),
 ]
