@@ -2,6 +2,7 @@
 
 #include <pybind11/numpy.h>
 
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -90,6 +91,8 @@ void check_dltensor(const DLTensor& t, int64_t itemsize, const char* where) {
     if (step >= (kMost - reach) / steps) refuse("its strides reach beyond all addresses");
     reach += (step + 1) * steps;
   }
+  if (t.byte_offset > static_cast<uint64_t>(kMost - std::max(size, reach)))
+    refuse("its byte_offset is beyond all addresses");
 }
 
 void fill_from_dltensor(Array& a, const DLTensor& t, const char* where) {

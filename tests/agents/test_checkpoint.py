@@ -123,6 +123,31 @@ def test_damage_is_one_clear_error(saved, name, damage):
     assert "\n" not in str(error.value) and str(saved) in str(error.value)
 
 
+@pytest.mark.slow
+def test_every_bit_and_every_length(tmp_path):
+    """Every bit of every file flipped in turn, every length cut: a clear error, or the same is read."""
+    folder, n = tmp_path / "a", 1234567
+    save_checkpoint(folder, {"n": n}, {"n": n}, {"w": np.array([n])}, lambda path: path.write_text(str(n)))
+    refused = loaded = 0
+    for path in sorted(folder.iterdir()):
+        good = path.read_bytes()
+        flips = ((i, 1 << bit) for i in range(len(good)) for bit in range(8))
+        damaged = [good[:i] + bytes([good[i] ^ bit]) + good[i + 1 :] for i, bit in flips]
+        for data in damaged + [good[:i] for i in range(len(good))]:
+            path.write_bytes(data)
+            try:
+                with load_checkpoint(folder) as found:
+                    assert found.config == found.state == {"n": n} and found.tensors["w"].tolist() == [n]
+                    assert found.replay.read() == b"1234567"
+                loaded += 1
+                assert path.name == "manifest.json"  # the command line and the versions in it, say
+            except InputError as error:
+                refused += 1
+                assert "\n" not in str(error) and str(folder) in str(error)
+        path.write_bytes(good)
+    assert refused > loaded > 0
+
+
 def test_a_crash_while_saving_keeps_the_earlier_checkpoint(saved, monkeypatch):
     agent = DQN.load(saved).learn(400, progress=False)
     for name in ("save_file", "_write_json", "_sha256", "fsync"):

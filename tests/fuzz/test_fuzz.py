@@ -1,4 +1,4 @@
-"""A few inputs of every fuzz target, the same each time; the long stage makes new ones for minutes."""
+"""The corpus and a few inputs of every fuzz target, the same each time; the long stage makes new ones for minutes."""
 
 import os
 import subprocess
@@ -15,13 +15,25 @@ if os.name == "nt":
 import fuzz
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", fuzz.TARGETS)
-def test_some_inputs(name, tmp_path):
-    target, rng = fuzz.TARGETS[name](tmp_path), np.random.default_rng(0)
+@pytest.fixture(params=fuzz.TARGETS)
+def target(request, tmp_path):
     with np.errstate(all="ignore"):
-        for _ in range(500 if name == "capsules" else 30):
-            target(fuzz.Draw(rng.bytes(64)))
+        yield fuzz.TARGETS[request.param](tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_corpus(target, request):
+    inputs = fuzz.kept(request.node.callspec.params["target"])
+    assert len(inputs) > 10 and any(draw.edit for draw in inputs) and any(draw.data for draw in inputs)
+    for draw in inputs:
+        target(draw)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_some_inputs(target):
+    rng = np.random.default_rng(0)
+    for _ in range(5000 if isinstance(target, fuzz.TARGETS["capsules"]) else 30):
+        target(fuzz.Draw(rng.bytes(64)))
 
 
 @pytest.mark.long

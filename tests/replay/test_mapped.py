@@ -127,21 +127,31 @@ def kill_and_reopen(folder, kind, rng, reopened):
     reopened.append(counts[0])
 
 
+def kills(folder, kind, count):
+    rng, reopened = np.random.default_rng(), []
+    for _ in range(count):
+        kill_and_reopen(folder, kind, rng, reopened)
+
+
 @forks
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_killed_writer(tmp_path, kind):
-    rng, reopened = np.random.default_rng(), []
-    for _ in range(2):
-        kill_and_reopen(tmp_path / "folder", kind, rng, reopened)
+    kills(tmp_path / "folder", kind, 2)
 
 
 @forks
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_killed_writers(tmp_path, kind):
-    rng, reopened = np.random.default_rng(), []
-    for _ in range(10):
-        kill_and_reopen(tmp_path / "folder", kind, rng, reopened)
+    kills(tmp_path / "folder", kind, 10)
+
+
+@forks
+@pytest.mark.long
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_writers_killed_at_100_points(tmp_path, kind, report):
+    kills(tmp_path / "folder", kind, 100)
+    report("100 kills, nothing lost that was flushed")
 
 
 def count(buffer, numbers):

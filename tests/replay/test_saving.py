@@ -89,8 +89,9 @@ def test_load_into_another_configuration(tmp_path, state, other, difference):
     PrioritizedReplay(10, OBS, ACTION, 2, beta=0.5, beta_steps=7).load(tmp_path / "buffer")
 
 
-def test_a_damaged_file_is_refused(tmp_path, state):
-    """Every byte flipped in turn, every length cut: a clear error, and the buffer as it was."""
+@pytest.mark.parametrize("bits", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_damaged_file_is_refused(tmp_path, state, bits):
+    """One or every bit of every byte flipped in turn, every length cut: a clear error, and the buffer as it was."""
     buffer = fill(PrioritizedReplay(4, OBS, ACTION, 1, seed=0), 10)
     path = tmp_path / "buffer"
     buffer.save(path)
@@ -98,7 +99,11 @@ def test_a_damaged_file_is_refused(tmp_path, state):
     fill(buffer, 2)
     before = state(buffer)
     rng = np.random.default_rng(0)
-    damaged = [good[:i] + bytes([good[i] ^ (1 << rng.integers(8))]) + good[i + 1 :] for i in range(len(good))]
+    damaged = [
+        good[:i] + bytes([good[i] ^ (1 << bit)]) + good[i + 1 :]
+        for i in range(len(good))
+        for bit in rng.permutation(8)[:bits]
+    ]
     damaged += [good[:n] for n in range(len(good))] + [good + b"\0", b"", b"\0" * 500, good[::-1], good * 2]
     for content in damaged:
         path.write_bytes(content)

@@ -38,6 +38,8 @@ def test_a_sound_one(loader, struct):
         ({"shape": integers([2**62, 3])}, "more bytes than there are addresses"),
         ({"strides": integers([2**61, 1])}, "strides reach beyond all addresses"),
         ({"strides": integers([-(2**63), 1])}, "strides reach beyond all addresses"),
+        ({"byte_offset": 2**63}, "byte_offset is beyond all addresses"),
+        ({"byte_offset": 2**63 - 24}, "byte_offset is beyond all addresses"),
         ({"bits": 0}, "elements have 0 bits"),
         ({"bits": 4}, "elements have 4 bits"),
         ({"lanes": 0}, "elements have 0 bits"),
