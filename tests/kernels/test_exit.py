@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import sysconfig
 import textwrap
 
 import pytest
@@ -50,6 +51,8 @@ CODE = """
 
 # Without it NumPy and Numba do the work, whose own threads may not survive the end of Python 3.13.
 @pytest.mark.skipif(_backend.CPU_BACKEND != "cpp", reason="the compiled extension does not serve here")
+# The main thread then waits for the lock of a Python object, which a thread seems to have ended with.
+@pytest.mark.skipif(sysconfig.get_config_var("Py_GIL_DISABLED"), reason="hangs at times on a free-threaded Python")
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("name", LOOPS)
 def test_exit_beside_a_daemon_thread(name, threads):

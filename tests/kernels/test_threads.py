@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import threading
 import time
@@ -262,6 +263,25 @@ def test_gil_is_released(other, op):
     give_up = time.monotonic() + 20
     while progress_of_another_thread(call) == 0:
         assert time.monotonic() < give_up, "no other Python thread ever ran during the call"
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="not a free-threaded Python")
+def test_the_import_turns_the_gil_on():
+    """The extension relies on it; Python warns of it, once."""
+    code = """
+        import sys, warnings
+        import numpy
+        assert not sys._is_gil_enabled()
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            import fastrl
+        assert sys._is_gil_enabled()
+        found = [str(w.message) for w in seen if w.category is RuntimeWarning]
+        assert len(found) == 1 and "fastrl._C" in found[0] and "GIL" in found[0], found
+    """
+    env = {name: value for name, value in os.environ.items() if name != "PYTHON_GIL"}
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr
 
 
 # ---- fork -------------------------------------------------------------------------------------------------------
