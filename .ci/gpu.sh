@@ -59,8 +59,10 @@ nvidia-smi >"$results/summary"
 export FASTRL_CUDA=ON FASTRL_REQUIRE_EXT=1 PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
 pytest=("$python" -m pytest -q -p no:cacheprovider --rootdir "$root" -c "$root/pyproject.toml")
 
-# With a look at what was built: without the extension all tests would be skipped.
-build=(bash -ec '"$0" "$@"; "$0" -c "import fastrl._C_cuda as m; assert m.devices(), \"it sees no GPU\""' "$python"
+# With a look at what was built: without it, or with another build, all tests would be skipped.
+built='import sys, fastrl._C_cuda as m; from fastrl._backend import cuda_backend as b; '
+built+='assert m.__file__.startswith(sys.argv[1]) and m.devices() and b()[0] == "cuda", (m.__file__, m.devices(), b())'
+build=(bash -ec '"${@:3}"; "$3" -c "$1" "$2"' build "$built" "$work" "$python"
   -m pip install -q --no-build-isolation --no-deps --target "$work/site"
   -C "cmake.define.FASTRL_CUDA_ARCHITECTURES=$capability-real" "$root")
 if step build 160 "${build[@]}"; then
