@@ -37,7 +37,7 @@ version=${include##*/python}
 cp -r fastrl tests pyproject.toml "$work"
 cp "$work"/build/_C.*.so "$work/fastrl"
 cd "$work"
-# Tests start Python by sys.executable, which this machine's kernel cannot run without QEMU.
+# Tests start Python by sys.executable, which needs QEMU.
 printf '#!/bin/sh\nexec qemu-aarch64-static -L "%s/root" "%s/root/usr/bin/python%s" "$@"\n' "$work" "$work" "$version" >python
 chmod +x python
 FASTRL_REQUIRE_EXT=1 PYTHONPATH=$work:$work/site ./python -c \

@@ -1,15 +1,12 @@
 #!/usr/bin/env bash
 # What must be seen on a GPU: `bash .ci/gpu.sh RESULTS [SECONDS]`, at most 7 minutes (420 seconds) in all. Builds for the
 # card that is there, then runs all CUDA tests, the benchmarks with their targets, and compute-sanitizer on a few short
-# calls of every op. RESULTS gets each step's output and the numbers. A step that fails keeps none but its users from
-# running; what failed first is printed first. Exit status: 0, 1 for a failure, 2 where something is missing, and it says
-# what: a GPU, nvcc, compute-sanitizer, a Python with CUDA's torch and what the tests need (PYTHON=... names it).
+# calls of every op. RESULTS gets each step's output and the numbers. Where the build fails nothing else runs; any other
+# failure stops no later step. The end of the output of what failed first is printed, before the names of the rest.
+# Exit status: 0, 1 for a failure, 2 where something is missing, and it says what: a GPU, nvcc, compute-sanitizer, a Python with CUDA's torch and what the tests need (PYTHON=... names it).
 #
-# Every op is captured in a CUDA graph and replayed, and so is one whole update of DQN and of SAC
-# (tests/agents/test_cuda_updates.py): draw, gather, losses, backward passes, Adam, target networks, priorities. Not in
-# such a graph, because it is the host's: an agent's own replay buffer (rings and a tree on the device are in its place
-# there), the check of a prioritized loss for NaN, acting; and fixed at the capture: the learning rate, the weight of the
-# averaging, Adam's bias correction, whether it is the target network's turn. Agents do not capture graphs themselves.
+# Every op is captured in a CUDA graph and replayed, and so is one whole update of DQN and of SAC: draw, gather, losses,
+# backward passes, Adam, target networks, priorities (tests/agents/test_cuda_updates.py, which says what is the host's).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -36,7 +33,7 @@ print(*lacking, sep=", ")' torch pytest xdist hypothesis mpmath scipy gymnasium 
   lacking="what it takes to run"
 [ -z "$lacking" ] || missing+=("$python lacks $lacking")
 if [ ${#missing[@]} -gt 0 ]; then
-  printf 'missing: %s\n' "${missing[@]}" | tee "$results/missing"
+  printf 'missing: %s\n' "${missing[@]}"
   exit 2
 fi
 

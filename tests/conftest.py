@@ -77,8 +77,9 @@ def pytest_collection_modifyitems(config, items):
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         return any(isinstance(value, str) and value in others for value in parameters)
 
-    config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
-    items[:] = [item for item in items if not left_out(item)]
+    out = {item for item in items if left_out(item)}
+    config.hook.pytest_deselected(items=list(out))
+    items[:] = [item for item in items if item not in out]
 
 
 def pytest_configure(config):

@@ -112,7 +112,7 @@ def test_the_limit_of_all_steps(run):
 def test_what_is_missing(run):
     status, output, results, calls = run(NO_GPU="1", LACKING="scipy, a torch that sees the GPU")
     assert status == 2 and not calls
-    assert output == (results / "missing").read_text()
+    assert not any(results.iterdir())
     first, second = output.splitlines()
     assert first == "missing: a GPU: nvidia-smi names no compute capability"
     assert second.endswith("python lacks scipy, a torch that sees the GPU")

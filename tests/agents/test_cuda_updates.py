@@ -2,7 +2,8 @@
 
 An agent's replay buffer is the host's, which no graph can draw from: here rings and a SumTree on the device are in its
 place.  What the host decides is what it was at the capture: the learning rate, the number of the update (Adam's bias
-correction, the averaging's weight, whether it is the target network's turn).
+correction, the averaging's weight, whether it is the target network's turn).  Not in the graph: acting, and the check
+of a prioritized loss for NaN.  Agents do not capture graphs themselves.
 """
 
 import numpy as np

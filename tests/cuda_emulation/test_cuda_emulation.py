@@ -106,15 +106,16 @@ def cuda_tests():
     ]
 
 
-def check(base, folder, test, **options):
-    status, output = run((base / "done").read_text(), folder, test, **options)
+def check(base, folder, *tests, **options):
+    status, output = run((base / "done").read_text(), folder, *tests, **options)
     assert status == 0, output[-6000:]
     assert int(re.search(r"(\d+) passed", output)[1]) > 0 and "skipped" not in output.splitlines()[-1], output[-3000:]
 
 
-@pytest.mark.parametrize("test", cuda_tests(), ids=lambda path: "-".join(path.with_suffix("").parts[-2:]))
-def test_the_cuda_tests_pass(base, tmp_path, test):
-    check(base, tmp_path, test)
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [0, 1])  # each file in a process of its own would load torch anew
+def test_the_cuda_tests_pass(base, tmp_path, half):
+    check(base, tmp_path, *cuda_tests()[half::2])
 
 
 @pytest.mark.long
@@ -195,7 +196,9 @@ TEST_OF = {
 OFTEN = ("no barrier between two sums", "an odd number of threads waits")  # quick to compile
 
 
-@pytest.mark.parametrize("fault", [f if f in OFTEN else pytest.param(f, marks=pytest.mark.long) for f in FAULTS])
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, marks=pytest.mark.slow if f in OFTEN else pytest.mark.long) for f in FAULTS]
+)
 def test_a_fault_is_found(base, tmp_path, fault):
     file, pattern, replacement, which, report = FAULTS[fault]
     module = build(tmp_path / "built", (file, pattern, replacement), base / "built")

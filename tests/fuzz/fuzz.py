@@ -75,6 +75,8 @@ def main():
     parser.add_argument("--input", type=Path, help="make this input only")
     parser.add_argument("--keep", action="store_true", help="add the inputs that reached new lines to the corpus")
     options = parser.parse_args()
+    if options.keep and atheris is None:
+        parser.error("--keep needs atheris")
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "little") or 1
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
@@ -127,9 +129,8 @@ def main():
             found = {path.read_bytes() for path in corpus.iterdir()}
             if options.keep:
                 keep(options.target, target, found)
-        # atheris does not see the lines of an editable install: then it keeps no input.
-        guided = bool(atheris) and len(found) > 0
-        how = "" if guided else ", at random (not led by lines reached)"
+        # None is found where the corpus reaches every line, or atheris sees none: those of an editable install.
+        how = ", at random" if atheris is None else "" if found else ", which reached no new line"
         print(f"{options.target}: {count} inputs{how} in {time.monotonic() - began:.0f} s, nothing found", flush=True)
 
 

@@ -371,7 +371,7 @@ def foreign(draw):
     if all(extent > 0 for extent in shape):
         steps = strides or [math.prod(shape[i + 1 :]) for i in range(n)]
         reach = sum(abs(step) * (extent - 1) for step, extent in zip(steps, shape, strict=True))
-        if reach < 2**63 and (reach * 64 + t.byte_offset > 1 << 14 or n > 16):
+        if max(reach, t.byte_offset) < 2**63 and (reach * 64 + t.byte_offset > 1 << 14 or n > 16):
             t.ndim, shape = min(t.ndim, 3), [min(extent, 4) for extent in shape]
             strides = strides and [max(-4, min(step, 4)) for step in strides]
             t.byte_offset = min(t.byte_offset, 8)

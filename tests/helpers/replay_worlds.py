@@ -65,9 +65,9 @@ def fill(buffer, n, rng=0, end_every=7):
     return buffer
 
 
-RINGS = {"reference": ReplayRing}
+RINGS = {"plain": ReplayRing}
 if _backend.CPU_BACKEND == "cpp":
-    RINGS["cpp"] = ring_class()
+    RINGS["C++"] = ring_class()
 
 
 class Tuple:

@@ -204,7 +204,7 @@ def test_an_explicit_continuation_after_a_step_left_out(cls):
         assert buffer[[0, 1, 2, 3]].reward.tolist() == rewards
 
 
-@pytest.mark.skipif(len(RINGS) == 1, reason="there is one ring, the reference")
+@pytest.mark.skipif(len(RINGS) == 1, reason="there is one ring, the plain one")
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("capacity", [1, 2, 7, 30])
 @pytest.mark.parametrize("apart", [False, True])

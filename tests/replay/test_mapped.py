@@ -127,9 +127,9 @@ def kill_and_reopen(folder, kind, rng, reopened):
     reopened.append(counts[0])
 
 
-def kills(folder, kind, count):
+def kills(folder, kind, times):
     rng, reopened = np.random.default_rng(), []
-    for _ in range(count):
+    for _ in range(times):
         kill_and_reopen(folder, kind, rng, reopened)
 
 
@@ -149,7 +149,7 @@ def test_killed_writers(tmp_path, kind):
 @forks
 @pytest.mark.long
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_writers_killed_at_100_points(tmp_path, kind, report):
+def test_100_killed_writers(tmp_path, kind, report):
     kills(tmp_path / "folder", kind, 100)
     report("100 kills, nothing lost that was flushed")
 

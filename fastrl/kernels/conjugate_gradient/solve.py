@@ -36,7 +36,7 @@ class CGInfo:
 
     `residual_norm` is ||r||, r = b - (A + damping I) x as the recurrence carries it.  After a solve on a GPU the first
     look at any of the three waits for the stream it ran on, whatever stream asks.  Of a solve captured in a CUDA graph
-    it reads what the replays so far on the current stream have left.
+    it reads, once, what the replays so far on the current stream have left.
     """
 
     __slots__ = ("_read", "_values")
@@ -269,7 +269,7 @@ def _solve_on_device(
         z = product(p)
         kernels.cg_step(x, r, p, z, inverse, damping, state, scratch, precondition is None)
 
-    read_state = later(state)
+    read_state = deferred_read(state)
 
     def read() -> tuple[int, float, str]:
         values = read_state()
@@ -280,8 +280,8 @@ def _solve_on_device(
     return x, CGInfo.deferred(read), r
 
 
-def later(numbers: Any) -> Callable[[], list[float]]:
-    """Reads a tensor's numbers once the work given to the current stream so far is done."""
+def deferred_read(numbers: Any) -> Callable[[], list[float]]:
+    """A function that reads a tensor's numbers after the work given so far to the stream that is current now."""
     stream: Any = None
     if numbers.is_cuda:
         cuda = _arrays.torch().cuda

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastrl.kernels._core import arrays as _arrays
-from fastrl.kernels.conjugate_gradient.solve import CGInfo, check_max_iter, check_number, later, solve
+from fastrl.kernels.conjugate_gradient.solve import CGInfo, check_max_iter, check_number, deferred_read, solve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +116,7 @@ def _scaled_on_device(x: Any, product: Any, info: CGInfo, max_kl: float) -> tupl
     step = (double * scale).to(x.dtype)
     usable = (curvature > 0) & torch.isfinite(scale) & torch.isfinite(step).all()
     step = torch.where(usable, step, 0.0)
-    read_numbers = later(torch.stack([curvature, torch.where(usable, scale, 0.0), double.abs().sum()]))
+    read_numbers = deferred_read(torch.stack([curvature, torch.where(usable, scale, 0.0), double.abs().sum()]))
 
     def read() -> tuple[float, float, bool]:
         c, s, size = read_numbers()

@@ -17,8 +17,9 @@ def gather_rows(arrays: Any, indices: Any, *, out: Any = None) -> Any:
     Args:
         arrays: one array [N, ...] or a list / tuple of them, of any dtype, any strides and each with its own N >= the
             largest index + 1: NumPy (memory-mapped ones too), torch CPU tensors or DLPack producers.  CUDA tensors,
-            with indices beside them, are gathered on their GPU by torch; checking the indices waits for the device, so
-            a captured CUDA graph does not, and torch's own assertion ends the process's use of it.
+            with indices beside them, are gathered on their GPU by torch; checking the indices waits for the device.
+            While a CUDA graph is captured it is left out: in a replay an index out of range fails torch's assertion on
+            the device, after which the process cannot use the GPU.
         indices: int64 / int32 array [B], each in [0, N).
         out: None, or C-contiguous array(s) of the shapes [B, ...] and the dtypes of `arrays`, of any of these kinds,
             written in place.  They must not share memory with `arrays`.

@@ -33,11 +33,11 @@ def _gather(sources: list[Any], index: Any, outs: list[Any] | None) -> list[Any]
                 f"{tuple(target.shape)} on {target.device}"
             )
     rows = min(len(source) for source in sources)
-    bad = (index < 0) | (index >= rows)
-    # Waits for the device: an index out of range there would end the process's use of it.
-    if not torch.cuda.is_current_stream_capturing() and bool(bad.any()):
-        i = int(bad.to(torch.int8).argmax())
-        raise IndexError(f"gather_rows: indices[{i}] is {int(index[i])}, outside [0, {rows})")
+    if not torch.cuda.is_current_stream_capturing():
+        bad = (index < 0) | (index >= rows)
+        if bool(bad.any()):  # waits for the device: an index out of range there would end the process's use of it
+            i = int(bad.to(torch.int8).argmax())
+            raise IndexError(f"gather_rows: indices[{i}] is {int(index[i])}, outside [0, {rows})")
     found = [torch.index_select(source, 0, index) for source in sources]
     for target, value in zip(outs or (), found, strict=bool(outs)):
         target.copy_(value)
