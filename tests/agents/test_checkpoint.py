@@ -123,7 +123,7 @@ def test_damage_is_one_clear_error(saved, name, damage):
     assert "\n" not in str(error.value) and str(saved) in str(error.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_bit_and_every_length(tmp_path):
     """Every bit of every file flipped in turn, every length cut: a clear error, or the same is read."""
     folder, n = tmp_path / "a", 1234567

@@ -89,7 +89,7 @@ def test_load_into_another_configuration(tmp_path, state, other, difference):
     PrioritizedReplay(10, OBS, ACTION, 2, beta=0.5, beta_steps=7).load(tmp_path / "buffer")
 
 
-@pytest.mark.parametrize("bits", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bits", [1, pytest.param(8, marks=pytest.mark.long)])
 def test_a_damaged_file_is_refused(tmp_path, state, bits):
     """One or every bit of every byte flipped in turn, every length cut: a clear error, and the buffer as it was."""
     buffer = fill(PrioritizedReplay(4, OBS, ACTION, 1, seed=0), 10)
