@@ -289,13 +289,25 @@ def test_a_signal_saves_and_stops_ray(tmp_path):
     all_end(below, 30)
 
 
+@pytest.fixture(scope="module")
+def folders_of_killed():
+    """Working folders of runs, of whose processes none is left at the end.
+
+    Ray's idle agents look for the head for a minute first: that is waited for once.
+    """
+    folders = []
+    yield folders
+    all_end([pid for folder in folders for pid in working_in(folder)], 180)
+
+
 @pytest.mark.slow
 @on_linux
 @pytest.mark.parametrize("algorithm", ["apex", "impala"])
-def test_a_killed_learner_goes_on_from_its_checkpoint(algorithm, tmp_path):
+def test_a_killed_learner_goes_on_from_its_checkpoint(algorithm, tmp_path, folders_of_killed):
     """kill -9 at random moments: Ray's processes end by themselves, and --resume has what was saved."""
     run, here, rng, done = tmp_path / "run", tmp_path / "here", np.random.default_rng(0), 0
     here.mkdir()  # the working folder of all processes of the run, by which they are known
+    folders_of_killed.append(here)
     settings = ["--hidden", "16", "--num-envs", "2", *(["--learning-starts", "200"] if algorithm == "apex" else [])]
     argv = [
         algorithm,
@@ -320,14 +332,14 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(algorithm, tmp_path):
         except InputError:  # not yet
             return 0
 
-    for _ in range(4):
+    for _ in range(2):
         with subprocess.Popen(command(*argv), cwd=here, start_new_session=True, stderr=subprocess.DEVNULL) as learner:
             wait_until(lambda: saved() > done or learner.poll() is not None, 240, "no checkpoint")  # noqa: B023
             time.sleep(rng.uniform(0, 1.5))
             below = descendants(learner.pid)
             learner.kill()
         assert learner.returncode == -signal.SIGKILL and len(below) > 4
-        # Ray's agents, which do nothing, first look for the head for a minute; a run that goes on does not mind them.
+        # A run that goes on does not mind Ray's idle agents.
         all_end([pid for pid in below if "Agent" not in command_line(pid)], 60)
         assert saved() > done
         done, argv = saved(), ["--resume", run]
@@ -339,5 +351,4 @@ def test_a_killed_learner_goes_on_from_its_checkpoint(algorithm, tmp_path):
     assert done + 1000 <= saved() < done + 2000
     steps = [int(row["step"]) for row in csv.DictReader((run / "progress.csv").open())]
     assert steps == sorted(set(steps)) and steps[-1] == saved()
-    assert len(json.loads((run / "run.json").read_text())["history"]) == 5
-    all_end(working_in(here), 180)
+    assert len(json.loads((run / "run.json").read_text())["history"]) == 3
