@@ -123,6 +123,18 @@ def torch():
 
 
 @pytest.fixture
+def compiled(torch):
+    """`fastrl._C_cuda`, where it serves."""
+    from fastrl import _backend
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if _backend.cuda_backend()[0] != "cuda":
+        pytest.skip(_backend.cuda_backend()[1])
+    return _backend._C_cuda
+
+
+@pytest.fixture
 def streams(torch, monkeypatch):
     """CPU tensors say that they are on a GPU, with this current stream; and which streams were waited for."""
     from torch.overrides import TorchFunctionMode

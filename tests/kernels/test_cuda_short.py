@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cuda_graphs import captured
 
-from fastrl import SumTree, _backend, conjugate_gradient
+from fastrl import SumTree, conjugate_gradient
 from fastrl.kernels import SumTreeReference, conjugate_gradient_reference
 from fastrl.kernels._core.backends import choose
 from fastrl.kernels.tanh_normal import reference as tanh_normal_reference
@@ -23,15 +23,6 @@ torch = pytest.importorskip("torch", reason="CUDA tensors need torch, which is n
 SEED, COUNTER = 2**40 + 7, 2**33 - 2
 ROWS = [33, 600]  # of one block, of several
 SHAPES = [(130, 2), (17, 300)]  # scanned along time by a block, and by a thread each
-
-
-@pytest.fixture
-def kernels():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    if _backend.cuda_backend()[0] != "cuda":
-        pytest.skip(_backend.cuda_backend()[1])
-    return _backend._C_cuda
 
 
 def put(x):
@@ -124,11 +115,11 @@ CALLS = {categorical: ROWS, normal: ROWS, tanh_normal: ROWS, n_step_gather: ROWS
 
 
 @pytest.mark.parametrize(("calls", "size"), [(calls, size) for calls, sizes in CALLS.items() for size in sizes])
-def test_functions(kernels, tolerance, calls, size):
+def test_functions(compiled, tolerance, calls, size):
     reference = importlib.import_module(f"fastrl.kernels.{calls.__name__}.reference")
     for op, arguments in calls(np.random.default_rng(0), size):
         moved = [put(x) for x in arguments]
-        found, wanted = getattr(kernels, op)(*moved), getattr(reference, op)(*arguments)
+        found, wanted = getattr(compiled, op)(*moved), getattr(reference, op)(*arguments)
         same(found, wanted, tolerance)
         for x, y in zip(moved, arguments, strict=True):
             if isinstance(y, np.ndarray) and y.dtype == np.uint64:
@@ -136,12 +127,12 @@ def test_functions(kernels, tolerance, calls, size):
 
 
 @pytest.mark.parametrize("calls", CALLS)
-def test_functions_captured(kernels, tolerance, calls):
+def test_functions_captured(compiled, tolerance, calls):
     """All calls in one graph, replayed with other arguments where the first ones were."""
     reference = importlib.import_module(f"fastrl.kernels.{calls.__name__}.reference")
     size = CALLS[calls][0]
     held = [(op, [put(x) for x in arguments]) for op, arguments in calls(np.random.default_rng(0), size)]
-    graph, found = captured(lambda: [getattr(kernels, op)(*arguments) for op, arguments in held])
+    graph, found = captured(lambda: [getattr(compiled, op)(*arguments) for op, arguments in held])
     for seed in (1, 2):
         new = list(calls(np.random.default_rng(seed), size))
         for (_, old), (_, arguments) in zip(held, new, strict=True):
@@ -165,13 +156,13 @@ def solved(solve, diagonal, b, inverse, function):
 
 
 @pytest.mark.parametrize("n", [33, 1100])  # of one block, of several
-def test_conjugate_gradient(kernels, monkeypatch, n):
+def test_conjugate_gradient(compiled, monkeypatch, n):
     called = set()
 
     class Recorded:
         def __getattr__(self, name):
             called.add(name)
-            return getattr(kernels, name)
+            return getattr(compiled, name)
 
     monkeypatch.setattr(choose("fastrl.kernels.conjugate_gradient"), "cuda", Recorded())
     rng = np.random.default_rng(n)
@@ -224,7 +215,7 @@ def same_trees(ours, theirs, found, wanted):
     assert ours.generator.state_dict() == theirs.generator.state_dict()
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("capacity", [17, 300, 5000])  # levels of 16 children
 @pytest.mark.parametrize("method", TREE)
 def test_tree(method, capacity):
@@ -232,7 +223,7 @@ def test_tree(method, capacity):
     same_trees(ours, theirs, TREE[method](ours, *moved), TREE[method](theirs, *given))
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("method", TREE)
 def test_tree_captured(method):
     ours, theirs, (indices, values), given = trees(300)

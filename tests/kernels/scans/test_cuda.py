@@ -36,15 +36,6 @@ def served(request):
     return _backend._C_cuda, DEVICE
 
 
-@pytest.fixture
-def compiled():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    if _backend.cuda_backend()[0] != "cuda":
-        pytest.skip(_backend.cuda_backend()[1])
-    return _backend._C_cuda
-
-
 def put(x, device, layout=0):
     """`x` on the device: contiguous, batch-major, or every third item of a larger tensor; None and numbers as is."""
     if not isinstance(x, np.ndarray):

@@ -29,14 +29,6 @@ def tree_class(request):
     return type("SumTree", (SumTree,), {"_core_class": _torch.TorchCore})
 
 
-@pytest.fixture
-def compiled():
-    from fastrl import _backend
-
-    if _backend.cuda_backend()[0] != "cuda":
-        pytest.skip(_backend.cuda_backend()[1])
-
-
 def pair(tree_class, priorities, seed=0):
     """The same tree on the GPU and on the CPU."""
     dtype = getattr(torch, priorities.dtype.name)
